@@ -1,0 +1,1 @@
+"""Interactive post-training for Vision-Language-Action policies."""

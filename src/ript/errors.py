@@ -1,0 +1,107 @@
+"""Every error that `ript` raises on purpose.
+
+    RiptError
+    ├── ConfigError             a field, value or combination that cannot work (exit code 2)
+    │   └── UnknownNameError    a task, recipe, field or camera that does not exist; suggests the nearest
+    ├── DependencyMissing       a package or system library is not installed; names what to install
+    │   └── RendererMissing     no OpenGL renderer could be started
+    ├── DataError               a file that is missing, corrupt, truncated or foreign; names file and key
+    │   └── PolicyError         a policy folder that cannot be used (missing, partial, other simulator or version)
+    ├── SimulatorError          a simulator failed or broke its contract; says task, initial state and worker
+    ├── WorkerError             a rollout worker raised, died or hung
+    │   └── ErrorRateExceeded   too many rollouts ended in ERROR
+    ├── TrainingError           training cannot go on (the last good checkpoint is kept)
+    │   ├── NoSignalError       every group failed for several iterations in a row
+    │   ├── NotFiniteError      NaN or infinity in a loss, a gradient or an action
+    │   └── RatioError          the importance ratio was not 1 before the first update
+    └── RunError                a run folder that is in use, incomplete or of another version
+
+Errors of third-party packages are translated once, where they are called. The command line prints the message of a
+`RiptError` without a traceback (`--debug` shows it) and exits with `exit_code`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RiptError(Exception):
+    """Base of all errors raised on purpose. The message says what, where and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(RiptError):
+    exit_code = 2
+
+
+class UnknownNameError(ConfigError):
+    """An unknown name; the message lists the nearest known ones.
+
+    Args:
+        kind: what the name should be ("task", "recipe", ...).
+        name: what was given.
+        known: all valid names.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]):
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        near = near or [k for k in known if name.lower() in k.lower()][:3]
+        if near:
+            hint = f"did you mean {' or '.join(near)}?"
+        elif len(known) <= 12:
+            hint = f"known: {', '.join(known)}"
+        else:
+            hint = f"there are {len(known)} of them, such as {', '.join(known[:3])}"
+        super().__init__(f"unknown {kind} {name!r}: {hint}")
+        self.kind, self.name, self.suggestions = kind, name, near
+
+
+class DependencyMissing(RiptError):
+    pass
+
+
+class RendererMissing(DependencyMissing):
+    pass
+
+
+class DataError(RiptError):
+    pass
+
+
+class PolicyError(DataError):
+    pass
+
+
+class SimulatorError(RiptError):
+    pass
+
+
+class WorkerError(RiptError):
+    pass
+
+
+class ErrorRateExceeded(WorkerError):
+    pass
+
+
+class TrainingError(RiptError):
+    pass
+
+
+class NoSignalError(TrainingError):
+    pass
+
+
+class NotFiniteError(TrainingError):
+    pass
+
+
+class RatioError(TrainingError):
+    pass
+
+
+class RunError(RiptError):
+    pass

@@ -1,0 +1,166 @@
+"""The protocols that packages meet in. See `types` for the legend of shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+
+from ript.metrics import Metrics
+from ript.types import (
+    ActionChunk,
+    ChunkResult,
+    DemoBatch,
+    InitialState,
+    Observation,
+    Rollout,
+    RolloutRequest,
+    SimulatorSpec,
+    Split,
+    Task,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+@runtime_checkable
+class Simulator(Protocol):
+    """One simulator instance of one task. A context manager.
+
+    Contract (held by `sims.check` over every simulator): after `reset(s)` the trajectory depends on `s` and the actions
+    alone, never on what the instance did before, and equals that of a freshly built instance, bit for bit.
+    """
+
+    task: Task
+    spec: SimulatorSpec
+    seconds: dict[str, float]
+    """Cumulative wall-clock seconds spent in "simulate" (resets and steps) and "render"."""
+
+    def reset(self, initial_state: InitialState) -> Observation:
+        """Set the exact state, then look. Returns B = 1.
+
+        Raises:
+            SimulatorError: the state is of another task or has a wrong size.
+        """
+        ...
+
+    def step_chunk(self, actions: np.ndarray) -> ChunkResult:
+        """Execute float32 `[H, A]`, stopping at success or at the horizon; never renders."""
+        ...
+
+    def observe(self) -> Observation:
+        """Look (renders once per camera). Returns B = 1."""
+        ...
+
+    def render(self) -> np.ndarray:
+        """A picture for videos: uint8 `[h, w, 3]`."""
+        ...
+
+    def initial_states(self, n: int, seed: int = 0, split: Split = "train", start: int = 0) -> list[InitialState]:
+        """States number start..start+n-1 of the endless sequence of (split, seed).
+
+        State i does not depend on n or start. The sequences of two splits never share a seed.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Simulator: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+@runtime_checkable
+class Demonstrator(Simulator, Protocol):
+    """A simulator that comes with a scripted expert."""
+
+    def expert_action(self) -> np.ndarray:
+        """The expert's clean action for the present state: float32 `[A]` in [-1, 1]."""
+        ...
+
+    def privileged(self) -> np.ndarray:
+        """Object state for an auxiliary loss in pre-training: float32 `[O]`, metres. Never shown to an acting policy."""
+        ...
+
+
+SimulatorFactory = Callable[[str], Simulator]
+"""Task key "suite/name" -> a new simulator. Picklable: worker processes call it."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Acts on observations. Stateless: the engine owns histories."""
+
+    def act(
+        self, observation: Observation, generators: Sequence[np.random.Generator], *, greedy: bool = False
+    ) -> ActionChunk:
+        """Decide for B observations.
+
+        Args:
+            observation: B rows.
+            generators: one a row; a row draws from its own alone, so its result does not depend on its batch.
+            greedy: take the most likely sample; generators are not used.
+        """
+        ...
+
+    def loss(self, batch: DemoBatch) -> tuple[torch.Tensor, Metrics]:
+        """Supervised loss (scalar with gradient) and what to log."""
+        ...
+
+    def check_simulator(self, spec: SimulatorSpec) -> None:
+        """Raise `PolicyError`, saying expected against got, unless the policy fits the simulator."""
+        ...
+
+    def save_pretrained(self, folder: str | Path) -> None: ...
+
+
+@runtime_checkable
+class LikelihoodPolicy(Policy, Protocol):
+    """A policy whose sampling density is known.
+
+    Contract: `log_prob(context, sample)` equals what `act` returned for them (ratio 1 before the first update); a batch of
+    one equals the row of a batch; a saved and loaded policy is equal.
+    """
+
+    def log_prob(self, context: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log-probability, entropy of each variable's distribution), both `[R, K]`, with gradient."""
+        ...
+
+    def rl_parameters(self) -> list[dict]:
+        """Optimiser parameter groups (torch format) of what post-training updates."""
+        ...
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Everything that changes in post-training, by name; what workers are sent."""
+        ...
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None: ...
+
+
+class EnvPool(Protocol):
+    """Runs rollouts over simulator instances; an instance that finishes is refilled at once. A context manager."""
+
+    def set_policy(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        """Weights for all rollouts requested from now on."""
+        ...
+
+    def run(self, requests: Iterable[RolloutRequest]) -> Iterator[Rollout]:
+        """Yield rollouts as they finish, in any order.
+
+        `requests` is drawn lazily, as places become free; it may look at what was yielded so far to decide what comes next.
+        Closing the iterator early abandons what is in flight. Rollouts whose worker died are run again up to a limit, then
+        yielded as ERROR.
+
+        Raises:
+            ErrorRateExceeded: too many rollouts ended in ERROR.
+        """
+        ...
+
+    def timings(self) -> Metrics:
+        """Seconds in "simulate", "render", "infer", "wait" (Sum, over workers) since the last call."""
+        ...
+
+    def close(self) -> None: ...

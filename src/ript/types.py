@@ -1,0 +1,353 @@
+"""Every record that crosses a package border. All are frozen; one that exists is complete.
+
+Legend of shapes, used everywhere:
+    B batch                          G rollouts in a group          D decisions in a rollout
+    K sampled variables a decision (QueST: skill tokens)            H actions in a chunk
+    A action dimensions              P proprioception               S simulator state
+    O privileged object state        h, w image height and width
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ript.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+Split = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A task of a simulator suite.
+
+    Attributes:
+        suite: "metaworld", "toy", ...
+        name: name within the suite, such as "drawer-open-v3".
+        instruction: one plain sentence.
+        index: position in the suite's own list.
+        horizon: environment steps after which a rollout without success is a failure.
+    """
+
+    suite: str
+    name: str
+    instruction: str
+    index: int
+    horizon: int
+
+    @property
+    def key(self) -> str:
+        """"suite/name", as `make_simulator` takes it."""
+        return f"{self.suite}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitialState:
+    """An exact start of an episode: the same state and the same actions give the same trajectory.
+
+    Attributes:
+        task: the task.
+        state: float64 `[S]`; its layout belongs to the simulator.
+        origin: where it comes from.
+        label: human-readable source, such as "train seed 0 #3"; not part of the identity.
+        id: 16 hex digits, a hash of task and state.
+    """
+
+    task: Task
+    state: np.ndarray
+    origin: Literal["demo", "benchmark", "sampled"]
+    label: str = ""
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        state = np.ascontiguousarray(self.state)
+        if state.dtype != np.float64 or state.ndim != 1:
+            raise ConfigError(f"initial state of {self.task.key}: expected float64 [S], got {state.dtype} {state.shape}")
+        state.setflags(write=False)
+        object.__setattr__(self, "state", state)
+        digest = hashlib.sha256(self.task.key.encode() + b"\0" + state.tobytes()).hexdigest()[:16]
+        object.__setattr__(self, "id", digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What a policy sees.
+
+    Attributes:
+        images: camera name -> uint8 `[B, h, w, 3]`.
+        proprio: float32 `[B, P]`, in simulator units.
+        instruction: B sentences.
+    """
+
+    images: Mapping[str, np.ndarray]
+    proprio: np.ndarray
+    instruction: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.instruction)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Observation]) -> Observation:
+        """Join along B. All parts must have the same cameras and sizes."""
+        if len(parts) == 1:
+            return parts[0]
+        return Observation(
+            images={name: np.concatenate([p.images[name] for p in parts]) for name in parts[0].images},
+            proprio=np.concatenate([p.proprio for p in parts]),
+            instruction=tuple(s for p in parts for s in p.instruction),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatorSpec:
+    """What a simulator shows and takes: a policy is checked against it before it acts.
+
+    Attributes:
+        suite: suite name.
+        cameras: camera name -> (h, w).
+        proprio_dim: P.
+        action_dim: A; actions lie in [-1, 1].
+        render: settings that change pixels, as plain values; recorded with demonstrations and policies.
+    """
+
+    suite: str
+    cameras: Mapping[str, tuple[int, int]]
+    proprio_dim: int
+    action_dim: int
+    render: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkResult:
+    """Outcome of executing a chunk of actions.
+
+    Attributes:
+        success: the task succeeded within this chunk (execution stopped at that step).
+        env_steps: steps executed, 1..H.
+        done: success, or the horizon was reached.
+    """
+
+    success: bool
+    env_steps: int
+    done: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionChunk:
+    """A policy's decision for B observations.
+
+    Attributes:
+        actions: float32 `[B, H, A]`, simulator units; H is what will be executed before the next look.
+        sample: int64 or float32 `[B, K]`, what was drawn.
+        log_prob: float32 `[B, K]`, under the density that was drawn from (zeros in greedy mode).
+        context: name -> `[B, ...]`; what `log_prob` needs to recompute it; opaque outside the policy.
+    """
+
+    actions: np.ndarray
+    sample: np.ndarray
+    log_prob: np.ndarray
+    context: Mapping[str, np.ndarray]
+
+
+class Status(enum.Enum):
+    SUCCESS = "success"
+    FAILURE = "failure"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRequest:
+    """One rollout to be made.
+
+    Attributes:
+        initial_state: where it starts.
+        index: which of the group's rollouts, 0..G-1.
+        seed: integers that, with the initial state's id and `index`, seed this rollout's generator: (run seed, step).
+        greedy: take the most likely sample instead of drawing.
+        record: keep what the update needs (sample, log_prob, context).
+        video: keep frames for a video.
+    """
+
+    initial_state: InitialState
+    index: int
+    seed: tuple[int, ...]
+    greedy: bool = False
+    record: bool = True
+    video: bool = False
+
+    def generator(self) -> np.random.Generator:
+        """This rollout's own generator: independent of worker, order and batch."""
+        key = int(self.initial_state.id, 16)
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([*self.seed, key >> 32, key & 0xFFFFFFFF, self.index])))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One finished rollout.
+
+    Attributes:
+        initial_state_id: id of its initial state.
+        index: which of the group's rollouts.
+        status: SUCCESS, FAILURE or ERROR.
+        sample: `[D, K]` or None when not recorded (always None for ERROR).
+        log_prob: float32 `[D, K]` or None.
+        mask: bool `[D, K]` or None; True where the variable acted on the simulator, up to and including the decision in
+            which success came.
+        context: name -> `[D, ...]`, or None.
+        decisions: D.
+        env_steps: environment steps spent, also when it ended in ERROR.
+        policy_version: version of the policy that acted.
+        frames: uint8 `[T, h, w, 3]` for a video, or None.
+        error: what went wrong and where, for ERROR.
+    """
+
+    initial_state_id: str
+    index: int
+    status: Status
+    sample: np.ndarray | None
+    log_prob: np.ndarray | None
+    mask: np.ndarray | None
+    context: Mapping[str, np.ndarray] | None
+    decisions: int
+    env_steps: int
+    policy_version: int
+    frames: np.ndarray | None = None
+    error: str | None = None
+
+    @property
+    def reward(self) -> float | None:
+        """1.0, 0.0, or None exactly when ERROR: a failure of the machinery is not a failure of the policy."""
+        return {Status.SUCCESS: 1.0, Status.FAILURE: 0.0, Status.ERROR: None}[self.status]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Rollouts from one initial state, ordered by index."""
+
+    initial_state: InitialState
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """float64 `[G]`, NaN where a rollout ended in ERROR."""
+        return np.array([np.nan if r.reward is None else r.reward for r in self.rollouts])
+
+    @property
+    def success(self) -> float:
+        """Mean reward over valid rollouts, NaN when there is none."""
+        valid = self.rewards[~np.isnan(self.rewards)]
+        return float(valid.mean()) if len(valid) else float("nan")
+
+    @property
+    def has_signal(self) -> bool:
+        """At least two valid rollouts, and not all of the same reward."""
+        valid = self.rewards[~np.isnan(self.rewards)]
+        return len(valid) >= 2 and bool(valid.min() != valid.max())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoBatch:
+    """A batch of demonstration windows.
+
+    Attributes:
+        observation: at the window's first step.
+        actions: float32 `[B, H, A]`.
+        mask: bool `[B, H]`, False where the window runs past the end of its demonstration.
+        privileged: float32 `[B, O]`, object state from the simulator for an auxiliary loss, or None. Never seen when acting.
+    """
+
+    observation: Observation
+    actions: np.ndarray
+    mask: np.ndarray
+    privileged: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateBatch:
+    """Decisions of all accepted rollouts, flattened: row r is one decision, and rows of a rollout are contiguous.
+
+    Attributes:
+        sample: `[R, K]`.
+        old_log_prob: float32 `[R, K]`.
+        mask: bool `[R, K]`.
+        advantage: float32 `[R]`, the rollout's advantage on each of its decisions.
+        trajectory: int64 `[R]`, which rollout (0..N-1) a row belongs to.
+        context: name -> `[R, ...]`.
+    """
+
+    sample: torch.Tensor
+    old_log_prob: torch.Tensor
+    mask: torch.Tensor
+    advantage: torch.Tensor
+    trajectory: torch.Tensor
+    context: Mapping[str, torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    @property
+    def trajectories(self) -> int:
+        return int(self.trajectory[-1]) + 1 if len(self.trajectory) else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResult:
+    """Successes over valid trials of one task (or of all), with errors apart and a Wilson 95 % interval."""
+
+    successes: int
+    trials: int
+    errors: int
+    interval: tuple[float, float]
+
+    @property
+    def rate(self) -> float:
+        return self.successes / self.trials if self.trials else float("nan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalResult:
+    """A policy measured on fixed held-out initial states.
+
+    Attributes:
+        policy: folder or name.
+        seed: of the initial states and of sampling.
+        mode: "greedy" or "sampled (temperature T)".
+        tasks: task name -> result.
+        total: over all tasks.
+        per_state: task name -> [(initial state id, status value)], in order.
+        videos: [(task name, initial state id, status value, uint8 frames `[T, h, w, 3]`)].
+        env_steps: environment steps spent.
+        seconds: wall clock.
+    """
+
+    policy: str
+    seed: int
+    mode: str
+    tasks: Mapping[str, TaskResult]
+    total: TaskResult
+    per_state: Mapping[str, Sequence[tuple[str, str]]]
+    videos: Sequence[tuple[str, str, str, np.ndarray]] = ()
+    env_steps: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict:
+        """The documented `ript eval --json` document."""
+
+        def row(r: TaskResult) -> dict:
+            return {"successes": r.successes, "trials": r.trials, "errors": r.errors, "interval": list(r.interval)}
+
+        return {
+            "policy": self.policy,
+            "seed": self.seed,
+            "mode": self.mode,
+            "tasks": {name: row(r) for name, r in self.tasks.items()},
+            "total": row(self.total),
+        }
