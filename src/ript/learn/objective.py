@@ -1,0 +1,200 @@
+"""The clipped surrogate objective of PPO (Schulman et al. 2017, equation 7) on sampled variables ("tokens").
+
+One core, `weighted_objective`, works on flat rows `[R, K]`; the update calls it on micro-batches, and the public
+`clipped_objective` on whole trajectories `[B, D, K]`. Weights and normaliser are computed outside the core, over
+whatever the mean is to be taken of, so how the rows were cut into micro-batches cannot change a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from ript.errors import ConfigError, NotFiniteError, TrainingError
+from ript.metrics import Max, Mean, Metrics, Min
+
+Reduction = Literal["token", "trajectory"]
+
+LOG_RATIO_FLOOR = -20.0
+"""A token that has left the support of a top-k density has log-probability -inf; its ratio is 0 to every digit here."""
+
+
+def clipped_objective(
+    log_prob: torch.Tensor,
+    old_log_prob: torch.Tensor,
+    advantage: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    reduction: Reduction = "token",
+    entropy: torch.Tensor | None = None,
+    entropy_bonus: float = 0.0,
+    normaliser: float | None = None,
+) -> tuple[torch.Tensor, Metrics]:
+    """Loss to minimise: minus the mean of `min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)`.
+
+    r = exp(log_prob - old_log_prob), A the advantage.
+
+    Args:
+        log_prob: `[B, D, K]`, under the policy being updated, with gradient.
+        old_log_prob: `[B, D, K]`, under the policy that acted.
+        advantage: `[B]`, one a trajectory, on each of its tokens.
+        mask: bool `[B, D, K]`, True for tokens that acted on the simulator. What lies elsewhere, NaN included, is
+            ignored, and so is the advantage of a trajectory without any.
+        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+        reduction: "token", every valid token weighs the same; or "trajectory", the mean over each trajectory's valid
+            tokens first, so every trajectory weighs the same.
+        entropy: `[B, D, K]` of each token's distribution, or None.
+        entropy_bonus: subtract this times the mean entropy (same weights) from the loss.
+        normaliser: what the sum is divided by: the number of valid tokens, or of trajectories with any. By default that
+            of these arrays; give the global one when they are a part (a micro-batch, a rank) and add up the losses.
+
+    Returns:
+        loss: scalar with gradient; 0 when no token is valid.
+        metrics: over valid tokens, see `weighted_objective`. They merge over parts.
+
+    Raises:
+        NotFiniteError: a valid place is NaN or infinite (a `log_prob` of -inf is a ratio of 0, and allowed).
+        TrainingError: shapes disagree.
+    """
+    if log_prob.ndim != 3:
+        raise TrainingError(f"clipped_objective: log_prob must be [B, D, K], got shape {tuple(log_prob.shape)}")
+    b, d, k = log_prob.shape
+    _check_shape("advantage", advantage, (b,))
+    named = {"old_log_prob": old_log_prob, "mask": mask} | ({} if entropy is None else {"entropy": entropy})
+    for name, tensor in named.items():
+        _check_shape(name, tensor, (b, d, k))
+    trajectory = torch.arange(b, device=log_prob.device).repeat_interleave(d)
+    mask = mask.reshape(b * d, k).bool()
+    weight = reduction_weights(mask, trajectory, reduction, log_prob.dtype)
+    return weighted_objective(
+        log_prob.reshape(b * d, k),
+        old_log_prob.reshape(b * d, k),
+        advantage[trajectory],
+        mask,
+        weight,
+        normaliser=float(weight.sum()) if normaliser is None else normaliser,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        entropy=None if entropy is None else entropy.reshape(b * d, k),
+        entropy_bonus=entropy_bonus,
+    )
+
+
+def reduction_weights(
+    mask: torch.Tensor, trajectory: torch.Tensor, reduction: Reduction, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Weight of each token before normalisation: `[R, K]`, 0 where masked.
+
+    "token": 1, so the weights sum to the number of valid tokens. "trajectory": 1 / (valid tokens of its trajectory), so
+    they sum to the number of trajectories with any.
+
+    Args:
+        mask: bool `[R, K]`.
+        trajectory: int64 `[R]`, in 0..N-1.
+    """
+    weight = mask.to(dtype)
+    if reduction == "token":
+        return weight
+    if reduction != "trajectory":
+        raise ConfigError(f"reduction must be 'token' or 'trajectory', got {reduction!r}")
+    tokens = torch.bincount(trajectory, weights=weight.sum(1))
+    return weight / tokens.clamp(min=1)[trajectory][:, None]
+
+
+def weighted_objective(
+    log_prob: torch.Tensor,
+    old_log_prob: torch.Tensor,
+    advantage: torch.Tensor,
+    mask: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    normaliser: float,
+    clip_low: float,
+    clip_high: float,
+    entropy: torch.Tensor | None = None,
+    entropy_bonus: float = 0.0,
+) -> tuple[torch.Tensor, Metrics]:
+    """The core: `sum(weight * token loss) / normaliser` over rows `[R, K]`, with advantage `[R]`.
+
+    Metrics, all over valid tokens: `loss` (the weighted mean without the bonus), `clip_fraction` (tokens whose clipped
+    term is the larger loss, so that they have no gradient), `kl` (the k3 estimator of KL(old || new),
+    `r - 1 - log r`, never negative), `kl_k1` (the k1 estimator, `-log r`, unbiased and noisier), `ratio_mean`,
+    `ratio_min`, `ratio_max`, and `entropy` when given. Empty when no token is valid.
+    """
+    check_clip(clip_low, clip_high)
+    _check_finite("log_prob", torch.where(torch.isneginf(log_prob), 0.0, log_prob), mask)
+    _check_finite("old_log_prob", old_log_prob, mask)
+    _check_finite("advantage", advantage[:, None].expand_as(mask), mask)
+    log_ratio = torch.where(mask, log_prob - old_log_prob, 0.0).clamp(min=LOG_RATIO_FLOOR)
+    ratio = log_ratio.exp()
+    _check_finite("ratio exp(log_prob - old_log_prob)", ratio, mask)
+    gain = torch.where(mask, advantage[:, None].to(ratio.dtype), 0.0)
+    unclipped = -gain * ratio
+    clipped = -gain * ratio.clamp(1 - clip_low, 1 + clip_high)
+    total = (torch.maximum(unclipped, clipped) * weight).sum()
+    objective = total
+    if entropy is not None:
+        _check_finite("entropy", entropy, mask)
+        entropy = torch.where(mask, entropy, 0.0)
+        objective = total - entropy_bonus * (entropy * weight).sum()
+    elif entropy_bonus:
+        raise ConfigError(f"entropy_bonus is {entropy_bonus}, but no entropy was given")
+    with torch.no_grad():
+        metrics = _measure(total, weight, log_ratio, ratio, clipped > unclipped, mask, entropy)
+    return objective / (normaliser or 1.0), metrics
+
+
+def check_clip(clip_low: float, clip_high: float) -> None:
+    """Raise `ConfigError` unless 0 < clip_low < 1 and 0 < clip_high."""
+    if not (0 < clip_low < 1 and 0 < clip_high < float("inf")):
+        raise ConfigError(
+            f"clip_low = {clip_low}, clip_high = {clip_high}: the ratio is clipped to [1 - clip_low, 1 + clip_high], "
+            "so clip_low must lie in (0, 1) and clip_high be positive; 0.2 and 0.2 are usual"
+        )
+
+
+def _measure(
+    total: torch.Tensor,
+    weight: torch.Tensor,
+    log_ratio: torch.Tensor,
+    ratio: torch.Tensor,
+    was_clipped: torch.Tensor,
+    mask: torch.Tensor,
+    entropy: torch.Tensor | None,
+) -> Metrics:
+    """One transfer from the device for all numbers. Masked places have ratio 1, hence add nothing to the sums of KL."""
+    count = float(mask.sum())
+    if not count:
+        return {}
+    sums = [total, weight.sum(), was_clipped.sum(), (ratio - 1 - log_ratio).sum(), -log_ratio.sum()]
+    sums += [(ratio * mask).sum(), ratio[mask].min(), ratio[mask].max()]
+    sums += [] if entropy is None else [entropy.sum()]
+    loss, weights, clips, k3, k1, ratio_sum, low, high, *rest = torch.stack([s.double() for s in sums]).tolist()
+    metrics: Metrics = {
+        "loss": Mean(loss, weights),
+        "clip_fraction": Mean(clips, count),
+        "kl": Mean(k3, count),
+        "kl_k1": Mean(k1, count),
+        "ratio_mean": Mean(ratio_sum, count),
+        "ratio_min": Min(low),
+        "ratio_max": Max(high),
+    }
+    return metrics | {"entropy": Mean(rest[0], count)} if rest else metrics
+
+
+def _check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != expected:
+        raise TrainingError(f"clipped_objective: {name} must have shape {expected}, got {tuple(tensor.shape)}")
+
+
+def _check_finite(name: str, tensor: torch.Tensor, mask: torch.Tensor) -> None:
+    bad = mask & ~torch.isfinite(tensor)
+    if bad.any():
+        row, variable = bad.nonzero()[0].tolist()
+        raise NotFiniteError(
+            f"{name} is {float(tensor[row, variable].detach())} at row {row}, variable {variable} "
+            f"({int(bad.sum())} of {int(mask.sum())} valid places are not finite)"
+        )

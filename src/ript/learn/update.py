@@ -1,0 +1,300 @@
+"""The policy update: epochs of clipped-objective minibatches over one batch of rollouts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from ript.errors import ConfigError, NoSignalError, NotFiniteError, RatioError, TrainingError
+from ript.interfaces import LikelihoodPolicy
+from ript.learn.objective import Reduction, check_clip, reduction_weights, weighted_objective
+from ript.metrics import Max, Mean, Metrics, Sum, merge
+from ript.types import UpdateBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateResult:
+    """What an update did.
+
+    Attributes:
+        metrics: those of `weighted_objective` over all minibatches that were looked at, and: `grad_norm` (before
+            clipping, mean over steps), `grad_norm_max`, `grad_clip_fraction` (steps that were clipped), `learning_rate`
+            (of the first parameter group), `epochs_done` (may be a fraction), `optimiser_steps`,
+            `first_ratio_deviation` (largest |ratio - 1| on the first minibatch), `kl_last`, `update_seconds`.
+        kl_last: `kl` of the last minibatch looked at, before its step: how far the policy has moved.
+        stop_reason: why the update ended, in words.
+    """
+
+    metrics: Metrics
+    kl_last: float
+    stop_reason: str
+
+
+def update(
+    policy: LikelihoodPolicy,
+    optimiser: torch.optim.Optimizer,
+    batch: UpdateBatch,
+    *,
+    epochs: int,
+    generator: torch.Generator | None,
+    minibatch_decisions: int | None = None,
+    minibatch_trajectories: int | None = None,
+    micro_batch: int | None = None,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    reduction: Reduction = "token",
+    max_grad_norm: float = 1.0,
+    target_kl: float | None = None,
+    entropy_bonus: float = 0.0,
+    ratio_tolerance: float = 1e-3,
+    on_minibatch: Callable[[int, int], None] | None = None,
+) -> UpdateResult:
+    """Improve the policy on a batch, in place.
+
+    An epoch visits every row once, in minibatches of nearly equal size (they differ by at most one decision or
+    trajectory), each one optimiser step. Exactly one of the two minibatch sizes is given.
+
+    With reduction "token" a minibatch's loss is the mean over its valid tokens. With "trajectory" it is the mean over
+    trajectories of the mean over a trajectory's tokens: over the minibatch's own trajectories for
+    `minibatch_trajectories`; for `minibatch_decisions`, which cut trajectories apart, it is the estimate
+
+        (minibatches an epoch) / N * sum over the minibatch's tokens of loss / (tokens of the token's trajectory)
+
+    with N and the trajectories' token counts taken over the whole batch, so that the mean of these losses over an epoch
+    (at fixed weights) is exactly the trajectory mean over the batch.
+
+    Args:
+        policy: put into eval mode (no dropout, frozen batch statistics), and left in it.
+        optimiser: over the policy's parameters; rows are sent to the device of the first of them.
+        batch: R rows.
+        epochs: at least 1.
+        generator: CPU generator of the permutations; None visits rows in order.
+        minibatch_decisions: rows a minibatch, at most.
+        minibatch_trajectories: whole trajectories a minibatch, at most.
+        micro_batch: rows a forward pass, to bound memory; changes no result beyond float rounding. None: all.
+        clip_low, clip_high, reduction, entropy_bonus: see `clipped_objective`.
+        max_grad_norm: the gradient of each step is scaled down to this norm.
+        target_kl: the update ends, before the step, at the first minibatch whose `kl` is above this.
+        ratio_tolerance: largest |ratio - 1| allowed on the first minibatch, where nothing has changed yet.
+        on_minibatch: called with (minibatches done, minibatches in all) after each.
+
+    Raises:
+        RatioError: the first minibatch's ratio is not 1: the recomputed density differs from the one that acted.
+        NotFiniteError: NaN or infinity in a loss or gradient, with its place; raised before the step, so the weights
+            are those of the step before, and finite.
+        ConfigError: sizes, epochs or a clip range that cannot work.
+    """
+    began = time.perf_counter()
+    check_clip(clip_low, clip_high)
+    if epochs < 1 or (micro_batch is not None and micro_batch < 1) or not max_grad_norm > 0:
+        raise ConfigError(
+            f"update: epochs ({epochs}) and micro_batch ({micro_batch}) must be at least 1, "
+            f"max_grad_norm ({max_grad_norm}) positive"
+        )
+    if isinstance(policy, torch.nn.Module):
+        policy.eval()
+    objective = partial(weighted_objective, clip_low=clip_low, clip_high=clip_high, entropy_bonus=entropy_bonus)
+    plan = _Plan(batch, epochs, reduction, minibatch_decisions, minibatch_trajectories, generator)
+    parts: list[Metrics] = []
+    kl, steps, reason = 0.0, 0, f"all {epochs} epochs done"
+    for minibatch in plan:
+        optimiser.zero_grad(set_to_none=True)
+        try:
+            measured = _backward(policy, objective, batch, minibatch, plan.weight, micro_batch, _device(optimiser))
+            if steps == 0:
+                measured |= _first_ratio(measured, ratio_tolerance)
+            parts.append(measured)
+            kl = measured["kl"].value if measured else kl
+            if target_kl is not None and kl > target_kl:
+                reason = f"KL {kl:.3g} passed the target {target_kl:.3g} in {minibatch.place}"
+                break
+            parts.append(_step(policy, optimiser, max_grad_norm))
+        except NotFiniteError as error:
+            raise NotFiniteError(f"update, {minibatch.place}: {error}") from error
+        finally:
+            optimiser.zero_grad(set_to_none=True)
+        steps += 1
+        if on_minibatch is not None:
+            on_minibatch(steps, epochs * plan.per_epoch)
+    done: Metrics = {
+        "epochs_done": Mean(steps / plan.per_epoch),
+        "optimiser_steps": Sum(steps),
+        "learning_rate": Mean(optimiser.param_groups[0]["lr"]),
+        "kl_last": Mean(kl),
+        "update_seconds": Sum(time.perf_counter() - began),
+    }
+    return UpdateResult(metrics=merge([*parts, done]), kl_last=kl, stop_reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Minibatch:
+    rows: torch.Tensor
+    normaliser: float
+    place: str
+
+
+class _Plan:
+    """The minibatches of all epochs, in order; each epoch's permutation is drawn when the epoch begins."""
+
+    def __init__(
+        self,
+        batch: UpdateBatch,
+        epochs: int,
+        reduction: Reduction,
+        decisions: int | None,
+        trajectories: int | None,
+        generator: torch.Generator | None,
+    ):
+        size = decisions if trajectories is None else trajectories
+        if (decisions is None) == (trajectories is None) or size is None or size < 1:
+            raise ConfigError(
+                f"give one of minibatch_decisions ({decisions}) and minibatch_trajectories ({trajectories}), at least 1"
+            )
+        self.weight = reduction_weights(batch.mask, batch.trajectory, reduction)
+        self.total = float(self.weight.sum())
+        if not self.total:
+            raise NoSignalError(f"update: none of the batch's {len(batch)} rows has a valid token")
+        self.units = len(batch) if trajectories is None else batch.trajectories
+        self.per_epoch = math.ceil(self.units / size)
+        self.epochs, self.generator = epochs, generator
+        self.trajectory = None if trajectories is None else batch.trajectory
+        self.over_batch = reduction == "trajectory" and trajectories is None
+
+    def __iter__(self) -> Iterator[_Minibatch]:
+        for epoch in range(self.epochs):
+            order = torch.arange(self.units)
+            if self.generator is not None:
+                order = torch.randperm(self.units, generator=self.generator)
+            for number, units in enumerate(order.tensor_split(self.per_epoch)):
+                rows = units if self.trajectory is None else torch.isin(self.trajectory, units).nonzero()[:, 0]
+                yield _Minibatch(
+                    rows=rows,
+                    normaliser=self.total / self.per_epoch if self.over_batch else float(self.weight[rows].sum()),
+                    place=f"epoch {epoch + 1} of {self.epochs}, minibatch {number + 1} of {self.per_epoch}",
+                )
+
+
+def _backward(
+    policy: LikelihoodPolicy,
+    objective: Callable[..., tuple[torch.Tensor, Metrics]],
+    batch: UpdateBatch,
+    minibatch: _Minibatch,
+    weight: torch.Tensor,
+    micro_batch: int | None,
+    device: torch.device,
+) -> Metrics:
+    """Add the minibatch's gradient to the parameters', one micro-batch after another."""
+    parts = []
+    for rows in minibatch.rows.split(micro_batch or len(minibatch.rows)):
+        context = {name: tensor[rows].to(device) for name, tensor in batch.context.items()}
+        log_prob, entropy = policy.log_prob(context, batch.sample[rows].to(device))
+        if not log_prob.requires_grad:
+            raise TrainingError("policy.log_prob returned no gradient: no parameter that it depends on is trained")
+        loss, metrics = objective(
+            log_prob,
+            batch.old_log_prob[rows].to(device),
+            batch.advantage[rows].to(device),
+            batch.mask[rows].to(device),
+            weight[rows].to(device),
+            normaliser=minibatch.normaliser,
+            entropy=entropy,
+        )
+        loss.backward()
+        parts.append(metrics)
+    return merge(parts)
+
+
+def _first_ratio(measured: Metrics, tolerance: float) -> Metrics:
+    """Before the first step every ratio is 1, or the update optimises another density than the one that acted."""
+    if not measured:
+        return {}
+    low, high = measured["ratio_min"].value, measured["ratio_max"].value
+    deviation = max(abs(high - 1), abs(low - 1))
+    if deviation > tolerance:
+        raise RatioError(
+            f"before the first update the ratio new / old probability must be 1, but lies in [{low:.6g}, {high:.6g}] "
+            f"(tolerance {tolerance:g}). log_prob(context, sample) is not what act recorded: compare temperature, "
+            "top-k and dropout of the two, check that the context is what the policy saw, and that the rollouts were "
+            "made with these weights"
+        )
+    return {"first_ratio_deviation": Max(deviation)}
+
+
+def _step(policy: LikelihoodPolicy, optimiser: torch.optim.Optimizer, max_grad_norm: float) -> Metrics:
+    """Clip the gradient and step.
+
+    Raises:
+        NotFiniteError: the gradient is NaN or infinite; nothing was changed.
+    """
+    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    if not parameters:
+        raise TrainingError("no parameter of the optimiser got a gradient: log_prob does not depend on any of them")
+    value = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    if not math.isfinite(value):
+        raise NotFiniteError(f"the gradient norm is {value}{_culprit(policy, parameters)}")
+    optimiser.step()
+    return {
+        "grad_norm": Mean(value),
+        "grad_norm_max": Max(value),
+        "grad_clip_fraction": Mean(float(value > max_grad_norm)),
+    }
+
+
+def _culprit(policy: LikelihoodPolicy, parameters: list[torch.nn.Parameter]) -> str:
+    """ ", first in NAME" when that can be told."""
+    names = {id(p): name for name, p in policy.named_parameters()} if isinstance(policy, torch.nn.Module) else {}
+    for parameter in parameters:
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            return f", first in {names.get(id(parameter), 'a parameter of shape ' + str(tuple(parameter.shape)))}"
+    return ""
+
+
+def _device(optimiser: torch.optim.Optimizer) -> torch.device:
+    device: torch.device = optimiser.param_groups[0]["params"][0].device
+    return device
+
+
+def make_optimiser(policy: LikelihoodPolicy, *, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
+    """AdamW over what post-training updates. A parameter group's own `lr` and `weight_decay` take precedence."""
+    optimiser = torch.optim.AdamW(policy.rl_parameters(), lr=learning_rate, weight_decay=weight_decay)
+    for group in optimiser.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimiser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptiveRate:
+    """A learning-rate scale that follows the KL of each update (a frozen value: checkpoint `scale`).
+
+        rate = rate.after(result.kl_last)
+        rate.apply(optimiser)
+
+    Attributes:
+        target_kl: the KL that an update should end with.
+        scale: present factor on the optimiser's initial learning rates.
+        low, high: bounds of the scale.
+    """
+
+    target_kl: float
+    scale: float = 1.0
+    low: float = 0.1
+    high: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not (self.target_kl > 0 and 0 < self.low <= self.scale <= self.high):
+            raise ConfigError(f"adaptive rate: need target_kl > 0 and 0 < low <= scale <= high, got {self}")
+
+    def after(self, kl: float) -> AdaptiveRate:
+        """The next rate: x0.67 when `kl` is above 1.5 target, x1.5 when below target / 1.5, within bounds."""
+        factor = 0.67 if kl > 1.5 * self.target_kl else 1.5 if kl < self.target_kl / 1.5 else 1.0
+        return replace(self, scale=min(max(self.scale * factor, self.low), self.high))
+
+    def apply(self, optimiser: torch.optim.Optimizer) -> None:
+        """Set every parameter group's learning rate; needs an optimiser of `make_optimiser`."""
+        for group in optimiser.param_groups:
+            group["lr"] = group["initial_lr"] * self.scale
