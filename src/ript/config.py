@@ -1,0 +1,293 @@
+"""The whole configuration of a run: frozen dataclasses, validated at construction. It stops at `build.py`.
+
+A recipe (see `recipes.py`) is a function that returns a complete `Config`. Any field can be changed from the command line:
+`--learn.learning_rate=3e-5`. Contradictions raise `ConfigError` at once, naming the field, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ript.errors import ConfigError, UnknownNameError
+
+
+def _need(ok: bool, where: str, what: str) -> None:
+    if not ok:
+        raise ConfigError(f"{where}: {what}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimConfig:
+    """The simulator and what it shows."""
+
+    suite: str = "metaworld"
+    """Simulator suite: "metaworld" or "toy"."""
+    cameras: tuple[str, ...] = ("near",)
+    """Names of the cameras that the policy sees."""
+    image_size: int = 64
+    """Height and width of the pictures in pixels."""
+    horizon: int = 500
+    """Environment steps after which a rollout without success is a failure."""
+    arm: Literal["boxes", "mesh", "hidden"] = "boxes"
+    """How the robot's arm is drawn (Meta-World): as boxes, as the stock meshes (3 times slower), or not at all."""
+
+    def __post_init__(self) -> None:
+        _need(self.horizon >= 1, "sim.horizon", f"must be at least 1, got {self.horizon}")
+        _need(8 <= self.image_size <= 1024, "sim.image_size", f"must be in 8..1024, got {self.image_size}")
+        _need(len(self.cameras) >= 1, "sim.cameras", "at least one camera is needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """The policy. Sizes come from `size`; 0 keeps what the size says."""
+
+    size: Literal["tiny", "small", "paper"] = "small"
+    """Named size of the QueST policy."""
+    chunk: int = 0
+    """Actions per chunk (a multiple of 4); 0: as the size says."""
+    execute: int = 0
+    """Actions executed before the next look; 0: as the size says."""
+    privileged: bool = False
+    """Auxiliary loss on object positions from the simulator, in SFT only."""
+    temperature: float = 1.0
+    """Softmax temperature of both the sampled and the optimised density, in post-training."""
+    top_k: int = 0
+    """Sample among the k most likely tokens, in both densities; 0: all."""
+    sampling: Literal["exact", "published"] = "exact"
+    """"published" samples from the top k but optimises the full softmax: a known mismatch, for comparison only."""
+    rl_trains: Literal["prior", "prior+encoders"] = "prior+encoders"
+    """What post-training updates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Demonstrations made by scripted experts."""
+
+    per_task: int = 20
+    """Demonstrations for each pre-training task."""
+    target: int = 1
+    """Demonstrations for each target task."""
+    noise: float = 0.2
+    """Standard deviation of the Gaussian noise on executed actions (labels stay clean)."""
+    every: int = 2
+    """Environment steps between looks."""
+
+    def __post_init__(self) -> None:
+        _need(self.per_task >= 1 and self.target >= 1, "demos", "per_task and target must be at least 1")
+        _need(self.noise >= 0, "demos.noise", f"must not be negative, got {self.noise}")
+        _need(self.every >= 1, "demos.every", f"must be at least 1, got {self.every}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Supervised stages: skill autoencoder, policy on all tasks, then fine-tuning toward the target tasks."""
+
+    autoencoder_steps: int = 1500
+    autoencoder_batch: int = 256
+    autoencoder_learning_rate: float = 1e-3
+    policy_steps: int = 1300
+    policy_batch: int = 128
+    policy_learning_rate: float = 5e-4
+    finetune_steps: int = 400
+    finetune_learning_rate: float = 2e-4
+    finetune_share: float = 0.5
+    """Share of each fine-tuning batch that comes from the target tasks."""
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 10.0
+    threads: int = 2
+    """Torch threads."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        _need(0 < self.finetune_share <= 1, "sft.finetune_share", f"must be in (0, 1], got {self.finetune_share}")
+        for name in ("autoencoder_batch", "policy_batch", "threads", "checkpoint_every"):
+            _need(getattr(self, name) >= 1, f"sft.{name}", f"must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How rollouts are run."""
+
+    workers: int = 2
+    """Worker processes; 0 runs the simulators in this process."""
+    slots: int = 32
+    """Simulator instances per worker; their observations make one batch."""
+    inference: Literal["local", "central"] = "local"
+    """"local": a copy of the policy in each worker. "central": one batched server for a large policy or a GPU."""
+    request_timeout: float = 120.0
+    """Seconds without a sign of life after which a worker is killed and replaced."""
+    max_retries: int = 2
+    """How often a rollout is run again when its worker died."""
+    max_error_rate: float = 0.2
+    """Share of rollouts that may end in ERROR before the run stops."""
+
+    def __post_init__(self) -> None:
+        _need(self.workers >= 0, "rollout.workers", f"must not be negative, got {self.workers}")
+        _need(self.slots >= 1, "rollout.slots", f"must be at least 1, got {self.slots}")
+        _need(self.request_timeout > 0, "rollout.request_timeout", f"must be positive, got {self.request_timeout}")
+        _need(0 <= self.max_error_rate <= 1, "rollout.max_error_rate", f"must be in 0..1, got {self.max_error_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """Contexts and dynamic rollout sampling."""
+
+    group_size: int = 16
+    """K, rollouts from the same initial state."""
+    groups: int = 16
+    """Quota of accepted groups per iteration."""
+    max_attempts: int = 32
+    """Groups launched per iteration at most."""
+    dynamic: bool = True
+    """Reject groups whose rewards are all equal and draw others."""
+    contexts: int = 0
+    """Size of the fixed set of initial states to practise on; 0: fresh ones from the simulator in every iteration."""
+
+    def __post_init__(self) -> None:
+        _need(self.group_size >= 2, "sampling.group_size",
+              f"leave-one-out needs at least 2 rollouts from a state, got K = {self.group_size}")  # fmt: skip
+        _need(self.groups >= 1, "sampling.groups", f"must be at least 1, got {self.groups}")
+        _need(self.groups <= self.max_attempts, "sampling.max_attempts",
+              f"the quota of {self.groups} groups can never be met with {self.max_attempts} attempts: raise "
+              f"sampling.max_attempts or lower sampling.groups")  # fmt: skip
+        _need(self.contexts >= 0, "sampling.contexts", f"must not be negative, got {self.contexts}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnConfig:
+    """The update: PPO's clipped objective on leave-one-out advantages."""
+
+    learning_rate: float = 1e-4
+    epochs: int = 3
+    minibatch: int = 512
+    """Decisions per minibatch."""
+    micro_batch: int = 512
+    """Decisions per forward pass; does not change the result."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    reduction: Literal["token", "trajectory"] = "trajectory"
+    """Mean over all tokens, or over trajectories of their token means."""
+    target_kl: float = 0.12
+    """Stop the update when a minibatch's KL passes this; 0: never."""
+    adapt_kl: float = 0.05
+    """Adapt the learning rate (x1.5, /1.5) toward this KL per iteration; 0: keep it."""
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    entropy_bonus: float = 0.0
+    normalise_std: bool = False
+    """Divide advantages by their standard deviation (an ablation: it hurts)."""
+    min_abs_advantage: float = 0.0
+    """Drop rollouts whose advantage is smaller than this."""
+    threads: int = 2
+    """Torch threads in the update (workers are idle then)."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "epochs", "minibatch", "micro_batch", "clip_low", "clip_high", "max_grad_norm",
+                     "threads"):  # fmt: skip
+            _need(getattr(self, name) > 0, f"learn.{name}", f"must be positive, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation on fixed held-out initial states."""
+
+    trials: int = 100
+    """Held-out initial states per task for the evaluations before and after."""
+    seed: int = 0
+    every: int = 5
+    """Iterations between evaluations that choose the best policy; 0: only before and after."""
+    every_trials: int = 40
+    """Held-out initial states per task for these."""
+    mode: Literal["sampled", "greedy"] = "sampled"
+    """The mode that counts."""
+    videos: int = 3
+    """Videos per task before and after."""
+
+    def __post_init__(self) -> None:
+        _need(self.trials >= 1, "eval.trials", f"at least one trial is needed, got {self.trials}")
+        _need(self.every_trials >= 1, "eval.every_trials", f"at least one trial is needed, got {self.every_trials}")
+        _need(self.every >= 0, "eval.every", f"must not be negative, got {self.every}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that determines a run."""
+
+    recipe: str = "custom"
+    """Name of the recipe that it came from."""
+    tasks: tuple[str, ...] = ()
+    """Target tasks: what post-training practises on."""
+    pretrain_tasks: tuple[str, ...] = ()
+    """Tasks whose demonstrations the base policy learns from."""
+    seed: int = 0
+    iterations: int = 15
+    stop_at: float = 1.0
+    """Stop early when the success over an iteration's attempted groups reaches this; 1.0: only when all succeed."""
+    sim: SimConfig = field(default_factory=SimConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    demos: DemoConfig = field(default_factory=DemoConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where to send metrics besides the run folder."""
+
+    def __post_init__(self) -> None:
+        _need(self.iterations >= 0, "iterations", f"must not be negative, got {self.iterations}")
+        _need(0 < self.stop_at <= 1, "stop_at", f"must be in (0, 1], got {self.stop_at}")
+        _need(len(set(self.tasks)) == len(self.tasks), "tasks", f"named twice: {', '.join(self.tasks)}")
+
+    def to_json(self) -> dict:
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Config:
+        """Raises `UnknownNameError` for a field that does not exist, `ConfigError` for a value that cannot be."""
+        return _build(cls, data, "config")
+
+
+def _build(kind: type, data: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: expected fields, got {data!r}")
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    values = {}
+    for name, value in data.items():
+        if name not in known:
+            raise UnknownNameError(f"field of {where}", name, known)
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = _build(typing.cast(type, hint), value, name)
+        elif typing.get_origin(hint) is tuple:
+            value = tuple(value)
+        elif typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+            raise ConfigError(f"{where}.{name}: {value!r} is not one of {', '.join(map(repr, typing.get_args(hint)))}")
+        elif isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and not isinstance(value, hint):
+            if hint is float and isinstance(value, int) and not isinstance(value, bool):
+                value = float(value)
+            else:
+                raise ConfigError(f"{where}.{name}: expected {hint.__name__}, got {value!r}")
+        values[name] = value
+    return kind(**values)
+
+
+def describe(config: Config) -> str:
+    """The complete configuration as readable text, `section.field = value`, with what each field means."""
+    lines = []
+    for section in dataclasses.fields(config):
+        value = getattr(config, section.name)
+        if dataclasses.is_dataclass(value):
+            lines.append(f"\n[{section.name}]  # {(type(value).__doc__ or '').strip().splitlines()[0]}")
+            lines += [f"{f.name} = {json.dumps(getattr(value, f.name))}" for f in dataclasses.fields(value)]
+        else:
+            lines.append(f"{section.name} = {json.dumps(value)}")
+    return "\n".join(lines)

@@ -1,0 +1,149 @@
+"""A policy on disk: a folder in the layout that model hubs use. Nothing is ever unpickled.
+
+    config.json         kind, format version, configuration, simulator and render settings
+    model.safetensors   weights and statistics
+    README.md           model card: how it was trained, what it measured
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ript.errors import PolicyError
+from ript.types import SimulatorSpec
+
+FORMAT = 1
+"""Of the folder; a reader refuses another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedPolicy:
+    folder: Path
+    config: dict
+    simulator: SimulatorSpec
+    card: dict
+    weights: dict[str, torch.Tensor]
+
+
+def save(
+    folder: Path, kind: str, config: Mapping, simulator: SimulatorSpec, weights: Mapping[str, torch.Tensor], card: Mapping
+) -> None:
+    """Write a policy folder; an existing one is replaced only when the new one is complete."""
+    from safetensors.torch import save_file
+
+    document = {
+        "format": FORMAT,
+        "kind": kind,
+        "config": dict(config),
+        "simulator": dataclasses.asdict(simulator) | {"cameras": {k: list(v) for k, v in simulator.cameras.items()}},
+        "card": dict(card),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (temporary / "config.json").write_text(json.dumps(document, indent=2) + "\n")
+        (temporary / "README.md").write_text(model_card(folder.name, document))
+        save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, temporary / "model.safetensors")
+        temporary.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            os.replace(folder, old / "old")
+            os.replace(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, folder)
+    except OSError as error:
+        raise PolicyError(f"cannot write the policy folder {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load(folder: Path, kind: str | None = None) -> SavedPolicy:
+    """Read a policy folder.
+
+    Raises:
+        PolicyError: missing, partial, corrupt, of another kind or format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not folder.is_dir():
+        raise PolicyError(f"no policy folder at {folder}: give the folder that `ript sft` or `ript rl` wrote")
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise PolicyError(f"{folder} is not a complete policy folder: {name} is missing")
+    try:
+        document = json.loads((folder / "config.json").read_text())
+        if document["format"] != FORMAT:
+            raise PolicyError(f"{folder} has policy format {document['format']}; this version of ript reads {FORMAT}")
+        if kind is not None and document["kind"] != kind:
+            raise PolicyError(f"{folder} holds a {document['kind']!r} policy, expected {kind!r}")
+        spec = document["simulator"]
+        simulator = SimulatorSpec(**spec | {"cameras": {k: (int(v[0]), int(v[1])) for k, v in spec["cameras"].items()}})
+        config, card = document["config"], document["card"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PolicyError(f"{folder / 'config.json'} is corrupt: {type(error).__name__}: {error}") from error
+    try:
+        weights = load_file(folder / "model.safetensors")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PolicyError(f"{folder / 'model.safetensors'} is corrupt or truncated: {error}") from error
+    return SavedPolicy(folder=folder, config=config, simulator=simulator, card=card, weights=weights)
+
+
+def fill(module: nn.Module, saved: SavedPolicy) -> None:
+    """Load the weights, all of them and no others, naming what does not fit."""
+    own = module.state_dict()
+    problems = [f"{k}: missing in the file" for k in own.keys() - saved.weights.keys()]
+    problems += [f"{k}: not part of this policy" for k in saved.weights.keys() - own.keys()]
+    problems += [
+        f"{k}: expected {list(own[k].shape)} {own[k].dtype}, got {list(v.shape)} {v.dtype}"
+        for k, v in saved.weights.items()
+        if k in own and (own[k].shape != v.shape or own[k].dtype != v.dtype)
+    ]
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise PolicyError(f"the weights in {saved.folder} do not fit: {'; '.join(sorted(problems)[:5])}{more}")
+    module.load_state_dict(saved.weights)
+
+
+def kind(folder: Path) -> str:
+    """Which kind of policy a folder holds ("quest", ...)."""
+    try:
+        return str(json.loads((folder / "config.json").read_text())["kind"])
+    except OSError as error:
+        raise PolicyError(f"no policy folder at {folder}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise PolicyError(f"{folder / 'config.json'} is not a policy's configuration: {error}") from error
+
+
+def model_card(name: str, document: Mapping) -> str:
+    """A model card with hub metadata. What was not measured is not claimed."""
+    simulator, card = document["simulator"], document["card"]
+    lines = [
+        "---", "library_name: ript", "pipeline_tag: robotics", "license: apache-2.0",
+        f"tags: [robotics, {document['kind']}, {simulator['suite']}]", "---", "",
+        f"# {name}", "",
+        f"A `{document['kind']}` policy for the simulator suite `{simulator['suite']}`, "
+        f"cameras {', '.join(simulator['cameras'])}, action size {simulator['action_dim']}.", "",
+        "```python", "import ript", f'policy = ript.load_policy("{name}")', "```", "",
+    ]  # fmt: skip
+    for title, value in card.items():
+        lines += [f"## {title.replace('_', ' ').capitalize()}", ""]
+        if isinstance(value, Mapping):
+            lines += ["| | |", "|---|---|"] + [f"| {k} | {v} |" for k, v in value.items()]
+        elif isinstance(value, list | tuple):
+            lines += [f"- {item}" for item in value]
+        else:
+            lines.append(str(value))
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,289 @@
+"""The QueST policy: skill autoencoder, skill GPT and encoders as one thing that acts, learns and is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ript.errors import ConfigError, PolicyError
+from ript.metrics import Mean, Metrics
+from ript.policies import folder as policy_folder
+from ript.policies import language
+from ript.policies.quest.autoencoder import SkillAutoencoder
+from ript.policies.quest.config import QuestConfig
+from ript.policies.quest.encoders import ContextEncoder
+from ript.policies.quest.prior import SkillPrior
+from ript.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
+
+
+class QuestPolicy(nn.Module):
+    """A `LikelihoodPolicy` over skill tokens.
+
+    Args:
+        config: sizes and numerics.
+        simulator: what it was made for; checked before it acts.
+        card: how it was trained and measured, plain values; written into the model card.
+    """
+
+    KIND = "quest"
+
+    def __init__(self, config: QuestConfig, simulator: SimulatorSpec, card: Mapping | None = None):
+        super().__init__()
+        self.config, self.simulator, self.card = config, simulator, dict(card or {})
+        self.autoencoder = SkillAutoencoder(config)
+        self.encoder = ContextEncoder(config)
+        self.prior = SkillPrior(config)
+        self._language: dict[str, torch.Tensor] = {}
+        self.check_simulator(simulator)
+        self.eval()
+
+    # ------------------------------------------------------------------ what it sees
+
+    @property
+    def device(self) -> torch.device:
+        return self.prior.head.weight.device
+
+    def check_simulator(self, spec: SimulatorSpec) -> None:
+        """Raise `PolicyError` unless the policy fits the simulator."""
+        expected = (dict(self.config.cameras), sum(self.config.proprio.values()), self.config.action_dim)
+        got = (dict(spec.cameras), spec.proprio_dim, spec.action_dim)
+        for what, e, g in zip(("cameras (name: height, width)", "proprioception size", "action size"), expected, got,
+                              strict=True):  # fmt: skip
+            if e != g:
+                raise PolicyError(f"the policy does not fit simulator {spec.suite!r}: {what}: expected {e}, got {g}")
+        if spec.suite != self.simulator.suite or dict(spec.render) != dict(self.simulator.render):
+            raise PolicyError(
+                f"the policy was trained on pictures of {self.simulator.suite} {dict(self.simulator.render)}, "
+                f"the simulator shows {spec.suite} {dict(spec.render)}: use the same render settings"
+            )
+
+    def embed(self, instructions: Sequence[str]) -> torch.Tensor:
+        """Instruction embeddings `[B, language_dim]`; each distinct sentence is computed once."""
+        missing = sorted(set(instructions) - self._language.keys())
+        if missing:
+            vectors = language.embed(missing)
+            if vectors.shape[1] != self.config.language_dim:
+                raise PolicyError(
+                    f"the policy takes instruction embeddings of size {self.config.language_dim}, the built-in sentence "
+                    f"model gives {vectors.shape[1]}: add its own with `policy.remember(sentence, vector)`"
+                )
+            self._language.update(zip(missing, vectors, strict=True))
+        return torch.stack([self._language[s] for s in instructions]).to(self.device)
+
+    def remember(self, instruction: str, vector: torch.Tensor) -> None:
+        """Use `vector` `[language_dim]` as the embedding of `instruction`."""
+        if vector.shape != (self.config.language_dim,):
+            raise PolicyError(f"expected an embedding [{self.config.language_dim}], got {list(vector.shape)}")
+        self._language[instruction] = vector.detach().float().cpu()
+
+    def inputs(self, observation: Observation) -> dict[str, torch.Tensor]:
+        """An observation as tensors: "image/<camera>", "proprio", "language"."""
+        tensors = {f"image/{name}": torch.from_numpy(observation.images[name]) for name in self.config.cameras}
+        tensors["proprio"] = torch.from_numpy(np.asarray(observation.proprio, np.float32))
+        return {k: v.to(self.device) for k, v in tensors.items()} | {"language": self.embed(observation.instruction)}
+
+    def context(self, observation: Observation | Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Context of the skill GPT, `[B, 2, width]`: a task token and an observation token."""
+        x = self.inputs(observation) if isinstance(observation, Observation) else observation
+        images = {name: x[f"image/{name}"] for name in self.config.cameras}
+        return self.encoder(images, x["proprio"], x["language"])
+
+    # ------------------------------------------------------------------ acting
+
+    def _density(self, logits: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Log-probabilities `[..., codebook]` after temperature and top-k.
+
+        `keep` `[...]` are tokens whose logit stays whatever its rank: a token drawn from the behaviour policy's top k may
+        leave the top k during an update, and must then keep a finite ratio.
+        """
+        logits = logits / self.config.temperature
+        if self.config.top_k:
+            threshold = logits.topk(self.config.top_k, dim=-1).values[..., -1:]
+            if keep is not None:
+                threshold = torch.minimum(threshold, logits.gather(-1, keep[..., None]))
+            logits = logits.masked_fill(logits < threshold.detach(), -torch.inf)
+        return logits.log_softmax(-1)
+
+    @torch.no_grad()
+    def act(
+        self, observation: Observation, generators: Sequence[np.random.Generator], *, greedy: bool = False
+    ) -> ActionChunk:
+        """See `interfaces.Policy.act`. Rows may be of different tasks."""
+        inputs = self.inputs(observation)
+        context = self.context(inputs)
+        uniforms = None
+        if not greedy:
+            if len(generators) != len(observation):
+                raise ConfigError(f"act: {len(observation)} observations need as many generators, got {len(generators)}")
+            draws = np.stack([g.random(self.config.tokens) for g in generators])
+            uniforms = torch.from_numpy(draws).to(self.device)
+
+        def choose(logits: torch.Tensor, step: int) -> torch.Tensor:
+            if uniforms is None:
+                return logits.argmax(-1)
+            # Inverse of the cumulative distribution, in float64: exact to the density, and one draw a token.
+            cumulative = self._density(logits).double().exp().cumsum(-1)
+            return (cumulative <= uniforms[:, step : step + 1] * cumulative[:, -1:]).sum(-1)
+
+        tokens, logits = self.prior.generate(context, choose)
+        log_prob = torch.zeros(tokens.shape)
+        if not greedy:
+            density = logits.log_softmax(-1) if self.config.sampling == "published" else self._density(logits)
+            log_prob = density.gather(-1, tokens[..., None])[..., 0]
+        actions = self.autoencoder.decode(tokens)[:, : self.config.execute].clamp(-1, 1)
+        kept = inputs if self.config.rl_trains == "prior+encoders" else {"context": context}
+        return ActionChunk(
+            actions=actions.cpu().numpy(),
+            sample=tokens.cpu().numpy(),
+            log_prob=log_prob.cpu().numpy(),
+            context={name: tensor.cpu().numpy() for name, tensor in kept.items()},
+        )
+
+    # ------------------------------------------------------------------ learning
+
+    def prior_logits(self, context: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """`[B, K, codebook]`; row i predicts token i from the context and the tokens before it."""
+        return self.prior(context, tokens)
+
+    def log_prob(self, context: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `interfaces.LikelihoodPolicy.log_prob`."""
+        prefix = context["context"] if "context" in context else self.context(context)
+        logits = self.prior(prefix, sample)
+        density = logits.log_softmax(-1) if self.config.sampling == "published" else self._density(logits, sample)
+        finite = density.masked_fill(density == -torch.inf, 0.0)
+        entropy = -(density.exp() * finite).sum(-1)
+        return density.gather(-1, sample[..., None])[..., 0], entropy
+
+    def autoencoder_loss(self, actions: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+        """Mean absolute error of the reconstruction over executed actions; `[B, H, A]` and bool `[B, H]`."""
+        reconstruction, tokens = self.autoencoder(actions)
+        error = ((reconstruction - actions).abs() * mask[..., None]).sum() / (mask.sum() * actions.shape[-1])
+        return error, {
+            "reconstruction_l1": Mean(error.item() * len(actions), len(actions)),
+            "codes_per_batch": Mean(float(tokens.unique().numel())),
+        }
+
+    def loss(self, batch: DemoBatch) -> tuple[torch.Tensor, Metrics]:
+        """Cross entropy of the demonstrated tokens, plus the auxiliary loss on object positions when it is configured.
+
+        Augments pictures when in training mode. Targets are the autoencoder's, without dropout.
+        """
+        inputs = self.inputs(batch.observation)
+        if self.training:
+            inputs |= {k: augment(v) for k, v in inputs.items() if k.startswith("image/")}
+        actions = torch.from_numpy(batch.actions).to(self.device)
+        with torch.no_grad():
+            mode = self.autoencoder.training
+            targets = self.autoencoder.eval().encode(actions)
+            self.autoencoder.train(mode)
+        images = {name: inputs[f"image/{name}"] for name in self.config.cameras}
+        features = self.encoder.features(images, inputs["proprio"])
+        logits = self.prior(self.encoder.tokens(features, inputs["language"]), targets)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        n = targets.numel()
+        metrics: Metrics = {
+            "token_loss": Mean(loss.item() * n, n),
+            "token_accuracy": Mean(float((logits.argmax(-1) == targets).sum()), n),
+        }
+        if self.encoder.privileged is not None and batch.privileged is not None:
+            target = torch.from_numpy(batch.privileged).to(self.device)
+            target = (target - self.encoder.privileged_mean) / self.encoder.privileged_std
+            auxiliary = F.smooth_l1_loss(self.encoder.privileged(features), target)
+            metrics["privileged_loss"] = Mean(auxiliary.item() * len(target), len(target))
+            loss = loss + auxiliary
+        return loss, metrics
+
+    def rl_parameters(self) -> list[dict]:
+        """AdamW groups of what post-training updates: matrices are decayed; biases, norms and embeddings are not."""
+        modules: list[nn.Module] = [self.prior]
+        if self.config.rl_trains == "prior+encoders":
+            modules.append(self.encoder)
+        return parameter_groups(modules)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {
+            name: tensor.detach()
+            for name, tensor in self.state_dict().items()
+            if name.startswith("prior.") or (self.config.rl_trains == "prior+encoders" and name.startswith("encoder."))
+        }
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        own = self.state_dict()
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
+
+    def configured(self, **changes: object) -> QuestPolicy:
+        """The same policy (sharing its weights) with other settings that do not change sizes, such as `temperature`."""
+        other = object.__new__(QuestPolicy)
+        other.__dict__ = dict(self.__dict__)
+        other.config = dataclasses.replace(self.config, **changes)  # type: ignore[arg-type]
+        return other
+
+    # ------------------------------------------------------------------ on disk
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json`, `model.safetensors` and the model card `README.md`, whole or not at all."""
+        policy_folder.save(Path(folder), self.KIND, self.config.to_json(), self.simulator, self.state_dict(), self.card)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> QuestPolicy:
+        """Load a folder written by `save_pretrained`.
+
+        Raises:
+            PolicyError: missing, partial, of another kind or version, or with weights that do not fit.
+        """
+        saved = policy_folder.load(Path(folder), cls.KIND)
+        policy = cls(QuestConfig.from_json(saved.config), saved.simulator, saved.card)
+        policy_folder.fill(policy, saved)
+        return policy
+
+    def __eq__(self, other: object) -> bool:
+        """Same configuration, simulator and weights, to the bit."""
+        if not isinstance(other, QuestPolicy):
+            return NotImplemented
+        mine, theirs = self.state_dict(), other.state_dict()
+        return (
+            self.config == other.config
+            and self.simulator == other.simulator
+            and mine.keys() == theirs.keys()
+            and all(torch.equal(mine[k], theirs[k]) for k in mine)
+        )
+
+    __hash__ = nn.Module.__hash__
+
+
+def parameter_groups(modules: Sequence[nn.Module]) -> list[dict]:
+    """Two AdamW groups: weights of linear, convolution and attention layers; and the rest, without weight decay."""
+    decayed, plain = [], []
+    for module in modules:
+        for part in module.modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                if not parameter.requires_grad:
+                    continue
+                norm_or_embedding = isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d | nn.Embedding)
+                (plain if norm_or_embedding or "bias" in name else decayed).append(parameter)
+    return [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+
+
+def augment(images: torch.Tensor, shift: int = 2, brightness: float = 0.1) -> torch.Tensor:
+    """Random translation by up to `shift` pixels (edges repeated) and random brightness, per picture.
+
+    Args:
+        images: uint8 `[B, h, w, 3]`.
+
+    Returns:
+        float32 `[B, h, w, 3]` in [0, 1].
+    """
+    b, h, w = images.shape[:3]
+    dy, dx = torch.randint(-shift, shift + 1, (2, b, 1))
+    rows = (torch.arange(h) + dy).clamp(0, h - 1)
+    columns = (torch.arange(w) + dx).clamp(0, w - 1)
+    index = torch.arange(b)[:, None, None]
+    moved = images[index, rows[:, :, None], columns[:, None, :]].float() / 255
+    return (moved * (1 + brightness * (2 * torch.rand(b, 1, 1, 1) - 1))).clamp(0, 1)

@@ -1,0 +1,71 @@
+"""QueST's skill GPT: the distribution of skill tokens given what the policy sees and is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ript.policies.quest.config import QuestConfig
+from ript.policies.quest.layers import Block, sinusoid
+
+
+class SkillPrior(nn.Module):
+    """Causal transformer over [task, observation, start, token 0, token 1, ...]; positions on the token part only."""
+
+    positions: torch.Tensor
+
+    def __init__(self, config: QuestConfig):
+        super().__init__()
+        self.tokens, self.start = config.tokens, config.codebook
+        self.embedding = nn.Embedding(config.codebook + 1, config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.codebook)
+        self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("positions", sinusoid(config.tokens + 1, config.width), persistent=False)
+
+    def forward(self, context: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits of every token given those before it.
+
+        Args:
+            context: `[B, 2, width]`, task and observation.
+            tokens: int64 `[B, K]`.
+
+        Returns:
+            `[B, K, codebook]`; row i predicts token i.
+        """
+        start = torch.full_like(tokens[:, :1], self.start)
+        inputs = self.embedding(torch.cat([start, tokens[:, :-1]], 1)) + self.positions[: self.tokens]
+        x = self.dropout(torch.cat([context, inputs], 1))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, context.shape[1] :]))
+
+    @torch.no_grad()
+    def generate(
+        self, context: torch.Tensor, choose: Callable[[torch.Tensor, int], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Generate tokens one after another with a key/value cache.
+
+        Args:
+            context: `[B, 2, width]`.
+            choose: (logits `[B, codebook]`, step) -> tokens int64 `[B]`.
+
+        Returns:
+            (tokens `[B, K]`, logits `[B, K, codebook]`).
+        """
+        caches: list[list[torch.Tensor]] = [[] for _ in self.blocks]
+        token = torch.full((len(context),), self.start, device=context.device)
+        tokens, logits = [], []
+        for step in range(self.tokens):
+            x = (self.embedding(token) + self.positions[step])[:, None]
+            if step == 0:
+                x = torch.cat([context, x], 1)
+            for block, cache in zip(self.blocks, caches, strict=True):
+                x = block(x, cache=cache)
+            logits.append(self.head(self.norm(x[:, -1])))
+            token = choose(logits[-1], step)
+            tokens.append(token)
+        return torch.stack(tokens, 1), torch.stack(logits, 1)
