@@ -1,0 +1,360 @@
+"""The run folder: everything a run leaves behind, and all that is needed to go on with it.
+
+    config.json         what was asked for; versions and command line
+    metrics.jsonl       one line an iteration
+    evals.jsonl         one line an evaluation, with the outcome on every initial state
+    checkpoints/NNNNNN  the newest two
+    result.json         written when the run ends: why, and which iteration became the policy
+    best/  policy/      policy folders: best by held-out success so far, and the run's result
+    videos/before, videos/after
+    report.html
+
+Reading needs no lock (see `read_run`); writing does, and one process at a time has it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from ript.errors import DataError, RunError
+from ript.report.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
+from ript.report.files import (
+    append_line,
+    atomic_folder,
+    clean_leftovers,
+    dumps,
+    make_folder,
+    read_json,
+    read_lines,
+    translate_write_errors,
+    write_json,
+    write_text,
+)
+from ript.report.progress import status
+from ript.report.video import write_video
+from ript.types import EvalResult
+
+FORMAT = 1
+Kind = Literal["rl", "sft"]
+Videos = Sequence[tuple[str, str, str, np.ndarray]]
+
+_PACKAGES = ("torch", "numpy", "metaworld", "mujoco", "gymnasium", "h5py", "safetensors", "tokenizers", "av")
+
+
+class RunFolder:
+    """An open, locked run folder. A context manager; `close` releases the lock.
+
+    Make one with `create` (a new run) or `open` (to resume).
+
+    Attributes:
+        path: the folder.
+        kind: "rl" or "sft".
+        config: what was asked for.
+    """
+
+    def __init__(self, path: Path, lock: FileLock, kind: Kind, config: dict[str, Any], keep: int):
+        self.path, self.kind, self.config = path, kind, config
+        self._lock, self._keep = lock, keep
+
+    @classmethod
+    def create(cls, path: str | Path, config: Mapping[str, Any], kind: Kind = "rl", *, keep: int = 2) -> RunFolder:
+        """Start a new run in `path`, which is created.
+
+        Args:
+            path: a folder that is not yet a run.
+            config: plain values; `config["notes"]`, a list of sentences, is shown prominently in the report.
+            kind: which loop it belongs to.
+            keep: how many checkpoints are kept.
+
+        Raises:
+            RunError: the folder already holds a run, is in use, or cannot be written.
+        """
+        path = make_folder(path).absolute()
+        lock = _acquire(path)
+        try:
+            if (path / "config.json").exists():
+                raise RunError(f"{path} already holds a run: go on with it (--resume {path}) or choose another --out")
+            write_json(path / "config.json", {**_environment(kind), "config": config})
+            return cls(path, lock, kind, dict(config), keep)
+        except BaseException:
+            _release(path, lock)
+            raise
+
+    @classmethod
+    def open(cls, path: str | Path, *, keep: int = 2) -> RunFolder:
+        """Open an existing run to go on with it; `load_checkpoint` comes next.
+
+        Raises:
+            RunError: not a run folder, in use by another process, or of an incompatible version.
+        """
+        path = Path(path).absolute()
+        document = read_config(path)
+        lock = _acquire(path)
+        try:
+            for folder in (path, path / "checkpoints", path / "videos" / "before", path / "videos" / "after"):
+                clean_leftovers(folder)
+            run = cls(path, lock, document["kind"], document["config"], keep)
+            for name in ("metrics.jsonl", "evals.jsonl"):
+                run._rewrite(name, lambda row: True)
+            return run
+        except BaseException:
+            _release(path, lock)
+            raise
+
+    def close(self) -> None:
+        """Release the lock. Closing twice is fine."""
+        _release(self.path, self._lock)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def best(self) -> Path:
+        """Policy folder: best by held-out success so far."""
+        return self.path / "best"
+
+    @property
+    def policy(self) -> Path:
+        """Policy folder: the run's result."""
+        return self.path / "policy"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @contextmanager
+    def replace(self, folder: Path) -> Iterator[Path]:
+        """Yield an empty folder to fill; it takes the place of `folder` whole (`with run.replace(run.best) as new:`)."""
+        with atomic_folder(folder) as temporary:
+            yield temporary
+
+    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Append a line to metrics.jsonl; it is on the disk when this returns. NaN is written as null.
+
+        A line of the same iteration, left by an earlier attempt, is replaced.
+        """
+        self._rewrite("metrics.jsonl", lambda row: row["iteration"] != iteration)
+        append_line(self.path / "metrics.jsonl", dumps({"iteration": iteration, **metrics}))
+
+    def log_eval(
+        self,
+        iteration: int,
+        result: EvalResult,
+        *,
+        rollouts: int = 0,
+        env_steps: int = 0,
+        seconds: float = 0.0,
+        states: str = "held-out",
+    ) -> None:
+        """Append a line to evals.jsonl.
+
+        A line with the same iteration, mode and `states`, left by an earlier attempt, is replaced.
+
+        Args:
+            iteration: finished iterations; 0 is before post-training.
+            result: what was measured.
+            rollouts: training rollouts spent so far.
+            env_steps: training environment steps spent so far.
+            seconds: wall clock of the run so far.
+            states: which set of initial states, in one or two words.
+        """
+        key = (iteration, result.mode, states)
+        self._rewrite("evals.jsonl", lambda row: (row["iteration"], row["mode"], row["states"]) != key)
+        row = {
+            "iteration": iteration,
+            "rollouts": rollouts,
+            "env_steps": env_steps,
+            "seconds": seconds,
+            "mode": result.mode,
+            "states": states,
+            "eval": result.to_json(),
+            "per_state": {task: [list(pair) for pair in pairs] for task, pairs in result.per_state.items()},
+        }
+        append_line(self.path / "evals.jsonl", dumps(row))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return read_lines(self.path / "metrics.jsonl")
+
+    def evals(self) -> list[dict[str, Any]]:
+        """The lines of evals.jsonl."""
+        return read_lines(self.path / "evals.jsonl")
+
+    def save_videos(self, stage: Literal["before", "after"], videos: Videos, *, fps: float = 20) -> list[Path]:
+        """Write an evaluation's videos as videos/<stage>/<task>__<state id>__<status>.mp4, in place of earlier ones.
+
+        Args:
+            stage: before or after post-training.
+            videos: as in `EvalResult.videos`: task name, initial state id, status value, uint8 frames `[T, h, w, 3]`.
+            fps: frames a second of the video.
+        """
+        written = []
+        with atomic_folder(self.path / "videos" / stage) as folder:
+            for task, state_id, outcome, frames in videos:
+                written.append(write_video(folder / f"{task}__{state_id}__{outcome}.mp4", frames, fps=fps))
+        return [self.path / "videos" / stage / path.name for path in written]
+
+    def save_checkpoint(self, iteration: int, state: Mapping[str, Any]) -> Path:
+        """Write checkpoints/NNNNNN atomically, then remove all but the newest `keep`.
+
+        Log the iteration's metrics first: on resume, lines newer than the checkpoint are cut.
+
+        Args:
+            iteration: finished iterations.
+            state: see `checkpoint.write_checkpoint`.
+        """
+        path = write_checkpoint(self.path / "checkpoints", iteration, state)
+        for old in list_checkpoints(self.path / "checkpoints")[: -self._keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies, with the logs cut back to it; None when there is none yet.
+
+        A damaged newer one is named on stderr and in `Checkpoint.skipped`, and removed: the run will pass there again.
+
+        Raises:
+            RunError: there are checkpoints, but none can be read.
+        """
+        paths = list_checkpoints(self.path / "checkpoints")
+        skipped: list[str] = []
+        for path in reversed(paths):
+            try:
+                found = read_checkpoint(path)
+            except DataError as error:
+                skipped.append(str(error))
+                continue
+            for message in skipped:
+                status(f"checkpoint skipped: {message}; going on from iteration {found.iteration}")
+            for damaged in paths[paths.index(path) + 1 :]:
+                shutil.rmtree(damaged, ignore_errors=True)
+            self._cut(found.iteration)
+            return Checkpoint(iteration=found.iteration, state=found.state, skipped=tuple(skipped))
+        if paths:
+            raise RunError(
+                f"no checkpoint of {self.path} can be read ({'; '.join(skipped)}): start again with another --out"
+            )
+        self._cut(-1)
+        return None
+
+    def finish(self, reason: str, *, policy_iteration: int | None = None, **extra: Any) -> None:
+        """Write result.json: the run has come to its end.
+
+        Args:
+            reason: why it ended, as a sentence, such as "all 15 iterations done".
+            policy_iteration: the iteration whose weights became the policy, or None for the last.
+            extra: anything else worth keeping, as plain values.
+        """
+        write_json(
+            self.path / "result.json",
+            {"reason": reason, "policy_iteration": policy_iteration, "finished": _now(), **extra},
+        )
+
+    def _cut(self, iteration: int) -> None:
+        for name in ("metrics.jsonl", "evals.jsonl"):
+            self._rewrite(name, lambda row: row["iteration"] <= iteration)
+        with translate_write_errors(self.path / "result.json"):
+            (self.path / "result.json").unlink(missing_ok=True)
+
+    def _rewrite(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Keep the lines that `keep` accepts, and drop a torn last one. Untouched when nothing changes."""
+        path = self.path / name
+        if not path.exists():
+            return
+        text = "".join(dumps(row) + "\n" for row in read_lines(path) if keep(row))
+        if text.encode() != path.read_bytes():
+            write_text(path, text)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The document config.json of a run folder: "format", "kind", "config", versions and command line.
+
+    Raises:
+        RunError: not a run folder, or of an incompatible version.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        what = "is not a run folder (it has no config.json)" if path.is_dir() else "does not exist"
+        raise RunError(f"{path} {what}: give the --out folder of an earlier `ript rl` or `ript sft`")
+    document = read_json(path / "config.json")
+    if not isinstance(document, dict) or "format" not in document:
+        raise RunError(f"{path / 'config.json'} is not the config of a ript run: it has no format version")
+    if document["format"] != FORMAT:
+        raise RunError(
+            f"{path} has run format {document['format']} (written by ript {document.get('ript', '?')}); this is ript "
+            f"{_version('ript')}, which reads format {FORMAT}: use that version, or start again with another --out"
+        )
+    missing = [key for key in ("kind", "config") if key not in document]
+    if missing:
+        raise RunError(f"{path / 'config.json'} is incomplete: {' and '.join(missing)} missing")
+    return document
+
+
+def _environment(kind: Kind) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "created": _now(),
+        "ript": _version("ript"),
+        "command": ["ript", *sys.argv[1:]] if Path(sys.argv[0]).stem in ("ript", "cli", "__main__") else sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _acquire(path: Path) -> FileLock:
+    """Take the folder's lock at once or not at all. The system drops it when this process dies, however it dies."""
+    lock = FileLock(path / ".lock", timeout=0)
+    with translate_write_errors(path):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"{path} is in use{_holder(path)}: wait for it or stop it, or choose another --out"
+            ) from None
+        write_json(path / ".owner.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()})
+    return lock
+
+
+def _holder(path: Path) -> str:
+    with suppress(DataError, KeyError, TypeError):
+        owner = read_json(path / ".owner.json")
+        return f" by process {owner['pid']} on {owner['host']} since {owner['since']}"
+    return " by another process"
+
+
+def _release(path: Path, lock: FileLock) -> None:
+    if lock.is_locked:
+        with suppress(OSError):
+            (path / ".owner.json").unlink(missing_ok=True)
+        lock.release()

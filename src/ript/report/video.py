@@ -1,0 +1,107 @@
+"""Rollouts as small videos that play in a browser, and the picture shown before they do."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from ript.errors import DataError, DependencyMissing
+from ript.report.files import write_bytes
+
+_CODECS = (
+    ("libx264", "mp4", "video/mp4", {"crf": "25", "preset": "medium"}),
+    ("libvpx-vp9", "webm", "video/webm", {"crf": "34", "b": "0", "deadline": "good", "cpu-used": "4"}),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Video:
+    """An encoded video: its bytes, file suffix (".mp4" or ".webm") and media type."""
+
+    data: bytes
+    suffix: str
+    media_type: str
+
+
+def encode(frames: np.ndarray, *, fps: float = 20) -> Video:
+    """Encode uint8 `[T, h, w, 3]` as H.264 (VP9 where no H.264 encoder is installed), 4:2:0, ready for a web page.
+
+    Odd sizes are padded by repeating the last row or column.
+
+    Raises:
+        DataError: frames of another dtype or shape, or none.
+        DependencyMissing: PyAV is not installed or has neither encoder.
+    """
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise DataError(f"video frames: expected uint8 [T, h, w, 3] with T > 0, got {frames.dtype} {frames.shape}")
+    av = _import_av()
+    name, container, media_type, options = _codec(av)
+    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
+    target = io.BytesIO()
+    with av.open(target, "w", format=container) as output:
+        stream = output.add_stream(name, rate=Fraction(fps).limit_denominator(1000), options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for picture in frames:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")):
+                output.mux(packet)
+        for packet in stream.encode():
+            output.mux(packet)
+    return Video(data=target.getvalue(), suffix=f".{container}", media_type=media_type)
+
+
+def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 20) -> Path:
+    """Encode and write atomically. The suffix becomes that of the codec in use; returns the path written."""
+    video = encode(frames, fps=fps)
+    path = Path(path).with_suffix(video.suffix)
+    write_bytes(path, video.data)
+    return path
+
+
+def poster(frame: np.ndarray) -> bytes:
+    """One uint8 `[h, w, 3]` frame as PNG."""
+    from PIL import Image
+
+    target = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(frame)).save(target, format="PNG", optimize=True)
+    return target.getvalue()
+
+
+def first_frame(path: str | Path) -> np.ndarray:
+    """The first frame of a video file: uint8 `[h, w, 3]`.
+
+    Raises:
+        DataError: the file is missing, damaged or without a frame.
+    """
+    av = _import_av()
+    try:
+        with av.open(str(path)) as source:
+            for frame in source.decode(video=0):
+                return frame.to_ndarray(format="rgb24")
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise DataError(f"{path} is not a readable video: {error}") from error
+    raise DataError(f"{path} is a video without frames")
+
+
+def _import_av():  # type: ignore[no-untyped-def]
+    try:
+        import av
+    except ImportError as error:
+        raise DependencyMissing("writing videos needs PyAV: pip install av") from error
+    return av
+
+
+def _codec(av):  # type: ignore[no-untyped-def]
+    for codec in _CODECS:
+        if codec[0] in av.codecs_available:
+            return codec
+    names = " or ".join(codec[0] for codec in _CODECS)
+    raise DependencyMissing(
+        f"this build of PyAV cannot encode with {names}: install the wheel from PyPI (pip install av)"
+    )
