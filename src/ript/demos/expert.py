@@ -1,0 +1,117 @@
+"""One try of a scripted expert: act with noise, and if that succeeded, replay it with the eyes open.
+
+The try itself renders nothing, so a failed one costs physics alone. A successful one is replayed from the same initial
+state to take its pictures; the replay has to succeed at the same step, so whatever is stored has been verified once.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ript.demos.records import Demo
+from ript.errors import NotFiniteError, SimulatorError
+from ript.interfaces import Demonstrator
+from ript.types import InitialState, Observation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertSettings:
+    """How experts act and how often they look.
+
+    Attributes:
+        seed: of initial states and noise.
+        noise: standard deviation of the Gaussian noise added to each executed action dimension, in action units.
+        every: look before every `every`-th step, step 0 included.
+        steps_after_success: further expert steps after success, so that the last decisions also see whole chunks of
+            labels: an acting policy that is a little late needs to know how to go on.
+    """
+
+    seed: int = 0
+    noise: float = 0.2
+    every: int = 2
+    steps_after_success: int = 8
+
+
+def noise_generator(seed: int, task_key: str, number: int) -> np.random.Generator:
+    """The noise of try `number`: a function of its arguments alone, whichever process runs it."""
+    return np.random.default_rng([seed, zlib.crc32(task_key.encode()), number])
+
+
+def make_demo(sim: Demonstrator, number: int, settings: ExpertSettings) -> Demo | None:
+    """Try number `number` of this task: from training state `number`; None when the expert failed.
+
+    The result depends on the task, `number` and `settings` alone. `Demo.tries` is 1; the caller counts.
+
+    Raises:
+        SimulatorError: the replay did not succeed at the step at which the try did.
+        NotFiniteError: the expert's action is not finite.
+    """
+    (state,) = sim.initial_states(1, settings.seed, "train", start=number)
+    attempt = _act(sim, state, noise_generator(settings.seed, sim.task.key, number), settings)
+    return None if attempt is None else _watch(sim, state, attempt, settings.every)
+
+
+class _Attempt(NamedTuple):
+    clean: np.ndarray  # [T, A]
+    executed: np.ndarray  # [T, A]
+    success_steps: int
+
+
+def _act(
+    sim: Demonstrator, state: InitialState, generator: np.random.Generator, settings: ExpertSettings
+) -> _Attempt | None:
+    """Follow the expert, with noise, to `steps_after_success` steps after success; None if the horizon comes first."""
+    sim.reset(state)
+    clean: list[np.ndarray] = []
+    executed: list[np.ndarray] = []
+    success_steps = 0
+    end = sim.task.horizon
+    while len(clean) < end:
+        action = np.asarray(sim.expert_action(), np.float32)
+        if not np.isfinite(action).all():
+            raise NotFiniteError(
+                f"the expert of {sim.task.key} answered {action} at step {len(clean)} from initial state {state.id}; "
+                "expected finite numbers in [-1, 1]"
+            )
+        noisy = action + settings.noise * generator.standard_normal(len(action))
+        clean.append(np.clip(action, -1, 1))
+        executed.append(np.clip(noisy, -1, 1).astype(np.float32))
+        result = sim.step_chunk(executed[-1][None])
+        if result.success and not success_steps:
+            success_steps = len(clean)
+            end = min(success_steps + settings.steps_after_success, sim.task.horizon)
+    return _Attempt(np.stack(clean), np.stack(executed), success_steps) if success_steps else None
+
+
+def _watch(sim: Demonstrator, state: InitialState, attempt: _Attempt, every: int) -> Demo:
+    """Replay an attempt, looking before steps 0, every, 2 every, ..."""
+    looks: list[Observation] = []
+    privileged: list[np.ndarray] = []
+    reached = 0
+    for step, action in enumerate(attempt.executed):
+        if step % every == 0:
+            looks.append(sim.reset(state) if step == 0 else sim.observe())
+            privileged.append(np.array(sim.privileged(), np.float32))
+        if sim.step_chunk(action[None]).success and not reached:
+            reached = step + 1
+    if reached != attempt.success_steps:
+        raise SimulatorError(
+            f"{sim.task.key}, initial state {state.id}: the same actions succeeded after {attempt.success_steps} steps "
+            f"the first time and {reached or 'never'} the second; the simulator breaks its contract (see sims/check.py)"
+        )
+    seen = Observation.concatenate(looks)
+    return Demo(
+        initial_state=state,
+        actions=attempt.clean,
+        executed_actions=attempt.executed,
+        frame_steps=np.arange(0, len(attempt.executed), every, dtype=np.int64),
+        images=dict(seen.images),
+        proprio=seen.proprio,
+        privileged=np.stack(privileged),
+        success_steps=attempt.success_steps,
+        tries=1,
+    )

@@ -1,0 +1,393 @@
+"""Demonstration files: HDF5 in the layout of robomimic.
+
+    data                      attrs: format, format_version, versions, spec, settings, total, num_demos
+    data/demo_i               attrs: task_*, state_id, state_label, success_steps, tries, num_samples,
+                                 num_looks
+        actions               float32 [T, A]    the expert's clean answers: training labels
+        executed_actions      float32 [T, A]    what the simulator was given: replay these
+        states                float64 [1, S]    the initial state
+        obs/<camera>_rgb      uint8   [N, h, w, 3]
+        obs/proprio           float32 [N, P]
+        obs/privileged        float32 [N, O]    optional
+        obs/frame_steps       int64   [N]       look n was taken before step frame_steps[n]
+
+`versions`, `spec` and `settings` are JSON. Images are compressed and every dataset carries checksums. A file appears
+under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ript.demos.records import Demo
+from ript.errors import DataError
+from ript.types import InitialState, SimulatorSpec, Task
+
+FORMAT = "ript-demos"
+FORMAT_VERSION = 1
+_CHUNK_BYTES = 1 << 18
+_VERSIONED = ("ript", "numpy", "h5py", "mujoco", "metaworld")
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+class DemoWriter:
+    """Writes demonstrations one by one beside the target, and moves the file to its name when all are in.
+
+    A context manager: leaving it by an exception (Ctrl-C too) removes what was written and leaves an older file of the
+    same name as it was.
+
+    Args:
+        path: the file to make.
+        settings: how the demonstrations were made (seed, noise, ...), plain values.
+
+    Raises:
+        DataError: the file cannot be written: no folder, no permission, disk full.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, object]):
+        self.path = Path(path)
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._settings = settings
+        self._spec: SimulatorSpec | None = None
+        self._samples = 0
+        self._count = 0
+
+    def __enter__(self) -> DemoWriter:
+        with self._translated():
+            # A Python file object: HDF5's own driver cannot close a file whose disk is full, and complains at exit.
+            self._stream = open(self._temporary, "w+b")
+            self._file = h5py.File(self._stream, "w", libver="latest", track_order=False)
+            self._file.create_group("data")
+        return self
+
+    def add(self, index: int, demo: Demo, spec: SimulatorSpec) -> None:
+        """Append `demo` as `data/demo_<index>`; `spec` is of the simulator it was made in, the same for all."""
+        if self._spec is None:
+            self._spec = spec
+        elif plain_spec(spec) != plain_spec(self._spec):
+            raise DataError(
+                f"{self.path}: demonstrations of one file must be rendered alike, but {demo.task.key} comes with "
+                f"{plain_spec(spec)}; expected {plain_spec(self._spec)}"
+            )
+        with self._translated():
+            _write_demo(self._file.create_group(f"data/demo_{index}"), demo)
+        self._samples += len(demo)
+        self._count += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                with self._translated():
+                    self._finish()
+        finally:
+            self._discard()
+
+    def _finish(self) -> None:
+        if self._spec is None:
+            raise DataError(f"{self.path}: no demonstration to write")
+        self._file["data"].attrs.update(
+            format=FORMAT,
+            format_version=FORMAT_VERSION,
+            versions=json.dumps(_versions()),
+            spec=json.dumps(plain_spec(self._spec)),
+            settings=json.dumps(dict(self._settings)),
+            total=self._samples,
+            num_demos=self._count,
+        )
+        self._file.close()
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        os.replace(self._temporary, self.path)
+
+    def _discard(self) -> None:
+        for close in (self._file.close, self._stream.close):
+            with contextlib.suppress(OSError, RuntimeError):
+                close()
+        self._temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            raise DataError(_cannot_write(self.path, error)) from error
+
+
+def _write_demo(group: h5py.Group, demo: Demo) -> None:
+    task, state = demo.task, demo.initial_state
+    group.attrs.update(
+        task_suite=task.suite,
+        task_name=task.name,
+        task_instruction=task.instruction,
+        task_index=task.index,
+        task_horizon=task.horizon,
+        state_id=state.id,
+        state_label=state.label,
+        success_steps=demo.success_steps,
+        tries=demo.tries,
+        num_samples=len(demo),
+        num_looks=len(demo.frame_steps),
+    )
+    small = {"actions": demo.actions, "executed_actions": demo.executed_actions, "states": state.state[None]}
+    small |= {"obs/proprio": demo.proprio, "obs/frame_steps": demo.frame_steps}
+    if demo.privileged is not None:
+        small["obs/privileged"] = demo.privileged
+    for key, array in small.items():
+        group.create_dataset(key, data=array, chunks=array.shape, fletcher32=True, track_times=False)
+    for camera, frames in demo.images.items():
+        rows = max(1, min(len(frames), _CHUNK_BYTES // frames[0].nbytes))
+        group.create_dataset(
+            f"obs/{camera}_rgb",
+            data=frames,
+            chunks=(rows, *frames.shape[1:]),
+            compression="gzip",
+            compression_opts=1,
+            fletcher32=True,
+            track_times=False,
+        )
+
+
+def plain_spec(spec: SimulatorSpec) -> dict[str, Any]:
+    """`spec` as JSON gives it back."""
+    fields = {
+        "suite": spec.suite,
+        "cameras": {name: list(size) for name, size in spec.cameras.items()},
+        "proprio_dim": spec.proprio_dim,
+        "action_dim": spec.action_dim,
+        "render": dict(spec.render),
+    }
+    return json.loads(json.dumps(fields))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _cannot_write(path: Path, error: BaseException) -> str:
+    number = getattr(error, "errno", None)
+    if not path.parent.is_dir():
+        return f"cannot write {path}: there is no folder {path.parent}; make it first"
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"cannot write {path}: {os.strerror(number)}; free some space or choose another place"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"cannot write {path}: no permission to write in {path.parent}; choose another place"
+    return f"cannot write {path}: {error}"
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoEntry:
+    """What is known of a demonstration without reading its arrays.
+
+    Attributes:
+        path: the file.
+        name: its group, "demo_3".
+        task: the task.
+        state_id: id of its initial state.
+        steps: T.
+        looks: N.
+        success_steps: steps until success.
+        tries: attempts spent on it.
+    """
+
+    path: Path
+    name: str
+    task: Task
+    state_id: str
+    steps: int
+    looks: int
+    success_steps: int
+    tries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoFile:
+    """One open-on-demand demonstration file; `entries` in the order of their numbers."""
+
+    path: Path
+    spec: SimulatorSpec
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    entries: tuple[DemoEntry, ...]
+
+    def load(self, entries: Sequence[DemoEntry] | None = None) -> Iterator[Demo]:
+        """Read demonstrations (default: all), one at a time, opening the file once.
+
+        Raises:
+            DataError: a dataset is missing, damaged, of another shape or type, or holds NaN; names file and key.
+        """
+        with _reading(self.path) as file:
+            for entry in self.entries if entries is None else entries:
+                yield _read_demo(file, entry, self.spec)
+
+    def initial_states(self, entries: Sequence[DemoEntry] | None = None) -> Iterator[InitialState]:
+        """Read the initial states alone. Raises as `load` does."""
+        with _reading(self.path) as file:
+            for entry in self.entries if entries is None else entries:
+                yield _read_initial_state(file, entry)
+
+
+def open_file(path: str | Path) -> DemoFile:
+    """Read the index of a demonstration file.
+
+    Raises:
+        DataError: missing, truncated, not HDF5, or not a demonstration file that this version reads.
+    """
+    path = Path(path)
+    with _reading(path) as file:
+        data = file.get("data")
+        if not isinstance(data, h5py.Group):
+            raise DataError(f"{path}: no group 'data'; expected a demonstration file as `ript demos collect` writes it")
+        form, version = data.attrs.get("format"), data.attrs.get("format_version")
+        if form != FORMAT:
+            raise DataError(
+                f"{path}: key 'data' has attribute format {form!r}; expected {FORMAT!r}. "
+                "Robomimic and LIBERO files of other makers are not read by this version"
+            )
+        if version != FORMAT_VERSION:
+            raise DataError(f"{path}: format_version {version}; this version of ript reads {FORMAT_VERSION}")
+        names = sorted((n for n in data if n.startswith("demo_")), key=lambda n: int(n.removeprefix("demo_")))
+        expected = int(_attr(path, data, "num_demos"))
+        if len(names) != expected:
+            raise DataError(f"{path}: key 'data' holds {len(names)} demonstrations; expected {expected}")
+        return DemoFile(
+            path=path,
+            spec=_spec(json.loads(_attr(path, data, "spec"))),
+            settings=json.loads(_attr(path, data, "settings")),
+            versions=json.loads(_attr(path, data, "versions")),
+            entries=tuple(_read_entry(path, data[name]) for name in names),
+        )
+
+
+def _read_entry(path: Path, group: h5py.Group) -> DemoEntry:
+    a = dict(group.attrs)
+    try:
+        return DemoEntry(
+            path=path,
+            name=group.name.rsplit("/", 1)[-1],
+            task=Task(
+                suite=str(a["task_suite"]),
+                name=str(a["task_name"]),
+                instruction=str(a["task_instruction"]),
+                index=int(a["task_index"]),
+                horizon=int(a["task_horizon"]),
+            ),
+            state_id=str(a["state_id"]),
+            steps=int(a["num_samples"]),
+            looks=int(a["num_looks"]),
+            success_steps=int(a["success_steps"]),
+            tries=int(a["tries"]),
+        )
+    except KeyError as error:
+        raise DataError(f"{path}: key '{group.name.lstrip('/')}' lacks the attribute {error}") from error
+
+
+def _read_demo(file: h5py.File, entry: DemoEntry, spec: SimulatorSpec) -> Demo:
+    base = f"data/{entry.name}"
+    read = _Reader(file, entry.path)
+    steps, looks = entry.steps, entry.looks
+    actions = read.floats(f"{base}/actions", (steps, spec.action_dim))
+    executed = read.floats(f"{base}/executed_actions", (steps, spec.action_dim))
+    frame_steps = read(f"{base}/obs/frame_steps", "int64", (entry.looks,))
+    if not looks or (np.diff(frame_steps) <= 0).any() or frame_steps[0] < 0 or frame_steps[-1] >= steps:
+        raise DataError(f"{entry.path}: key '{base}/obs/frame_steps': expected increasing steps in 0..{steps - 1}")
+    images = {name: read(f"{base}/obs/{name}_rgb", "uint8", (looks, *size, 3)) for name, size in spec.cameras.items()}
+    private = f"{base}/obs/privileged"
+    return Demo(
+        initial_state=_read_initial_state(file, entry),
+        actions=actions,
+        executed_actions=executed,
+        frame_steps=frame_steps,
+        images=images,
+        proprio=read.floats(f"{base}/obs/proprio", (looks, spec.proprio_dim)),
+        privileged=read.floats(private, (looks, None)) if private in file else None,
+        success_steps=entry.success_steps,
+        tries=entry.tries,
+    )
+
+
+def _read_initial_state(file: h5py.File, entry: DemoEntry) -> InitialState:
+    key = f"data/{entry.name}/states"
+    states = _Reader(file, entry.path).floats(key, (1, None), "float64")
+    label = str(file[f"data/{entry.name}"].attrs.get("state_label", ""))
+    state = InitialState(task=entry.task, state=states[0], origin="demo", label=label)
+    if state.id != entry.state_id:
+        raise DataError(f"{entry.path}: key '{key}': expected the initial state {entry.state_id}, got {state.id}")
+    return state
+
+
+class _Reader:
+    """Reads whole datasets and says which one is wrong."""
+
+    def __init__(self, file: h5py.File, path: Path):
+        self._file, self._path = file, path
+
+    def __call__(self, key: str, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
+        data = self._file.get(key)
+        if not isinstance(data, h5py.Dataset):
+            raise DataError(f"{self._path}: key '{key}' is missing")
+        fits = len(data.shape) == len(shape) and all(w in (None, g) for w, g in zip(shape, data.shape, strict=True))
+        if data.dtype != dtype or not fits:
+            want = tuple("any" if s is None else s for s in shape)
+            raise DataError(f"{self._path}: key '{key}': expected {dtype} {want}, got {data.dtype} {data.shape}")
+        try:
+            return data[()]
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"{self._path}: key '{key}' is damaged ({error}); collect the file again") from error
+
+    def floats(self, key: str, shape: tuple[int | None, ...], dtype: str = "float32") -> np.ndarray:
+        array = self(key, dtype, shape)
+        if not np.isfinite(array).all():
+            where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            raise DataError(f"{self._path}: key '{key}' holds {array[where]} at {where}; expected finite numbers")
+        return array
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
+    if not path.exists():
+        raise DataError(f"there is no demonstration file {path}; make one with `ript demos collect`")
+    try:
+        file = h5py.File(path, "r")
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{path} is not a readable HDF5 file ({error}); it may be truncated: collect it again"
+        ) from error
+    with file:
+        try:
+            yield file
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise DataError(f"{path} is damaged ({error}); collect it again") from error
+
+
+def _attr(path: Path, group: h5py.Group, name: str) -> Any:
+    if name not in group.attrs:
+        raise DataError(f"{path}: key '{group.name.lstrip('/')}' lacks the attribute {name!r}")
+    return group.attrs[name]
+
+
+def _spec(fields: Mapping[str, Any]) -> SimulatorSpec:
+    return SimulatorSpec(**{**fields, "cameras": {name: tuple(size) for name, size in fields["cameras"].items()}})

@@ -1,0 +1,196 @@
+"""Training windows over demonstrations, held in memory.
+
+Each look starts a window: the observation, and the expert's next H actions. A window that runs past the end of its
+demonstration repeats the last action there, and its mask is False.
+
+    demonstration steps   0 1 2 3 4 5 6          looks at 0 2 4 6, H = 4
+    window of look 2      . . . . 4 5 6 6        mask T T T F
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import psutil
+
+from ript.demos.demo_set import DemoSet
+from ript.demos.hdf5 import plain_spec
+from ript.demos.records import Demo
+from ript.errors import ConfigError, DataError
+from ript.types import DemoBatch, Observation, SimulatorSpec, Task
+
+
+class Windows:
+    """All windows of a set of demonstrations, decompressed once.
+
+    Args:
+        demos: the demonstrations; at least one.
+        horizon: H, actions in a window.
+
+    Attributes:
+        spec: what the simulator showed and took.
+        tasks: distinct tasks.
+        horizon: H.
+        images: camera -> uint8 `[W, h, w, 3]`, one row a window.
+        proprio: float32 `[W, P]`.
+        privileged: float32 `[W, O]`, or None unless every demonstration has it, with one O.
+        task_index: int64 `[W]`, position in `tasks`.
+        actions: float32 `[N, A]`, the clean actions of all demonstrations end to end.
+        fingerprint: 16 hex digits, a hash of initial states, actions, proprioception and render settings.
+
+    Raises:
+        DataError: no demonstration, a damaged file, or pictures that do not fit into memory.
+    """
+
+    def __init__(self, demos: DemoSet, horizon: int):
+        if horizon < 1:
+            raise ConfigError(f"horizon = {horizon}; expected at least 1 action in a window")
+        if not len(demos):
+            raise DataError("no demonstration to train on; collect some with `ript demos collect`")
+        self.spec: SimulatorSpec = demos.spec
+        self.tasks: tuple[Task, ...] = demos.tasks
+        self.horizon = horizon
+        self.images = _allocate(demos)
+        loaded = []
+        filled = 0
+        for demo in demos.demos():
+            rows = slice(filled, filled + len(demo.frame_steps))
+            for name, frames in self.images.items():
+                frames[rows] = demo.images[name]
+            loaded.append(dataclasses.replace(demo, images={}))  # the small arrays
+            filled = rows.stop
+        lengths = np.array([len(demo) for demo in loaded])
+        looks = np.array([len(demo.frame_steps) for demo in loaded])
+        first = np.cumsum(lengths) - lengths
+        position = {task.key: i for i, task in enumerate(self.tasks)}
+        self.actions = np.concatenate([demo.actions for demo in loaded])
+        self.proprio = np.concatenate([demo.proprio for demo in loaded])
+        self.privileged = _join_privileged(loaded)
+        self.task_index = np.repeat([position[demo.task.key] for demo in loaded], looks)
+        self.fingerprint = _fingerprint(loaded, demos.spec)
+        self._step = np.concatenate([f + demo.frame_steps for f, demo in zip(first, loaded, strict=True)])  # [W]
+        self._end = np.repeat(first + lengths, lengths)  # [N], one past the last step of step n's demonstration
+        self._instructions = np.array([task.instruction for task in self.tasks], dtype=object)
+
+    def __len__(self) -> int:
+        """Windows, W."""
+        return len(self._step)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the pictures take."""
+        return sum(frames.nbytes for frames in self.images.values())
+
+    def batch(self, rows: np.ndarray) -> DemoBatch:
+        """The windows `rows`, int `[B]`."""
+        actions, mask = self._chunks(self._step[rows])
+        return DemoBatch(
+            observation=Observation(
+                images={name: frames[rows] for name, frames in self.images.items()},
+                proprio=self.proprio[rows],
+                instruction=tuple(self._instructions[self.task_index[rows]]),
+            ),
+            actions=actions,
+            mask=mask,
+            privileged=None if self.privileged is None else self.privileged[rows],
+        )
+
+    def batches(
+        self, batch_size: int, rng: np.random.Generator, *, task_weights: Mapping[str, float] | None = None
+    ) -> Iterator[DemoBatch]:
+        """Endless random batches.
+
+        Windows are drawn with replacement and independently from batch to batch, so the state of `rng` is the whole
+        position: to resume, restore it and call again. Within a batch the draw is stratified: every batch has the
+        tasks (and the early and late parts of their demonstrations) in nearly the proportions asked for.
+
+        Args:
+            batch_size: B.
+            rng: drawn from once for each batch, before it is yielded.
+            task_weights: task key -> share of the windows drawn (any scale; a task left out gets none). Default: every
+                window equally often. See `target_weights`.
+        """
+        upper = np.cumsum(self._probabilities(task_weights))
+        upper /= upper[-1]
+        while True:
+            strata = (np.arange(batch_size) + rng.random(batch_size)) / batch_size
+            rows = np.searchsorted(upper, strata, side="right")
+            yield self.batch(rng.permutation(np.minimum(rows, len(self) - 1)))
+
+    def target_weights(self, targets: Sequence[str], fraction: float) -> dict[str, float]:
+        """Task weights for `batches`: this fraction of windows from the target tasks, the rest from the others.
+
+        Within each of the two, a task counts by its number of windows. With no other task the targets take all.
+        """
+        self._known(targets)
+        if not 0 <= fraction <= 1:
+            raise ConfigError(f"fraction = {fraction}; expected 0..1")
+        counts = dict(zip((t.key for t in self.tasks), np.bincount(self.task_index).tolist(), strict=True))
+        of_targets = sum(counts[key] for key in dict.fromkeys(targets))
+        others = sum(counts.values()) - of_targets
+        if not of_targets or not others:
+            return {key: float(count) for key, count in counts.items()}
+        return {
+            key: count * (fraction / of_targets if key in targets else (1 - fraction) / others)
+            for key, count in counts.items()
+        }
+
+    def action_chunks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Windows from *every* step, looked at or not: actions float32 `[N, H, A]` and mask bool `[N, H]`."""
+        return self._chunks(np.arange(len(self.actions)))
+
+    def _chunks(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ahead = steps[:, None] + np.arange(self.horizon)
+        end = self._end[steps][:, None]
+        return self.actions[np.minimum(ahead, end - 1)], ahead < end
+
+    def _probabilities(self, task_weights: Mapping[str, float] | None) -> np.ndarray:
+        """Of each window, `[W]`, on any scale."""
+        if task_weights is None:
+            return np.ones(len(self))
+        self._known(task_weights)
+        weight = np.array([task_weights.get(task.key, 0.0) for task in self.tasks], float)
+        if not np.isfinite(weight).all() or (weight < 0).any() or not weight.sum():
+            raise ConfigError(f"task_weights = {dict(task_weights)}; expected numbers >= 0, not all of them 0")
+        counts = np.bincount(self.task_index, minlength=len(self.tasks))
+        return (weight / counts)[self.task_index]
+
+    def _known(self, task_keys: Sequence[str] | Mapping[str, float]) -> None:
+        there = [task.key for task in self.tasks]
+        for key in task_keys:
+            if key not in there:
+                raise DataError(f"no demonstration of {key}; there are {', '.join(there)}")
+
+
+def _allocate(demos: DemoSet) -> dict[str, np.ndarray]:
+    """Room for all pictures, or `DataError` before anything is read."""
+    looks = sum(entry.looks for entry in demos.entries)
+    shapes = {name: (looks, *size, 3) for name, size in demos.spec.cameras.items()}
+    needed = sum(math.prod(shape) for shape in shapes.values())
+    available = psutil.virtual_memory().available
+    if needed > 0.9 * available:
+        raise DataError(
+            f"the pictures of {len(demos)} demonstrations take {needed / 2**30:.1f} GiB of memory and "
+            f"{available / 2**30:.1f} are available: choose fewer tasks or demonstrations, or smaller pictures"
+        )
+    return {name: np.empty(shape, np.uint8) for name, shape in shapes.items()}
+
+
+def _join_privileged(loaded: Sequence[Demo]) -> np.ndarray | None:
+    parts = [demo.privileged for demo in loaded if demo.privileged is not None]
+    alike = len(parts) == len(loaded) and len({part.shape[1] for part in parts}) == 1
+    return np.concatenate(parts) if alike else None
+
+
+def _fingerprint(loaded: Sequence[Demo], spec: SimulatorSpec) -> str:
+    digest = hashlib.sha256(json.dumps(plain_spec(spec), sort_keys=True).encode())
+    for demo in loaded:
+        digest.update(demo.initial_state.id.encode())
+        for array in (demo.actions, demo.executed_actions, demo.frame_steps, demo.proprio):
+            digest.update(array.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,180 @@
+"""Run tries in this process, or over processes that each own a simulator."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Generator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from ript.demos.expert import ExpertSettings, make_demo
+from ript.demos.records import Demo
+from ript.errors import ConfigError, RiptError, WorkerError
+from ript.interfaces import Demonstrator, Simulator
+from ript.types import SimulatorSpec
+
+Take = Callable[[str | None], tuple[str, int] | None]
+"""Preferred task -> (task key, try number) to start, or None when nothing can start now."""
+
+Result = tuple[str, int, Demo | None, SimulatorSpec]
+"""(task key, try number, demonstration or None for a failed try, what the simulator shows)."""
+
+
+def run_inline(
+    make_simulator: Callable[[str], Simulator], settings: ExpertSettings, take: Take
+) -> Generator[Result, None, None]:
+    """Yield the result of each try, one after the other."""
+    key = None
+    with _OneSimulator(make_simulator) as slot:
+        while job := take(key):
+            key, number = job
+            sim = slot.simulator(key)
+            yield key, number, make_demo(sim, number, settings), sim.spec
+
+
+def run_processes(
+    make_simulator: Callable[[str], Simulator],
+    settings: ExpertSettings,
+    take: Take,
+    *,
+    workers: int,
+    try_seconds: float,
+) -> Generator[Result, None, None]:
+    """Yield results as they come in. Closing the iterator, or an error, ends all workers.
+
+    Raises:
+        WorkerError: a worker died, hung, or its simulator raised something that is not a `RiptError`.
+        RiptError: what a worker raised on purpose, as it was.
+    """
+    team = [_Worker(i, make_simulator, settings) for i in range(workers)]
+    try:
+        for worker in team:
+            worker.start(take)
+        while busy := {w.connection: w for w in team if w.job}:
+            slowest = min(busy.values(), key=lambda w: w.since)
+            answered = wait(list(busy), timeout=max(0.0, slowest.since + try_seconds - time.monotonic()))
+            if not answered:
+                raise WorkerError(f"{slowest.address}: no answer within {try_seconds:g} s; the simulator hangs")
+            for connection in answered:
+                worker = busy[connection]  # type: ignore[index]
+                yield worker.receive()
+                for idle in team:
+                    if not idle.job:
+                        idle.start(take)
+    finally:
+        for worker in team:
+            worker.stop()
+
+
+class _Worker:
+    """The parent's end of one worker process."""
+
+    def __init__(self, number: int, make_simulator: Callable[[str], Simulator], settings: ExpertSettings):
+        self.number = number
+        self.job: tuple[str, int] | None = None
+        self.since = 0.0
+        self._last_key: str | None = None
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._process: BaseProcess = context.Process(
+            target=_serve, args=(theirs, make_simulator, settings), name=f"demos-{number}", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    @property
+    def address(self) -> str:
+        return f"demonstration worker {self.number}" + (f", {self.job[0]}, try {self.job[1]}" if self.job else "")
+
+    def start(self, take: Take) -> None:
+        self.job = take(self._last_key)
+        if self.job:
+            self._last_key, self.since = self.job[0], time.monotonic()
+            with contextlib.suppress(OSError):  # it died: receive() says so
+                self.connection.send(self.job)
+
+    def receive(self) -> Result:
+        assert self.job
+        where = self.address
+        (key, number), self.job = self.job, None
+        try:
+            answer = self.connection.recv()
+        except (EOFError, OSError) as error:
+            self._process.join(5)
+            raise WorkerError(f"{where}: the process died (exit code {self._process.exitcode})") from error
+        if isinstance(answer, _Failure):
+            if isinstance(answer.error, RiptError):
+                raise answer.error from WorkerError(f"{where}:\n{answer.text}")
+            raise WorkerError(f"{where}: {answer.error}\n{answer.text}")
+        demo, spec = answer
+        return key, number, demo, spec
+
+    def stop(self) -> None:
+        """Idle workers leave by themselves when the connection closes (and close their renderer); others are ended."""
+        idle = self.job is None
+        self.connection.close()
+        self._process.join(5 if idle else 0)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join(2)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+class _Failure:
+    """What a worker raised: the error itself if it is ours, else its first line, and the traceback."""
+
+    def __init__(self, error: BaseException):
+        self.error = error if isinstance(error, RiptError) else f"{type(error).__name__}: {error}"
+        self.text = traceback.format_exc()
+
+
+def _serve(connection: Connection, make_simulator: Callable[[str], Simulator], settings: ExpertSettings) -> None:
+    """A worker: answer each (task key, try number) with (demonstration or None, spec), until the parent goes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # software OpenGL: no threads of its own, every core has a worker
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), _OneSimulator(make_simulator) as slot:
+        while True:
+            key, number = connection.recv()
+            try:
+                sim = slot.simulator(key)
+                answer: object = make_demo(sim, number, settings), sim.spec
+            except Exception as error:
+                answer = _Failure(error)
+            connection.send(answer)
+
+
+class _OneSimulator:
+    """Holds the one simulator in use; another task's takes its place."""
+
+    def __init__(self, make_simulator: Callable[[str], Simulator]):
+        self._make = make_simulator
+        self._key: str | None = None
+        self._sim: Demonstrator | None = None
+
+    def simulator(self, key: str) -> Demonstrator:
+        if self._sim is None or self._key != key:
+            self._close()
+            sim = self._make(key)
+            if not isinstance(sim, Demonstrator):
+                sim.close()
+                raise ConfigError(f"the simulator of {key} has no scripted expert; demonstrations cannot be collected")
+            self._key, self._sim = key, sim
+        return self._sim
+
+    def _close(self) -> None:
+        sim, self._sim = self._sim, None
+        if sim is not None:
+            sim.close()
+
+    def __enter__(self) -> _OneSimulator:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._close()
