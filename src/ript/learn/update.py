@@ -234,9 +234,11 @@ def _step(policy: LikelihoodPolicy, optimiser: torch.optim.Optimizer, max_grad_n
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
     if not parameters:
         raise TrainingError("no parameter of the optimiser got a gradient: log_prob does not depend on any of them")
-    value = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    value = float(norm)
     if not math.isfinite(value):
         raise NotFiniteError(f"the gradient norm is {value}{_culprit(policy, parameters)}")
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     optimiser.step()
     return {
         "grad_norm": Mean(value),

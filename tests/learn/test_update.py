@@ -1,0 +1,425 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ript.errors import ConfigError, NoSignalError, NotFiniteError, RatioError, TrainingError
+from ript.learn.batch import make_batch
+from ript.learn.objective import clipped_objective
+from ript.learn.update import AdaptiveRate, make_optimiser, update
+from ript.types import Group, InitialState, Rollout, Status, Task, UpdateBatch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+class Bandit(torch.nn.Module):
+    """A real, tiny policy: K categorical variables of V values, logits linear in the context `x` [R, C]."""
+
+    def __init__(self, c=3, k=2, v=4, dropout=0.0, seed=0):
+        super().__init__()
+        self.k, self.v = k, v
+        self.dropout = torch.nn.Dropout(dropout)
+        self.linear = torch.nn.Linear(c, k * v)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.linear.weight.normal_(0, 0.3, generator=generator)
+            self.linear.bias.zero_()
+
+    def logits(self, x):
+        return self.linear(self.dropout(x)).view(-1, self.k, self.v).log_softmax(-1)
+
+    def log_prob(self, context, sample):
+        logits = self.logits(context["x"])
+        return logits.gather(-1, sample[..., None])[..., 0], -(logits.exp() * logits).sum(-1)
+
+    def rl_parameters(self):
+        return [{"params": [self.linear.weight]}, {"params": [self.linear.bias], "weight_decay": 0.0}]
+
+
+def make_update_batch(policy, lengths=(1, 4, 2, 3, 1, 5), seed=0, spread=0.0):
+    """Random decisions of a policy; `spread` moves the old log-probabilities away from its own."""
+    rng = torch.Generator().manual_seed(seed)
+    rows = sum(lengths)
+    x = torch.randn(rows, policy.linear.in_features, generator=rng)
+    sample = torch.randint(policy.v, (rows, policy.k), generator=rng)
+    mask = torch.rand(rows, policy.k, generator=rng) < 0.8
+    mask[:, 0] = True
+    trajectory = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    with torch.no_grad():
+        old = policy.log_prob({"x": x}, sample)[0] + spread * torch.randn(rows, policy.k, generator=rng)
+    advantage = torch.randn(len(lengths), generator=rng)[trajectory]
+    return UpdateBatch(
+        sample=sample, old_log_prob=old, mask=mask, advantage=advantage, trajectory=trajectory, context={"x": x}
+    )
+
+
+class Recorder(torch.optim.SGD):
+    """SGD that keeps the gradients it steps with. With rate 0 the weights stay, so gradients can be compared."""
+
+    def __init__(self, policy, lr=0.0):
+        super().__init__(policy.parameters(), lr=lr)
+        self.gradients = []
+
+    def step(self, closure=None):
+        self.gradients.append(torch.cat([p.grad.flatten() for g in self.param_groups for p in g["params"]]))
+        return super().step(closure)
+
+
+def gradients(policy, batch, **options):
+    optimiser = Recorder(policy)
+    defaults = {"epochs": 1, "generator": None, "max_grad_norm": 1e9, "ratio_tolerance": 1e9}
+    result = update(policy, optimiser, batch, **(defaults | options))
+    return torch.stack(optimiser.gradients), result.metrics
+
+
+def reference_gradient(policy, batch, reduction, trajectories=None):
+    """By the public objective on padded [B, D, K]."""
+    ids = range(batch.trajectories) if trajectories is None else trajectories
+    rows = [(batch.trajectory == t).nonzero()[:, 0] for t in ids]
+    pad = torch.nn.utils.rnn.pad_sequence
+    new = policy.log_prob(batch.context, batch.sample)[0]
+    loss, _ = clipped_objective(
+        pad([new[r] for r in rows], batch_first=True, padding_value=math.nan),
+        pad([batch.old_log_prob[r] for r in rows], batch_first=True),
+        torch.stack([batch.advantage[r[0]] for r in rows]),
+        pad([batch.mask[r] for r in rows], batch_first=True),
+        reduction=reduction,
+    )
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()))])
+
+
+# ---- it learns ----
+
+
+def act(policy, x, rng):
+    with torch.no_grad():
+        probabilities = policy.logits(torch.from_numpy(x)).exp().numpy().astype(np.float64)
+    sample = np.array([[rng.choice(policy.v, p=p / p.sum()) for p in row] for row in probabilities])
+    return sample, np.log(np.take_along_axis(probabilities, sample[..., None], -1)[..., 0]).astype(np.float32)
+
+
+def practise(policy, rng, groups=12, size=8):
+    """Groups of one-or-two-decision rollouts; success when every decision names the context's largest entry."""
+    task = Task(suite="toy", name="bandit", instruction="name the largest", index=0, horizon=2)
+    made = []
+    for _ in range(groups):
+        x = rng.normal(size=(int(rng.integers(1, 3)), 3)).astype(np.float32)
+        state = InitialState(task=task, state=x.astype(np.float64).ravel(), origin="sampled")
+        rollouts = []
+        for index in range(size):
+            sample, log_prob = act(policy, x, rng)
+            won = (sample[:, 0] == x.argmax(-1)).all()
+            rollouts.append(
+                Rollout(
+                    initial_state_id=state.id, index=index, status=Status.SUCCESS if won else Status.FAILURE,
+                    sample=sample, log_prob=log_prob, mask=np.ones_like(sample, bool), context={"x": x},
+                    decisions=len(x), env_steps=len(x), policy_version=0,
+                )
+            )  # fmt: skip
+        made.append(Group(initial_state=state, rollouts=tuple(rollouts)))
+    return made
+
+
+@pytest.mark.parametrize("reduction", ["token", "trajectory"])
+def test_a_bandit_learns_from_success_and_failure_alone(reduction):
+    rng = np.random.default_rng(0)
+    policy = Bandit()
+    optimiser = make_optimiser(policy, learning_rate=0.05)
+    successes = []
+    for step in range(15):
+        groups = practise(policy, rng)
+        successes.append(np.mean([g.success for g in groups]))
+        update(
+            policy, optimiser, make_batch(groups), epochs=2, minibatch_decisions=48, reduction=reduction,
+            generator=torch.Generator().manual_seed(step),
+        )  # fmt: skip
+    assert np.mean(successes[:2]) < 0.35
+    assert np.mean(successes[-3:]) > 0.75
+
+
+# ---- gradients ----
+
+
+@pytest.mark.parametrize("reduction", ["token", "trajectory"])
+@pytest.mark.parametrize("unit", [{"minibatch_decisions": 100}, {"minibatch_trajectories": 100}])
+def test_one_minibatch_has_the_gradient_of_the_public_objective(reduction, unit):
+    policy = Bandit()
+    batch = make_update_batch(policy, spread=0.2)
+    gradient, _ = gradients(policy, batch, reduction=reduction, **unit)
+    torch.testing.assert_close(gradient, reference_gradient(policy, batch, reduction)[None])
+
+
+@pytest.mark.parametrize("reduction", ["token", "trajectory"])
+@pytest.mark.parametrize("unit", [{"minibatch_decisions": 7}, {"minibatch_trajectories": 4}])
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_micro_batches_change_neither_gradients_nor_metrics(reduction, unit, micro_batch):
+    policy = Bandit()
+    batch = make_update_batch(policy, spread=0.2)
+    whole, metrics = gradients(policy, batch, reduction=reduction, entropy_bonus=0.1, **unit)
+    cut, cut_metrics = gradients(policy, batch, reduction=reduction, entropy_bonus=0.1, micro_batch=micro_batch, **unit)
+    assert len(whole) > 1
+    torch.testing.assert_close(cut, whole)
+    for key in metrics.keys() - {"update_seconds"}:
+        assert cut_metrics[key].value == pytest.approx(metrics[key].value, rel=1e-4, abs=1e-6), key
+
+
+def test_minibatches_of_trajectories_each_have_their_own_trajectory_mean():
+    policy = Bandit()
+    batch = make_update_batch(policy, spread=0.2)
+    found, _ = gradients(policy, batch, reduction="trajectory", minibatch_trajectories=2)
+    expected = [reference_gradient(policy, batch, "trajectory", t) for t in ([0, 1], [2, 3], [4, 5])]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_over_an_epoch_of_decision_minibatches_the_mean_gradient_is_the_trajectory_mean():
+    policy = Bandit()
+    batch = make_update_batch(policy, spread=0.2)
+    found, _ = gradients(
+        policy, batch, reduction="trajectory", minibatch_decisions=5, generator=torch.Generator().manual_seed(3)
+    )
+    assert len(found) == 4
+    torch.testing.assert_close(found.mean(0), reference_gradient(policy, batch, "trajectory"))
+
+
+# ---- minibatches ----
+
+
+class Watching(Bandit):
+    """Notes the rows (by sample identity) that each forward pass saw."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.seen = []
+
+    def log_prob(self, context, sample):
+        self.seen.append([round(v, 6) for v in context["x"][:, 0].tolist()])
+        return super().log_prob(context, sample)
+
+
+@pytest.mark.parametrize("unit, sizes", [("minibatch_decisions", [6, 5, 5]), ("minibatch_trajectories", None)])
+def test_every_epoch_sees_every_row_once_in_minibatches_of_nearly_equal_size(unit, sizes):
+    policy = Watching()
+    batch = make_update_batch(policy)
+    policy.seen.clear()
+    update(
+        policy, Recorder(policy), batch, epochs=2, generator=torch.Generator().manual_seed(0),
+        **{unit: 6 if sizes else 4},
+    )  # fmt: skip
+    everything = sorted(round(v, 6) for v in batch.context["x"][:, 0].tolist())
+    per_epoch = len(policy.seen) // 2
+    assert per_epoch == (3 if sizes else 2)
+    for epoch in (policy.seen[:per_epoch], policy.seen[per_epoch:]):
+        assert sorted(v for minibatch in epoch for v in minibatch) == everything
+        if sizes:
+            assert [len(minibatch) for minibatch in epoch] == sizes
+    assert policy.seen[:per_epoch] != policy.seen[per_epoch:]
+
+
+def test_trajectory_minibatches_keep_trajectories_whole():
+    policy = Watching()
+    batch = make_update_batch(policy)
+    policy.seen.clear()
+    update(
+        policy, Recorder(policy), batch, epochs=1, minibatch_trajectories=2,
+        generator=torch.Generator().manual_seed(1),
+    )  # fmt: skip
+    owner = dict(zip([round(v, 6) for v in batch.context["x"][:, 0].tolist()], batch.trajectory.tolist(), strict=True))
+    owners = [{owner[v] for v in minibatch} for minibatch in policy.seen]
+    assert [len(o) for o in owners] == [2, 2, 2]
+    assert set.union(*owners) == set(range(6))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    def trained(seed):
+        policy = Bandit()
+        batch = make_update_batch(policy)
+        optimiser = make_optimiser(policy, learning_rate=0.01)
+        generator = torch.Generator().manual_seed(seed)
+        update(policy, optimiser, batch, epochs=3, minibatch_decisions=5, generator=generator)
+        return policy.linear.weight.detach()
+
+    assert torch.equal(trained(0), trained(0))
+    assert not torch.equal(trained(0), trained(1))
+
+
+# ---- the guards ----
+
+
+def test_dropout_is_off_during_the_update():
+    policy = Bandit(dropout=0.5)
+    policy.eval()
+    batch = make_update_batch(policy)
+    policy.train()
+    optimiser = make_optimiser(policy, learning_rate=0.01)
+    result = update(policy, optimiser, batch, epochs=1, minibatch_decisions=8, generator=None)
+    assert result.metrics["first_ratio_deviation"].value < 1e-5
+    assert not policy.training
+
+
+def test_a_density_other_than_the_one_that_acted_is_refused_before_any_step():
+    policy = Bandit()
+    batch = make_update_batch(policy, spread=0.01)
+    before = copy.deepcopy(policy.state_dict())
+    with pytest.raises(RatioError, match=r"must be 1, but lies in \[0\.9.*temperature, top-k and dropout"):
+        update(
+            policy, make_optimiser(policy, learning_rate=0.1), batch, epochs=1, minibatch_decisions=8, generator=None
+        )
+    assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_is_refused_with_its_place_and_leaves_the_weights():
+    policy = Bandit()
+    batch = make_update_batch(policy)
+    batch.context["x"][9] = math.nan
+    before = copy.deepcopy(policy.state_dict())
+    with pytest.raises(NotFiniteError, match=r"epoch 1 of 2, minibatch 2 of 2: log_prob is nan at row 1, variable 0"):
+        update(policy, Recorder(policy, lr=0.0), batch, epochs=2, minibatch_decisions=8, generator=None)
+    assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
+    assert all(p.grad is None for p in policy.parameters())
+
+
+class BadGradient(Bandit):
+    """Finite log-probabilities whose gradient is NaN: sqrt at 0 times 0."""
+
+    def log_prob(self, context, sample):
+        log_prob, entropy = super().log_prob(context, sample)
+        return log_prob + 0 * self.linear.bias.sum().mul(0).sqrt(), entropy
+
+
+def test_a_gradient_that_is_not_finite_is_refused_before_the_step():
+    policy = BadGradient()
+    batch = make_update_batch(policy)
+    optimiser = make_optimiser(policy, learning_rate=0.1)
+    before = copy.deepcopy(policy.state_dict())
+    with pytest.raises(
+        NotFiniteError, match=r"epoch 1 of 1, minibatch 1 of 1: the gradient norm is nan, .*linear.bias"
+    ):
+        update(policy, optimiser, batch, epochs=1, minibatch_decisions=99, generator=None)
+    assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
+    assert not optimiser.state
+    assert all(p.grad is None for p in policy.parameters())
+
+
+def test_the_gradient_norm_is_clipped_and_reported_before_clipping():
+    policy = Bandit()
+    batch = make_update_batch(policy)
+    free, free_metrics = gradients(policy, batch, minibatch_decisions=99)
+    norm = float(free.norm())
+    clipped, metrics = gradients(policy, batch, minibatch_decisions=99, max_grad_norm=norm / 4)
+    torch.testing.assert_close(clipped, free / 4, rtol=1e-4, atol=1e-6)
+    assert metrics["grad_norm"].value == pytest.approx(norm, rel=1e-5)
+    assert (free_metrics["grad_clip_fraction"].value, metrics["grad_clip_fraction"].value) == (0, 1)
+
+
+def test_the_update_ends_before_the_step_when_kl_passes_its_target():
+    policy = Bandit()
+    batch = make_update_batch(policy)
+    optimiser = make_optimiser(policy, learning_rate=0.3)
+    options = {"minibatch_decisions": 8, "generator": None}
+    result = update(policy, optimiser, batch, epochs=5, target_kl=0.05, **options)
+    assert result.kl_last > 0.05
+    steps = int(result.metrics["optimiser_steps"].value)
+    assert 1 <= steps < 10
+    assert result.metrics["epochs_done"].value == steps / 2
+    place = f"epoch {steps // 2 + 1} of 5, minibatch {steps % 2 + 1} of 2"
+    assert result.stop_reason == f"KL {result.kl_last:.3g} passed the target 0.05 in {place}"
+    with torch.no_grad():  # the weights are those of the step before: the KL measured is that of the policy we hold
+        rows = slice(8, 16) if steps % 2 else slice(0, 8)
+        log_ratio = policy.log_prob({"x": batch.context["x"][rows]}, batch.sample[rows])[0] - batch.old_log_prob[rows]
+        kl = (log_ratio.exp() - 1 - log_ratio)[batch.mask[rows]].mean()
+    assert float(kl) == pytest.approx(result.kl_last, rel=1e-5)
+
+
+def test_without_a_target_all_epochs_are_done_and_said_to_be():
+    policy = Bandit()
+    calls = []
+    result = update(
+        policy, make_optimiser(policy, learning_rate=0.01), make_update_batch(policy), epochs=3, minibatch_decisions=8,
+        generator=None, on_minibatch=lambda done, total: calls.append((done, total)),
+    )  # fmt: skip
+    assert result.stop_reason == "all 3 epochs done"
+    assert result.metrics["epochs_done"].value == 3
+    assert calls == [(i, 6) for i in range(1, 7)]
+    expected = {
+        "loss", "clip_fraction", "kl", "kl_k1", "ratio_mean", "ratio_min", "ratio_max", "entropy", "grad_norm",
+        "grad_norm_max", "grad_clip_fraction", "learning_rate", "epochs_done", "optimiser_steps",
+        "first_ratio_deviation", "kl_last", "update_seconds",
+    }  # fmt: skip
+    assert result.metrics.keys() == expected
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, "give one of"),
+        ({"minibatch_decisions": 4, "minibatch_trajectories": 2}, "give one of"),
+        ({"minibatch_decisions": 0}, "at least 1"),
+        ({"minibatch_decisions": 4, "epochs": 0}, "epochs"),
+        ({"minibatch_decisions": 4, "micro_batch": 0}, "micro_batch"),
+        ({"minibatch_decisions": 4, "max_grad_norm": 0.0}, "max_grad_norm"),
+        ({"minibatch_decisions": 4, "clip_low": 1.5}, "clip_low"),
+        ({"minibatch_decisions": 4, "reduction": "mean"}, "reduction"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, message):
+    policy = Bandit()
+    with pytest.raises(ConfigError, match=message):
+        gradients(policy, make_update_batch(policy), **options)
+
+
+def test_a_batch_without_valid_tokens_is_refused():
+    policy = Bandit()
+    batch = make_update_batch(policy)
+    batch.mask[:] = False
+    with pytest.raises(NoSignalError, match="none of the batch's 16 rows"):
+        gradients(policy, batch, minibatch_decisions=4)
+
+
+def test_parameters_that_get_no_gradient_are_refused():
+    policy, other = Bandit(), Bandit()
+    batch = make_update_batch(policy)
+    with pytest.raises(TrainingError, match="does not depend on any of them"):
+        update(policy, torch.optim.SGD(other.parameters()), batch, epochs=1, minibatch_decisions=4, generator=None)
+    policy.requires_grad_(False)
+    with pytest.raises(TrainingError, match="returned no gradient"):
+        update(policy, torch.optim.SGD(other.parameters()), batch, epochs=1, minibatch_decisions=4, generator=None)
+
+
+# ---- optimiser and rate ----
+
+
+def test_the_optimiser_keeps_each_groups_own_weight_decay():
+    optimiser = make_optimiser(Bandit(), learning_rate=1e-3, weight_decay=0.1)
+    assert [(g["lr"], g["weight_decay"]) for g in optimiser.param_groups] == [(1e-3, 0.1), (1e-3, 0.0)]
+
+
+def test_the_adaptive_rate_falls_above_its_target_rises_below_and_rests_near_it():
+    rate = AdaptiveRate(target_kl=0.05)
+    assert rate.after(0.08).scale == pytest.approx(0.67)
+    assert rate.after(0.03).scale == pytest.approx(1.5)
+    assert rate.after(0.05) == rate.after(0.07) == rate.after(0.035) == rate
+
+
+def test_the_adaptive_rate_stays_within_its_bounds():
+    rate = AdaptiveRate(target_kl=0.05, low=0.5, high=2.0)
+    assert rate.after(1.0).after(1.0).scale == 0.5
+    assert rate.after(0.0).after(0.0).scale == 2.0
+    with pytest.raises(ConfigError, match="adaptive rate"):
+        AdaptiveRate(target_kl=0.05, scale=0.01)
+
+
+def test_the_adaptive_rate_scales_the_initial_rates_and_survives_a_checkpoint():
+    policy = Bandit()
+    optimiser = make_optimiser(policy, learning_rate=0.1)
+    AdaptiveRate(target_kl=0.05).after(1.0).apply(optimiser)
+    AdaptiveRate(target_kl=0.05, scale=0.5).apply(optimiser)
+    assert [g["lr"] for g in optimiser.param_groups] == [0.05, 0.05]
+    resumed = make_optimiser(Bandit(), learning_rate=7.0)
+    resumed.load_state_dict(optimiser.state_dict())
+    AdaptiveRate(target_kl=0.05, scale=2.0).apply(resumed)
+    assert [g["lr"] for g in resumed.param_groups] == [0.2, 0.2]
