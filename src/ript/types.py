@@ -351,3 +351,20 @@ class EvalResult:
             "tasks": {name: row(r) for name, r in self.tasks.items()},
             "total": row(self.total),
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping, per_state: Mapping[str, Sequence[Sequence[str]]]) -> EvalResult:
+        """The inverse of `to_json`, without videos and costs."""
+
+        def result(r: Mapping) -> TaskResult:
+            low, high = r["interval"]
+            return TaskResult(successes=r["successes"], trials=r["trials"], errors=r["errors"], interval=(low, high))
+
+        return cls(
+            policy=data["policy"],
+            seed=data["seed"],
+            mode=data["mode"],
+            tasks={name: result(r) for name, r in data["tasks"].items()},
+            total=result(data["total"]),
+            per_state={name: [(state, status) for state, status in rows] for name, rows in per_state.items()},
+        )

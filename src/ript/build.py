@@ -1,0 +1,177 @@
+"""Configuration -> objects: the only file that knows every concrete class."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ript.config import Config, PolicyConfig, RolloutConfig, SimConfig
+from ript.errors import ConfigError, PolicyError
+from ript.interfaces import EnvPool, LikelihoodPolicy, Simulator, SimulatorFactory
+from ript.policies import folder as policy_folder
+from ript.policies.quest.config import SIZES, QuestConfig
+from ript.policies.quest.policy import QuestPolicy
+from ript.rollout.pool import make_pool
+from ript.sims.registry import list_tasks, make_simulator
+from ript.types import InitialState, SimulatorSpec, Split, Task
+
+
+def simulator_settings(sim: SimConfig) -> dict[str, Any]:
+    """Keyword arguments of `make_simulator` for this configuration."""
+    settings: dict[str, Any] = {"horizon": sim.horizon, "image_size": sim.image_size}
+    if sim.suite == "metaworld":
+        settings |= {"cameras": sim.cameras, "arm": sim.arm}
+    return settings
+
+
+def simulator_factory(sim: SimConfig) -> SimulatorFactory:
+    """Task key -> simulator; picklable."""
+    return functools.partial(make_simulator, **simulator_settings(sim))
+
+
+def sim_config_of(policy: LikelihoodPolicy, horizon: int = 500) -> SimConfig:
+    """The simulator settings that a policy was trained with."""
+    spec: SimulatorSpec = policy.simulator  # type: ignore[attr-defined]
+    sizes = set(spec.cameras.values())
+    if len(sizes) != 1 or len(set(next(iter(sizes)))) != 1:
+        raise PolicyError(f"the policy's cameras have different or oblong sizes ({dict(spec.cameras)}): not supported here")
+    known = {"arm": spec.render["arm"]} if "arm" in spec.render else {}
+    return SimConfig(
+        suite=spec.suite, cameras=tuple(spec.cameras), image_size=next(iter(sizes))[0], horizon=horizon,
+        **known,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def task_keys(sim: SimConfig, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names or keys of tasks -> keys, with unknown names refused and the nearest suggested."""
+    known = {t.name: t for t in list_tasks() if t.suite == sim.suite}
+    keys = []
+    for name in names:
+        name = name.removeprefix(f"{sim.suite}/")
+        if name not in known and f"{name}-v3" in known:
+            name = f"{name}-v3"
+        if name not in known:
+            from ript.errors import UnknownNameError
+
+            raise UnknownNameError(f"{sim.suite} task", name, known)
+        keys.append(known[name].key)
+    return tuple(keys)
+
+
+def make_policy(config: Config, spec: SimulatorSpec, privileged_dim: int, seed: int | None = None) -> QuestPolicy:
+    """A new policy with weights drawn from the seed."""
+    import torch
+
+    p = config.policy
+    changes: dict[str, Any] = dict(SIZES[p.size])
+    if p.chunk:
+        changes |= {"chunk": p.chunk, "execute": p.execute or p.chunk}
+    elif p.execute:
+        changes["execute"] = p.execute
+    changes |= {
+        "action_dim": spec.action_dim,
+        "cameras": dict(spec.cameras),
+        "proprio": {"proprio": spec.proprio_dim},
+        "language_dim": 384,
+        "privileged_dim": privileged_dim if p.privileged else 0,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed if seed is None else seed)
+        return QuestPolicy(QuestConfig(**changes), spec)
+
+
+def load_policy(folder: str | Path) -> QuestPolicy:
+    """Load a policy folder, whatever kind of policy it holds.
+
+    Raises:
+        PolicyError: missing, partial, corrupt, of an unknown kind or another version.
+    """
+    kinds = {QuestPolicy.KIND: QuestPolicy.from_pretrained}
+    kind = policy_folder.kind(Path(folder))
+    if kind not in kinds:
+        raise PolicyError(f"{folder} holds a {kind!r} policy; this version of ript knows {', '.join(kinds)}")
+    return kinds[kind](folder)
+
+
+def for_post_training(policy: QuestPolicy, settings: PolicyConfig) -> QuestPolicy:
+    """The policy with the sampling density and the trained parts that the configuration asks for."""
+    return policy.configured(
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        sampling=settings.sampling,
+        rl_trains=settings.rl_trains,
+    )
+
+
+def make_env_pool(sim: SimConfig, rollout: RolloutConfig, policy: LikelihoodPolicy) -> EnvPool:
+    """A pool of simulators with the policy in the loop."""
+    return make_pool(
+        simulator_factory(sim),
+        policy,
+        workers=rollout.workers,
+        slots=rollout.slots,
+        inference=rollout.inference,
+        request_timeout=rollout.request_timeout,
+        max_retries=rollout.max_retries,
+        max_error_rate=rollout.max_error_rate,
+    )
+
+
+class Contexts:
+    """Initial states to practise on or to be measured on. A context manager that owns one simulator per task.
+
+    Args:
+        sim: simulator settings.
+        tasks: task keys.
+        seed: of the states.
+    """
+
+    def __init__(self, sim: SimConfig, tasks: tuple[str, ...], seed: int):
+        self.tasks, self.seed = tasks, seed
+        self._factory, self._stack = simulator_factory(sim), ExitStack()
+        self._simulators: dict[str, Simulator] = {}
+
+    def simulator(self, task: str) -> Simulator:
+        if task not in self._simulators:
+            self._simulators[task] = self._stack.enter_context(self._factory(task))
+        return self._simulators[task]
+
+    def states(self, task: str, n: int, split: Split, start: int = 0, seed: int | None = None) -> list[InitialState]:
+        """States start..start+n-1 of a task."""
+        return self.simulator(task).initial_states(n, self.seed if seed is None else seed, split, start)
+
+    def held_out(self, trials: int, start: int = 0, seed: int = 0) -> dict[Task, list[InitialState]]:
+        """The held-out states that evaluations use."""
+        return {self.simulator(t).task: self.states(t, trials, "heldout", start, seed) for t in self.tasks}
+
+    def training(self, position: int, fixed: int = 0) -> Iterator[InitialState]:
+        """The endless sequence of training states from `position` on, task after task in turn.
+
+        Args:
+            position: how many were used before.
+            fixed: size of the set per task that is gone through again and again; 0: always fresh ones.
+        """
+        if not self.tasks:
+            raise ConfigError("no task to practise on: give --tasks")
+        for i in itertools.count(position):
+            number = i // len(self.tasks)
+            yield self.states(self.tasks[i % len(self.tasks)], 1, "train", number % fixed if fixed else number)[0]
+
+    def __enter__(self) -> Contexts:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+
+def card_entry(config: Config, measured: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a model card says about training."""
+    return {
+        "recipe": config.recipe,
+        "target_tasks": list(config.tasks),
+        "measured": dict(measured or {}),
+    }

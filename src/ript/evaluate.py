@@ -1,0 +1,149 @@
+"""Success rates on fixed held-out initial states, with intervals; errors are not failures."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ript.build import Contexts, load_policy, make_env_pool, sim_config_of, task_keys
+from ript.config import RolloutConfig
+from ript.errors import ConfigError
+from ript.interfaces import EnvPool
+from ript.policies.quest.policy import QuestPolicy
+from ript.report.progress import progress
+from ript.types import EvalResult, InitialState, Rollout, RolloutRequest, Status, Task, TaskResult
+
+SEED_TAG = 0x6576616C
+"""Keeps the generators of evaluation apart from those of training."""
+
+
+def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson score interval of a proportion, 95 % by default (Wilson 1927). (0, 1) without trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    p, z2 = successes / trials, z * z
+    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = z / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def tally(statuses: Sequence[Status]) -> TaskResult:
+    """Successes over valid trials; errors apart."""
+    successes, errors = statuses.count(Status.SUCCESS), statuses.count(Status.ERROR)
+    trials = len(statuses) - errors
+    return TaskResult(successes=successes, trials=trials, errors=errors, interval=wilson(successes, trials))
+
+
+def run_evaluation(
+    pool: EnvPool,
+    states: Mapping[Task, Sequence[InitialState]],
+    *,
+    name: str,
+    seed: int,
+    modes: Sequence[str] = ("sampled",),
+    temperature: float = 1.0,
+    videos: int = 0,
+) -> dict[str, EvalResult]:
+    """Measure the pool's present policy, one rollout from each state and mode, all in one stream.
+
+    Args:
+        pool: holds the policy.
+        states: held-out states per task.
+        name: of the policy, for the record.
+        seed: of sampling.
+        modes: "sampled", "greedy" or both.
+        temperature: of sampled mode, for the record.
+        videos: how many of each task's first states become videos, in the first mode.
+
+    Returns:
+        mode -> result.
+    """
+    began = time.perf_counter()
+    # The rollout's index tells the modes apart: 0 for the first, 1 for the second.
+    requests = [
+        RolloutRequest(initial_state=state, index=m, seed=(seed, SEED_TAG), greedy=mode == "greedy", record=False,
+                       video=m == 0 and i < videos)
+        for i in range(max(map(len, states.values()), default=0))
+        for group in states.values() if i < len(group)
+        for state in (group[i],)
+        for m, mode in enumerate(modes)
+    ]  # fmt: skip
+    done: dict[tuple[str, int], Rollout] = {}
+    with progress(len(requests), f"evaluating ({' and '.join(modes)})") as bar:
+        for rollout in pool.run(iter(requests)):
+            done[rollout.initial_state_id, rollout.index] = rollout
+            bar.advance()
+    seconds = time.perf_counter() - began
+    results = {}
+    for m, mode in enumerate(modes):
+        rollouts = {task: [done[s.id, m] for s in group] for task, group in states.items()}
+        results[mode] = EvalResult(
+            policy=name,
+            seed=seed,
+            mode="greedy" if mode == "greedy" else f"sampled (temperature {temperature:g})",
+            tasks={task.name: tally([r.status for r in rs]) for task, rs in rollouts.items()},
+            total=tally([r.status for rs in rollouts.values() for r in rs]),
+            per_state={t.name: [(r.initial_state_id, r.status.value) for r in rs] for t, rs in rollouts.items()},
+            videos=[
+                (t.name, r.initial_state_id, r.status.value, r.frames)
+                for t, rs in rollouts.items() for r in rs if r.frames is not None
+            ],
+            env_steps=sum(r.env_steps for rs in rollouts.values() for r in rs),
+            seconds=seconds,
+        )  # fmt: skip
+    return results
+
+
+def evaluate(
+    policy: str | Path | QuestPolicy,
+    tasks: Sequence[str],
+    *,
+    trials: int = 100,
+    seed: int = 0,
+    greedy: bool = False,
+    temperature: float | None = None,
+    videos: int = 0,
+    horizon: int = 500,
+    rollout: RolloutConfig | None = None,
+) -> EvalResult:
+    """Success rate of a policy on held-out initial states that training never draws.
+
+    Args:
+        policy: a policy folder, or a policy.
+        tasks: names such as "drawer-open-v3".
+        trials: states per task, the first of the held-out sequence of `seed`.
+        seed: of states and sampling.
+        greedy: take the most likely sample.
+        temperature: of sampling; the policy's own by default.
+        videos: how many rollouts per task are kept as frames.
+        horizon: environment steps until a rollout counts as a failure.
+        rollout: workers and slots.
+
+    Raises:
+        ConfigError, UnknownNameError, PolicyError: what was given cannot work.
+    """
+    if trials < 1:
+        raise ConfigError(f"trials must be at least 1, got {trials}")
+    if not tasks:
+        raise ConfigError("no task to evaluate on: name at least one")
+    name = str(policy) if isinstance(policy, str | Path) else "policy"
+    loaded = load_policy(policy) if isinstance(policy, str | Path) else policy
+    if temperature is not None:
+        loaded = loaded.configured(temperature=temperature)
+    sim = sim_config_of(loaded, horizon)
+    keys = task_keys(sim, tuple(tasks))
+    with Contexts(sim, keys, seed) as contexts:
+        states = contexts.held_out(trials, seed=seed)
+        loaded.embed([task.instruction for task in states])  # once here, not once in each worker
+        pool = make_env_pool(sim, rollout or RolloutConfig(), loaded)
+        try:
+            mode = "greedy" if greedy else "sampled"
+            results = run_evaluation(
+                pool, states, name=name, seed=seed, modes=(mode,), temperature=loaded.config.temperature, videos=videos
+            )
+        finally:
+            pool.close()
+    return replace(results[mode])

@@ -1,0 +1,282 @@
+"""Supervised stages: the skill autoencoder, the policy on all tasks, and fine-tuning toward a few target tasks.
+
+Resumable: a stage's data order, dropout and augmentation continue exactly where the last checkpoint left them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ript.build import load_policy, make_policy, simulator_factory, task_keys
+from ript.config import Config
+from ript.demos.demo_set import DemoSet, open_demos
+from ript.demos.statistics import Statistics, compute_statistics
+from ript.demos.windows import Windows
+from ript.errors import DataError, NotFiniteError, PolicyError
+from ript.interfaces import Demonstrator
+from ript.metrics import Mean, Metrics, merge, values
+from ript.policies.quest.policy import QuestPolicy, parameter_groups
+from ript.report.progress import progress, status
+from ript.report.run import RunFolder
+from ript.types import DemoBatch
+
+Loss = tuple[torch.Tensor, Metrics]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One supervised stage.
+
+    Attributes:
+        name: for logs.
+        steps: optimiser steps.
+        learning_rate: peak; warmed up over 5 % of the steps, then a cosine to a tenth.
+        modules: what is trained.
+        batches: generator -> endless batches.
+        loss: batch -> (loss, metrics).
+    """
+
+    name: str
+    steps: int
+    learning_rate: float
+    modules: Sequence[torch.nn.Module]
+    batches: Callable[[np.random.Generator], Iterator[Any]]
+    loss: Callable[[Any], Loss]
+
+
+def train_sft(
+    config: Config,
+    demos: Sequence[str | Path] | DemoSet,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    resume: bool = False,
+) -> QuestPolicy:
+    """Train a policy on demonstrations, or fine-tune a base policy toward the target tasks.
+
+    Without `base`: autoencoder, then policy on every task in the files; then fine-tuning when some of them are target
+    tasks. With `base`: fine-tuning alone; its autoencoder is kept.
+
+    Args:
+        config: recipe; `tasks` are the targets.
+        demos: files, or an opened set.
+        out: run folder; the policy is written to `out/policy`.
+        base: policy folder to start from.
+        resume: go on with an interrupted run in `out`.
+
+    Raises:
+        DataError: the files are unusable or lack a target task.
+        NotFiniteError: the loss became NaN; the last checkpoint is kept.
+        RunError: `out` is in use or holds another run.
+    """
+    demo_set = demos if isinstance(demos, DemoSet) else open_demos(list(demos))
+    have = {task.key for task in demo_set.tasks}
+    targets = tuple(k for k in task_keys(config.sim, config.tasks) if k in have)
+    missing = sorted(set(task_keys(config.sim, config.tasks)) - have)
+    if base is not None and missing:
+        raise DataError(f"no demonstration of target task {', '.join(missing)} in the files; there are {', '.join(sorted(have))}")
+    policy = load_policy(base) if base is not None else _new_policy(config, demo_set)
+    windows = Windows(demo_set, policy.config.chunk)
+    if base is None:
+        _set_statistics(policy, compute_statistics(windows))
+    policy.check_simulator(windows.spec)
+    policy.embed([task.instruction for task in windows.tasks])
+    stages = _stages(config, policy, windows, targets, fresh=base is None)
+    with RunFolder.open(out) if resume else RunFolder.create(out, config.to_json(), "sft") as run:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(config.sft.threads)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                _run_stages(run, config, policy, stages)
+        finally:
+            torch.set_num_threads(threads)
+        policy.eval()
+        policy.card["supervised training"] = {
+            "recipe": config.recipe,
+            "demonstrations": len(demo_set),
+            "tasks": ", ".join(t.name for t in windows.tasks),
+            "target tasks": ", ".join(config.tasks) or "none",
+            "seed": config.seed,
+            "auxiliary loss on object positions from the simulator": "yes" if config.policy.privileged else "no",
+        }
+        with run.replace(run.policy) as folder:
+            policy.save_pretrained(folder)
+        run.finish("all stages done")
+    return policy
+
+
+def _new_policy(config: Config, demos: DemoSet) -> QuestPolicy:
+    first = next(demos.demos())
+    privileged = first.privileged
+    if config.policy.privileged and privileged is None:
+        raise DataError("policy.privileged asks for object positions, and the demonstrations have none (obs/privileged)")
+    return make_policy(config, demos.spec, 0 if privileged is None else privileged.shape[1])
+
+
+def _set_statistics(policy: QuestPolicy, statistics: Statistics) -> None:
+    encoder = policy.encoder
+    encoder.proprio_mean.copy_(torch.as_tensor(statistics.proprio_mean))
+    encoder.proprio_std.copy_(torch.as_tensor(statistics.proprio_std))
+    if encoder.privileged is not None:
+        if statistics.privileged_mean is None or statistics.privileged_std is None:
+            raise PolicyError("the demonstrations carry no object positions (obs/privileged), which the policy's loss needs")
+        encoder.privileged_mean.copy_(torch.as_tensor(statistics.privileged_mean))
+        encoder.privileged_std.copy_(torch.as_tensor(statistics.privileged_std))
+
+
+def _stages(config: Config, policy: QuestPolicy, windows: Windows, targets: Sequence[str], fresh: bool) -> list[Stage]:
+    s = config.sft
+    chunks, mask = windows.action_chunks()
+
+    def chunk_batches(rng: np.random.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        while True:
+            rows = rng.integers(len(chunks), size=s.autoencoder_batch)
+            yield torch.from_numpy(chunks[rows]), torch.from_numpy(mask[rows])
+
+    def demo_batches(weights: dict[str, float] | None) -> Callable[[np.random.Generator], Iterator[DemoBatch]]:
+        return lambda rng: windows.batches(s.policy_batch, rng, task_weights=weights)
+
+    actor = [policy.encoder, policy.prior]
+    stages = []
+    if fresh:
+        stages += [
+            Stage(name="autoencoder", steps=s.autoencoder_steps, learning_rate=s.autoencoder_learning_rate,
+                  modules=[policy.autoencoder], batches=chunk_batches, loss=lambda b: policy.autoencoder_loss(*b)),
+            Stage(name="policy", steps=s.policy_steps, learning_rate=s.policy_learning_rate, modules=actor,
+                  batches=demo_batches(None), loss=policy.loss),
+        ]  # fmt: skip
+    if targets:
+        weights = windows.target_weights(targets, s.finetune_share)
+        stages.append(
+            Stage(name="finetune", steps=s.finetune_steps, learning_rate=s.finetune_learning_rate, modules=actor,
+                  batches=demo_batches(weights), loss=policy.loss)
+        )  # fmt: skip
+    return stages
+
+
+def schedule(step: int, steps: int, peak: float) -> float:
+    """Learning rate: linear warm-up over 5 % of the steps, then a cosine from `peak` to a tenth of it."""
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.55 + 0.45 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _run_stages(run: RunFolder, config: Config, policy: QuestPolicy, stages: Sequence[Stage]) -> None:
+    done = 0  # steps of earlier stages
+    found = run.load_checkpoint()
+    reached = found.iteration if found else 0
+    for number, stage in enumerate(stages):
+        if reached >= done + stage.steps:  # finished before the interruption
+            done += stage.steps
+            if found and reached == done:
+                policy.load_state_dict(found.state["policy"])
+            continue
+        rng = np.random.default_rng([config.seed, number])
+        torch.manual_seed(config.seed * 1000 + number)
+        optimiser = torch.optim.AdamW(parameter_groups(stage.modules), weight_decay=config.sft.weight_decay)
+        start = 0
+        if found and reached > done:
+            start = reached - done
+            policy.load_state_dict(found.state["policy"])
+            optimiser.load_state_dict(found.state["optimiser"])
+            rng.bit_generator.state = found.state["rng"]
+            torch.set_rng_state(found.state["torch_rng"])
+
+        def save(step: int, rng: np.random.Generator = rng, optimiser: torch.optim.Optimizer = optimiser,
+                 done: int = done) -> None:  # fmt: skip
+            run.save_checkpoint(done + step, {
+                "policy": policy.state_dict(), "optimiser": optimiser.state_dict(),
+                "rng": rng.bit_generator.state, "torch_rng": torch.get_rng_state(),
+            })  # fmt: skip
+
+        metrics = _run_stage(run, config, policy, stage, optimiser, rng, start, done, save)
+        done += stage.steps
+        numbers = ", ".join(f"{k.split('/')[-1]} {v:.3g}" for k, v in metrics.items())
+        status(f"  {stage.name}: {stage.steps} steps, {numbers}")
+
+
+def _run_stage(
+    run: RunFolder,
+    config: Config,
+    policy: QuestPolicy,
+    stage: Stage,
+    optimiser: torch.optim.Optimizer,
+    rng: np.random.Generator,
+    start: int,
+    offset: int,
+    save: Callable[[int], None],
+) -> dict[str, float]:
+    """Train one stage from step `start`; returns the metrics of its last stretch."""
+    parameters = [p for module in stage.modules for p in module.parameters()]
+    batches = stage.batches(rng)
+    parts: list[Metrics] = []
+    last: dict[str, float] = {}
+    every = config.sft.checkpoint_every
+    with progress(stage.steps - start, f"training: {stage.name}") as bar:
+        for step in range(start, stage.steps):
+            for module in stage.modules:
+                module.train()
+            policy.training = True
+            for group in optimiser.param_groups:
+                group["lr"] = schedule(step, stage.steps, stage.learning_rate)
+            loss, metrics = stage.loss(next(batches))
+            if not torch.isfinite(loss):
+                raise NotFiniteError(f"the loss of stage {stage.name} became {loss.item()} at step {step}; lower the learning "
+                                     f"rate; the last checkpoint in {run.path} is kept")  # fmt: skip
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.sft.max_grad_norm)
+            optimiser.step()
+            parts.append(metrics | {"grad_norm": Mean(float(norm))})
+            bar.advance()
+            if (step + 1) % every == 0 or step + 1 == stage.steps:
+                last = {f"{stage.name}/{k}": v for k, v in values(merge(parts)).items()}
+                run.log(offset + step + 1, last | {"learning_rate": optimiser.param_groups[0]["lr"]})
+                save(step + 1)
+                parts = []
+    policy.eval()
+    return last
+
+
+def replay_autoencoded(policy: QuestPolicy, config: Config, task: str, states: int = 10, seed: int = 0) -> Mean:
+    """Success of the noise-free expert's actions after a pass through the skill autoencoder, chunk by chunk, open loop.
+
+    An upper bound on what the policy can do with these skills.
+
+    Returns:
+        successes over the states in which the expert itself succeeds.
+    """
+    successes = total = 0
+    (key,) = task_keys(config.sim, (task,))
+    with simulator_factory(config.sim)(key) as sim:
+        assert isinstance(sim, Demonstrator)
+        for state in sim.initial_states(states, seed, "train"):
+            sim.reset(state)
+            actions: list[np.ndarray] = []
+            result = None
+            while result is None or not result.done:
+                actions.append(sim.expert_action())
+                result = sim.step_chunk(actions[-1][None])
+            if not result.success:
+                continue
+            total += 1
+            n = policy.config.chunk
+            actions += [actions[-1]] * (-len(actions) % n)
+            chunks = torch.from_numpy(np.stack(actions)).view(-1, n, policy.config.action_dim)
+            with torch.no_grad():
+                decoded = policy.autoencoder.decode(policy.autoencoder.encode(chunks)).clamp(-1, 1).numpy()
+            sim.reset(state)
+            for chunk in decoded:
+                result = sim.step_chunk(chunk)
+                if result.done:
+                    break
+            successes += result.success
+    return Mean(successes, total)
