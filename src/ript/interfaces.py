@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -143,19 +143,24 @@ class LikelihoodPolicy(Policy, Protocol):
 class EnvPool(Protocol):
     """Runs rollouts over simulator instances; an instance that finishes is refilled at once. A context manager."""
 
+    saturation: int
+    """Rollouts in flight below which workers run idle or in small batches: worth filling with work that may be needed."""
+
     def set_policy(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         """Weights for all rollouts requested from now on."""
         ...
 
-    def run(self, requests: Iterable[RolloutRequest]) -> Iterator[Rollout]:
+    def run(self, requests: Iterable[RolloutRequest | None]) -> Generator[Rollout, None, None]:
         """Yield rollouts as they finish, in any order.
 
-        `requests` is drawn lazily, as places become free; it may look at what was yielded so far to decide what comes next.
+        `requests` is drawn lazily, as places become free; it may look at what was yielded so far to decide what comes next,
+        and yields None for "nothing now: ask again after the next rollout".
         Closing the iterator early abandons what is in flight. Rollouts whose worker died are run again up to a limit, then
         yielded as ERROR.
 
         Raises:
             ErrorRateExceeded: too many rollouts ended in ERROR.
+            WorkerError: the policy raised, or workers die again and again; other errors of `errors` come as they are.
         """
         ...
 

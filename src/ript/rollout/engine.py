@@ -1,0 +1,296 @@
+"""The rollout engine: the loop that every process runs, whether it owns a policy or not.
+
+A slot is one rollout in progress, with a simulator instance of its own. A cycle looks at nothing that is not needed:
+
+    decide for all slots in one batch  ->  each slot executes its chunk  ->  the finished leave, the others look
+
+and free places are filled before the next cycle, so the batch stays full while there is work. Who decides is a `Brain`:
+the policy in this process (`recorder.Recorder`) or the one in the parent (`worker.RemoteBrain`).
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from ript.errors import ConfigError, DependencyMissing, PolicyError, SimulatorError
+from ript.interfaces import Simulator, SimulatorFactory
+from ript.types import ChunkResult, Observation, RolloutRequest, SimulatorSpec, Status
+
+DECIDING, RESTING = -1, -2
+"""What a process does when it does not work on a rollout's simulator (see `Watch`)."""
+
+Watch = Callable[[int], None]
+"""Called when a unit of work begins: with a ticket (reset, chunk or look of that rollout), DECIDING or RESTING."""
+
+FATAL = (ConfigError, DependencyMissing, PolicyError)
+"""Raised by a simulator, these concern every rollout: the run stops instead of counting an ERROR."""
+
+
+class Brain(Protocol):
+    """Decides for slots."""
+
+    def decide(self, tickets: Sequence[int], observation: Observation) -> np.ndarray:
+        """Actions float32 `[B, H, A]` for the rollouts with these tickets, given B observations."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a rollout ended, as the simulator's side knows it. See `types.Rollout` for the fields."""
+
+    ticket: int
+    status: Status
+    decisions: int
+    env_steps: int
+    frames: np.ndarray | None = None
+    error: str | None = None
+
+
+class SimulatorCache:
+    """Simulator instances of one process: a free list, most recently used last, closed when it grows too long.
+
+    Args:
+        make_simulator: builds an instance for a task key.
+        limit: free instances kept (at least one a slot, or every refill would build).
+        check: called with each new instance's spec; raises when the policy does not fit it.
+    """
+
+    def __init__(
+        self, make_simulator: SimulatorFactory, *, limit: int, check: Callable[[SimulatorSpec], None] | None = None
+    ):
+        self._make = make_simulator
+        self._limit = limit
+        self._check = check
+        self._free: list[tuple[str, Simulator]] = []
+        self._taken: list[Simulator] = []
+        self._closed = {"simulate": 0.0, "render": 0.0}
+        self._build_seconds = 0.0
+        self.spec: SimulatorSpec | None = None
+
+    def take(self, key: str) -> Simulator:
+        """A free instance of this task, or a new one.
+
+        Raises:
+            ConfigError: its observations or actions are of another layout than those of the pool's other simulators.
+        """
+        for position in range(len(self._free) - 1, -1, -1):
+            if self._free[position][0] == key:
+                simulator = self._free.pop(position)[1]
+                self._taken.append(simulator)
+                return simulator
+        started = time.perf_counter()
+        simulator = self._make(key)
+        self._build_seconds += time.perf_counter() - started
+        self._taken.append(simulator)
+        self._admit(key, simulator.spec)
+        return simulator
+
+    def release(self, simulator: Simulator) -> None:
+        """Give an instance back for the next rollout of its task."""
+        self._taken.remove(simulator)
+        self._free.append((simulator.task.key, simulator))
+        while len(self._free) > self._limit:
+            self._close(self._free.pop(0)[1])
+
+    def discard(self, simulator: Simulator) -> None:
+        """Close an instance that failed: its state cannot be trusted."""
+        self._taken.remove(simulator)
+        with suppress(Exception):  # it is broken already; its first error was reported
+            self._close(simulator)
+
+    def seconds(self) -> dict[str, float]:
+        """Cumulative seconds in "simulate", "render" and "build" of all instances, closed ones included."""
+        total = {**self._closed, "build": self._build_seconds}
+        for simulator in [*self._taken, *(free for _, free in self._free)]:
+            for name in ("simulate", "render"):
+                total[name] += simulator.seconds.get(name, 0.0)
+        return total
+
+    def close(self) -> None:
+        """Close every instance (renderers must not wait for interpreter exit). Taken ones become unusable too."""
+        for simulator in [*self._taken, *(free for _, free in self._free)]:
+            with suppress(Exception):
+                self._close(simulator)
+        self._taken, self._free = [], []
+
+    def _admit(self, key: str, spec: SimulatorSpec) -> None:
+        if self._check is not None:
+            self._check(spec)
+        first = self.spec = self.spec or spec
+        for name in ("cameras", "proprio_dim", "action_dim"):
+            have, want = getattr(spec, name), getattr(first, name)
+            if have != want:
+                raise ConfigError(
+                    f"{key} has {name} = {have}, but the pool's other simulators have {want}: one policy acts "
+                    f"on all of them in one batch; use one configuration of cameras for all tasks"
+                )
+
+    def _close(self, simulator: Simulator) -> None:
+        for name in ("simulate", "render"):
+            self._closed[name] += simulator.seconds.get(name, 0.0)
+        simulator.close()
+
+
+@dataclass(slots=True)
+class _Slot:
+    ticket: int
+    request: RolloutRequest
+    simulator: Simulator | None = None
+    observation: Observation | None = None
+    decisions: int = 0
+    env_steps: int = 0
+    frames: list[np.ndarray] = field(default_factory=list)
+
+
+class Slots:
+    """Up to `size` rollouts in progress in this process.
+
+    Args:
+        brain: decides.
+        simulators: where instances come from; not closed here.
+        size: rollouts in progress at most, hence the largest batch.
+        where: this process in messages, such as "worker 3".
+        frame_every: environment steps between the frames of a video.
+        watch: told what the process works on.
+    """
+
+    def __init__(
+        self,
+        brain: Brain,
+        simulators: SimulatorCache,
+        *,
+        size: int,
+        where: str,
+        frame_every: int = 4,
+        watch: Watch = lambda ticket: None,
+    ):
+        self._brain, self._simulators = brain, simulators
+        self._size, self._where, self._frame_every, self._watch = size, where, frame_every, watch
+        self._slots: list[_Slot] = []
+        self.env_steps = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @property
+    def free(self) -> int:
+        return self._size - len(self._slots)
+
+    def start(self, ticket: int, request: RolloutRequest) -> Outcome | None:
+        """Build or take a simulator, reset it and look. Returns an Outcome only when that failed (ERROR).
+
+        Raises:
+            ConfigError, DependencyMissing, PolicyError: from the simulator; no rollout could work.
+        """
+        slot = _Slot(ticket, request)
+        self._watch(ticket)
+        what = "building the simulator"
+        try:
+            slot.simulator = self._simulators.take(request.initial_state.task.key)
+            what = "resetting"
+            slot.observation = _checked(slot.simulator.reset(request.initial_state), slot.simulator.spec)
+            if request.video:
+                slot.frames.append(slot.simulator.render())
+        except FATAL:
+            raise
+        except Exception as error:
+            return self._failed(slot, error, what)
+        self._slots.append(slot)
+        return None
+
+    def cycle(self) -> Iterator[Outcome]:
+        """One decision for every slot, executed; yields the rollouts that ended, as they end."""
+        active = list(self._slots)
+        if not active:
+            return
+        self._watch(DECIDING)
+        looks = Observation.concatenate([slot.observation for slot in active if slot.observation is not None])
+        actions = self._brain.decide([slot.ticket for slot in active], looks)
+        for slot, chunk in zip(active, actions, strict=True):
+            outcome = self._advance(slot, chunk)
+            if outcome is not None:
+                self._slots.remove(slot)
+                yield outcome
+
+    def abandon(self) -> None:
+        """Drop what is in progress; the instances stay (reset makes them as new)."""
+        for slot in self._slots:
+            if slot.simulator is not None:
+                self._simulators.release(slot.simulator)
+        self._slots = []
+
+    def _advance(self, slot: _Slot, chunk: np.ndarray) -> Outcome | None:
+        simulator = slot.simulator
+        assert simulator is not None
+        self._watch(slot.ticket)
+        what = "stepping"
+        try:
+            result = self._execute(slot, simulator, chunk)
+            if not result.done:
+                what = "looking"
+                slot.observation = _checked(simulator.observe(), simulator.spec)
+                return None
+        except FATAL:
+            raise
+        except Exception as error:
+            return self._failed(slot, error, what)
+        self._simulators.release(simulator)
+        return Outcome(
+            ticket=slot.ticket,
+            status=Status.SUCCESS if result.success else Status.FAILURE,
+            decisions=slot.decisions,
+            env_steps=slot.env_steps,
+            frames=np.stack(slot.frames) if slot.frames else None,
+        )
+
+    def _execute(self, slot: _Slot, simulator: Simulator, chunk: np.ndarray) -> ChunkResult:
+        """A chunk, in one call; for a video in pieces, with a frame after each."""
+        slot.decisions += 1
+        stride = self._frame_every if slot.request.video else len(chunk)
+        for start in range(0, len(chunk), stride):
+            result = simulator.step_chunk(chunk[start : start + stride])
+            slot.env_steps += result.env_steps
+            self.env_steps += result.env_steps
+            if slot.request.video:
+                slot.frames.append(simulator.render())
+            if result.done:
+                break
+        return result
+
+    def _failed(self, slot: _Slot, error: Exception, what: str) -> Outcome:
+        if slot.simulator is not None:
+            self._simulators.discard(slot.simulator)
+        return Outcome(
+            ticket=slot.ticket,
+            status=Status.ERROR,
+            decisions=slot.decisions,
+            env_steps=slot.env_steps,
+            error=f"{type(error).__name__}: {error}\n"
+            f"  while {what}: {address(slot.request)}, decision {slot.decisions}, {self._where}\n"
+            + "".join(traceback.format_exception(error)),
+        )
+
+
+def address(request: RolloutRequest) -> str:
+    """Which rollout, for messages."""
+    state = request.initial_state
+    return f"{state.task.key}, initial state {state.id}, rollout {request.index}"
+
+
+def _checked(look: Observation, spec: SimulatorSpec) -> Observation:
+    """Raise SimulatorError unless an observation is what the simulator's spec says."""
+    want: dict[str, tuple[int, ...]] = {name: (1, h, w, 3) for name, (h, w) in spec.cameras.items()}
+    have = {name: image.shape for name, image in look.images.items()}
+    if have != want or look.proprio.shape != (1, spec.proprio_dim):
+        raise SimulatorError(
+            f"an observation with images {have} and proprio {look.proprio.shape}; "
+            f"expected {want} and (1, {spec.proprio_dim}), as in the simulator's spec"
+        )
+    return look

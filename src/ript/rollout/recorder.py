@@ -1,0 +1,150 @@
+"""The policy's side of rollouts: one batched decision for many slots, and what the update needs of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ript.errors import NotFiniteError, RiptError, WorkerError
+from ript.interfaces import Policy
+from ript.rollout.engine import Outcome
+from ript.types import ActionChunk, Observation, Rollout, RolloutRequest, Status
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(slots=True)
+class _Trace:
+    """One rollout as the policy saw it so far."""
+
+    request: RolloutRequest
+    generator: np.random.Generator
+    version: int
+    sample: list[np.ndarray] = field(default_factory=list)
+    log_prob: list[np.ndarray] = field(default_factory=list)
+    context: list[dict[str, np.ndarray]] = field(default_factory=list)
+
+
+class Recorder:
+    """Decides for slots with a policy in this process, and records. A `Brain` (see `engine`).
+
+    Every rollout draws from `request.generator()` alone, so its result depends neither on its batch nor on the order.
+    """
+
+    def __init__(self, policy: Policy, version: int = 0):
+        self.policy = policy
+        self.version = version
+        self.infer_seconds = 0.0
+        self._traces: dict[int, _Trace] = {}
+
+    def load(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        """Weights for the rollouts that begin from now on; call it only between runs."""
+        self.policy.load_weights(weights)  # type: ignore[attr-defined]
+        self.version = version
+
+    def begin(self, ticket: int, request: RolloutRequest) -> None:
+        self._traces[ticket] = _Trace(request, request.generator(), self.version)
+
+    def decide(self, tickets: Sequence[int], observation: Observation) -> np.ndarray:
+        """Actions float32 `[B, H, A]` for B slots; greedy and sampled ones each make one batch.
+
+        Raises:
+            NotFiniteError: NaN or infinity among the actions.
+            WorkerError: the policy raised, or returned another number of rows.
+        """
+        traces = [self._traces[ticket] for ticket in tickets]
+        actions: np.ndarray | None = None
+        for greedy in (False, True):
+            rows = [i for i, trace in enumerate(traces) if trace.request.greedy is greedy]
+            if not rows:
+                continue
+            chunk = self._act([traces[i] for i in rows], _take(observation, rows), greedy)
+            if actions is None:
+                actions = np.empty((len(traces), *chunk.actions.shape[1:]), np.float32)
+            actions[rows] = chunk.actions
+        assert actions is not None
+        return actions
+
+    def rollout(self, outcome: Outcome) -> Rollout:
+        """The complete record of a finished rollout; forgets it."""
+        trace = self._traces.pop(outcome.ticket)
+        kept = trace.request.record and outcome.status is not Status.ERROR
+        sample = np.stack(trace.sample) if kept else None
+        names = trace.context[0] if kept else {}
+        return Rollout(
+            initial_state_id=trace.request.initial_state.id,
+            index=trace.request.index,
+            status=outcome.status,
+            sample=sample,
+            log_prob=np.stack(trace.log_prob) if kept else None,
+            mask=np.ones(sample.shape, bool) if sample is not None else None,
+            context={name: np.stack([row[name] for row in trace.context]) for name in names} if kept else None,
+            decisions=outcome.decisions,
+            env_steps=outcome.env_steps,
+            policy_version=trace.version,
+            frames=outcome.frames,
+            error=outcome.error,
+        )
+
+    def forget(self, ticket: int) -> None:
+        self._traces.pop(ticket, None)
+
+    def clear(self) -> None:
+        self._traces.clear()
+
+    def _act(self, traces: Sequence[_Trace], observation: Observation, greedy: bool) -> ActionChunk:
+        started = time.perf_counter()
+        try:
+            chunk = self.policy.act(observation, [trace.generator for trace in traces], greedy=greedy)
+        except RiptError:
+            raise
+        except Exception as error:
+            raise WorkerError(
+                f"the policy raised {type(error).__name__} when acting on {_describe(traces)}: {error}"
+            ) from error
+        finally:
+            self.infer_seconds += time.perf_counter() - started
+        if chunk.actions.ndim != 3 or len(chunk.actions) != len(traces):
+            raise WorkerError(
+                f"the policy returned actions of shape {chunk.actions.shape} for {_describe(traces)}; "
+                f"expected [{len(traces)}, H, A]"
+            )
+        finite = np.isfinite(chunk.actions).all(axis=(1, 2))
+        if not finite.all():
+            bad = [trace for trace, good in zip(traces, finite, strict=True) if not good]
+            raise NotFiniteError(
+                f"the policy returned NaN or infinite actions for {len(bad)} of {_describe(traces)}, first for "
+                f"{_describe(bad[:1])}, decision {len(bad[0].sample)}; its weights or its inputs are broken"
+            )
+        for row, trace in enumerate(traces):
+            if trace.request.record:
+                # Copies: a view would keep the whole batch alive until the update.
+                trace.sample.append(chunk.sample[row].copy())
+                trace.log_prob.append(chunk.log_prob[row].copy())
+                trace.context.append({name: value[row].copy() for name, value in chunk.context.items()})
+        return chunk
+
+
+def _take(observation: Observation, rows: Sequence[int]) -> Observation:
+    if len(rows) == len(observation):
+        return observation
+    index = np.asarray(rows)
+    return Observation(
+        images={name: image[index] for name, image in observation.images.items()},
+        proprio=observation.proprio[index],
+        instruction=tuple(observation.instruction[i] for i in rows),
+    )
+
+
+def _describe(traces: Sequence[_Trace]) -> str:
+    tasks = sorted({trace.request.initial_state.task.key for trace in traces})
+    named = ", ".join(tasks[:3]) + (f" and {len(tasks) - 3} more" if len(tasks) > 3 else "")
+    if len(traces) == 1:
+        request = traces[0].request
+        return f"{named}, initial state {request.initial_state.id}, rollout {request.index}"
+    return f"{len(traces)} observations of {named}"

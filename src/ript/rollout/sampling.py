@@ -1,0 +1,262 @@
+"""Dynamic rollout sampling: groups of rollouts whose rewards differ, taken in launch order.
+
+A group in which every rollout succeeded, or every one failed, has no gradient: it is rejected and another initial state
+is tried (RIPT-VLA, arXiv 2505.17016). Successes end early, so whichever groups *finish* first are not a fair sample; here
+the result is defined without any clock:
+
+    go through the initial states in order; attempt each; stop at the `quota`-th group with a signal,
+    or after `max_attempts` groups.
+
+Groups do run in parallel, but what was launched beyond that point is dropped whole, however fast it was. For fixed seeds
+the collection therefore does not depend on workers, slots or timing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ript.errors import ConfigError
+from ript.interfaces import EnvPool
+from ript.metrics import Mean, Metrics, Sum
+from ript.types import Group, InitialState, Rollout, RolloutRequest, Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collection:
+    """What an iteration learns from.
+
+    Attributes:
+        groups: accepted groups, in launch order; fewer than the quota when `max_attempts` or the states ran out.
+        attempted: every group of the definition above, in launch order, accepted ones included; rejected ones without
+            sample, log_prob, mask and context.
+        position: how many initial states these took. The next collection goes on with the state after them.
+        metrics:
+            success: Mean over the valid rollouts of all attempted groups (not inflated by rejection).
+            attempted, accepted, rejected_all_success, rejected_all_failure, rejected_invalid (fewer than two valid
+            rollouts): Sum of groups.
+            rejected_share: Mean of rejected over attempted groups.
+            rollouts, env_steps, errors: Sum over attempted groups.
+            dropped_rollouts: Sum of rollouts launched beyond them, whether finished or not. This one depends on timing.
+    """
+
+    groups: tuple[Group, ...]
+    attempted: tuple[Group, ...]
+    position: int
+    metrics: Metrics
+
+
+def collect_groups(
+    pool: EnvPool,
+    initial_states: Iterator[InitialState],
+    *,
+    group_size: int,
+    quota: int,
+    max_attempts: int,
+    seed: tuple[int, ...],
+    dynamic: bool = True,
+    video_for: Callable[[InitialState, int], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Collection:
+    """Collect `quota` groups with a signal.
+
+    Launching: a group is launched when it is needed for certain: all that is undecided could be accepted and the quota
+    would still not be met. The slots of a worker share one processor, so an empty slot costs little, and a rollout that
+    is dropped costs what a needed one does: nothing is launched on speculation while the workers have enough to do. Only
+    when fewer than `pool.saturation` rollouts are in flight, and the acceptance rate so far makes it more likely than not
+    that another group is needed, is one launched ahead.
+
+    Memory: contexts of a rejected group are dropped when its last rollout arrives; kept are those of at most
+    `quota` groups with a signal, of what is in flight, and of the few launched ahead.
+
+    Args:
+        pool: holds the policy.
+        initial_states: drawn one a group, in order. A state that comes up again counts on: its second group has the
+            rollout indices K..2K-1, so that it is not a copy of the first.
+        group_size: K, rollouts from each initial state.
+        quota: groups wanted.
+        max_attempts: groups attempted at most.
+        seed: (run seed, iteration).
+        dynamic: False accepts the first `quota` groups whatever their rewards.
+        video_for: (initial state, number within the group) -> keep frames.
+        progress: called with (accepted, attempted) whenever one more group is settled.
+
+    Raises:
+        ConfigError: K < 2, quota < 1 or quota > max_attempts.
+    """
+    _check(group_size, quota, max_attempts)
+    ledger = _Ledger(group_size, quota, max_attempts if dynamic else quota, dynamic)
+    requests = _requests(ledger, pool, iter(initial_states), seed, video_for)
+    run = pool.run(requests)
+    try:
+        while not ledger.complete:
+            rollout = next(run, None)
+            if rollout is None:
+                break
+            settled = ledger.settled
+            ledger.add(rollout)
+            if progress is not None and ledger.settled > settled:
+                progress(ledger.accepted, ledger.settled)
+    finally:
+        run.close()
+    return ledger.collection()
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A launched group."""
+
+    state: InitialState
+    first_index: int
+    rollouts: list[Rollout | None]
+    accepted: bool | None = None
+    """None until its last rollout arrives, or until its rewards are known to differ."""
+    group: Group | None = None
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """Groups in launch order, and how far they are settled."""
+
+    group_size: int
+    quota: int
+    limit: int
+    dynamic: bool
+    entries: list[_Entry] = field(default_factory=list)
+    settled: int = 0
+    accepted: int = 0
+    in_flight: int = 0
+    _drawn: Counter[str] = field(default_factory=Counter)
+    _by_rollout: dict[tuple[str, int], _Entry] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Enough accepted groups, or nothing more may be launched and all is settled."""
+        return self.accepted >= self.quota or self.settled >= self.limit
+
+    @property
+    def exhausted(self) -> bool:
+        return len(self.entries) >= self.limit
+
+    def wants(self, saturation: int) -> bool:
+        """Launch another group now? See `collect_groups`."""
+        sure = sum(entry.accepted is True for entry in self.entries)
+        undecided = sum(entry.accepted is None for entry in self.entries)
+        if sure + undecided < self.quota:
+            return True
+        if not self.dynamic or self.in_flight >= saturation:
+            return False
+        decided = len(self.entries) - undecided
+        rate = (sure + 1) / (decided + 1)
+        return self.quota - sure - rate * undecided >= 0.5
+
+    def launch(self, state: InitialState) -> _Entry:
+        first = self._drawn[state.id] * self.group_size
+        self._drawn[state.id] += 1
+        entry = _Entry(state, first, [None] * self.group_size)
+        self.entries.append(entry)
+        for index in range(first, first + self.group_size):
+            self._by_rollout[state.id, index] = entry
+        self.in_flight += self.group_size
+        return entry
+
+    def add(self, rollout: Rollout) -> None:
+        entry = self._by_rollout[rollout.initial_state_id, rollout.index]
+        entry.rollouts[rollout.index - entry.first_index] = rollout
+        self.in_flight -= 1
+        have = [r for r in entry.rollouts if r is not None]
+        group = Group(initial_state=entry.state, rollouts=tuple(have))
+        if group.has_signal or not self.dynamic:
+            entry.accepted = True
+        if len(have) == self.group_size:
+            entry.accepted = bool(entry.accepted)
+            entry.group = group if entry.accepted else _stripped(group)
+            entry.rollouts = [None] * self.group_size
+            self._settle()
+
+    def _settle(self) -> None:
+        """Take finished groups in launch order, up to the quota."""
+        while not self.complete and self.settled < len(self.entries) and self.entries[self.settled].group is not None:
+            self.accepted += self.entries[self.settled].accepted is True
+            self.settled += 1
+
+    def collection(self) -> Collection:
+        taken = self.entries[: self.settled]
+        attempted = tuple(entry.group for entry in taken if entry.group is not None)
+        launched = sum(self.group_size for _ in self.entries)
+        return Collection(
+            groups=tuple(entry.group for entry in taken if entry.group is not None and entry.accepted),
+            attempted=attempted,
+            position=self.settled,
+            metrics=_metrics(attempted, self.accepted, self.dynamic)
+            | {"dropped_rollouts": Sum(float(launched - self.settled * self.group_size))},
+        )
+
+
+def _requests(
+    ledger: _Ledger,
+    pool: EnvPool,
+    states: Iterator[InitialState],
+    seed: tuple[int, ...],
+    video_for: Callable[[InitialState, int], bool] | None,
+) -> Iterator[RolloutRequest | None]:
+    """Requests of whole groups; None while no further group is wanted."""
+    while not ledger.exhausted:
+        if not ledger.wants(pool.saturation):
+            yield None
+            continue
+        state = next(states, None)
+        if state is None:
+            return
+        entry = ledger.launch(state)
+        for number in range(ledger.group_size):
+            yield RolloutRequest(
+                initial_state=state,
+                index=entry.first_index + number,
+                seed=seed,
+                video=video_for is not None and video_for(state, number),
+            )
+
+
+def _stripped(group: Group) -> Group:
+    """Without what only an update needs."""
+    return replace(
+        group,
+        rollouts=tuple(replace(r, sample=None, log_prob=None, mask=None, context=None) for r in group.rollouts),
+    )
+
+
+def _metrics(attempted: tuple[Group, ...], accepted: int, dynamic: bool) -> Metrics:
+    rollouts = [rollout for group in attempted for rollout in group.rollouts]
+    rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
+    rejected = [] if not dynamic else [group for group in attempted if not group.has_signal]
+    valid = [int(np.sum(~np.isnan(group.rewards))) for group in rejected]
+    success = [group.success for group, n in zip(rejected, valid, strict=True) if n >= 2]
+    return {
+        "success": Mean(sum(rewards), len(rewards)),
+        "attempted": Sum(len(attempted)),
+        "accepted": Sum(accepted),
+        "rejected_all_success": Sum(success.count(1.0)),
+        "rejected_all_failure": Sum(success.count(0.0)),
+        "rejected_invalid": Sum(len(valid) - len(success)),
+        "rejected_share": Mean(len(rejected), len(attempted)),
+        "rollouts": Sum(len(rollouts)),
+        "env_steps": Sum(sum(rollout.env_steps for rollout in rollouts)),
+        "errors": Sum(sum(rollout.status is Status.ERROR for rollout in rollouts)),
+    }
+
+
+def _check(group_size: int, quota: int, max_attempts: int) -> None:
+    if group_size < 2:
+        raise ConfigError(
+            f"group_size must be at least 2, got {group_size}: a rollout is compared with others of its group"
+        )
+    if quota < 1:
+        raise ConfigError(f"quota must be at least 1, got {quota}")
+    if quota > max_attempts:
+        raise ConfigError(
+            f"quota = {quota} groups cannot be met with max_attempts = {max_attempts}: raise it or lower the quota"
+        )

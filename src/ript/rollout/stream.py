@@ -1,0 +1,97 @@
+"""Requests on their way to slots: drawn lazily, retried ones first."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ript.errors import ConfigError, ErrorRateExceeded
+from ript.types import Rollout, RolloutRequest, Status
+
+
+@dataclass(slots=True)
+class Flight:
+    """A request in flight; `lost` counts the workers that died on it."""
+
+    ticket: int
+    request: RolloutRequest
+    lost: int = 0
+
+
+class Stream:
+    """Draws from an iterable of requests. None from it means: nothing now, ask again after the next rollout."""
+
+    def __init__(self, requests: Iterable[RolloutRequest | None], first_ticket: int = 0):
+        self._source = iter(requests)
+        self._retries: deque[Flight] = deque()
+        self._ended = False
+        self._paused = False
+        self._ticket = first_ticket
+
+    def draw(self) -> Flight | None:
+        """The next flight, or None when there is none now (or none at all: `ended`)."""
+        if self._retries:
+            return self._retries.popleft()
+        if self._ended or self._paused:
+            return None
+        try:
+            request = next(self._source)
+        except StopIteration:
+            self._ended = True
+            return None
+        if request is None:
+            self._paused = True
+            return None
+        self._ticket += 1
+        return Flight(self._ticket, request)
+
+    def again(self, flight: Flight) -> None:
+        """Run this flight once more, before anything new."""
+        self._retries.append(flight)
+
+    def delivered(self) -> None:
+        """A rollout was yielded: the source may now know more."""
+        self._paused = False
+
+    def finished(self) -> bool:
+        """Nothing is left to draw. Call it only when nothing is in flight.
+
+        Raises:
+            ConfigError: the source waits for a rollout although none is in flight: it would wait for ever.
+        """
+        if self._paused and not self._retries:
+            raise ConfigError("the requests yielded None (wait for a rollout) although no rollout is in flight")
+        return self._ended and not self._retries
+
+
+class ErrorLimit:
+    """Stops a run in which too many rollouts end in ERROR.
+
+    Args:
+        rate: the share of ERROR that is still accepted, over the last `window` rollouts.
+        at_least: rollouts needed before judging.
+    """
+
+    def __init__(self, rate: float, *, at_least: int = 20, window: int = 100):
+        self._rate, self._at_least = rate, at_least
+        self._recent: deque[str | None] = deque(maxlen=window)
+
+    def add(self, rollout: Rollout) -> None:
+        """Count a rollout.
+
+        Raises:
+            ErrorRateExceeded: names the commonest error and one full address.
+        """
+        self._recent.append((rollout.error or "unknown") if rollout.status is Status.ERROR else None)
+        errors = [error for error in self._recent if error is not None]
+        if len(self._recent) < self._at_least or len(errors) <= self._rate * len(self._recent):
+            return
+        summary, count = Counter(error.splitlines()[0] for error in errors).most_common(1)[0]
+        example = next(error for error in errors if error.startswith(summary))
+        total = len(self._recent)
+        self._recent.clear()
+        raise ErrorRateExceeded(
+            f"{len(errors)} of the last {total} rollouts ended in ERROR (limit {self._rate:.0%}); "
+            f"{count} of them with:\n{example.rstrip()}"
+        )
