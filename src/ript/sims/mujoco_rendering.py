@@ -1,0 +1,199 @@
+"""Lean off-screen rendering of a MuJoCo model on a CPU.
+
+A `ModelRenderer` draws from its own copy of the model, in which what is only for show can be changed without touching the
+physics; poses are recomputed there from qpos and mocap poses. All renderers of a process share one OpenGL context.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ript.errors import ConfigError, UnknownNameError
+from ript.sims import gl
+
+Arm = Literal["boxes", "mesh", "hidden"]
+ARMS: tuple[Arm, ...] = ("boxes", "mesh", "hidden")
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraView:
+    """Where a picture is taken from: a free-standing camera, or one of the model's own with changes.
+
+    Attributes:
+        position: metres; None keeps the model camera's.
+        target: the point looked at; for free-standing cameras.
+        fovy: vertical field of view, degrees; None keeps the model camera's.
+        base: name of a camera of the model, or None for a free-standing one (which needs the other three).
+    """
+
+    position: Vector | None = None
+    target: Vector | None = None
+    fovy: float | None = None
+    base: str | None = None
+
+    def __post_init__(self) -> None:
+        free = (self.position, self.target, self.fovy)
+        if self.base is None and any(x is None for x in free):
+            raise ConfigError(
+                "a free-standing camera needs position, target and fovy; a camera of the model needs base"
+            )
+        if self.base is not None and self.target is not None:
+            raise ConfigError(f"camera {self.base!r} of the model keeps its direction: target must be left out")
+
+
+def image_shape(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) from one number or two."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if not (1 <= height <= 4096 and 1 <= width <= 4096):
+        raise ConfigError(f"image size: expected 1..4096 pixels, got {size}")
+    return int(height), int(width)
+
+
+def draw_arm(model: Any, arm: Arm, bodies: Collection[int], min_faces: int = 300) -> None:
+    """Change in place how the meshes of these bodies are drawn: as the boxes around them, or not at all.
+
+    Args:
+        model: a copy kept for rendering.
+        arm: "mesh" changes nothing.
+        bodies: ids of the arm's bodies.
+        min_faces: meshes with fewer faces stay as they are.
+    """
+    mujoco = gl.import_mujoco()
+    for geom in range(model.ngeom):
+        if model.geom_bodyid[geom] not in bodies or model.geom_type[geom] != mujoco.mjtGeom.mjGEOM_MESH:
+            continue
+        if model.mesh_facenum[model.geom_dataid[geom]] < min_faces:
+            continue
+        if arm == "hidden":
+            model.geom_rgba[geom, 3] = 0.0
+            model.geom_matid[geom] = -1
+        elif arm == "boxes":
+            centre, half_size = model.geom_aabb[geom, :3], model.geom_aabb[geom, 3:]
+            offset = np.empty(3)
+            mujoco.mju_rotVecQuat(offset, centre, model.geom_quat[geom])
+            model.geom_pos[geom] += offset
+            model.geom_type[geom] = mujoco.mjtGeom.mjGEOM_BOX
+            model.geom_size[geom] = half_size
+            model.geom_dataid[geom] = -1
+
+
+def descendants(model: Any, root: str) -> set[int]:
+    """Ids of a body and of all bodies attached to it."""
+    found = {model.body(root).id}
+    for body in range(model.nbody):  # parents come before their children
+        if int(model.body_parentid[body]) in found:
+            found.add(body)
+    return found
+
+
+class ModelRenderer:
+    """Draws one model from given views.
+
+    Args:
+        model: the physics model; copied.
+        views: camera name -> view.
+        size: (height, width).
+        arm: how the meshes of `arm_bodies` are drawn.
+        arm_bodies: ids of bodies.
+
+    Raises:
+        RendererMissing: no OpenGL renderer could be started.
+        UnknownNameError: a view's base camera is not in the model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        views: Mapping[str, CameraView],
+        size: tuple[int, int],
+        *,
+        arm: Arm = "mesh",
+        arm_bodies: Collection[int] = (),
+    ):
+        mujoco = self._mujoco = gl.import_mujoco()
+        gl.make_current()
+        self.model = copy.copy(model)
+        self.data = mujoco.MjData(self.model)
+        self.height, self.width = size
+        draw_arm(self.model, arm, arm_bodies)
+        self.model.vis.quality.offsamples = 0
+        self.model.vis.global_.offheight, self.model.vis.global_.offwidth = size
+        self._cameras = {name: self._camera(view) for name, view in views.items()}
+        self._views = dict(views)
+        self._option, self._perturb = mujoco.MjvOption(), mujoco.MjvPerturb()
+        self._scene = mujoco.MjvScene(self.model, maxgeom=1000)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = 0
+        self._context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        self._rectangle = mujoco.MjrRect(0, 0, self.width, self.height)
+        self._pixels = np.empty((self.height, self.width, 3), np.uint8)
+
+    def _camera(self, view: CameraView) -> Any:
+        mujoco = self._mujoco
+        camera = mujoco.MjvCamera()
+        if view.base is None:
+            assert view.position is not None and view.target is not None
+            forward = np.subtract(view.target, view.position)
+            camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+            camera.lookat[:] = view.target
+            camera.distance = float(np.linalg.norm(forward))
+            camera.azimuth = math.degrees(math.atan2(forward[1], forward[0]))
+            camera.elevation = math.degrees(math.asin(forward[2] / camera.distance))
+            return camera
+        names = [self.model.cam(i).name for i in range(self.model.ncam)]
+        if view.base not in names:
+            raise UnknownNameError("camera", view.base, names)
+        camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        camera.fixedcamid = names.index(view.base)
+        return camera
+
+    def draw(self, data: Any, body_pos: np.ndarray, site_pos: np.ndarray) -> dict[str, np.ndarray]:
+        """One picture a view: uint8 `[height, width, 3]`, upright.
+
+        Args:
+            data: qpos and mocap poses are read from it.
+            body_pos, site_pos: positions that replace the model's.
+        """
+        mujoco, model, own = self._mujoco, self.model, self.data
+        model.body_pos[:], model.site_pos[:] = body_pos, site_pos
+        own.qpos[:], own.mocap_pos[:], own.mocap_quat[:] = data.qpos, data.mocap_pos, data.mocap_quat
+        mujoco.mj_kinematics(model, own)
+        gl.make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        return {name: self._draw_view(self._views[name], camera) for name, camera in self._cameras.items()}
+
+    def _draw_view(self, view: CameraView, camera: Any) -> np.ndarray:
+        mujoco, model = self._mujoco, self.model
+        if view.base is None:
+            model.vis.global_.fovy = view.fovy
+        else:
+            if view.position is not None:
+                model.cam_pos[camera.fixedcamid] = view.position
+            if view.fovy is not None:
+                model.cam_fovy[camera.fixedcamid] = view.fovy
+        mujoco.mj_camlight(model, self.data)
+        mujoco.mjv_updateScene(
+            model, self.data, self._option, self._perturb, camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+        )
+        mujoco.mjr_render(self._rectangle, self._scene, self._context)
+        mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
+        return self._pixels[::-1].copy()
+
+    def close(self) -> None:
+        """Free what the renderer holds in the OpenGL context."""
+        if self._context is not None:
+            gl.make_current()
+            self._context.free()
+            self._context = None
+
+
+def describe(view: CameraView) -> dict[str, object]:
+    """A view as plain values, without what is not set."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(view).items() if v is not None}

@@ -1,0 +1,51 @@
+"""Every task by its key, "suite/name"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ript.errors import UnknownNameError
+from ript.interfaces import Demonstrator
+from ript.sims.metaworld import make_metaworld, metaworld_tasks
+from ript.sims.toy import make_toy, toy_tasks
+from ript.types import Task
+
+Maker = Callable[..., Demonstrator]
+SUITES: dict[str, tuple[Maker, Callable[[], tuple[Task, ...]]]] = {
+    "metaworld": (make_metaworld, metaworld_tasks),
+    "toy": (make_toy, toy_tasks),
+}
+
+
+def list_tasks() -> tuple[Task, ...]:
+    """All tasks of all suites, with their default horizons."""
+    return tuple(task for _, tasks in SUITES.values() for task in tasks())
+
+
+def find_task(key: str) -> Task:
+    """The task of a key; the suite may be left out where the name is in one suite only.
+
+    Raises:
+        UnknownNameError: no such task; the nearest are suggested.
+    """
+    tasks = list_tasks()
+    for task in tasks:
+        if key in (task.key, task.name):
+            return task
+    raise UnknownNameError("task", key, [task.key for task in tasks])
+
+
+def make_simulator(key: str, **settings: Any) -> Demonstrator:
+    """A new simulator for "metaworld/drawer-open-v3", "toy/reach", ...
+
+    Args:
+        key: suite and task.
+        settings: of the suite's simulator, such as `horizon` or `image_size`.
+
+    Raises:
+        UnknownNameError: no such task, or no such setting.
+        DependencyMissing: the suite's packages are not installed.
+    """
+    task = find_task(key)
+    return SUITES[task.suite][0](task.key, **settings)
