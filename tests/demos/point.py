@@ -33,6 +33,7 @@ class Point:
         self.closed = False
         self._shade, self._fault = shade, fault
         self._position, self._goal, self._steps = np.zeros(2), np.zeros(2), 0
+        self._done = True
 
     def initial_states(self, n, seed=0, split="train", start=0):
         states = []
@@ -46,10 +47,12 @@ class Point:
         if initial_state.task.key != self.task.key:
             raise SimulatorError("state of another task")
         self._position, self._goal = initial_state.state[:2].copy(), initial_state.state[2:].copy()
-        self._steps = 0
+        self._steps, self._done = 0, False
         return self.observe()
 
     def step_chunk(self, actions):
+        if self._done:
+            raise SimulatorError("stepped after the episode was over")
         for i, action in enumerate(actions):
             self._position = self._position + 0.1 * action.astype(float)
             self._steps += 1
@@ -61,6 +64,7 @@ class Point:
                 raise ValueError("the table broke")
             success = bool(np.abs(self._position - self._goal).max() < 0.08)
             if success or self._steps >= HORIZON:
+                self._done = True
                 return ChunkResult(success=success, env_steps=i + 1, done=True)
         return ChunkResult(success=False, env_steps=len(actions), done=False)
 

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ript.demos.expert import ExpertSettings
-from ript.demos.hdf5 import DemoWriter
 from ript.demos.records import Demo
 from ript.demos.workers import run_inline, run_processes
+from ript.demos.writer import DemoWriter
 from ript.errors import ConfigError, SimulatorError
 from ript.interfaces import Simulator
 
@@ -40,7 +40,6 @@ def collect_demos(
     seed: int = 0,
     noise: float = 0.2,
     every: int = 2,
-    steps_after_success: int = 8,
     max_tries_factor: float = 10.0,
     workers: int = 0,
     try_seconds: float = 120.0,
@@ -53,7 +52,7 @@ def collect_demos(
         task_keys: tasks, "suite/name".
         per_task: demonstrations of each.
         out: the file to make; replaced if it exists, and only when all is done.
-        seed, noise, every, steps_after_success: see `ExpertSettings`.
+        seed, noise, every: see `ExpertSettings`.
         max_tries_factor: give up on a task after `per_task` times this many tries (at least 10).
         workers: processes, one simulator each; 0 works in this process.
         try_seconds: a worker that is silent for longer is taken for hung.
@@ -65,7 +64,7 @@ def collect_demos(
         WorkerError: a worker died or hung, or the simulator raised in it.
         DataError: the file cannot be written.
     """
-    settings = ExpertSettings(seed=seed, noise=noise, every=every, steps_after_success=steps_after_success)
+    settings = ExpertSettings(seed=seed, noise=noise, every=every)
     _check(task_keys, per_task, settings, workers)
     plan = Plan(task_keys, per_task, max_tries=max(10, math.ceil(per_task * max_tries_factor)))
     run = (
@@ -162,7 +161,6 @@ def _check(task_keys: Sequence[str], per_task: int, settings: ExpertSettings, wo
     for name, value, least in (
         ("per_task", per_task, 1),
         ("every", settings.every, 1),
-        ("steps_after_success", settings.steps_after_success, 0),
         ("noise", settings.noise, 0),
         ("seed", settings.seed, 0),
         ("workers", workers, 0),

@@ -109,12 +109,12 @@ def open_demos(paths: str | Path | Sequence[str | Path]) -> DemoSet:
 
 def _summary(entries: Iterable[DemoEntry]) -> dict[str, Any]:
     entries = list(entries)
-    lengths = [entry.success_steps for entry in entries]
+    lengths = [entry.steps for entry in entries]
     return {
         "instruction": entries[0].task.instruction,
         "demos": len(entries),
-        "steps": sum(entry.steps for entry in entries),
-        "steps_to_success": {"min": min(lengths), "mean": sum(lengths) / len(lengths), "max": max(lengths)},
+        "steps": {"total": sum(lengths), "min": min(lengths), "max": max(lengths)},
+        "looks": sum(entry.looks for entry in entries),
         "tries": sum(entry.tries for entry in entries),
     }
 

@@ -26,14 +26,11 @@ class ExpertSettings:
         seed: of initial states and noise.
         noise: standard deviation of the Gaussian noise added to each executed action dimension, in action units.
         every: look before every `every`-th step, step 0 included.
-        steps_after_success: further expert steps after success, so that the last decisions also see whole chunks of
-            labels: an acting policy that is a little late needs to know how to go on.
     """
 
     seed: int = 0
     noise: float = 0.2
     every: int = 2
-    steps_after_success: int = 8
 
 
 def noise_generator(seed: int, task_key: str, number: int) -> np.random.Generator:
@@ -58,19 +55,16 @@ def make_demo(sim: Demonstrator, number: int, settings: ExpertSettings) -> Demo 
 class _Attempt(NamedTuple):
     clean: np.ndarray  # [T, A]
     executed: np.ndarray  # [T, A]
-    success_steps: int
 
 
 def _act(
     sim: Demonstrator, state: InitialState, generator: np.random.Generator, settings: ExpertSettings
 ) -> _Attempt | None:
-    """Follow the expert, with noise, to `steps_after_success` steps after success; None if the horizon comes first."""
+    """Follow the expert, with noise, until success; None if the horizon comes first."""
     sim.reset(state)
     clean: list[np.ndarray] = []
     executed: list[np.ndarray] = []
-    success_steps = 0
-    end = sim.task.horizon
-    while len(clean) < end:
+    while True:
         action = np.asarray(sim.expert_action(), np.float32)
         if not np.isfinite(action).all():
             raise NotFiniteError(
@@ -81,28 +75,27 @@ def _act(
         clean.append(np.clip(action, -1, 1))
         executed.append(np.clip(noisy, -1, 1).astype(np.float32))
         result = sim.step_chunk(executed[-1][None])
-        if result.success and not success_steps:
-            success_steps = len(clean)
-            end = min(success_steps + settings.steps_after_success, sim.task.horizon)
-    return _Attempt(np.stack(clean), np.stack(executed), success_steps) if success_steps else None
+        if result.success:
+            return _Attempt(np.stack(clean), np.stack(executed))
+        if result.done:
+            return None
 
 
 def _watch(sim: Demonstrator, state: InitialState, attempt: _Attempt, every: int) -> Demo:
     """Replay an attempt, looking before steps 0, every, 2 every, ..."""
     looks: list[Observation] = []
     privileged: list[np.ndarray] = []
-    reached = 0
     for step, action in enumerate(attempt.executed):
         if step % every == 0:
             looks.append(sim.reset(state) if step == 0 else sim.observe())
             privileged.append(np.array(sim.privileged(), np.float32))
-        if sim.step_chunk(action[None]).success and not reached:
-            reached = step + 1
-    if reached != attempt.success_steps:
-        raise SimulatorError(
-            f"{sim.task.key}, initial state {state.id}: the same actions succeeded after {attempt.success_steps} steps "
-            f"the first time and {reached or 'never'} the second; the simulator breaks its contract (see sims/check.py)"
-        )
+        success = sim.step_chunk(action[None]).success
+        if success != (step == len(attempt.executed) - 1):
+            raise SimulatorError(
+                f"{sim.task.key}, initial state {state.id}: the same actions succeeded after "
+                f"{len(attempt.executed)} steps, and replayed, step {step + 1} was {'a' if success else 'no'} success; "
+                "the simulator breaks its contract (see sims/check.py)"
+            )
     seen = Observation.concatenate(looks)
     return Demo(
         initial_state=state,
@@ -112,6 +105,5 @@ def _watch(sim: Demonstrator, state: InitialState, attempt: _Attempt, every: int
         images=dict(seen.images),
         proprio=seen.proprio,
         privileged=np.stack(privileged),
-        success_steps=attempt.success_steps,
         tries=1,
     )

@@ -1,7 +1,7 @@
 """Demonstration files: HDF5 in the layout of robomimic.
 
     data                      attrs: format, format_version, versions, spec, settings, total, num_demos
-    data/demo_i               attrs: task_*, state_id, state_label, success_steps, tries, num_samples,
+    data/demo_i               attrs: task_*, state_id, state_label, tries, num_samples,
                                  num_looks
         actions               float32 [T, A]    the expert's clean answers: training labels
         executed_actions      float32 [T, A]    what the simulator was given: replay these
@@ -18,14 +18,10 @@ under its name only when it is complete.
 from __future__ import annotations
 
 import contextlib
-import errno
-import importlib.metadata
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
@@ -37,165 +33,6 @@ from ript.types import InitialState, SimulatorSpec, Task
 
 FORMAT = "ript-demos"
 FORMAT_VERSION = 1
-_CHUNK_BYTES = 1 << 18
-_VERSIONED = ("ript", "numpy", "h5py", "mujoco", "metaworld")
-
-
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
-class DemoWriter:
-    """Writes demonstrations one by one beside the target, and moves the file to its name when all are in.
-
-    A context manager: leaving it by an exception (Ctrl-C too) removes what was written and leaves an older file of the
-    same name as it was.
-
-    Args:
-        path: the file to make.
-        settings: how the demonstrations were made (seed, noise, ...), plain values.
-
-    Raises:
-        DataError: the file cannot be written: no folder, no permission, disk full.
-    """
-
-    def __init__(self, path: str | Path, settings: Mapping[str, object]):
-        self.path = Path(path)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        self._settings = settings
-        self._spec: SimulatorSpec | None = None
-        self._samples = 0
-        self._count = 0
-
-    def __enter__(self) -> DemoWriter:
-        with self._translated():
-            # A Python file object: HDF5's own driver cannot close a file whose disk is full, and complains at exit.
-            self._stream = open(self._temporary, "w+b")
-            self._file = h5py.File(self._stream, "w", libver="latest", track_order=False)
-            self._file.create_group("data")
-        return self
-
-    def add(self, index: int, demo: Demo, spec: SimulatorSpec) -> None:
-        """Append `demo` as `data/demo_<index>`; `spec` is of the simulator it was made in, the same for all."""
-        if self._spec is None:
-            self._spec = spec
-        elif plain_spec(spec) != plain_spec(self._spec):
-            raise DataError(
-                f"{self.path}: demonstrations of one file must be rendered alike, but {demo.task.key} comes with "
-                f"{plain_spec(spec)}; expected {plain_spec(self._spec)}"
-            )
-        with self._translated():
-            _write_demo(self._file.create_group(f"data/demo_{index}"), demo)
-        self._samples += len(demo)
-        self._count += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                with self._translated():
-                    self._finish()
-        finally:
-            self._discard()
-
-    def _finish(self) -> None:
-        if self._spec is None:
-            raise DataError(f"{self.path}: no demonstration to write")
-        self._file["data"].attrs.update(
-            format=FORMAT,
-            format_version=FORMAT_VERSION,
-            versions=json.dumps(_versions()),
-            spec=json.dumps(plain_spec(self._spec)),
-            settings=json.dumps(dict(self._settings)),
-            total=self._samples,
-            num_demos=self._count,
-        )
-        self._file.close()
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
-        os.replace(self._temporary, self.path)
-
-    def _discard(self) -> None:
-        for close in (self._file.close, self._stream.close):
-            with contextlib.suppress(OSError, RuntimeError):
-                close()
-        self._temporary.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError) as error:
-            raise DataError(_cannot_write(self.path, error)) from error
-
-
-def _write_demo(group: h5py.Group, demo: Demo) -> None:
-    task, state = demo.task, demo.initial_state
-    group.attrs.update(
-        task_suite=task.suite,
-        task_name=task.name,
-        task_instruction=task.instruction,
-        task_index=task.index,
-        task_horizon=task.horizon,
-        state_id=state.id,
-        state_label=state.label,
-        success_steps=demo.success_steps,
-        tries=demo.tries,
-        num_samples=len(demo),
-        num_looks=len(demo.frame_steps),
-    )
-    small = {"actions": demo.actions, "executed_actions": demo.executed_actions, "states": state.state[None]}
-    small |= {"obs/proprio": demo.proprio, "obs/frame_steps": demo.frame_steps}
-    if demo.privileged is not None:
-        small["obs/privileged"] = demo.privileged
-    for key, array in small.items():
-        group.create_dataset(key, data=array, chunks=array.shape, fletcher32=True, track_times=False)
-    for camera, frames in demo.images.items():
-        rows = max(1, min(len(frames), _CHUNK_BYTES // frames[0].nbytes))
-        group.create_dataset(
-            f"obs/{camera}_rgb",
-            data=frames,
-            chunks=(rows, *frames.shape[1:]),
-            compression="gzip",
-            compression_opts=1,
-            fletcher32=True,
-            track_times=False,
-        )
-
-
-def plain_spec(spec: SimulatorSpec) -> dict[str, Any]:
-    """`spec` as JSON gives it back."""
-    fields = {
-        "suite": spec.suite,
-        "cameras": {name: list(size) for name, size in spec.cameras.items()},
-        "proprio_dim": spec.proprio_dim,
-        "action_dim": spec.action_dim,
-        "render": dict(spec.render),
-    }
-    return json.loads(json.dumps(fields))
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _VERSIONED:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def _cannot_write(path: Path, error: BaseException) -> str:
-    number = getattr(error, "errno", None)
-    if not path.parent.is_dir():
-        return f"cannot write {path}: there is no folder {path.parent}; make it first"
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"cannot write {path}: {os.strerror(number)}; free some space or choose another place"
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"cannot write {path}: no permission to write in {path.parent}; choose another place"
-    return f"cannot write {path}: {error}"
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +46,6 @@ class DemoEntry:
         state_id: id of its initial state.
         steps: T.
         looks: N.
-        success_steps: steps until success.
         tries: attempts spent on it.
     """
 
@@ -219,7 +55,6 @@ class DemoEntry:
     state_id: str
     steps: int
     looks: int
-    success_steps: int
     tries: int
 
 
@@ -298,7 +133,6 @@ def _read_entry(path: Path, group: h5py.Group) -> DemoEntry:
             state_id=str(a["state_id"]),
             steps=int(a["num_samples"]),
             looks=int(a["num_looks"]),
-            success_steps=int(a["success_steps"]),
             tries=int(a["tries"]),
         )
     except KeyError as error:
@@ -324,7 +158,6 @@ def _read_demo(file: h5py.File, entry: DemoEntry, spec: SimulatorSpec) -> Demo:
         images=images,
         proprio=read.floats(f"{base}/obs/proprio", (looks, spec.proprio_dim)),
         privileged=read.floats(private, (looks, None)) if private in file else None,
-        success_steps=entry.success_steps,
         tries=entry.tries,
     )
 
@@ -391,3 +224,15 @@ def _attr(path: Path, group: h5py.Group, name: str) -> Any:
 
 def _spec(fields: Mapping[str, Any]) -> SimulatorSpec:
     return SimulatorSpec(**{**fields, "cameras": {name: tuple(size) for name, size in fields["cameras"].items()}})
+
+
+def plain_spec(spec: SimulatorSpec) -> dict[str, Any]:
+    """`spec` as JSON gives it back."""
+    fields = {
+        "suite": spec.suite,
+        "cameras": {name: list(size) for name, size in spec.cameras.items()},
+        "proprio_dim": spec.proprio_dim,
+        "action_dim": spec.action_dim,
+        "render": dict(spec.render),
+    }
+    return json.loads(json.dumps(fields))

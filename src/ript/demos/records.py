@@ -12,7 +12,7 @@ from ript.types import InitialState, Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
-    """One successful demonstration of T steps, looked at N times.
+    """One successful demonstration of T steps, looked at N times; the last step brought success.
 
     Attributes:
         initial_state: where it starts; replaying `executed_actions` from there gives the same trajectory.
@@ -22,7 +22,6 @@ class Demo:
         images: camera -> uint8 `[N, h, w, 3]`.
         proprio: float32 `[N, P]`, simulator units.
         privileged: float32 `[N, O]`, object state, metres; or None.
-        success_steps: steps after which the simulator said success, 1..T. What follows are extra expert steps.
         tries: attempts spent on it: the failed ones since the demonstration before it, and itself.
     """
 
@@ -33,7 +32,6 @@ class Demo:
     images: Mapping[str, np.ndarray]
     proprio: np.ndarray
     privileged: np.ndarray | None
-    success_steps: int
     tries: int
 
     @property

@@ -84,7 +84,7 @@ def _replay(sim: Simulator, name: str, demo: Demo) -> Verification:
         demo=name,
         task_key=demo.task.key,
         state_id=demo.initial_state.id,
-        recorded_steps=demo.success_steps,
+        recorded_steps=len(demo),
         replayed_steps=replayed,
         pixel_difference=int(max(pixels, default=0)),
         proprio_difference=float(proprio),

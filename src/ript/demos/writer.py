@@ -1,0 +1,185 @@
+"""Writes demonstration files; `hdf5` describes the layout and reads them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.metadata
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+
+from ript.demos.hdf5 import FORMAT, FORMAT_VERSION, plain_spec
+from ript.demos.records import Demo
+from ript.errors import DataError
+from ript.types import SimulatorSpec
+
+_CHUNK_BYTES = 1 << 18
+_VERSIONED = ("ript", "numpy", "h5py", "mujoco", "metaworld")
+
+
+class DemoWriter:
+    """Writes demonstrations one by one beside the target, and moves the file to its name when all are in.
+
+    A context manager: leaving it by an exception (Ctrl-C too) removes what was written and leaves an older file of the
+    same name as it was.
+
+    Args:
+        path: the file to make.
+        settings: how the demonstrations were made (seed, noise, ...), plain values.
+
+    Raises:
+        DataError: the file cannot be written: no folder, no permission, disk full.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, object]):
+        self.path = Path(path)
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._settings = settings
+        self._spec: SimulatorSpec | None = None
+        self._samples = 0
+        self._count = 0
+
+    def __enter__(self) -> DemoWriter:
+        if os.path.isdir(self.path):
+            raise DataError(f"cannot write {self.path}: it is a folder; name a file in it")
+        try:
+            self._disk = _Disk(self._temporary, "w+b")
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        self._file = h5py.File(self._disk, "w", libver="latest")
+        self._file.create_group("data")
+        return self
+
+    def add(self, index: int, demo: Demo, spec: SimulatorSpec) -> None:
+        """Append `demo` as `data/demo_<index>`; `spec` is of the simulator it was made in, the same for all."""
+        if self._spec is None:
+            self._spec = spec
+        elif plain_spec(spec) != plain_spec(self._spec):
+            raise DataError(
+                f"{self.path}: demonstrations of one file must be rendered alike, but {demo.task.key} comes with "
+                f"{plain_spec(spec)}; expected {plain_spec(self._spec)}"
+            )
+        _write_demo(self._file.create_group(f"data/demo_{index}"), demo)
+        self._check()
+        self._samples += len(demo)
+        self._count += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._file.close()
+            self._disk.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        if self._spec is None:
+            raise DataError(f"{self.path}: no demonstration to write")
+        self._file["data"].attrs.update(
+            format=FORMAT,
+            format_version=FORMAT_VERSION,
+            versions=json.dumps(_versions()),
+            spec=json.dumps(plain_spec(self._spec)),
+            settings=json.dumps(dict(self._settings)),
+            total=self._samples,
+            num_demos=self._count,
+        )
+        self._file.close()
+        self._check()
+        try:
+            os.fsync(self._disk.fileno())
+            os.replace(self._temporary, self.path)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
+    def _check(self) -> None:
+        if self._disk.error:
+            raise _cannot_write(self.path, self._disk.error) from self._disk.error
+
+
+class _Disk(io.FileIO):
+    """A file that keeps its first write error instead of raising it.
+
+    HDF5 2.0 writes again and again, and crashes the process, when a write fails while a file is being closed. So it is
+    told that all is well; the writer looks at `error` and gives up.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and not self.error:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
+def _write_demo(group: h5py.Group, demo: Demo) -> None:
+    task, state = demo.task, demo.initial_state
+    group.attrs.update(
+        task_suite=task.suite,
+        task_name=task.name,
+        task_instruction=task.instruction,
+        task_index=task.index,
+        task_horizon=task.horizon,
+        state_id=state.id,
+        state_label=state.label,
+        tries=demo.tries,
+        num_samples=len(demo),
+        num_looks=len(demo.frame_steps),
+    )
+    small = {"actions": demo.actions, "executed_actions": demo.executed_actions, "states": state.state[None]}
+    small |= {"obs/proprio": demo.proprio, "obs/frame_steps": demo.frame_steps}
+    if demo.privileged is not None:
+        small["obs/privileged"] = demo.privileged
+    for key, array in small.items():
+        group.create_dataset(key, data=array, chunks=array.shape, fletcher32=True, track_times=False)
+    for camera, frames in demo.images.items():
+        rows = max(1, min(len(frames), _CHUNK_BYTES // frames[0].nbytes))
+        group.create_dataset(
+            f"obs/{camera}_rgb",
+            data=frames,
+            chunks=(rows, *frames.shape[1:]),
+            compression="gzip",
+            compression_opts=1,
+            fletcher32=True,
+            track_times=False,
+        )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    if error.errno == errno.ENOENT:
+        return DataError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return DataError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DataError(f"cannot write {path}: {error.strerror}; free some space or choose another place")
+    return DataError(f"cannot write {path}: {error}")

@@ -1,0 +1,324 @@
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from point import HORIZON, Point
+
+from ript.demos.collect import collect_demos
+from ript.demos.demo_set import open_demos
+from ript.errors import ConfigError, DataError, NotFiniteError, SimulatorError, WorkerError
+
+TASKS = ["point/red", "point/unlucky", "point/blue"]
+HERE = Path(__file__).parent
+
+
+def same(a, b):
+    """Whether two demonstrations are equal in everything."""
+    arrays = ("actions", "executed_actions", "frame_steps", "proprio", "privileged")
+    return (
+        (a.initial_state.id, a.initial_state.label, a.task) == (b.initial_state.id, b.initial_state.label, b.task)
+        and a.tries == b.tries
+        and all(np.array_equal(getattr(a, name), getattr(b, name)) for name in arrays)
+        and a.images.keys() == b.images.keys()
+        and all(np.array_equal(a.images[name], b.images[name]) for name in a.images)
+    )
+
+
+def leftovers(folder):
+    return [p.name for p in folder.iterdir()]
+
+
+def test_the_file_holds_the_same_demonstrations_whatever_the_number_of_workers(tmp_path):
+    collected = []
+    for workers in (0, 1, 3):
+        out = tmp_path / f"{workers}.hdf5"
+        collect_demos(Point, TASKS, 4, out, seed=3, workers=workers)
+        collected.append(list(open_demos(out).demos()))
+    assert [demo.task.key for demo in collected[0]] == [key for key in TASKS for _ in range(4)]
+    for other in collected[1:]:
+        assert len(other) == 12
+        assert all(same(a, b) for a, b in zip(collected[0], other, strict=True))
+
+
+def test_failed_tries_are_dropped_and_counted_on_the_demonstration_that_follows(tmp_path):
+    out = tmp_path / "d.hdf5"
+    end = collect_demos(Point, ["point/unlucky"], 6, out)
+    numbers = [int(demo.initial_state.label.split("#")[1]) for demo in open_demos(out).demos()]
+    assert numbers == sorted(numbers)
+    tries = [demo.tries for demo in open_demos(out).demos()]
+    assert list(np.cumsum(tries)) == [n + 1 for n in numbers]
+    assert end.tries == sum(tries) > 6, "the seed should give this expert some failures"
+    assert all(demo.initial_state.state[2] <= 0 for demo in open_demos(out).demos()), "a failed try was kept"
+
+
+def test_labels_are_the_clean_expert_and_noise_goes_to_the_executed_actions_only(tmp_path):
+    out = tmp_path / "d.hdf5"
+    collect_demos(Point, ["point/red"], 80, out, noise=0.2)
+    noise = []
+    for demo in open_demos(out).demos():
+        sim = Point("point/red")
+        sim.reset(demo.initial_state)
+        for clean, executed in zip(demo.actions, demo.executed_actions, strict=True):
+            assert np.array_equal(clean, sim.expert_action())
+            sim.step_chunk(executed[None])
+        inside = (np.abs(demo.actions) < 0.3) & (np.abs(demo.executed_actions) < 1)
+        noise.append((demo.executed_actions - demo.actions)[inside])
+        assert np.abs(demo.executed_actions).max() <= 1
+    noise = np.concatenate(noise)
+    assert len(noise) > 300
+    assert abs(noise.std() - 0.2) < 0.02
+    assert abs(noise.mean()) < 0.03
+
+
+def test_looks_are_taken_before_every_second_step_and_match_the_simulator(tmp_path):
+    out = tmp_path / "d.hdf5"
+    collect_demos(Point, ["point/red"], 3, out, every=2)
+    for demo in open_demos(out).demos():
+        assert list(demo.frame_steps) == list(range(0, len(demo), 2))
+        sim = Point("point/red")
+        looks = [sim.reset(demo.initial_state)]
+        for step, action in enumerate(demo.executed_actions):
+            if step and step % 2 == 0:
+                looks.append(sim.observe())
+            success = sim.step_chunk(action[None]).success
+            assert success == (step == len(demo) - 1)
+        assert np.array_equal(np.concatenate([look.images["top"] for look in looks]), demo.images["top"])
+        assert np.array_equal(np.concatenate([look.proprio for look in looks]), demo.proprio)
+
+
+def test_no_picture_is_rendered_of_a_failed_try_beyond_its_first(tmp_path):
+    made = []
+
+    def make(key):
+        made.append(Point(key))
+        return made[-1]
+
+    end = collect_demos(make, ["point/unlucky"], 6, tmp_path / "d.hdf5")
+    assert end.tries > 6
+    assert sum(sim.rendered for sim in made) == end.frames + end.tries
+    assert all(sim.closed for sim in made)
+
+
+def test_an_expert_that_never_succeeds_ends_in_a_clear_error_after_bounded_tries(tmp_path):
+    out = tmp_path / "d.hdf5"
+    with pytest.raises(SimulatorError, match=r"point/hopeless succeeded in 0 of 10 tries.*noise"):
+        collect_demos(Point, ["point/hopeless"], 2, out, max_tries_factor=5)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_simulator_whose_replay_differs_is_found_out(tmp_path):
+    class Forgetful(Point):
+        def reset(self, initial_state):
+            self._resets = getattr(self, "_resets", 0) + 1
+            seen = super().reset(initial_state)
+            self._position += 0.3 * (self._resets - 1)
+            return seen
+
+    with pytest.raises(SimulatorError, match="breaks its contract"):
+        collect_demos(Forgetful, ["point/red"], 1, tmp_path / "d.hdf5")
+
+
+def test_a_simulator_without_an_expert_is_refused(tmp_path):
+    class NoExpert(Point):
+        expert_action = None
+
+        def __getattribute__(self, name):
+            if name == "expert_action":
+                raise AttributeError(name)
+            return super().__getattribute__(name)
+
+    with pytest.raises(ConfigError, match="no scripted expert"):
+        collect_demos(NoExpert, ["point/red"], 1, tmp_path / "d.hdf5")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"per_task": 0}, "per_task = 0"),
+        ({"every": 0}, "every = 0"),
+        ({"noise": -0.1}, "noise = -0.1"),
+        ({"noise": float("nan")}, "noise = nan"),
+        ({"workers": -1}, "workers = -1"),
+        ({"task_keys": []}, "no task"),
+        ({"task_keys": ["point/red", "point/red"]}, "named twice"),
+    ],
+)
+def test_arguments_that_cannot_work_are_named(tmp_path, wrong, message):
+    arguments = {"task_keys": ["point/red"], "per_task": 1, **wrong}
+    with pytest.raises(ConfigError, match=message):
+        collect_demos(Point, out=tmp_path / "d.hdf5", **arguments)
+
+
+def test_progress_grows_to_what_was_wanted(tmp_path):
+    seen = []
+    end = collect_demos(Point, TASKS, 2, tmp_path / "d.hdf5", progress=seen.append)
+    assert [p.tries for p in seen] == list(range(1, end.tries + 1))
+    assert seen[-1] == end
+    assert end.demos == end.demos_wanted == 6
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_nan_from_the_expert_is_reported_with_task_step_and_state(tmp_path, workers):
+    make = functools.partial(Point, fault="nan")
+    with pytest.raises(NotFiniteError, match=r"point/red answered \[nan.*at step 0 from initial state [0-9a-f]{16}"):
+        collect_demos(make, ["point/red"], 1, tmp_path / "d.hdf5", workers=workers)
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raise", r"worker 0, point/red, try 0: ValueError: the table broke\nTraceback"),
+        ("die", r"worker 0, point/red, try 0: the process died \(exit code 7\)"),
+        ("hang", r"worker 0, point/red, try 0: no answer within 1.5 s"),
+    ],
+)
+def test_a_worker_that_fails_is_reported_with_its_address_and_leaves_nothing_behind(tmp_path, fault, message):
+    make = functools.partial(Point, fault=fault)
+    started = time.monotonic()
+    with pytest.raises(WorkerError, match=message):
+        collect_demos(make, ["point/red"], 3, tmp_path / "d.hdf5", workers=1, try_seconds=1.5)
+    assert time.monotonic() - started < 10
+    assert leftovers(tmp_path) == []
+    assert not multiprocessing.active_children()
+
+
+def test_an_interrupted_collection_leaves_an_older_file_of_that_name_untouched(tmp_path):
+    out = tmp_path / "d.hdf5"
+    collect_demos(Point, ["point/red"], 1, out)
+    before = out.read_bytes()
+
+    def interrupt(progress):
+        if progress.demos >= 2:
+            raise KeyboardInterrupt
+
+    for workers in (0, 2):
+        with pytest.raises(KeyboardInterrupt):
+            collect_demos(Point, ["point/red"], 9, out, workers=workers, progress=interrupt)
+        assert leftovers(tmp_path) == ["d.hdf5"]
+        assert out.read_bytes() == before
+        assert not multiprocessing.active_children()
+
+
+def run_script(tmp_path, body):
+    """Start a Python program that collects into tmp_path/out; it may use Point, collect_demos and `out`."""
+    (tmp_path / "out").mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, os\n"
+        f"sys.path.insert(0, {str(HERE)!r})\n"
+        "from point import Point\n"
+        "from ript.demos.collect import collect_demos\n"
+        f"out = {str(tmp_path / 'out' / 'd.hdf5')!r}\n"
+        "if __name__ == '__main__':\n" + textwrap.indent(textwrap.dedent(body), "    ")
+    )
+    return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_ctrl_c_ends_collection_in_seconds_with_no_file_and_no_process_left(tmp_path):
+    program = run_script(
+        tmp_path,
+        """
+        def say(p):
+            print(p.demos, *[c.pid for c in __import__("multiprocessing").active_children()], flush=True)
+        try:
+            collect_demos(Point, ["point/red", "point/blue"], 100000, out, workers=2, progress=say)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        """,
+    )
+    line = program.stdout.readline().split()
+    children = [int(pid) for pid in line[1:]]
+    assert len(children) == 2
+    started = time.monotonic()
+    program.send_signal(signal.SIGINT)
+    program.communicate(timeout=10)
+    assert program.returncode == 130
+    assert time.monotonic() - started < 5
+    assert leftovers(tmp_path / "out") == []
+    for pid in children:
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_full_disk_ends_in_one_clear_error_and_leaves_nothing_behind(tmp_path):
+    program = run_script(
+        tmp_path,
+        """
+        import resource
+        from ript.errors import DataError
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+        try:
+            collect_demos(Point, ["point/red"], 200, out)
+        except DataError as error:
+            print(error)
+        """,
+    )
+    said, complaints = program.communicate(timeout=60)
+    assert program.returncode == 0, complaints
+    assert (
+        said.strip() == f"cannot write {tmp_path}/out/d.hdf5: File too large; free some space or choose another place"
+    )
+    assert complaints == ""
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_a_folder_that_may_not_be_written_to_is_said_before_any_work(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    with as_ordinary_user(), pytest.raises(DataError, match=r"cannot write .*d.hdf5: Permission denied; choose"):
+        collect_demos(no_simulator, ["point/red"], 1, closed / "d.hdf5")
+
+
+def test_a_folder_that_does_not_exist_is_said_before_any_work(tmp_path):
+    with pytest.raises(DataError, match=r"there is no folder .*missing; make it first"):
+        collect_demos(no_simulator, ["point/red"], 1, tmp_path / "missing" / "d.hdf5")
+    with pytest.raises(DataError, match="it is a folder"):
+        collect_demos(no_simulator, ["point/red"], 1, tmp_path)
+
+
+def no_simulator(key):
+    raise AssertionError("no simulator should be made")
+
+
+@contextlib.contextmanager
+def as_ordinary_user():
+    """Root may write anywhere: give that up for a while."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_workers_do_not_import_torch(tmp_path):
+    program = run_script(
+        tmp_path,
+        """
+        collect_demos(Point, ["point/red"], 1, out)
+        print("torch" in sys.modules)
+        """,
+    )
+    said, complaints = program.communicate(timeout=60)
+    assert said.strip() == "False", complaints
+
+
+def test_a_try_ends_at_the_horizon():
+    sim = Point("point/hopeless")
+    (state,) = sim.initial_states(1)
+    sim.reset(state)
+    assert sum(not sim.step_chunk(sim.expert_action()[None]).done for _ in range(HORIZON)) == HORIZON - 1
