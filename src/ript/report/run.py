@@ -141,7 +141,7 @@ class RunFolder:
 
     @contextmanager
     def replace(self, folder: Path) -> Iterator[Path]:
-        """Yield an empty folder to fill; it takes the place of `folder` whole (`with run.replace(run.best) as new:`)."""
+        """Yield an empty folder to fill; it takes the place of `folder` (`with run.replace(run.best) as new:`)."""
         with atomic_folder(folder) as temporary:
             yield temporary
 
@@ -292,7 +292,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not (path / "config.json").is_file():
         what = "is not a run folder (it has no config.json)" if path.is_dir() else "does not exist"
-        raise RunError(f"{path} {what}: give the --out folder of an earlier `ript rl` or `ript sft`")
+        inside = sorted(str(file.parent) for file in path.glob("*/config.json") if (file.parent / ".lock").exists())
+        hint = f"it contains {' and '.join(inside)}" if inside else "give the --out folder of an earlier run"
+        raise RunError(f"{path} {what}: {hint}")
     document = read_json(path / "config.json")
     if not isinstance(document, dict) or "format" not in document:
         raise RunError(f"{path / 'config.json'} is not the config of a ript run: it has no format version")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -46,10 +47,15 @@ class WandbTracker:
         except ImportError as error:
             raise _missing("Weights & Biases", "wandb", error) from error
         folder = Path(folder)
-        self._run = wandb.init(project="ript", name=folder.name, dir=str(folder), config=dict(config), resume="allow")
+        run_id = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:12]
+        self._run = wandb.init(
+            project="ript", id=run_id, name=folder.name, dir=str(folder), config=dict(config), resume="allow"
+        )
+        # Its own step may only grow; a run resumed from a checkpoint passes some iterations again.
+        self._run.define_metric("*", step_metric="iteration")
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(_finite(metrics), step=iteration)
+        self._run.log({"iteration": iteration, **_finite(metrics)})
 
     def close(self) -> None:
         self._run.finish()
@@ -62,7 +68,7 @@ TRACKERS: dict[str, Callable[[str | Path, Mapping[str, Any]], Tracker]] = {
 
 
 def make_trackers(names: Iterable[str], folder: str | Path, config: Mapping[str, Any]) -> list[Tracker]:
-    """Start trackers by name ("tensorboard", "wandb") for the run in `folder`.
+    """Start trackers by name ("tensorboard", "wandb") for the run folder `folder`.
 
     Raises:
         UnknownNameError: no such tracker.

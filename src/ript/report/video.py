@@ -13,7 +13,7 @@ from ript.errors import DataError, DependencyMissing
 from ript.report.files import write_bytes
 
 _CODECS = (
-    ("libx264", "mp4", "video/mp4", {"crf": "25", "preset": "medium"}),
+    ("libx264", "mp4", "video/mp4", {"crf": "21", "preset": "medium"}),
     ("libvpx-vp9", "webm", "video/webm", {"crf": "34", "b": "0", "deadline": "good", "cpu-used": "4"}),
 )
 

@@ -1,0 +1,175 @@
+"""A run folder as the report sees it: read without a lock, complete or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ript.errors import DataError
+from ript.report.files import read_json, read_lines
+from ript.report.run import read_config
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One set of initial states in one mode of acting, before and after.
+
+    Attributes:
+        mode: "greedy" or "sampled (temperature T)".
+        states: which set of initial states.
+        before: the evaluation at iteration 0, or None.
+        after: the evaluation of the resulting policy, or None when none was made after iteration 0.
+        evaluations: how many evaluations of these states in this mode there were.
+    """
+
+    mode: str
+    states: str
+    before: Row | None
+    after: Row | None
+    evaluations: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoPair:
+    """Videos of one initial state; either side may be missing. Each is (file, status value)."""
+
+    task: str
+    state_id: str
+    before: tuple[Path, str] | None
+    after: tuple[Path, str] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunData:
+    """What was found in a run folder.
+
+    Attributes:
+        path: the folder.
+        name: short, unique among the runs of a page.
+        document: config.json.
+        metrics: lines of metrics.jsonl, by iteration.
+        evals: lines of evals.jsonl, by iteration.
+        result: result.json, or None when the run has not ended.
+        videos: pairs, the most telling first.
+        missing: sentences about what is not there.
+    """
+
+    path: Path
+    name: str
+    document: Mapping[str, Any]
+    metrics: Sequence[Row]
+    evals: Sequence[Row]
+    result: Row | None
+    videos: Sequence[VideoPair]
+    missing: Sequence[str]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.document["config"]
+
+    @property
+    def iterations(self) -> int:
+        return self.metrics[-1]["iteration"] if self.metrics else 0
+
+    def comparisons(self) -> list[Comparison]:
+        """One for each (states, mode), in the order in which they were first evaluated."""
+        by_key: dict[tuple[str, str], list[Row]] = {}
+        for row in self.evals:
+            by_key.setdefault((row.get("states", "held-out"), row["mode"]), []).append(row)
+        chosen = (self.result or {}).get("policy_iteration")
+        found = []
+        for (states, mode), rows in by_key.items():
+            before = next((row for row in rows if row["iteration"] == 0), None)
+            later = [row for row in rows if row["iteration"] > 0]
+            after = next((row for row in later if row["iteration"] == chosen), later[-1] if later else None)
+            found.append(Comparison(mode=mode, states=states, before=before, after=after, evaluations=len(rows)))
+        return found
+
+
+def read_run(path: str | Path, name: str | None = None) -> RunData:
+    """Read a run folder, whatever state it is in.
+
+    Raises:
+        RunError: not a run folder, or of an incompatible version.
+    """
+    path = Path(path)
+    document = read_config(path)
+    missing: list[str] = []
+    metrics = _lines(path / "metrics.jsonl", missing)
+    evals = [row for row in _lines(path / "evals.jsonl", missing) if "eval" in row and "mode" in row]
+    result = None
+    if (path / "result.json").exists():
+        try:
+            result = read_json(path / "result.json")
+        except DataError as error:
+            missing.append(str(error))
+    videos = _pair_videos(path / "videos")
+    if document["kind"] == "rl":
+        missing.extend(_gaps(metrics, evals, result, videos))
+    elif not metrics:
+        missing.append("No step was logged.")
+    return RunData(
+        path=path,
+        name=name or path.resolve().name,
+        document=document,
+        metrics=metrics,
+        evals=evals,
+        result=result,
+        videos=videos,
+        missing=missing,
+    )
+
+
+def _lines(path: Path, missing: list[str]) -> list[Row]:
+    try:
+        rows = [row for row in read_lines(path) if isinstance(row.get("iteration"), int)]
+    except DataError as error:
+        missing.append(f"A log is damaged and left out: {error}.")
+        return []
+    return sorted(rows, key=lambda row: row["iteration"])
+
+
+def _gaps(metrics: Sequence[Row], evals: Sequence[Row], result: Row | None, videos: Sequence[VideoPair]) -> list[str]:
+    gaps = []
+    if result is None:
+        done = f"after iteration {metrics[-1]['iteration']}" if metrics else "before its first iteration was finished"
+        gaps.append(f"The run has not ended: it was interrupted, or was still going on, {done}.")
+    if not metrics:
+        gaps.append("No iteration was logged, so there are no curves and no times.")
+    if not any(row["iteration"] == 0 for row in evals):
+        gaps.append("No evaluation from before post-training.")
+    if not any(row["iteration"] > 0 for row in evals):
+        gaps.append("No evaluation from after post-training.")
+    if not videos:
+        gaps.append("No videos were kept.")
+    else:
+        stages = [stage for stage in ("before", "after") if not any(getattr(pair, stage) for pair in videos)]
+        gaps.extend(f"No videos from {stage} post-training." for stage in stages)
+    return gaps
+
+
+def _pair_videos(folder: Path) -> list[VideoPair]:
+    """Match videos/<stage>/<task>__<state id>__<status> by task and state; solved-since first, then by name."""
+    found: dict[tuple[str, str], dict[str, tuple[Path, str]]] = {}
+    for stage in ("before", "after"):
+        for path in sorted((folder / stage).glob("[!.]*")):
+            parts = path.stem.split("__")
+            if len(parts) == 3 and path.suffix in (".mp4", ".webm"):
+                found.setdefault((parts[0], parts[1]), {})[stage] = (path, parts[2])
+    pairs = [
+        VideoPair(task=task, state_id=state_id, before=sides.get("before"), after=sides.get("after"))
+        for (task, state_id), sides in found.items()
+    ]
+
+    def rank(pair: VideoPair) -> tuple[int, str, str]:
+        if pair.before is None or pair.after is None:
+            order = 3
+        else:
+            order = {("failure", "success"): 0, ("success", "failure"): 1}.get((pair.before[1], pair.after[1]), 2)
+        return order, pair.task, pair.state_id
+
+    return sorted(pairs, key=rank)

@@ -1,0 +1,280 @@
+"""What the page shows of runs: numbers turned into words, rows and percentages. No HTML in here."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ript.report.read import Comparison, Row, RunData
+
+THRESHOLDS = (0.5, 0.8, 0.9, 0.95)
+
+ROLLOUT_PARTS = (
+    ("simulate", "physics", "t0"),
+    ("render", "rendering", "t1"),
+    ("infer", "policy", "t2"),
+    ("wait", "waiting", "t3"),
+)
+WALL_PARTS = (("update", "update", "t4"), ("eval", "evaluation", "t5"), ("other", "other", "t6"))
+
+
+def percent(rate: float | None) -> str:
+    """0.974 -> "97 %", with a space that does not break."""
+    return "–" if rate is None or math.isnan(rate) else f"{100 * rate:.0f}\u00a0%"
+
+
+def count(number: float | None) -> str:
+    """61200 -> "61,200"."""
+    return "–" if number is None or math.isnan(number) else f"{number:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """312.4 -> "5 min 12 s"."""
+    if seconds is None or math.isnan(seconds):
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f}\u00a0s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min"), (0 if hours else rest, "s")]
+    return " ".join(f"{value}\u00a0{unit}" for value, unit in parts if value) or "0\u00a0s"
+
+
+def short_mode(mode: str) -> str:
+    """ "sampled (temperature 0.6)" -> "sampled"."""
+    return mode.split(" (")[0]
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest path endings that tell the runs apart: a/rl and b/rl, not rl and rl."""
+    parts = [path.resolve().parts for path in paths]
+    for length in range(1, max(len(p) for p in parts) + 1):
+        names = ["/".join(p[-length:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{'/'.join(p[-2:])} #{number}" for number, p in enumerate(parts, start=1)]
+
+
+def task_names(run: RunData) -> list[str]:
+    """Tasks in the order in which they were evaluated."""
+    return list(dict.fromkeys(task for row in run.evals for task in row["eval"]["tasks"]))
+
+
+def outcome(result: Row | None) -> dict[str, Any] | None:
+    """One task's (or the total's) numbers for a row of a table, or None."""
+    if result is None:
+        return None
+    low, high = result["interval"]
+    rate = result["successes"] / result["trials"] if result["trials"] else math.nan
+    text = f"{result['successes']} of {result['trials']}"
+    if result["errors"]:
+        text += f", {result['errors']} errors apart"
+    return {
+        "rate": rate,
+        "percent": percent(rate),
+        "low": low,
+        "high": high,
+        "interval": f"{100 * low:.0f}–{100 * high:.0f}\u00a0%",
+        "of": text,
+        "successes": result["successes"],
+        "trials": result["trials"],
+        "errors": result["errors"],
+    }
+
+
+def headline(comparison: Comparison) -> dict[str, Any]:
+    """Before and after in one mode, over all tasks and for each."""
+    before = outcome(comparison.before["eval"]["total"]) if comparison.before else None
+    after = outcome(comparison.after["eval"]["total"]) if comparison.after else None
+    tasks = []
+    for name in _tasks_of(comparison):
+        sides = [
+            outcome(row["eval"]["tasks"].get(name)) if row is not None else None
+            for row in (comparison.before, comparison.after)
+        ]
+        tasks.append({"name": name, "before": sides[0], "after": sides[1]})
+    apart = (
+        before is not None and after is not None and (after["low"] > before["high"] or after["high"] < before["low"])
+    )
+    return {
+        "mode": comparison.mode,
+        "short": short_mode(comparison.mode),
+        "states": comparison.states,
+        "before": before,
+        "after": after,
+        "iteration": comparison.after["iteration"] if comparison.after else None,
+        "row": comparison.after,
+        "apart": apart,
+        "tasks": tasks,
+        "evaluations": comparison.evaluations,
+    }
+
+
+def _tasks_of(comparison: Comparison) -> list[str]:
+    rows = [row for row in (comparison.before, comparison.after) if row is not None]
+    return list(dict.fromkeys(name for row in rows for name in row["eval"]["tasks"]))
+
+
+def cost(run: RunData) -> dict[str, str]:
+    """What the run has spent, in words."""
+    last = run.metrics[-1] if run.metrics else {}
+    spent = {"iterations": count(run.iterations) if run.metrics else "–"}
+    if run.document["kind"] == "rl":
+        spent["rollouts"] = count(last.get("total/rollouts"))
+        spent["environment steps"] = count(last.get("total/env_steps"))
+    spent["wall clock"] = duration(last.get("total/seconds"))
+    return spent
+
+
+def thresholds(run: RunData) -> list[dict[str, Any]]:
+    """What it took until an evaluation first reached each success rate; one block for each mode."""
+    blocks = []
+    for comparison in run.comparisons():
+        rows = [
+            row
+            for row in run.evals
+            if row["mode"] == comparison.mode and row.get("states", "held-out") == comparison.states
+        ]
+        lines = []
+        for threshold in THRESHOLDS:
+            first = next((row for row in rows if _rate(row) >= threshold), None)
+            lines.append({"threshold": percent(threshold), **_cost_at(first)})
+        if len(rows) > 1:
+            blocks.append({"mode": comparison.mode, "states": comparison.states, "lines": lines})
+    return blocks
+
+
+def _rate(row: Row) -> float:
+    total = row["eval"]["total"]
+    return total["successes"] / total["trials"] if total["trials"] else math.nan
+
+
+def _cost_at(row: Row | None) -> dict[str, str]:
+    if row is None:
+        return dict.fromkeys(("iteration", "rollouts", "env_steps", "seconds"), "–")
+    return {
+        "iteration": count(row["iteration"]),
+        "rollouts": count(row.get("rollouts")),
+        "env_steps": count(row.get("env_steps")),
+        "seconds": duration(row.get("seconds")),
+    }
+
+
+def wall_clock(row: Row) -> dict[str, float]:
+    """An iteration's wall-clock seconds by part.
+
+    Workers measure their own seconds, which overlap; the rollout phase's wall clock is split in proportion to them.
+    """
+    seconds = {name: float(row.get(f"time/{name}") or 0.0) for name in ("rollout", "update", "eval", "total")}
+    measured = {name: float(row.get(f"time/{name}") or 0.0) for name, _, _ in ROLLOUT_PARTS}
+    whole = sum(measured.values())
+    parts = {name: seconds["rollout"] * value / whole if whole else 0.0 for name, value in measured.items()}
+    parts["update"], parts["eval"] = seconds["update"], seconds["eval"]
+    parts["other"] = max(0.0, seconds["total"] - sum(parts.values()))
+    return parts
+
+
+def time_split(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The whole run's wall clock by part, in the order of `ROLLOUT_PARTS` and `WALL_PARTS`; empty when unknown."""
+    sums = {name: sum(wall_clock(row)[name] for row in rows) for name, _, _ in (*ROLLOUT_PARTS, *WALL_PARTS)}
+    whole = sum(sums.values())
+    if not whole:
+        return []
+    return [
+        {"label": label, "color": color, "seconds": duration(sums[name]), "share": sums[name] / whole}
+        for name, label, color in (*ROLLOUT_PARTS, *WALL_PARTS)
+        if sums[name] > 0
+    ]
+
+
+def state_grids(run: RunData) -> list[dict[str, Any]]:
+    """For each mode and task, every initial state's outcome before and after, in the order of evaluation."""
+    grids = []
+    for comparison in run.comparisons():
+        before = comparison.before.get("per_state", {}) if comparison.before else {}
+        after = comparison.after.get("per_state", {}) if comparison.after else {}
+        for task in dict.fromkeys([*before, *after]):
+            was, now = dict(map(tuple, before.get(task, []))), dict(map(tuple, after.get(task, [])))
+            cells = [
+                {"id": state, "before": was.get(state), "after": now.get(state)}
+                for state in dict.fromkeys([*was, *now])
+            ]
+            grids.append(
+                {
+                    "mode": comparison.mode,
+                    "states": comparison.states,
+                    "task": task,
+                    "cells": cells,
+                    "has": {"before": bool(was), "after": bool(now)},
+                    "summary": _transitions(cells),
+                }
+            )
+    return grids
+
+
+def _transitions(cells: Iterable[Mapping[str, Any]]) -> str:
+    names = {
+        ("failure", "success"): "gained",
+        ("success", "failure"): "lost",
+        ("success", "success"): "solved before and after",
+        ("failure", "failure"): "solved neither time",
+    }
+    tally = dict.fromkeys(names.values(), 0)
+    for cell in cells:
+        name = names.get((cell["before"], cell["after"]))
+        if name:
+            tally[name] += 1
+    return ", ".join(f"{number} {name}" for name, number in tally.items() if number)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested config as (dotted field, value) rows; notes are shown elsewhere."""
+    rows: list[tuple[str, str]] = []
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if name == "notes":
+            continue
+        if isinstance(value, Mapping) and value:
+            rows.extend(flatten(value, f"{name}."))
+        else:
+            rows.append((name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return rows
+
+
+def versions(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, version) rows: ript, Python, packages, platform."""
+    rows = [("ript", document.get("ript")), ("python", document.get("python")), *document.get("packages", {}).items()]
+    rows += [("platform", document.get("platform")), ("cores", document.get("cores"))]
+    return [(name, str(value)) for name, value in rows if value is not None]
+
+
+def command(document: Mapping[str, Any]) -> str:
+    """The command line, ready to be pasted into a shell."""
+    return shlex.join(str(word) for word in document.get("command", []))
+
+
+def lead(run: RunData, heads: Sequence[Mapping[str, Any]]) -> str:
+    """The result in a sentence or two."""
+    head = next((h for h in heads if h["before"] and h["after"]), None)
+    if head is None:
+        return ""
+    before, after = head["before"], head["after"]
+    how = {"greedy": "taking its most likely actions", "sampled": "sampling its actions"}.get(
+        head["short"], head["mode"]
+    )
+    spent = _cost_at(head["row"])
+    sentence = (
+        f"After {spent['iteration']} iterations ({spent['rollouts']} rollouts, {spent['seconds']}) the policy solves "
+        f"{after['of']} {head['states']} initial states, {how}; before, it solved {before['of']}."
+    )
+    if head["iteration"] == (run.result or {}).get("policy_iteration", run.iterations) != run.iterations:
+        sentence += f" The run went on to iteration {run.iterations}, but this is the policy it kept."
+    elif head["iteration"] < run.iterations:
+        sentence += f" Later iterations, up to {run.iterations}, were not measured."
+    if not head["apart"]:
+        sentence += " The 95 % intervals overlap: this could be chance."
+    return sentence
