@@ -75,11 +75,11 @@ def test_nothing_valid_gives_a_loss_of_zero_and_no_metrics():
 
 
 def test_metrics_by_hand():
-    _, _, metrics = by_ratio([[2.0, 0.5, 7.0]], [1.0], [[True, True, False]])
-    assert metrics["ratio_mean"] == pytest.approx(1.25)
-    assert (metrics["ratio_min"], metrics["ratio_max"]) == pytest.approx((0.5, 2.0))
-    assert metrics["kl"] == pytest.approx(((2 - 1 - math.log(2)) + (0.5 - 1 + math.log(2))) / 2)
-    assert metrics["kl_k1"] == pytest.approx((-math.log(2) + math.log(2)) / 2)
+    _, _, metrics = by_ratio([[2.0, 0.25, 7.0]], [1.0], [[True, True, False]])
+    assert metrics["ratio_mean"] == pytest.approx(1.125)
+    assert (metrics["ratio_min"], metrics["ratio_max"]) == pytest.approx((0.25, 2.0))
+    assert metrics["kl"] == pytest.approx(((2 - 1 - math.log(2)) + (0.25 - 1 + math.log(4))) / 2)
+    assert metrics["kl_k1"] == pytest.approx((-math.log(2) + math.log(4)) / 2)
     assert metrics["clip_fraction"] == 0.5
 
 

@@ -220,6 +220,14 @@ def test_every_epoch_sees_every_row_once_in_minibatches_of_nearly_equal_size(uni
     assert policy.seen[:per_epoch] != policy.seen[per_epoch:]
 
 
+def test_a_micro_batch_bounds_the_rows_of_a_forward_pass():
+    policy = Watching()
+    batch = make_update_batch(policy)
+    policy.seen.clear()
+    update(policy, Recorder(policy), batch, epochs=1, minibatch_decisions=8, micro_batch=3, generator=None)
+    assert [len(rows) for rows in policy.seen] == [3, 3, 2, 3, 3, 2]
+
+
 def test_trajectory_minibatches_keep_trajectories_whole():
     policy = Watching()
     batch = make_update_batch(policy)
@@ -303,6 +311,16 @@ def test_a_gradient_that_is_not_finite_is_refused_before_the_step():
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
     assert not optimiser.state
     assert all(p.grad is None for p in policy.parameters())
+
+
+def test_gradients_left_over_from_before_do_not_count():
+    policy = Bandit()
+    batch = make_update_batch(policy)
+    clean, _ = gradients(policy, batch, minibatch_decisions=99)
+    for parameter in policy.parameters():
+        parameter.grad = torch.full_like(parameter, 100.0)
+    found, _ = gradients(policy, batch, minibatch_decisions=99)
+    torch.testing.assert_close(found, clean)
 
 
 def test_the_gradient_norm_is_clipped_and_reported_before_clipping():
