@@ -1,7 +1,7 @@
 """Small stand-ins with injected behaviour, for tests of the machinery around policies and simulators.
 
-The episode of `FakeSimulator` is a game of chance in which each decision's first action is a number in [0, 1): it succeeds
-when that number is below the state's chance, so success comes early or not at all, as in a real simulator.
+The episode of `FakeSimulator` is a game of chance in which each decision's first action is a number in [0, 1): it
+succeeds when that number is below the state's chance, so success comes early or not at all, as in a real simulator.
 """
 
 from __future__ import annotations

@@ -2,22 +2,98 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ript.errors import ConfigError
 from ript.interfaces import EnvPool, Policy, SimulatorFactory
 from ript.metrics import Metrics, Sum
-from ript.rollout.engine import SimulatorCache, Slots
+from ript.rollout.engine import SimulatorCache, Slots, run_slots
+from ript.rollout.process_pool import BUSY, Inference, ProcessPool
 from ript.rollout.recorder import Recorder
-from ript.rollout.stream import ErrorLimit, Stream
+from ript.rollout.stream import ErrorLimit, Stream, refuse_if
 from ript.types import Rollout, RolloutRequest
 
 if TYPE_CHECKING:
     import torch
 
-Inference = Literal["local", "central"]
+
+def make_pool(
+    make_simulator: SimulatorFactory,
+    policy: Policy,
+    *,
+    workers: int = 2,
+    slots: int = 32,
+    inference: Inference = "local",
+    request_timeout: float = 120.0,
+    start_timeout: float = 120.0,
+    max_retries: int = 2,
+    max_error_rate: float = 0.2,
+    frame_every: int = 4,
+    free_simulators: int | None = None,
+) -> EnvPool:
+    """A pool of simulators with a policy in the loop. Close it, or use it as a context manager.
+
+    Results are the same for every choice of workers, slots and inference (up to the rounding of batched arithmetic):
+    each rollout draws from its request's own generator.
+
+    What happens when something fails:
+        - A simulator raises (when built, reset, stepped or looked at): that rollout becomes ERROR, with address and
+          traceback; the instance is closed; the others go on.
+        - A worker dies or hangs: it is killed and replaced. The rollout that it worked on (all of its rollouts, if that
+          is not known) has lost a try; everything it had in flight is run again, and becomes ERROR after `max_retries`
+          more tries. Three workers in a row that are lost without having had work stop the run.
+        - The policy raises, or returns NaN: the run stops with that error.
+        - ConfigError, DependencyMissing and PolicyError from a simulator stop the run too: no rollout could work.
+
+    Args:
+        make_simulator: task key -> simulator; with workers, picklable.
+        policy: with workers and local inference, picklable; each worker gets a copy. Otherwise used as it is.
+        workers: processes; 0 runs everything in this one.
+        slots: rollouts in progress in each worker, hence the largest batch.
+        inference: "local": a copy of the policy in every worker, on one thread; fastest for a small policy on a CPU.
+            "central": the policy stays in this process and acts for all workers at once; for a large policy or a GPU.
+        request_timeout: seconds that one unit of a worker's work may take (a reset with the building of its simulator,
+            a chunk, a look, a decision) before the worker counts as hung.
+        start_timeout: seconds that a worker may take to start.
+        max_retries: how often a rollout is run again after its worker was lost.
+        max_error_rate: share of ERROR among the last 100 rollouts (at least 20) above which the run stops.
+        frame_every: environment steps between the frames of a video.
+        free_simulators: unused instances that each process keeps for later; 2 x slots by default.
+
+    Raises:
+        ConfigError: an argument is out of range, or the factory or the policy cannot be pickled.
+    """
+    _need(workers >= 0, f"workers must be 0 or more, got {workers}")
+    _need(slots >= 1, f"slots must be at least 1, got {slots}")
+    _need(inference in ("local", "central"), f'inference must be "local" or "central", got {inference!r}')
+    _need(min(request_timeout, start_timeout) > 0, "request_timeout and start_timeout must be positive")
+    _need(max_retries >= 0, f"max_retries must be 0 or more, got {max_retries}")
+    _need(0 <= max_error_rate <= 1, f"max_error_rate must lie in 0..1, got {max_error_rate}")
+    _need(frame_every >= 1, f"frame_every must be at least 1, got {frame_every}")
+    kept = 2 * slots if free_simulators is None else free_simulators
+    if workers == 0:
+        return InlinePool(
+            make_simulator,
+            policy,
+            slots=slots,
+            max_error_rate=max_error_rate,
+            frame_every=frame_every,
+            free_simulators=kept,
+        )
+    return ProcessPool(
+        make_simulator,
+        policy,
+        workers=workers,
+        slots=slots,
+        inference=inference,
+        request_timeout=request_timeout,
+        start_timeout=start_timeout,
+        max_retries=max_retries,
+        max_error_rate=max_error_rate,
+        frame_every=frame_every,
+        free_simulators=kept,
+    )
 
 
 class InlinePool:
@@ -36,7 +112,7 @@ class InlinePool:
         frame_every: int = 4,
         free_simulators: int | None = None,
     ):
-        self.saturation = min(slots, 8)
+        self.saturation = min(slots, BUSY)
         self._recorder = Recorder(policy)
         limit = 2 * slots if free_simulators is None else free_simulators
         self._simulators = SimulatorCache(make_simulator, limit=limit, check=policy.check_simulator)
@@ -47,11 +123,11 @@ class InlinePool:
         self._reported: dict[str, float] = {}
 
     def set_policy(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
-        _refuse(self._running, "set_policy")
+        refuse_if(self._running, "set_policy")
         self._recorder.load(weights, version)
 
     def run(self, requests: Iterable[RolloutRequest | None]) -> Generator[Rollout, None, None]:
-        _refuse(self._running, "run")
+        refuse_if(self._running, "run")
         self._running = True
         try:
             for rollout in run_slots(Stream(requests), self._recorder, self._slots):
@@ -85,53 +161,6 @@ class InlinePool:
         self.close()
 
 
-def run_slots(stream: Stream, recorder: Recorder, slots: Slots) -> Generator[Rollout, None, None]:
-    """Run a stream of requests through slots of this process; yields rollouts as they end.
-
-    Closing the generator abandons what is in progress; the simulators stay in their cache.
-    """
-    try:
-        while True:
-            while slots.free and (flight := stream.draw()) is not None:
-                recorder.begin(flight.ticket, flight.request)
-                failed = slots.start(flight.ticket, flight.request)
-                if failed is not None:
-                    stream.delivered()
-                    yield recorder.rollout(failed)
-            if not len(slots):
-                if stream.finished():
-                    return
-                continue
-            for outcome in slots.cycle():
-                stream.delivered()
-                yield recorder.rollout(outcome)
-    finally:
-        slots.abandon()
-        recorder.clear()
-
-
-def _refuse(running: bool, what: str) -> None:
-    if running:
-        raise ConfigError(f"{what} while rollouts are in flight: finish or close the iterator of `run` first")
-
-
-def make_pool(
-    make_simulator: SimulatorFactory,
-    policy: Policy,
-    *,
-    workers: int = 2,
-    slots: int = 32,
-    inference: Inference = "local",
-    request_timeout: float = 120.0,
-    max_retries: int = 2,
-    max_error_rate: float = 0.2,
-    frame_every: int = 4,
-    free_simulators: int | None = None,
-) -> EnvPool:
-    return InlinePool(
-        make_simulator, policy, slots=slots, max_error_rate=max_error_rate, frame_every=frame_every,
-        free_simulators=free_simulators,
-    )  # fmt: skip
-
-
-_ = time
+def _need(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"rollout pool: {message}")

@@ -1,14 +1,14 @@
 """Dynamic rollout sampling: groups of rollouts whose rewards differ, taken in launch order.
 
-A group in which every rollout succeeded, or every one failed, has no gradient: it is rejected and another initial state
-is tried (RIPT-VLA, arXiv 2505.17016). Successes end early, so whichever groups *finish* first are not a fair sample; here
-the result is defined without any clock:
+A group in which every rollout succeeded, or every one failed, has no gradient: it is rejected and another initial
+state is tried (RIPT-VLA, arXiv 2505.17016). Successes end early, so whichever groups *finish* first are not a fair
+sample; here the result is defined without any clock:
 
     go through the initial states in order; attempt each; stop at the `quota`-th group with a signal,
     or after `max_attempts` groups.
 
-Groups do run in parallel, but what was launched beyond that point is dropped whole, however fast it was. For fixed seeds
-the collection therefore does not depend on workers, slots or timing.
+Groups do run in parallel, but what was launched beyond that point is dropped whole, however fast it was. For fixed
+seeds the collection therefore does not depend on workers, slots or timing.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def collect_groups(
 ) -> Collection:
     """Collect `quota` groups with a signal.
 
-    Launching: a group is launched when it is needed for certain: all that is undecided could be accepted and the quota
-    would still not be met. The slots of a worker share one processor, so an empty slot costs little, and a rollout that
-    is dropped costs what a needed one does: nothing is launched on speculation while the workers have enough to do. Only
-    when fewer than `pool.saturation` rollouts are in flight, and the acceptance rate so far makes it more likely than not
-    that another group is needed, is one launched ahead.
+    Launching: a group is launched when it is needed for certain: all that is undecided could be accepted and the
+    quota would still not be met. The slots of a worker share one processor, so an empty slot costs little, and a
+    rollout that is dropped costs what a needed one does: nothing is launched on speculation while the workers have
+    enough to do. Only when fewer than `pool.saturation` rollouts are in flight, and the acceptance rate so far makes
+    it more likely than not that another group is needed, is one launched ahead.
 
     Memory: contexts of a rejected group are dropped when its last rollout arrives; kept are those of at most
     `quota` groups with a signal, of what is in flight, and of the few launched ahead.

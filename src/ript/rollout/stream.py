@@ -27,7 +27,7 @@ class Stream:
         self._retries: deque[Flight] = deque()
         self._ended = False
         self._paused = False
-        self._ticket = first_ticket
+        self.ticket = first_ticket
 
     def draw(self) -> Flight | None:
         """The next flight, or None when there is none now (or none at all: `ended`)."""
@@ -43,8 +43,8 @@ class Stream:
         if request is None:
             self._paused = True
             return None
-        self._ticket += 1
-        return Flight(self._ticket, request)
+        self.ticket += 1
+        return Flight(self.ticket, request)
 
     def again(self, flight: Flight) -> None:
         """Run this flight once more, before anything new."""
@@ -95,3 +95,9 @@ class ErrorLimit:
             f"{len(errors)} of the last {total} rollouts ended in ERROR (limit {self._rate:.0%}); "
             f"{count} of them with:\n{example.rstrip()}"
         )
+
+
+def refuse_if(running: bool, what: str) -> None:
+    """A pool does one thing at a time."""
+    if running:
+        raise ConfigError(f"{what} while rollouts are in flight: finish or close the iterator of `run` first")

@@ -1,0 +1,291 @@
+"""A pool of worker processes: work is handed out as places become free, and what a lost worker had is run again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any, Literal
+
+from ript.errors import WorkerError
+from ript.interfaces import Policy, SimulatorFactory
+from ript.metrics import Metrics, Sum
+from ript.rollout.engine import address
+from ript.rollout.messages import (
+    Answer,
+    Ask,
+    Attach,
+    Crashed,
+    Finished,
+    Measure,
+    Ready,
+    Settings,
+    Stop,
+    Stopped,
+    Weights,
+    Work,
+)
+from ript.rollout.processes import WorkerProcess, close_all, make_payload, refuse_in_child
+from ript.rollout.recorder import Recorder
+from ript.rollout.shared import Block
+from ript.rollout.stream import ErrorLimit, Flight, Stream, refuse_if
+from ript.rollout.worker import dump_weights
+from ript.types import Observation, Rollout, RolloutRequest, Status
+
+if TYPE_CHECKING:
+    import torch
+
+Inference = Literal["local", "central"]
+BUSY = 8
+"""Rollouts in flight per worker that make good batches; below, the policy's fixed cost of a call shows."""
+SPENT = ("simulate", "render", "infer", "wait", "build", "rollouts", "env_steps", "retries", "worker_restarts")
+
+
+class ProcessPool:
+    """Rollouts in worker processes. See `make_pool` for the arguments and for what happens when a worker fails.
+
+    Memory: at most workers x (slots + prefetch) requests are in flight, with prefetch = slots / 8. Each worker holds
+    `slots` simulators in use, `free_simulators` unused ones, and the records of `slots` unfinished rollouts; the
+    parent holds the rollouts of one message a worker until they are consumed, and a worker waits when they are not.
+    """
+
+    def __init__(
+        self,
+        make_simulator: SimulatorFactory,
+        policy: Policy,
+        *,
+        workers: int,
+        slots: int,
+        inference: Inference,
+        request_timeout: float,
+        start_timeout: float,
+        max_retries: int,
+        max_error_rate: float,
+        frame_every: int,
+        free_simulators: int,
+    ):
+        refuse_in_child()
+        self.saturation = workers * min(slots, BUSY)
+        self._capacity = slots + max(1, slots // 8)
+        self._slots, self._max_retries = slots, max_retries
+        self._timeout, self._start_timeout = request_timeout, start_timeout
+        self._policy = policy
+        self._central = Recorder(policy) if inference == "central" else None
+        self._payload = make_payload(make_simulator, None if self._central else policy)
+        self._weights: Weights | None = None
+        self._errors = ErrorLimit(max_error_rate)
+        self._spent: Counter[str] = Counter()
+        self._infer_reported = 0.0
+        self._run = 0
+        self._ticket = 0
+        self._running = False
+        self._barren = 0
+        self._workers: list[WorkerProcess] = []
+        try:
+            for index in range(workers):
+                settings = Settings(index, slots, self._central is not None, frame_every, free_simulators)
+                self._workers.append(WorkerProcess(settings, self._payload, request_timeout))
+        except BaseException:
+            self.close()
+            raise
+
+    def set_policy(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        refuse_if(self._running, "set_policy")
+        if self._central is not None:
+            self._central.load(weights, version)
+            return
+        self._settle()
+        self._weights = Weights(dump_weights(weights), version)
+        for worker in self._workers:
+            worker.send(self._weights)
+
+    def run(self, requests: Iterable[RolloutRequest | None]) -> Generator[Rollout, None, None]:
+        refuse_if(self._running, "run")
+        self._settle()
+        self._running = True
+        self._run += 1
+        stream = Stream(requests, self._ticket)
+        try:
+            while True:
+                self._assign(stream)
+                if not any(worker.flights for worker in self._workers) and stream.finished():
+                    return
+                for rollout in [*self._listen(), *self._replace_lost(stream)]:
+                    self._spent["rollouts"] += 1
+                    self._errors.add(rollout)
+                    stream.delivered()
+                    yield rollout
+        finally:
+            self._ticket = stream.ticket
+            self._stop()
+
+    def timings(self) -> Metrics:
+        if not self._running:
+            self._settle()
+        if self._central is not None:
+            self._spent["infer"] += self._central.infer_seconds - self._infer_reported  # type: ignore[assignment]
+            self._infer_reported = self._central.infer_seconds
+        spent, self._spent = self._spent, Counter()
+        return {name: Sum(float(spent[name])) for name in SPENT}
+
+    def close(self) -> None:
+        close_all(self._workers)
+        self._workers = []
+
+    def __enter__(self) -> ProcessPool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------ one run
+
+    def _assign(self, stream: Stream) -> None:
+        """Give requests to the least loaded workers while there is room."""
+        given: dict[int, list[tuple[int, RolloutRequest]]] = {}
+        while True:
+            open_workers = [w for w in self._workers if w.ready and len(w.flights) < self._capacity]
+            if not open_workers:
+                break
+            flight = stream.draw()
+            if flight is None:
+                break
+            worker = min(open_workers, key=lambda w: len(w.flights))
+            worker.flights[flight.ticket] = flight
+            given.setdefault(worker.settings.index, []).append((flight.ticket, flight.request))
+            if self._central is not None:
+                self._central.begin(flight.ticket, flight.request)
+        for index, requests in given.items():
+            self._workers[index].send(Work(self._run, requests))
+
+    def _listen(self) -> list[Rollout]:
+        """Wait for messages, answer the workers' questions, return what has finished."""
+        rollouts: list[Rollout] = []
+        asked: list[tuple[WorkerProcess, Ask]] = []
+        for worker, message in self._receive():
+            if isinstance(message, Finished):
+                self._barren = 0
+                self._spent.update(message.spent)
+                for ticket, result in message.results:
+                    del worker.flights[ticket]
+                    rollouts.append(result if isinstance(result, Rollout) else self._recorder.rollout(result))
+            elif isinstance(message, Ask):
+                asked.append((worker, message))
+            elif isinstance(message, Measure):
+                self._policy.check_simulator(message.spec)
+                worker.block = Block.create(message.spec, self._slots)
+                worker.send(Attach(worker.block.layout))
+            elif isinstance(message, Crashed):
+                raise message.rebuild()
+        if asked:
+            self._answer(asked)
+        return rollouts
+
+    def _answer(self, asked: list[tuple[WorkerProcess, Ask]]) -> None:
+        """One decision for all workers that wait for one."""
+        blocks = [worker.block for worker, _ in asked if worker.block is not None]
+        for block in blocks:
+            block.unlink()  # attached on both sides
+        looks = [block.read(ask.instruction) for block, (_, ask) in zip(blocks, asked, strict=True)]
+        tickets = [ticket for _, ask in asked for ticket in ask.tickets]
+        actions = self._recorder.decide(tickets, Observation.concatenate(looks))
+        start = 0
+        for block, (worker, ask) in zip(blocks, asked, strict=True):
+            block.put_actions(actions[start : start + len(ask.tickets)])
+            worker.send(Answer(actions.shape[1]))
+            start += len(ask.tickets)
+
+    @property
+    def _recorder(self) -> Recorder:
+        assert self._central is not None
+        return self._central
+
+    def _stop(self) -> None:
+        """End a run: workers drop what is in flight. They confirm later (`_settle`), while the caller goes on."""
+        self._running = False
+        if self._central is not None:
+            self._central.clear()
+        for worker in self._workers:
+            worker.flights.clear()
+            worker.stopping = self._run
+            worker.send(Stop(self._run))
+
+    def _settle(self) -> None:
+        """Wait until every worker has started and has left the last run."""
+        while not all(worker.ready and worker.stopping is None for worker in self._workers):
+            for _, message in self._receive():
+                if isinstance(message, Crashed) and message.run is None:
+                    raise message.rebuild()
+            self._replace_lost(None)
+
+    # ------------------------------------------------------------------------------------------ workers
+
+    def _receive(self) -> list[tuple[WorkerProcess, Any]]:
+        """Messages of all workers; blocks until there are some, or until it is time to look for hung workers."""
+        arrived = wait([worker.connection for worker in self._workers], timeout=min(1.0, self._timeout / 4))
+        messages = []
+        for worker in self._workers:
+            if worker.connection not in arrived:
+                continue
+            for message in worker.receive():
+                if isinstance(message, Ready):
+                    worker.ready = True
+                elif isinstance(message, Stopped):
+                    worker.stopping = None
+                    self._spent.update(message.spent)  # type: ignore[arg-type]
+                messages.append((worker, message))
+        return messages
+
+    def _replace_lost(self, stream: Stream | None) -> list[Rollout]:
+        """Replace dead and hung workers. What they had in flight goes back to the stream, or becomes ERROR."""
+        given_up = []
+        for index, worker in enumerate(self._workers):
+            cause = worker.loss(self._timeout, self._start_timeout)
+            if cause is None:
+                continue
+            blamed, flights = worker.blamed(), list(worker.flights.values())
+            worker.kill()
+            self._limit_restarts(cause, useless=not flights)
+            self._workers[index] = WorkerProcess(worker.settings, self._payload, self._timeout)
+            self._spent["worker_restarts"] += 1
+            if self._weights is not None:
+                self._workers[index].send(self._weights)
+            for flight in flights:
+                flight.lost += blamed is None or blamed is flight
+                if flight.lost > self._max_retries:
+                    given_up.append(self._give_up(flight, cause))
+                elif stream is not None:
+                    stream.again(flight)
+                    self._spent["retries"] += 1
+        return given_up
+
+    def _limit_restarts(self, cause: str, useless: bool) -> None:
+        """Raise when workers die without doing anything, one after the other."""
+        self._barren = self._barren + 1 if useless else 0
+        if self._barren >= 3:
+            raise WorkerError(f"{self._barren} workers in a row were lost before they did anything; the last: {cause}")
+
+    def _give_up(self, flight: Flight, cause: str) -> Rollout:
+        if self._central is not None:
+            self._central.forget(flight.ticket)
+        request = flight.request
+        summary = "WorkerError: the worker " + ("hung" if " hung: " in cause else "died")
+        return Rollout(
+            initial_state_id=request.initial_state.id,
+            index=request.index,
+            status=Status.ERROR,
+            sample=None,
+            log_prob=None,
+            mask=None,
+            context=None,
+            decisions=0,
+            env_steps=0,
+            policy_version=self._version,
+            error=f"{summary}\n  with {address(request)}, {flight.lost} times; the last: {cause}",
+        )
+
+    @property
+    def _version(self) -> int:
+        if self._central is not None:
+            return self._central.version
+        return 0 if self._weights is None else self._weights.version
