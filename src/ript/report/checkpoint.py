@@ -92,16 +92,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise DataError(f"{path / _MANIFEST} is not the manifest of a checkpoint")
     if manifest["format"] != FORMAT:
         raise RunError(f"{path} has checkpoint format {manifest['format']}; this version of ript reads format {FORMAT}")
-    for name, expected in manifest["files"].items():
+    files = manifest.get("files")
+    if not isinstance(files, dict) or set(files) != {_TENSORS, _STATE} or manifest.get("iteration") != int(path.name):
+        raise DataError(f"{path / _MANIFEST} is damaged: it does not describe checkpoint {path.name}")
+    for name, expected in files.items():
         try:
             found = _fingerprint(path / name)
         except OSError as error:
             raise DataError(f"{path / name} cannot be read: {error.strerror}") from error
         if found != expected:
-            raise DataError(
-                f"{path / name} is damaged: expected {expected['bytes']} bytes with SHA-256 {expected['sha256'][:12]}, "
-                f"got {found['bytes']} bytes with {found['sha256'][:12]}"
-            )
+            raise DataError(f"{path / name} is damaged: expected {expected}, got {found}")
     tensors = load_file(path / _TENSORS)
     return Checkpoint(iteration=manifest["iteration"], state=_decode(read_json(path / _STATE), tensors))
 

@@ -105,7 +105,7 @@ class RunFolder:
         document = read_config(path)
         lock = _acquire(path)
         try:
-            for folder in (path, path / "checkpoints", path / "videos" / "before", path / "videos" / "after"):
+            for folder in (path, path / "checkpoints", path / "videos"):
                 clean_leftovers(folder)
             run = cls(path, lock, document["kind"], document["config"], keep)
             for name in ("metrics.jsonl", "evals.jsonl"):

@@ -1,0 +1,265 @@
+"""A run folder survives kills and says who holds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import torch
+from synthetic_run import evaluation, moving_square
+
+from ript.errors import RunError
+from ript.report.run import RunFolder, read_config
+
+torch.set_num_threads(1)
+
+
+def state(iteration: int) -> dict:
+    return {"w": torch.full((50,), float(iteration)), "iteration": iteration}
+
+
+def make(path, iterations: int = 4) -> RunFolder:
+    run = RunFolder.create(path, {"seed": 1})
+    for iteration in range(1, iterations + 1):
+        run.log(iteration, {"rollout/success": iteration / 10})
+        run.save_checkpoint(iteration, state(iteration))
+    return run
+
+
+def start_process(code: str, *arguments: str) -> subprocess.Popen:
+    """Run Python code in another process until it says "ready"."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+HOLD = """
+    import sys, time
+    from ript.report.run import RunFolder
+    run = RunFolder.create(sys.argv[1], {})
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_new_run_records_what_is_needed_to_repeat_it(tmp_path):
+    with RunFolder.create(tmp_path / "run", {"learn": {"lr": 0.1}, "tasks": ("a", "b")}, kind="sft"):
+        pass
+    document = read_config(tmp_path / "run")
+    assert document["config"] == {"learn": {"lr": 0.1}, "tasks": ["a", "b"]}
+    assert document["kind"] == "sft"
+    assert document["packages"]["torch"] == torch.__version__
+    assert document["command"]
+    assert {"ript", "python", "platform", "created", "format"} <= set(document)
+
+
+def test_a_new_run_does_not_overwrite_an_old_one(tmp_path):
+    make(tmp_path / "run").close()
+    with pytest.raises(RunError, match=r"already holds a run: go on with it \(--resume .*run\) or choose another --out"):
+        RunFolder.create(tmp_path / "run", {})
+    assert read_config(tmp_path / "run")["config"] == {"seed": 1}
+
+
+def test_a_folder_in_use_by_another_process_names_that_process(tmp_path):
+    holder = start_process(HOLD, str(tmp_path / "run"))
+    try:
+        for attempt in (RunFolder.open, lambda path: RunFolder.create(path, {})):
+            with pytest.raises(RunError, match=f"in use by process {holder.pid} on "):
+                attempt(tmp_path / "run")
+    finally:
+        holder.kill()
+        holder.communicate()
+    RunFolder.open(tmp_path / "run").close()  # the dead process holds nothing any more
+
+
+def test_closing_lets_the_next_one_in(tmp_path):
+    run = make(tmp_path / "run")
+    with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+        RunFolder.open(tmp_path / "run")
+    run.close()
+    run.close()
+    with RunFolder.open(tmp_path / "run") as again:
+        assert again.config == {"seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"format": 99, "ript": "9.9", "kind": "rl", "config": {}}', "run format 99 .written by ript 9.9.*reads format 1"),
+        ('{"config": {}}', "no format version"),
+        ('{"format": 1, "kind": "rl"}', "config missing"),
+        ("[]", "no format version"),
+    ],
+)
+def test_a_run_of_another_version_is_refused_before_anything_is_touched(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RunError, match=message):
+        RunFolder.open(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_what_is_no_run_says_so_and_a_parent_names_the_runs_in_it(tmp_path):
+    with pytest.raises(RunError, match="does not exist"):
+        RunFolder.open(tmp_path / "nowhere")
+    make(tmp_path / "quick" / "rl").close()
+    with pytest.raises(RunError, match="not a run folder.*it contains .*quick/rl"):
+        RunFolder.open(tmp_path / "quick")
+
+
+def test_only_the_newest_two_checkpoints_are_kept(tmp_path):
+    with make(tmp_path / "run", 5):
+        names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["000004", "000005"]
+
+
+def test_a_run_without_a_checkpoint_starts_from_nothing_with_empty_logs(tmp_path):
+    with RunFolder.create(tmp_path, {}) as run:
+        run.log(1, {"a": 1.0})
+        run.log_eval(0, evaluation({"t": 0.5}, "greedy", np.random.default_rng(0)))
+    with RunFolder.open(tmp_path) as run:
+        assert run.load_checkpoint() is None
+        assert run.metrics() == run.evals() == []
+
+
+def test_loading_cuts_the_logs_back_to_the_checkpoint_so_that_no_line_is_doubled(tmp_path):
+    rng = np.random.default_rng(0)
+    with make(tmp_path, 3) as run:
+        run.log_eval(3, evaluation({"t": 0.5}, "greedy", rng))
+        run.log(4, {"rollout/success": 0.4})
+        run.log_eval(4, evaluation({"t": 0.5}, "greedy", rng))
+        run.finish("done")
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"iteration": 5, "rollout/suc')
+    with RunFolder.open(tmp_path) as run:
+        found = run.load_checkpoint()
+        assert found.iteration == 3
+        assert torch.equal(found.state["w"], state(3)["w"])
+        assert [row["iteration"] for row in run.evals()] == [3]
+        run.log(4, {"rollout/success": 0.45})
+        assert [(row["iteration"], row["rollout/success"]) for row in run.metrics()] == [
+            (1, 0.1),
+            (2, 0.2),
+            (3, 0.3),
+            (4, 0.45),
+        ]
+        assert not (tmp_path / "result.json").exists()
+
+
+def test_logging_an_iteration_or_an_evaluation_again_replaces_it(tmp_path):
+    rng = np.random.default_rng(0)
+    with RunFolder.create(tmp_path, {}) as run:
+        for value in (1.0, 2.0):
+            run.log(1, {"a": value})
+            run.log_eval(1, evaluation({"t": 0.5}, "greedy", rng), rollouts=int(value))
+        run.log_eval(1, evaluation({"t": 0.5}, "sampled (temperature 1)", rng))
+        run.log_eval(1, evaluation({"t": 0.5}, "greedy", rng), states="training")
+        assert run.metrics() == [{"iteration": 1, "a": 2.0}]
+        assert [(row["mode"], row["states"], row["rollouts"]) for row in run.evals()] == [
+            ("greedy", "held-out", 2),
+            ("sampled (temperature 1)", "held-out", 0),
+            ("greedy", "training", 0),
+        ]
+
+
+def test_an_evaluation_line_holds_the_documented_fields(tmp_path):
+    result = evaluation({"t": 0.5}, "greedy", np.random.default_rng(0), trials=3)
+    with RunFolder.create(tmp_path, {}) as run:
+        run.log_eval(2, result, rollouts=5, env_steps=70, seconds=1.5)
+    (row,) = [json.loads(line) for line in (tmp_path / "evals.jsonl").read_text().splitlines()]
+    assert {key: row[key] for key in ("iteration", "rollouts", "env_steps", "seconds", "mode")} == {
+        "iteration": 2,
+        "rollouts": 5,
+        "env_steps": 70,
+        "seconds": 1.5,
+        "mode": "greedy",
+    }
+    assert row["eval"] == result.to_json()
+    assert row["per_state"] == {"t": [list(pair) for pair in result.per_state["t"]]}
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
+def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, capsys, name):
+    make(tmp_path).close()
+    damaged = tmp_path / "checkpoints" / "000004" / name
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with RunFolder.open(tmp_path) as run:
+        found = run.load_checkpoint()
+        assert found.iteration == 3
+        assert found.state["iteration"] == 3
+        assert name in found.skipped[0]
+        assert "checkpoint skipped" in capsys.readouterr().err
+        assert [row["iteration"] for row in run.metrics()] == [1, 2, 3]
+        run.save_checkpoint(4, state(4))
+        assert run.load_checkpoint().iteration == 4
+
+
+def test_when_no_checkpoint_can_be_read_the_run_stops_and_keeps_them(tmp_path):
+    make(tmp_path).close()
+    for path in (tmp_path / "checkpoints").iterdir():
+        (path / "state.json").write_text("{")
+    with RunFolder.open(tmp_path) as run, pytest.raises(RunError, match="no checkpoint of .* can be read"):
+        run.load_checkpoint()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_keeps_the_last_good_one(tmp_path, monkeypatch):
+    with make(tmp_path, 2) as run:
+
+        def fsync(handle: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(RunError, match="checkpoints/000003: the disk is full"):
+            run.save_checkpoint(3, state(3))
+        monkeypatch.undo()
+        assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000001", "000002"]
+        assert run.load_checkpoint().iteration == 2
+
+
+TRAIN = """
+    import sys, torch
+    from ript.report.run import RunFolder
+    run = RunFolder.create(sys.argv[1], {})
+    print("ready", flush=True)
+    for iteration in range(1, 100_000):
+        run.log(iteration, {"x": iteration})
+        run.save_checkpoint(iteration, {"w": torch.full((200_000,), float(iteration))})
+        with run.replace(run.best) as folder:
+            (folder / "weights").write_text(str(iteration) * 1000)
+"""
+
+
+@pytest.mark.parametrize("wait", [0.05, 0.11, 0.23])
+def test_a_run_killed_at_any_moment_can_go_on(tmp_path, wait):
+    process = start_process(TRAIN, str(tmp_path / "run"))
+    time.sleep(wait)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with RunFolder.open(tmp_path / "run") as run:
+        found = run.load_checkpoint()
+        last = found.iteration if found else 0
+        if found:
+            assert torch.equal(found.state["w"], torch.full((200_000,), float(last)))
+        assert [row["iteration"] for row in run.metrics()] == list(range(1, last + 1))
+        if last > 1:
+            weights = (run.best / "weights").read_text()
+            assert weights in {str(i) * 1000 for i in (last - 1, last)}
+    assert not [path for path in (tmp_path / "run").rglob(".*") if path.name.endswith((".tmp", ".old"))]
+
+
+def test_videos_are_named_after_task_state_and_outcome_and_replace_earlier_ones(tmp_path):
+    with RunFolder.create(tmp_path, {}) as run:
+        run.save_videos("after", [("t", "aa", "failure", moving_square(4))])
+        written = run.save_videos("after", [("t", "aa", "success", moving_square(4))])
+    assert written == [tmp_path / "videos" / "after" / "t__aa__success.mp4"]
+    assert list((tmp_path / "videos" / "after").iterdir()) == written
