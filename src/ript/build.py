@@ -35,10 +35,14 @@ def simulator_factory(sim: SimConfig) -> SimulatorFactory:
 
 def sim_config_of(policy: LikelihoodPolicy, horizon: int = 500) -> SimConfig:
     """The simulator settings that a policy was trained with."""
-    spec: SimulatorSpec = policy.simulator  # type: ignore[attr-defined]
+    return sim_config_of_spec(policy.simulator, horizon)  # type: ignore[attr-defined]
+
+
+def sim_config_of_spec(spec: SimulatorSpec, horizon: int = 500) -> SimConfig:
+    """The simulator settings that give this spec."""
     sizes = set(spec.cameras.values())
     if len(sizes) != 1 or len(set(next(iter(sizes)))) != 1:
-        raise PolicyError(f"the policy's cameras have different or oblong sizes ({dict(spec.cameras)}): not supported here")
+        raise PolicyError(f"the cameras have different or oblong sizes ({dict(spec.cameras)}): not supported here")
     known = {"arm": spec.render["arm"]} if "arm" in spec.render else {}
     return SimConfig(
         suite=spec.suite, cameras=tuple(spec.cameras), image_size=next(iter(sizes))[0], horizon=horizon,

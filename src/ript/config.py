@@ -6,11 +6,15 @@ A recipe (see `recipes.py`) is a function that returns a complete `Config`. Any 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import json
+import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -281,13 +285,33 @@ def _build(kind: type, data: Mapping[str, Any], where: str) -> Any:
 
 
 def describe(config: Config) -> str:
-    """The complete configuration as readable text, `section.field = value`, with what each field means."""
-    lines = []
+    """The complete configuration as TOML: a table for each section, with what the section and its fields mean."""
+    plain = [f for f in dataclasses.fields(config) if not dataclasses.is_dataclass(getattr(config, f.name))]
+    lines = _describe_fields(config, [f.name for f in plain])
     for section in dataclasses.fields(config):
         value = getattr(config, section.name)
         if dataclasses.is_dataclass(value):
             lines.append(f"\n[{section.name}]  # {(type(value).__doc__ or '').strip().splitlines()[0]}")
-            lines += [f"{f.name} = {json.dumps(getattr(value, f.name))}" for f in dataclasses.fields(value)]
-        else:
-            lines.append(f"{section.name} = {json.dumps(value)}")
+            lines += _describe_fields(value, [f.name for f in dataclasses.fields(value)])
     return "\n".join(lines)
+
+
+def _describe_fields(record: Any, names: Sequence[str]) -> list[str]:
+    meanings = field_meanings(type(record))
+    lines = []
+    for name in names:
+        meaning = f"  # {meanings[name]}" if name in meanings else ""
+        lines.append(f"{name} = {json.dumps(getattr(record, name), ensure_ascii=False)}{meaning}")
+    return lines
+
+
+def field_meanings(kind: type) -> dict[str, str]:
+    """Field -> the string under it in the source, on one line."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    return {
+        field.target.id: " ".join(below.value.value.split())
+        for field, below in itertools.pairwise(body.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+    }  # fmt: skip

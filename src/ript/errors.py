@@ -23,6 +23,7 @@ Errors of third-party packages are translated once, where they are called. The c
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -47,8 +48,7 @@ class UnknownNameError(ConfigError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
         known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        near = near or [k for k in known if name.lower() in k.lower()][:3]
+        near = nearest(name, known)
         if near:
             hint = f"did you mean {' or '.join(near)}?"
         elif len(known) <= 12:
@@ -57,6 +57,23 @@ class UnknownNameError(ConfigError):
             hint = f"there are {len(known)} of them, such as {', '.join(known[:3])}"
         super().__init__(f"unknown {kind} {name!r}: {hint}")
         self.kind, self.name, self.suggestions = kind, name, near
+
+
+def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Known names that are like `name`, or have a part that is ("drawr" -> "drawer-open-v3"), the best first."""
+    matcher = difflib.SequenceMatcher(b=name.lower())
+
+    def likeness(text: str, weight: float = 1.0) -> float:
+        matcher.set_seq1(text.lower())
+        return weight * matcher.ratio()
+
+    def best(candidate: str) -> float:
+        parts = re.split(r"(?<=[./_-])", candidate)
+        runs = {"".join(parts[i:j]).rstrip("./_-") for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}
+        return max([likeness(candidate), *(likeness(run, 0.9) for run in runs)])
+
+    scores = sorted(((best(k), k) for k in known), key=lambda pair: (-pair[0], pair[1]))
+    return [k for score, k in scores[:most] if score >= 0.6 and score >= scores[0][0] - 0.15]
 
 
 class DependencyMissing(RiptError):

@@ -20,7 +20,6 @@ from pathlib import Path
 from ript.build import load_policy, simulator_factory, task_keys
 from ript.config import Config
 from ript.demos.collect import collect_demos
-from ript.demos.demo_set import open_demos
 from ript.errors import RiptError, RunError
 from ript.recipes import quickstart as recipe
 from ript.recipes import with_tasks
@@ -85,7 +84,7 @@ def quickstart(
     (key,) = task_keys(config.sim, (target,) if target else config.tasks)
     name = key.partition("/")[2]
     config = replace(with_tasks(config, (name,)), seed=seed)
-    folder = _output_folder(out, f"quickstart-{name}-seed{seed}")
+    folder = output_folder(out, name, seed)
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -138,7 +137,9 @@ def base_fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _output_folder(out: str | Path | None, name: str) -> Path:
+def output_folder(out: str | Path | None, target: str, seed: int) -> Path:
+    """`out`, which must be empty or not there, or a new folder under `runs/`."""
+    name = f"quickstart-{target}-seed{seed}"
     if out is not None:
         folder = Path(out)
         if folder.exists() and any(folder.iterdir()):

@@ -16,7 +16,7 @@ import torch
 
 from ript.build import Contexts, for_post_training, load_policy, make_env_pool, make_policy, task_keys
 from ript.config import Config
-from ript.errors import ConfigError, NoSignalError
+from ript.errors import ConfigError, NoSignalError, RunError
 from ript.evaluate import run_evaluation
 from ript.interfaces import EnvPool
 from ript.learn.batch import make_batch
@@ -25,12 +25,14 @@ from ript.metrics import values
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.progress import status
 from ript.report.run import RunFolder, read_config
-from ript.report.trackers import make_tracker
+from ript.report.trackers import make_trackers
 from ript.rollout.sampling import Collection, collect_groups
 from ript.types import EvalResult, InitialState, Task
 
 PATIENCE = 3
 """Iterations in a row in which every rollout failed, after which a run gives up."""
+IN_MEMORY = "a policy in memory"
+"""What a run folder records as its start when that was not a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +93,11 @@ def train_rl(
         RunError: `out` is in use, holds another run, or cannot be resumed.
     """
     if resume:
-        config = Config.from_json(read_config(out)["config"]["recipe_config"])
-        policy = load_policy(Path(out) / "start")
+        document = read_config(out)
+        if document["kind"] != "rl":
+            raise RunError(f"{out} is a run of supervised training: go on with `ript sft --resume {out}`")
+        config = Config.from_json(document["config"]["recipe_config"])
+        policy = _recorded_start(Path(out), document["config"])
     keys = task_keys(config.sim, config.tasks)
     if not keys:
         raise ConfigError("no task to practise on: give --tasks")
@@ -100,8 +105,8 @@ def train_rl(
         learner = for_post_training(_start(config, policy, contexts, keys[0]), config.policy)
         learner.check_simulator(contexts.simulator(keys[0]).spec)
         learner.embed([contexts.simulator(key).task.instruction for key in keys])  # once here, not in each worker
-        with RunFolder.open(out) if resume else RunFolder.create(out, _document(config, learner)) as run:
-            if not resume:
+        with RunFolder.open(out) if resume else RunFolder.create(out, _document(config, learner, policy)) as run:
+            if not (run.path / "start").exists():
                 learner.save_pretrained(run.path / "start")
             pool = make_env_pool(config.sim, config.rollout, learner)
             try:
@@ -119,7 +124,8 @@ class _Run:
         self.optimiser = make_optimiser(policy, learning_rate=learn.learning_rate, weight_decay=learn.weight_decay)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.at = Progress()
-        self.tracker = make_tracker(config.tracker, run.path, config.to_json())
+        names = [] if config.tracker == "none" else [config.tracker]
+        self.trackers = make_trackers(names, run.path, config.to_json())
         self.seconds = {"evaluate before": 0.0, "post-train": 0.0, "evaluate after": 0.0}
         e = config.eval
         self.test = contexts.held_out(e.trials, seed=e.seed)  # measured before and after
@@ -146,7 +152,8 @@ class _Run:
         after = self.measure("after")
         self.write_policy(before, after)
         self.run.finish(reason, policy_iteration=self.at.best_iteration, seconds=self.seconds)
-        self.tracker.close()
+        for tracker in self.trackers:
+            tracker.close()
         return RLResult(
             policy=self.run.policy, folder=self.run.path, before=before, after=after, iterations=self.at.iteration,
             rollouts=self.at.rollouts, env_steps=self.at.env_steps, seconds=self.seconds, reason=reason,
@@ -224,7 +231,8 @@ class _Run:
         row: dict[str, float] = sampled | metrics | totals
         row["time/total"] = time.perf_counter() - self.clock
         self.run.log(self.at.iteration, row)
-        self.tracker.log(self.at.iteration, row)
+        for tracker in self.trackers:
+            tracker.log(self.at.iteration, row)
         status(
             f"  iteration {self.at.iteration:2d}: success {row['rollout/success']:.2f}, "
             f"{row['rollout/accepted']:.0f}/{row['rollout/attempted']:.0f} groups with signal, "
@@ -335,7 +343,16 @@ def _start(config: Config, policy: str | Path | QuestPolicy | None, contexts: Co
     return policy if isinstance(policy, QuestPolicy) else load_policy(policy)
 
 
-def _document(config: Config, policy: QuestPolicy) -> dict[str, Any]:
+def _recorded_start(out: Path, config: Mapping[str, Any]) -> QuestPolicy | str | None:
+    """What an interrupted run started from; one killed before it had kept a copy starts from the original again."""
+    if (out / "start").exists():
+        return load_policy(out / "start")
+    if config["start"] == IN_MEMORY:
+        raise RunError(f"{out} was stopped before it kept the policy that it was given: start again with another --out")
+    return config["start"]
+
+
+def _document(config: Config, policy: QuestPolicy, start: str | Path | QuestPolicy | None) -> dict[str, Any]:
     """What the run folder records as its configuration."""
     notes = []
     if policy.config.privileged_dim:
@@ -344,4 +361,5 @@ def _document(config: Config, policy: QuestPolicy) -> dict[str, Any]:
         notes.append("Published sampling: draws from the top k, optimises the full softmax (a known mismatch).")
     if config.sim.arm == "hidden":
         notes.append("The robot's arm is not drawn.")
-    return {"recipe_config": config.to_json(), "policy": policy.config.to_json(), "notes": notes}
+    origin = IN_MEMORY if isinstance(start, QuestPolicy) else None if start is None else str(Path(start).absolute())
+    return {"recipe_config": config.to_json(), "policy": policy.config.to_json(), "start": origin, "notes": notes}

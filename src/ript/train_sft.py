@@ -17,14 +17,14 @@ import torch
 from ript.build import load_policy, make_policy, simulator_factory, task_keys
 from ript.config import Config
 from ript.demos.demo_set import DemoSet, open_demos
-from ript.demos.statistics import Statistics, compute_statistics
+from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
-from ript.errors import DataError, NotFiniteError, PolicyError
+from ript.errors import DataError, NotFiniteError, PolicyError, RunError
 from ript.interfaces import Demonstrator
 from ript.metrics import Mean, Metrics, merge, values
 from ript.policies.quest.policy import QuestPolicy, parameter_groups
 from ript.report.progress import progress, status
-from ript.report.run import RunFolder
+from ript.report.run import RunFolder, read_config
 from ript.types import DemoBatch
 
 Loss = tuple[torch.Tensor, Metrics]
@@ -80,16 +80,23 @@ def train_sft(
     have = {task.key for task in demo_set.tasks}
     targets = tuple(k for k in task_keys(config.sim, config.tasks) if k in have)
     missing = sorted(set(task_keys(config.sim, config.tasks)) - have)
-    if base is not None and missing:
-        raise DataError(f"no demonstration of target task {', '.join(missing)} in the files; there are {', '.join(sorted(have))}")
+    if missing:
+        raise DataError(
+            f"no demonstration of target task {', '.join(missing)} in the files; there are {', '.join(sorted(have))}"
+        )
     policy = load_policy(base) if base is not None else _new_policy(config, demo_set)
     windows = Windows(demo_set, policy.config.chunk)
     if base is None:
-        _set_statistics(policy, compute_statistics(windows))
+        _set_statistics(policy, Statistics.of(windows))
     policy.check_simulator(windows.spec)
     policy.embed([task.instruction for task in windows.tasks])
     stages = _stages(config, policy, windows, targets, fresh=base is None)
-    with RunFolder.open(out) if resume else RunFolder.create(out, config.to_json(), "sft") as run:
+    document = {
+        "recipe_config": config.to_json(),
+        "demos": [str(file.path.absolute()) for file in demo_set.files],
+        "base": None if base is None else str(Path(base).absolute()),
+    }
+    with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
         threads = torch.get_num_threads()
         torch.set_num_threads(config.sft.threads)
         try:
@@ -110,6 +117,21 @@ def train_sft(
             policy.save_pretrained(folder)
         run.finish("all stages done")
     return policy
+
+
+def resume_sft(out: str | Path) -> QuestPolicy:
+    """Go on with an interrupted run, with its own configuration and demonstrations.
+
+    Raises:
+        RunError: `out` is in use, is not a run of supervised training, or is of another version.
+        DataError: its demonstrations are gone.
+    """
+    document = read_config(out)
+    if document["kind"] != "sft":
+        raise RunError(f"{out} is not a run of supervised training: go on with `ript {document['kind']} --resume {out}`")
+    asked = document["config"]
+    config = Config.from_json(asked["recipe_config"])
+    return train_sft(config, asked["demos"], out, base=asked["base"], resume=True)
 
 
 def _new_policy(config: Config, demos: DemoSet) -> QuestPolicy:

@@ -1,0 +1,303 @@
+"""The `ript` command: parses, calls a function of `commands`, prints its answer, exits.
+
+Exit codes: 0 done, 1 a clear error, 2 usage, 130 interrupted (143 terminated). With `--json` exactly one JSON document
+goes to stdout; everything else goes to stderr. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from ript.errors import ConfigError, RiptError, UnknownNameError
+
+DESCRIPTION = """\
+Interactive post-training of Vision-Language-Action policies: a policy practises in a simulator and improves from
+success or failure alone."""
+
+EXAMPLES = """\
+examples:
+  ript doctor                                             is everything here that is needed?
+  ript rl --recipe smoke --out runs/smoke                 a first try, in under a minute
+  ript quickstart --target drawer-open-v3                 from nothing to a post-trained policy
+  ript eval --policy runs/smoke/policy --tasks reach --horizon 24
+
+`ript COMMAND --help` shows the options and examples of a command."""
+
+OVERRIDES = """
+Any field of the configuration can be changed, as --section.field=value: --learn.learning_rate=3e-5,
+--sim.cameras near,corner2. `ript recipes NAME` prints all fields and what they mean."""
+
+COMMANDS = ("tasks", "recipes", "demos", "sft", "rl", "eval", "report", "bench", "doctor", "quickstart")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Full option names only; mistakes are `ConfigError`s, like all other mistakes."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see `{self.prog} --help`)")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line. `args.run` names a command's function; `args.overrides` says whether it takes fields."""
+    parser = _Parser(prog="ript", description=DESCRIPTION, epilog=EXAMPLES)
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+    for add in (_add_lists, _add_demos, _add_training, _add_results, _add_machine):
+        add(commands)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction, name: str, run: str, help: str, examples: str, overrides: bool = False
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=help, description=help[0].upper() + help[1:] + ".",
+        epilog=f"examples:\n{examples}\n{OVERRIDES if overrides else ''}",
+    )  # fmt: skip
+    parser.set_defaults(run=run, overrides=overrides)
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout, all else on stderr")
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    return parser
+
+
+def _fields(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Options that stand for fields of the configuration; they are typed and checked there."""
+    texts = {
+        "tasks": ("+", "TASK", "target tasks, or a named list such as ML45-test"),
+        "iterations": (None, "N", "iterations of post-training"),
+        "workers": (None, "N", "worker processes; 0 works in this process"),
+        "seed": (None, "N", "seed of the run"),
+    }
+    for name in names:
+        nargs, metavar, text = texts[name]
+        parser.add_argument(f"--{name}", dest=f"field_{name}", nargs=nargs, metavar=metavar, help=text)
+
+
+def _add_lists(commands: argparse._SubParsersAction) -> None:
+    p = _command(commands, "tasks", "show_tasks", "list tasks and their instructions",
+                 "  ript tasks\n  ript tasks drawer\n  ript tasks '*-close-v3'\n  ript tasks ML45-test")  # fmt: skip
+    p.add_argument("pattern", nargs="?", metavar="PATTERN", help="part of a name, a shell pattern, or a named list")
+    p = _command(commands, "recipes", "show_recipes", "list recipes, or print one as a complete configuration",
+                 "  ript recipes\n  ript recipes quickstart\n  ript recipes quickstart > mine.toml")  # fmt: skip
+    p.add_argument("name", nargs="?", metavar="NAME", help="recipe to print; its text is TOML that --recipe reads back")
+
+
+def _add_demos(commands: argparse._SubParsersAction) -> None:
+    demos = commands.add_parser("demos", help="make, describe and replay demonstrations",
+                                description="Demonstrations by scripted experts, in HDF5 files.")  # fmt: skip
+    kinds = demos.add_subparsers(metavar="COMMAND", parser_class=_Parser, required=True)
+    p = _command(kinds, "collect", "demos_collect", "let scripted experts make demonstrations; only successes are kept",
+                 "  ript demos collect --tasks drawer-open-v3 --per-task 1 --out drawer.hdf5\n"
+                 "  ript demos collect --tasks reach push --per-task 20 --noise 0.2 --seed 1 --out demos.hdf5",
+                 overrides=True)  # fmt: skip
+    p.add_argument(
+        "--tasks", nargs="+", metavar="TASK", required=True, help="tasks, or a named list such as ML45-train"
+    )
+    p.add_argument("--per-task", type=int, metavar="N", required=True, help="demonstrations of each task")
+    p.add_argument("--out", metavar="FILE.hdf5", required=True, help="file to write; replaced when all is done")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of initial states and noise (default 0)")
+    p.add_argument("--noise", type=float, metavar="STD", help="of the Gaussian noise on executed actions (recipe: 0.2)")
+    p.add_argument("--recipe", default="quickstart", metavar="NAME", help="whose cameras and settings are used")
+    _fields(p, "workers")
+    p = _command(kinds, "info", "demos_info", "say what is in demonstration files", "  ript demos info demos.hdf5")
+    p.add_argument("files", nargs="+", metavar="FILE")
+    p = _command(kinds, "verify", "demos_verify",
+                 "replay every demonstration in the simulator; exit code 1 when one does not succeed",
+                 "  ript demos verify demos.hdf5")  # fmt: skip
+    p.add_argument("file", metavar="FILE")
+
+
+def _add_training(commands: argparse._SubParsersAction) -> None:
+    p = _command(commands, "sft", "sft", "train a policy on demonstrations: skill autoencoder, policy, fine-tuning",
+                 "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --out runs/sft\n"
+                 "  ript sft --recipe quickstart --demos base.hdf5 --tasks= --out runs/base    (no target: the base)\n"
+                 "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --base runs/base/policy --out runs/b\n"
+                 "  ript sft --resume runs/sft", overrides=True)  # fmt: skip
+    p.add_argument("--recipe", metavar="NAME", help="recipe, or a .toml file")
+    p.add_argument("--demos", nargs="+", metavar="FILE", help="demonstration files")
+    p.add_argument("--out", metavar="DIR", help="run folder; the policy is written to DIR/policy")
+    p.add_argument("--base", metavar="DIR", help="policy folder to fine-tune")
+    p.add_argument("--resume", metavar="DIR", help="go on with an interrupted run")
+    _fields(p, "tasks", "seed")
+    p = _command(commands, "rl", "rl", "post-train a policy by interaction",
+                 "  ript rl --recipe smoke --out runs/smoke\n"
+                 "  ript rl --recipe quickstart --policy runs/sft/policy --tasks drawer-open-v3 --out runs/rl\n"
+                 "  ript rl --recipe quickstart --policy runs/sft/policy --iterations 30 --workers 8 --seed 1 \\\n"
+                 "          --learn.learning_rate=5e-5 --out runs/rl2\n"
+                 "  ript rl --resume runs/rl", overrides=True)  # fmt: skip
+    p.add_argument("--recipe", metavar="NAME", help="recipe, or a .toml file")
+    p.add_argument("--policy", metavar="DIR", help="policy folder to start from (recipe smoke needs none)")
+    p.add_argument("--out", metavar="DIR", help="run folder; the policy is written to DIR/policy")
+    p.add_argument("--resume", metavar="DIR", help="go on with an interrupted run, with its own configuration")
+    _fields(p, "tasks", "iterations", "workers", "seed")
+
+
+def _add_results(commands: argparse._SubParsersAction) -> None:
+    p = _command(commands, "eval", "evaluate", "measure a policy on held-out initial states",
+                 "  ript eval --policy runs/rl/policy --tasks drawer-open-v3 --trials 100\n"
+                 "  ript eval --policy runs/rl/policy --tasks ML45-test --greedy --json > eval.json\n"
+                 "  ript eval --policy runs/rl/policy --tasks reach --videos 3 --video-dir videos")  # fmt: skip
+    p.add_argument("--policy", metavar="DIR", required=True, help="policy folder")
+    p.add_argument("--tasks", nargs="+", metavar="TASK", required=True, help="tasks, or a named list such as MT10")
+    p.add_argument(
+        "--trials", type=int, default=100, metavar="N", help="held-out initial states per task (default 100)"
+    )
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of states and sampling (default 0)")
+    mode = p.add_mutually_exclusive_group()
+    mode.add_argument("--greedy", action="store_true", help="take the most likely skill instead of sampling")
+    mode.add_argument("--temperature", type=float, metavar="T", help="of sampling (default: the policy's own)")
+    p.add_argument("--videos", type=int, default=0, metavar="N", help="write videos of the first N states of each task")
+    p.add_argument("--video-dir", default="eval-videos", metavar="DIR", help="where to (default eval-videos)")
+    p.add_argument(
+        "--horizon", type=int, metavar="N", help="steps after which a trial is a failure (default: the suite's)"
+    )
+    p.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="worker processes; 0 works in this process (default 2)"
+    )
+    p = _command(commands, "report", "report", "write one web page about one run, or several side by side",
+                 "  ript report runs/rl --out report.html\n"
+                 "  ript report runs/seed0 runs/seed1 --out seeds.html")  # fmt: skip
+    p.add_argument("runs", nargs="+", metavar="DIR", help="run folders")
+    p.add_argument("--out", metavar="FILE.html", required=True)
+
+
+def _add_machine(commands: argparse._SubParsersAction) -> None:
+    bench = commands.add_parser("bench", help="measure speed", description="Benchmarks: ratios, and all raw numbers.")
+    kinds = bench.add_subparsers(metavar="COMMAND", parser_class=_Parser, required=True)
+    p = _command(kinds, "rollout", "bench_rollout", "compare rollouts with the stock environment, and with the limit",
+                 "  ript bench rollout\n  ript bench rollout --tasks drawer-open-v3 reach-v3 --workers 2 --json",
+                 overrides=True)  # fmt: skip
+    _fields(p, "tasks", "workers")
+    p = _command(kinds, "update", "bench_update", "measure where the time of a post-training iteration goes",
+                 "  ript bench update\n  ript bench update --learn.epochs=1 --json", overrides=True)  # fmt: skip
+    _fields(p, "tasks", "workers")
+    _command(commands, "doctor", "doctor", "check this machine; exit code 1 when something needed is missing",
+             "  ript doctor\n  ript doctor --json")  # fmt: skip
+    p = _command(commands, "quickstart", "quickstart",
+                 "from nothing to a post-trained policy: demonstrations, training, post-training, report",
+                 "  ript quickstart\n  ript quickstart --target button-press-topdown-v3 --seed 1\n"
+                 "  ript quickstart --fresh --out runs/from-nothing", overrides=True)  # fmt: skip
+    p.add_argument(
+        "--target", metavar="TASK", help="Meta-World task; it gets one demonstration (default drawer-open-v3)"
+    )
+    p.add_argument("--fresh", action="store_true", help="make the pre-trained base anew, without the cache")
+    p.add_argument("--out", metavar="DIR", help="output folder (default: a new one under runs/)")
+    _fields(p, "seed", "iterations", "workers")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # torch's own count is set where training needs more (config: threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return _run(words)
+    except KeyboardInterrupt as stop:
+        kept = " ".join(getattr(stop, "__notes__", [])) or "nothing was written"
+        return _fail(f"interrupted: {kept}", 130)
+    except BrokenPipeError:  # the reader of stdout went away, as in `ript tasks | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except RiptError as error:
+        return _fail(f"error: {error}", error.exit_code, "--debug" in words)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"error: {where}{error.strerror or error}", 1, "--debug" in words)
+
+
+def _run(words: list[str]) -> int:
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is not None and first not in COMMANDS:
+        raise UnknownNameError("command", first, COMMANDS)
+    parser = make_parser()
+    try:
+        args, rest = parser.parse_known_args(words)
+    except SystemExit:  # --help
+        return 0
+    if args.version:
+        from ript import __version__
+
+        print(__version__)
+        return 0
+    if first is None:
+        parser.print_help()
+        return 2
+    if rest and not args.overrides:
+        _refuse(rest, args)
+    args.rest = rest
+    from ript import commands
+
+    with _terminated_like_interrupted(), _stdout_for_the_document(args.json):
+        answer = getattr(commands, args.run)(args)
+    print(json.dumps(answer.document, indent=2, allow_nan=False) if args.json else answer.text, flush=True)
+    return answer.code
+
+
+def _refuse(rest: Sequence[str], args: argparse.Namespace) -> NoReturn:
+    if rest[0].startswith("-"):
+        known = [
+            f"--{name.removeprefix('field_').replace('_', '-')}"
+            for name in vars(args)
+            if name not in ("run", "overrides")
+        ]
+        raise UnknownNameError("option", rest[0].partition("=")[0], known)
+    raise ConfigError(f"{rest[0]!r} belongs to no option")
+
+
+def _fail(message: str, code: int, debug: bool = False) -> int:
+    if debug:
+        traceback.print_exc(file=sys.stderr)
+    print(f"ript: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+@contextlib.contextmanager
+def _stdout_for_the_document(json: bool) -> Iterator[None]:
+    """With `json`, whatever this process, its libraries or its workers print meanwhile goes to stderr."""
+    if not json:
+        yield
+        return
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that workers end and locks are released; the exit code is 143."""
+
+    def terminate(signum: int, frame: object) -> None:
+        raise SystemExit(143)
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

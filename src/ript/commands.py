@@ -1,0 +1,393 @@
+"""What each `ript` command does: arguments in, an `Answer` out. Heavy imports live inside the functions."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ript import overrides, recipes
+from ript.config import Config, describe
+from ript.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from ript.types import EvalResult, Task, TaskResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a command has to say.
+
+    Attributes:
+        text: for a person.
+        document: the same for a machine (`--json`).
+        code: exit code.
+    """
+
+    text: str
+    document: Any
+    code: int = 0
+
+
+# ------------------------------------------------------------------ tasks, recipes
+
+
+def show_tasks(args: Namespace) -> Answer:
+    from ript.sims.registry import list_tasks
+
+    found = list_tasks() if args.pattern is None else _matching(args.pattern)
+    return Answer(
+        text=table([(t.key, t.instruction) for t in found]),
+        document=[
+            {"key": t.key, "suite": t.suite, "name": t.name, "instruction": t.instruction, "horizon": t.horizon}
+            for t in found
+        ],
+    )
+
+
+def _matching(pattern: str) -> list[Task]:
+    from ript.sims.metaworld import SPLITS
+    from ript.sims.registry import list_tasks
+
+    everything = list_tasks()
+    if pattern in SPLITS:
+        return [t for t in everything if t.suite == "metaworld" and t.name in SPLITS[pattern]]
+    found = [
+        t for t in everything if pattern in t.key or fnmatch.fnmatch(t.key, pattern) or fnmatch.fnmatch(t.name, pattern)
+    ]
+    if not found:
+        raise UnknownNameError("task or named list", pattern, [*(t.name for t in everything), *SPLITS])
+    return found
+
+
+def show_recipes(args: Namespace) -> Answer:
+    if args.name is not None:
+        config = overrides.load_recipe(args.name)
+        return Answer(text=describe(config), document=config.to_json())
+    known = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in recipes.RECIPES.items()}
+    return Answer(text=table(list(known.items())), document=known)
+
+
+# ------------------------------------------------------------------ demonstrations
+
+
+def demos_collect(args: Namespace) -> Answer:
+    from ript.build import simulator_factory
+    from ript.demos.collect import Progress, collect_demos
+    from ript.report.progress import progress
+
+    given = overrides.split_words(args.rest) | ({"workers": [args.field_workers]} if args.field_workers else {})
+    config = overrides.apply(overrides.load_recipe(args.recipe), given)
+    names = task_names(config, args.tasks)
+    keys = [f"{config.sim.suite}/{name}" for name in names]
+    noise = config.demos.noise if args.noise is None else args.noise
+    if args.per_task < 1:
+        raise ConfigError(f"--per-task must be at least 1, got {args.per_task}")
+    with (
+        saying_what_is_kept(f"{args.out} was not written; run the command again"),
+        progress[object](len(keys) * args.per_task, "demonstrations") as bar,
+    ):
+        demos = 0
+
+        def show(done: Progress) -> None:
+            nonlocal demos
+            bar.advance(done.demos - demos)
+            bar.note(f"{done.tries} tries")
+            demos = done.demos
+
+        made = collect_demos(
+            simulator_factory(config.sim), keys, args.per_task, args.out, seed=args.seed, noise=noise,
+            every=config.demos.every, workers=config.rollout.workers, progress=show,
+        )  # fmt: skip
+    counts = f"{made.steps} steps, {made.frames} looks, {made.tries} tries"
+    text = f"{made.demos} demonstrations of {len(keys)} tasks ({counts})"
+    document = {"file": args.out, "tasks": keys, "demos": made.demos, "steps": made.steps, "looks": made.frames,
+                "tries": made.tries, "seed": args.seed, "noise": noise}  # fmt: skip
+    return Answer(text=f"{text}\nwritten to {args.out}", document=document)
+
+
+def demos_info(args: Namespace) -> Answer:
+    from ript.demos.demo_set import open_demos
+
+    info = open_demos(args.files).info()
+    lines = [f"{f['path']}: {f['demos']} demonstrations, {f['bytes'] / 1e6:.1f} MB" for f in info["files"]]
+    lines.append("cameras: " + ", ".join(f"{name} {h}x{w}" for name, (h, w) in info["cameras"].items()))
+    rows = [("task", "demos", "steps (min-max)", "looks", "tries")] + [
+        (key, str(t["demos"]), f"{t['steps']['total']} ({t['steps']['min']}-{t['steps']['max']})", str(t["looks"]),
+         str(t["tries"]))
+        for key, t in info["tasks"].items()
+    ]  # fmt: skip
+    return Answer(text="\n".join(lines) + "\n\n" + table(rows, right=(1, 2, 3, 4)), document=info)
+
+
+def demos_verify(args: Namespace) -> Answer:
+    from ript.build import sim_config_of_spec, simulator_factory
+    from ript.demos.demo_set import open_demos
+    from ript.demos.verify import verify
+    from ript.report.progress import progress
+
+    demos = open_demos(args.file)
+    sim = sim_config_of_spec(demos.spec, max(task.horizon for task in demos.tasks))
+    results = []
+    with progress[object](len(demos), "replaying demonstrations") as bar:
+        for result in verify(args.file, simulator_factory(sim)):
+            results.append(result)
+            bar.advance()
+    good, exact = sum(r.succeeded for r in results), sum(r.exact for r in results)
+    rows = [("demonstration", "task", "initial state", "recorded", "replayed")] + [
+        (r.demo, r.task_key, r.state_id, f"step {r.recorded_steps}",
+         f"step {r.replayed_steps}" if r.succeeded else "NO SUCCESS")
+        for r in results
+    ]  # fmt: skip
+    text = f"{table(rows)}\n\n{good} of {len(results)} succeed, {exact} of them exactly as recorded"
+    document = {
+        "file": args.file,
+        "succeeded": good,
+        "exact": exact,
+        "demos": [
+            {"demo": r.demo, "task": r.task_key, "initial_state": r.state_id, "recorded_steps": r.recorded_steps,
+             "replayed_steps": r.replayed_steps, "pixel_difference": r.pixel_difference,
+             "proprio_difference": r.proprio_difference}
+            for r in results
+        ],
+    }  # fmt: skip
+    return Answer(text=text, document=document, code=0 if good == len(results) else 1)
+
+
+# ------------------------------------------------------------------ training
+
+
+def sft(args: Namespace) -> Answer:
+    began = time.perf_counter()
+    if args.resume:
+        refuse_with_resume(args, "demos", "base")
+        from ript.train_sft import resume_sft
+
+        with saying_what_is_kept(f"checkpoints are in {args.resume}; go on with: ript sft --resume {args.resume}"):
+            resume_sft(args.resume)
+        out = args.resume
+    else:
+        require(args, "recipe", "demos", "out")
+        config = configure(args)
+        from ript.train_sft import train_sft
+
+        with saying_what_is_kept(f"checkpoints are in {args.out}; go on with: ript sft --resume {args.out}"):
+            train_sft(config, args.demos, args.out, base=args.base)
+        out = args.out
+    from ript.report.files import read_lines
+
+    numbers: dict[str, float] = {}
+    for row in read_lines(Path(out) / "metrics.jsonl"):
+        numbers |= {k: v for k, v in row.items() if "/" in k}
+    document = {"policy": str(Path(out) / "policy"), "run": str(out), "metrics": numbers,
+                "seconds": round(time.perf_counter() - began, 2)}  # fmt: skip
+    rows = [(name, f"{value:.4g}") for name, value in numbers.items() if value is not None]
+    return Answer(text=table(rows, right=(1,)) + f"\n\npolicy: {document['policy']}", document=document)
+
+
+def rl(args: Namespace) -> Answer:
+    if args.resume:
+        refuse_with_resume(args, "policy")
+        config, out = Config(), args.resume
+    else:
+        require(args, "recipe", "out")
+        config, out = configure(args), args.out
+        if args.policy is None and config.recipe != "smoke":
+            raise ConfigError(
+                f"recipe {config.recipe} starts from a trained policy: give --policy DIR (`ript sft` makes one)"
+            )
+    from ript.report.page import write_report
+    from ript.train_rl import train_rl
+
+    with saying_what_is_kept(f"finished iterations are in {out}; go on with: ript rl --resume {out}"):
+        result = train_rl(config, args.policy, out, resume=bool(args.resume))
+        report = write_report([result.folder], result.folder / "report.html")
+    document = {
+        "before": {mode: r.to_json() for mode, r in result.before.items()},
+        "after": {mode: r.to_json() for mode, r in result.after.items()},
+        "iterations": result.iterations,
+        "rollouts": result.rollouts,
+        "env_steps": result.env_steps,
+        "seconds": dict(result.seconds),
+        "reason": result.reason,
+        "run": str(out),
+        "policy": str(result.policy),
+        "report": str(report),
+    }
+    lines = [f"{result.iterations} iterations, {result.rollouts} rollouts, {result.env_steps} steps; {result.reason}"]
+    lines += [f"before   {_modes(result.before)}", f"after    {_modes(result.after)}"]
+    return Answer(text="\n".join([*lines, f"look at  {report} (policy: {result.policy})"]), document=document)
+
+
+def quickstart(args: Namespace) -> Answer:
+    from ript.quickstart import output_folder
+    from ript.quickstart import quickstart as run
+
+    config = configure(args, recipe="quickstart")
+    (target,) = task_names(config, [args.target]) if args.target else config.tasks
+    out = output_folder(args.out, target, config.seed)
+
+    def kept() -> str:
+        if (out / "rl" / "checkpoints").exists():
+            return f"finished iterations are in {out / 'rl'}; go on with: ript rl --resume {out / 'rl'}"
+        return "finished demonstrations and checkpoints of the base are kept; run the same command again"
+
+    with saying_what_is_kept(kept):
+        result = run(target, seed=config.seed, fresh=args.fresh, out=out, config=config)
+    before, after = (results[result.mode].total for results in (result.rl.before, result.rl.after))
+    lines = (
+        f"before   {rate(before)} of {target} on held-out states, from {_count(config.demos.target, 'demonstration')}",
+        f"after    {rate(after)} after {_count(result.rl.iterations, 'iteration')} of practice",
+        f"look at  {result.report} (policy: {result.rl.policy})",
+    )
+    return Answer(text="\n".join(lines), document=result.to_json())
+
+
+def configure(args: Namespace, recipe: str | None = None) -> Config:
+    """The recipe with what was given for its fields; names of tasks are the simulator's own."""
+    given = overrides.split_words(args.rest)
+    for name, value in vars(args).items():
+        if name.startswith("field_") and value is not None:
+            given[name.removeprefix("field_")] = value if isinstance(value, list) else [value]
+    config = overrides.apply(overrides.load_recipe(recipe or args.recipe), given)
+    if "tasks" in given:
+        config = recipes.with_tasks(config, task_names(config, config.tasks))
+    return config
+
+
+def task_names(config: Config, words: Sequence[str]) -> tuple[str, ...]:
+    """Task names of the configuration's suite from names, keys, comma-separated lists and named lists.
+
+    Raises:
+        UnknownNameError: no such task; the nearest are suggested.
+    """
+    from ript.build import task_keys
+    from ript.sims.metaworld import SPLITS
+
+    parts = [part.strip() for word in words for part in word.split(",") if part.strip()]
+    if config.sim.suite == "metaworld":
+        parts = [name for part in parts for name in SPLITS.get(part, (part,))]
+    keys = task_keys(config.sim, tuple(parts))
+    return tuple(key.partition("/")[2] for key in dict.fromkeys(keys))
+
+
+def require(args: Namespace, *names: str) -> None:
+    missing = [f"--{name}" for name in names if not getattr(args, name)]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} needed (or --resume DIR; see --help)")
+
+
+def refuse_with_resume(args: Namespace, *names: str) -> None:
+    given = [f"--{name}" for name in ("recipe", "out", *names) if getattr(args, name)]
+    given += [
+        f"--{k.removeprefix('field_')}" for k, v in vars(args).items() if k.startswith("field_") and v is not None
+    ]
+    given += [word for word in args.rest if word.startswith("--")]
+    if given or args.rest:
+        raise ConfigError(
+            f"--resume goes on with the run's own configuration; leave out {' '.join(given or args.rest)}"
+        )
+
+
+@contextmanager
+def saying_what_is_kept(kept: Any) -> Iterator[None]:
+    """Ctrl-C inside says what was kept and how to go on: a sentence, or a function that makes it then."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(kept() if callable(kept) else kept)
+        raise
+
+
+# ------------------------------------------------------------------ results
+
+
+def evaluate(args: Namespace) -> Answer:
+    from ript.build import load_policy, sim_config_of
+    from ript.config import EvalConfig, RolloutConfig
+    from ript.evaluate import evaluate as measure
+    from ript.report.video import write_video
+    from ript.sims.registry import list_tasks
+
+    if args.trials < 1:
+        raise ConfigError(f"--trials must be at least 1, got {args.trials}")
+    EvalConfig(trials=args.trials)
+    rollout = RolloutConfig(workers=args.workers)
+    policy = load_policy(args.policy)
+    sim = sim_config_of(policy)
+    names = task_names(replace(Config(), sim=sim), args.tasks)
+    horizon = (
+        args.horizon if args.horizon is not None else next(t.horizon for t in list_tasks() if t.suite == sim.suite)
+    )
+    with saying_what_is_kept("nothing is kept of an evaluation; run it again"):
+        result = measure(
+            policy, names, trials=args.trials, seed=args.seed, greedy=args.greedy, temperature=args.temperature,
+            videos=args.videos, horizon=horizon, rollout=rollout,
+        )  # fmt: skip
+    result = replace(result, policy=args.policy)
+    text = f"{args.policy}, {result.mode}, seed {result.seed}\n\n{eval_table(result)}"
+    for task, state, outcome, frames in result.videos:
+        write_video(Path(args.video_dir) / f"{task}__{state}__{outcome}.mp4", frames)
+    if result.videos:
+        text += f"\n\n{_count(len(result.videos), 'video')} in {args.video_dir}"
+    return Answer(text=text, document=result.to_json())
+
+
+def report(args: Namespace) -> Answer:
+    from ript.report.page import write_report
+
+    folders = [_run_folder(Path(run)) for run in args.runs]
+    out = write_report(folders, args.out)
+    return Answer(text=f"written to {out}", document={"report": str(out), "runs": [str(f) for f in folders]})
+
+
+def _run_folder(folder: Path) -> Path:
+    """The folder itself, or the run inside an output folder of `ript quickstart`."""
+    inside = folder / "rl"
+    return inside if (inside / "config.json").exists() and not (folder / "config.json").exists() else folder
+
+
+def eval_table(result: EvalResult) -> str:
+    rows = [("task", "success", "95 % interval", "successes", "errors")]
+    named = [*result.tasks.items(), *([("total", result.total)] if len(result.tasks) > 1 else [])]
+    for name, r in named:
+        share = f"{100 * r.rate:.1f} %" if r.trials else "-"
+        rows.append((name, share, _interval(r), f"{r.successes}/{r.trials}", str(r.errors)))
+    return table(rows, right=(1, 2, 3, 4))
+
+
+def rate(r: TaskResult) -> str:
+    """Such as "97 % (97/100, 95 % interval 91-99 %)"."""
+    share = f"{100 * r.rate:.0f} %" if r.trials else "no valid trial"
+    errors = f", {_count(r.errors, 'error')} apart" if r.errors else ""
+    return f"{share} ({r.successes}/{r.trials}, 95 % interval {_interval(r)}{errors})"
+
+
+def _interval(r: TaskResult) -> str:
+    low, high = r.interval
+    return f"{100 * low:.0f}-{100 * high:.0f} %"
+
+
+def _modes(results: Any) -> str:
+    return ", ".join(f"{mode} {rate(r.total)}" for mode, r in results.items())
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Rows as aligned columns; those in `right` are flush right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    lines = [
+        "  ".join(
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
