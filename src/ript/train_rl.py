@@ -181,7 +181,9 @@ class _Run:
         """Advantages and the clipped objective; returns the update's metrics and where the time went."""
         learn = self.config.learn
         collected = time.perf_counter()
-        times = {f"time/{k}": v for k, v in values(self.pool.timings()).items()} | {"time/rollout": collected - self.clock}
+        spent = values(self.pool.timings())
+        times = {f"time/{k}": spent[k] for k in ("simulate", "render", "infer", "wait")}  # summed over workers
+        times |= {"time/rollout": collected - self.clock, "rollout/worker_restarts": spent["worker_restarts"]}
         success = values(collection.metrics)["success"]
         self.at.hopeless = self.at.hopeless + 1 if success == 0 else 0
         self.at.solved = success >= self.config.stop_at
@@ -227,6 +229,7 @@ class _Run:
 
     def log(self, collection: Collection, metrics: dict[str, float]) -> None:
         sampled = {f"rollout/{k}": v for k, v in values(collection.metrics).items()}
+        sampled["rollout/signal_share"] = 1 - sampled["rollout/rejected_share"]
         totals = {"total/rollouts": self.at.rollouts, "total/env_steps": self.at.env_steps, "total/seconds": self.at.seconds}
         row: dict[str, float] = sampled | metrics | totals
         row["time/total"] = time.perf_counter() - self.clock
