@@ -115,7 +115,9 @@ def test_a_tensor_of_any_dtype_comes_back_bit_for_bit(tmp_path, dtype):
 @pytest.mark.parametrize("dtype", ["<f8", ">f4", "<i8", "|u1", "|b1", "<c16", "<U5", "<M8[s]", "<f2"])
 def test_an_array_of_any_plain_dtype_comes_back_bit_for_bit(tmp_path, dtype):
     array = np.arange(6).astype("<i8").reshape(2, 3).astype(dtype)
-    found = round_trip(tmp_path, {"a": array, "empty": array[:0], "scalar": array[1, 1], "zero_d": np.array(array[0, 1])})
+    found = round_trip(
+        tmp_path, {"a": array, "empty": array[:0], "scalar": array[1, 1], "zero_d": np.array(array[0, 1])}
+    )
     for name, expected in (("a", array), ("empty", array[:0]), ("zero_d", np.array(array[0, 1]))):
         assert found[name].dtype == expected.dtype
         assert found[name].shape == expected.shape
@@ -135,7 +137,12 @@ def test_tensors_that_share_memory_or_are_views_are_saved_apart(tmp_path):
 
 keys = st.one_of(st.text(max_size=4), st.integers(), st.booleans(), st.just("$tensor"))
 leaves = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**140), 2**140), st.floats(width=64), st.text(max_size=6), st.binary(max_size=6)
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**140), 2**140),
+    st.floats(width=64),
+    st.text(max_size=6),
+    st.binary(max_size=6),
 )
 trees = st.recursive(
     leaves,

@@ -111,7 +111,13 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
 
 
 def test_what_json_lacks_is_written_as_null_and_numpy_as_plain_numbers():
-    value = {"a": float("nan"), "b": [np.float32(0.5), np.inf], "c": np.arange(2), 3: (True, Path("x")), "d": np.int64(7)}
+    value = {
+        "a": float("nan"),
+        "b": [np.float32(0.5), np.inf],
+        "c": np.arange(2),
+        3: (True, Path("x")),
+        "d": np.int64(7),
+    }
     text = files.dumps(value)
     assert json.loads(text) == {"a": None, "b": [0.5, None], "c": [0, 1], "3": [True, "x"], "d": 7}
     with pytest.raises(TypeError, match="set"):

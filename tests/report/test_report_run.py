@@ -65,7 +65,9 @@ def test_a_new_run_records_what_is_needed_to_repeat_it(tmp_path):
 
 def test_a_new_run_does_not_overwrite_an_old_one(tmp_path):
     make(tmp_path / "run").close()
-    with pytest.raises(RunError, match=r"already holds a run: go on with it \(--resume .*run\) or choose another --out"):
+    with pytest.raises(
+        RunError, match=r"already holds a run: go on with it \(--resume .*run\) or choose another --out"
+    ):
         RunFolder.create(tmp_path / "run", {})
     assert read_config(tmp_path / "run")["config"] == {"seed": 1}
 
@@ -95,7 +97,10 @@ def test_closing_lets_the_next_one_in(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"format": 99, "ript": "9.9", "kind": "rl", "config": {}}', "run format 99 .written by ript 9.9.*reads format 1"),
+        (
+            '{"format": 99, "ript": "9.9", "kind": "rl", "config": {}}',
+            "run format 99 .written by ript 9.9.*reads format 1",
+        ),
         ('{"config": {}}', "no format version"),
         ('{"format": 1, "kind": "rl"}', "config missing"),
         ("[]", "no format version"),
@@ -112,7 +117,7 @@ def test_what_is_no_run_says_so_and_a_parent_names_the_runs_in_it(tmp_path):
     with pytest.raises(RunError, match="does not exist"):
         RunFolder.open(tmp_path / "nowhere")
     make(tmp_path / "quick" / "rl").close()
-    with pytest.raises(RunError, match="not a run folder.*it contains .*quick/rl"):
+    with pytest.raises(RunError, match=r"not a run folder.*it contains .*quick/rl"):
         RunFolder.open(tmp_path / "quick")
 
 
@@ -207,7 +212,7 @@ def test_when_no_checkpoint_can_be_read_the_run_stops_and_keeps_them(tmp_path):
     make(tmp_path).close()
     for path in (tmp_path / "checkpoints").iterdir():
         (path / "state.json").write_text("{")
-    with RunFolder.open(tmp_path) as run, pytest.raises(RunError, match="no checkpoint of .* can be read"):
+    with RunFolder.open(tmp_path) as run, pytest.raises(RunError, match=r"no checkpoint of .* can be read"):
         run.load_checkpoint()
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 

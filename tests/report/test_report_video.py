@@ -52,7 +52,9 @@ def test_without_an_h264_encoder_it_falls_back_to_vp9(tmp_path, monkeypatch):
     assert len(decoded) == 5
 
 
-@pytest.mark.parametrize("frames", [np.zeros((0, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "frames", [np.zeros((0, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8)]
+)
 def test_what_is_no_video_is_refused_with_its_shape(frames):
     with pytest.raises(DataError, match=r"expected uint8 \[T, h, w, 3\]"):
         video.encode(frames)

@@ -144,8 +144,8 @@ def _y_axis(axes: Axes, scale: Scale) -> None:
         axes.set_ylim(0, 1)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
     elif scale != "free":
-        top = axes.get_ylim()[1]
-        axes.set_ylim(min(0.0, axes.dataLim.ymin), top if top > 0 else 1.0)
+        lowest, top = axes.dataLim.ymin, axes.get_ylim()[1]
+        axes.set_ylim(min(0.0, lowest) if np.isfinite(lowest) else 0.0, top if top > 0 else 1.0)
         axes.locator_params(axis="y", nbins=5)
     if scale in ("whole", "share"):
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
@@ -155,7 +155,7 @@ def _x_axis(axes: Axes, label: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(lambda value, _: _short(value))
 
 

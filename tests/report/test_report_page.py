@@ -1,0 +1,301 @@
+"""The report page: right numbers, nothing from outside, and a word about what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from synthetic_run import evaluation, make_run, moving_square
+
+from ript.errors import ConfigError, RunError
+from ript.report import views
+from ript.report.page import write_report
+from ript.report.read import read_run
+from ript.report.run import RunFolder
+from ript.types import EvalResult, TaskResult
+
+
+class Text(HTMLParser):
+    """Collects what a reader sees, and checks that elements are closed in order."""
+
+    VOID = frozenset({"meta", "link", "br", "input"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+
+def text_of(page: str) -> str:
+    parser = Text()
+    parser.feed(page)
+    assert parser.open == []
+    return " ".join(" ".join(parser.words).split())
+
+
+def report(tmp_path, *folders, **options) -> tuple[str, str]:
+    page = write_report(folders, tmp_path / "report.html", **options).read_text()
+    return page, text_of(page)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "quick" / "rl", iterations=6)
+
+
+def result(successes: int, outcomes: list[tuple[str, str]] | None = None, mode: str = "greedy") -> EvalResult:
+    row = TaskResult(
+        successes=successes, trials=100, errors=2, interval=(successes / 100 - 0.05, successes / 100 + 0.05)
+    )
+    return EvalResult(policy="p", seed=0, mode=mode, tasks={"t": row}, total=row, per_state={"t": outcomes or []})
+
+
+def test_the_headline_gives_before_and_after_with_intervals_in_both_modes(tmp_path):
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        run.log_eval(0, result(12))
+        run.log_eval(0, result(10, mode="sampled (temperature 0.6)"))
+        run.log(1, {"total/rollouts": 480, "total/env_steps": 61200, "total/seconds": 312})
+        run.log_eval(1, result(97), rollouts=480, env_steps=61200, seconds=312)
+        run.log_eval(1, result(91, mode="sampled (temperature 0.6)"))
+        run.finish("all 1 iterations done")
+    _, text = report(tmp_path, run.path)
+    assert "Held-out success, greedy 12 % → 97 % 7–17 % 12 of 100, 2 errors apart 92–102 % 97 of 100" in text
+    assert "Held-out success, sampled (temperature 0.6) 10 % → 91 %" in text
+    assert "After 1 iterations (480 rollouts, 5 min 12 s) the policy solves 97 of 100" in text
+    assert "61,200 environment steps" in text
+    assert "overlap" not in text
+
+
+def test_a_gain_within_the_intervals_is_called_one_that_could_be_chance(tmp_path):
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        run.log_eval(0, result(50))
+        run.log_eval(1, result(55))
+    assert "this could be chance" in report(tmp_path, run.path)[1]
+
+
+def test_after_is_the_policy_that_was_kept_not_the_last_one(tmp_path):
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        for iteration, successes in enumerate((10, 90, 70)):
+            if iteration:
+                run.log(iteration, {"rollout/success": 0.5})
+            run.log_eval(iteration, result(successes))
+        run.finish("stopped", policy_iteration=1)
+    _, text = report(tmp_path, run.path)
+    assert "10 % → 90 %" in text
+    assert "The run went on to iteration 2, but this is the policy it kept." in text
+
+
+def test_every_initial_state_is_shown_before_and_after(tmp_path):
+    before = [("aa", "success"), ("bb", "failure"), ("cc", "failure"), ("dd", "error")]
+    after = [("aa", "failure"), ("bb", "success"), ("cc", "failure"), ("dd", "success")]
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        run.log_eval(0, result(1, before))
+        run.log_eval(1, result(2, after))
+    page, text = report(tmp_path, run.path)
+    assert "1 gained, 1 lost, 1 solved neither time" in text
+    assert page.count('title="state bb: failure before, success after"') == 2
+    assert re.search(r'class="failure lost" data-n="1" title="state aa', page)
+    assert 'class="error" data-n="4" title="state dd' in page
+
+
+def test_wall_clock_is_split_in_proportion_to_what_the_workers_measured():
+    row = {"time/simulate": 6, "time/render": 3, "time/infer": 3, "time/wait": 0, "time/rollout": 4}
+    row |= {"time/update": 2, "time/eval": 1, "time/total": 10}
+    assert views.wall_clock(row) == {
+        "simulate": 2,
+        "render": 1,
+        "infer": 1,
+        "wait": 0,
+        "update": 2,
+        "eval": 1,
+        "other": pytest.approx(3),
+    }
+    assert [(part["label"], part["share"]) for part in views.time_split([row])] == [
+        ("physics", 0.2),
+        ("rendering", 0.1),
+        ("policy", 0.1),
+        ("update", 0.2),
+        ("evaluation", 0.1),
+        ("other", pytest.approx(0.3)),
+    ]
+
+
+def test_the_cost_of_a_success_rate_is_that_of_the_first_evaluation_to_reach_it(tmp_path):
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        for iteration, successes in ((0, 10), (2, 85), (4, 79), (6, 92)):
+            run.log_eval(iteration, result(successes), rollouts=100 * iteration, env_steps=iteration, seconds=iteration)
+    (block,) = views.thresholds(read_run(run.path))
+    assert [(line["threshold"], line["iteration"], line["rollouts"]) for line in block["lines"]] == [
+        ("50\u00a0%", "2", "200"),
+        ("80\u00a0%", "2", "200"),
+        ("90\u00a0%", "6", "600"),
+        ("95\u00a0%", "–", "–"),
+    ]
+
+
+def test_a_whole_page_has_all_its_parts(tmp_path, whole_run):
+    page, text = report(tmp_path, whole_run)
+    for heading in (
+        "Learning curves",
+        "Before and after, on the same initial states",
+        "Every initial state, before and after",
+        "What it cost to get there",
+        "Where the time went",
+        "How to reproduce",
+    ):
+        assert heading in text
+    assert page.count('<svg class="plot"') == 4 * 6 + 1
+    assert page.count('src="data:video/mp4;base64,') == 6
+    assert "An auxiliary loss on privileged object positions was used in pre-training." in text
+    assert "learn.learning_rate 0.0001" in text
+    assert "torch 2" in text
+    assert "What is missing" not in page
+
+
+def test_the_page_asks_for_nothing_from_outside(tmp_path, whole_run):
+    page, _ = report(tmp_path, whole_run)
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
+    assert not re.findall(r"https?:|@import|url\((?!#)", page)
+
+
+def test_only_so_many_videos_are_shown_and_solved_ones_come_first(tmp_path):
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        outcomes = [("aa", "failure", "failure"), ("bb", "failure", "success"), ("cc", "success", "failure")]
+        run.save_videos("before", [("t", state, was, moving_square(3)) for state, was, _ in outcomes])
+        run.save_videos("after", [("t", state, now, moving_square(3)) for state, _, now in outcomes])
+    assert [pair.state_id for pair in read_run(run.path).videos] == ["bb", "cc", "aa"]
+    page, text = report(tmp_path, run.path, max_videos=1)
+    assert page.count("<video") == 2
+    assert "2 more in the run folder" in text
+
+
+def test_several_runs_are_compared_in_one_table_and_the_same_curves(tmp_path, whole_run):
+    other = make_run(tmp_path / "slow" / "rl", iterations=6, speed=0.1, videos=0)
+    page, text = report(tmp_path, whole_run, other)
+    assert "2 runs: drawer-open-v3" in text
+    assert "quick/rl" in text
+    assert "slow/rl" in text
+    curve = page[page.index('<svg class="plot"') :]
+    curve = curve[: curve.index("</svg>")]
+    assert "var(--s0)" in curve
+    assert "var(--s1)" in curve
+
+
+def test_many_tasks_get_a_row_each(tmp_path):
+    folder = make_run(tmp_path / "multi", tasks=("door-open-v3", "reach-v3", "push-v3", "drawer-open-v3"), iterations=3)
+    _, text = report(tmp_path, folder)
+    assert "4 tasks" in text
+    assert text.count("door-open-v3") >= 4
+
+
+def test_an_interrupted_run_gives_a_page_that_says_so(tmp_path):
+    folder = make_run(tmp_path / "run", iterations=4, finished=False)
+    with open(folder / "metrics.jsonl", "a") as log:
+        log.write('{"iteration": 5, "rollo')
+    shutil.rmtree(folder / "videos" / "after")
+    _, text = report(tmp_path, folder)
+    assert "The run has not ended: it was interrupted, or was still going on, after iteration 4." in text
+    assert "No videos from after post-training." in text
+
+
+def test_a_run_that_has_nothing_yet_gives_a_page_that_says_so(tmp_path):
+    RunFolder.create(tmp_path / "run", {}).close()
+    page, text = report(tmp_path, tmp_path / "run")
+    for gap in ("before its first iteration", "No iteration was logged", "No evaluation from before", "No videos"):
+        assert gap in text
+    assert "<svg" not in page
+
+
+def test_a_damaged_log_or_video_is_named_and_the_rest_is_shown(tmp_path):
+    folder = make_run(tmp_path / "run", iterations=3)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join([lines[0], "garbage", *lines[1:]]) + "\n")
+    broken = next((folder / "videos" / "before").iterdir())
+    broken.write_bytes(b"not a video")
+    page, text = report(tmp_path, folder)
+    assert "metrics.jsonl, line 2" in text
+    assert f"A video is left out: {broken}" in text
+    assert page.count("<video") == 5
+    assert "Every initial state, before and after" in text
+
+
+def test_a_supervised_run_shows_every_number_it_logged(tmp_path):
+    with RunFolder.create(tmp_path / "sft", {}, kind="sft") as run:
+        for step in (100, 200, 300):
+            run.log(step, {"policy/loss": 1 / step, "policy/accuracy": step / 400, "total/seconds": step})
+        run.finish("all steps done")
+    page, text = report(tmp_path, run.path)
+    assert page.count('<svg class="plot"') == 2
+    assert "policy/loss" in text
+    assert "policy/accuracy" in text
+
+
+def test_what_a_run_contains_cannot_become_markup(tmp_path):
+    evil = "<script>alert(1)</script>"
+    with RunFolder.create(tmp_path / "run", {"notes": [evil], "field": evil}) as run:
+        run.log_eval(0, evaluation({evil: 0.5}, f"greedy {evil}", np.random.default_rng(0), trials=3))
+        run.log_eval(1, evaluation({evil: 0.9}, f"greedy {evil}", np.random.default_rng(0), trials=3))
+        run.log(1, {"rollout/success": 0.5})
+        run.finish(evil)
+    page, text = report(tmp_path, run.path)
+    assert evil not in page
+    assert page.count("<script>") == 1
+    assert evil in text
+
+
+def test_folders_that_are_no_runs_or_come_twice_are_refused_and_no_page_is_left(tmp_path, whole_run):
+    out = tmp_path / "report.html"
+    with pytest.raises(ConfigError, match="at least one"):
+        write_report([], out)
+    with pytest.raises(ConfigError, match="twice"):
+        write_report([whole_run, str(whole_run)], out)
+    with pytest.raises(RunError, match="not a run folder"):
+        write_report([whole_run, tmp_path], out)
+    with pytest.raises(RunError, match=r"it contains .*rl"):
+        write_report([whole_run.parent], out)
+    assert not out.exists()
+
+
+def test_the_report_of_a_running_run_needs_no_lock(tmp_path):
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        run.log(1, {"rollout/success": 0.5})
+        assert "not ended" in report(tmp_path, run.path)[1]
+
+
+def test_metrics_that_are_null_or_missing_leave_gaps_not_errors(tmp_path):
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        run.log(1, {"rollout/success": 0.5, "update/kl": float("nan"), "rollout/signal_share": 0.2})
+        run.log(2, {"rollout/success": float("nan")})
+    page, _ = report(tmp_path, run.path)
+    assert page.count('<svg class="plot"') == 4 * 2
+    assert json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0])["update/kl"] is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.0, "0.0\u00a0s"), (9.94, "9.9\u00a0s"), (59.6, "1\u00a0min"), (312.4, "5\u00a0min 12\u00a0s"), (None, "–"),
+     (3700, "1\u00a0h 1\u00a0min")],
+)  # fmt: skip
+def test_durations_are_written_as_people_say_them(seconds, words):
+    assert views.duration(seconds) == words
+
+
+def test_runs_are_told_apart_by_the_shortest_ending_of_their_paths(tmp_path):
+    paths = [tmp_path / "a" / "rl", tmp_path / "b" / "rl"]
+    assert views.unique_names(paths) == ["a/rl", "b/rl"]
+    assert views.unique_names(paths[:1]) == ["rl"]
