@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from point import HORIZON, Point
 
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
+from ript.demos.workers import TASKS_PER_PROCESS
+from ript.demos.writer import _Disk
 from ript.errors import ConfigError, DataError, NotFiniteError, SimulatorError, WorkerError
 
 TASKS = ["point/red", "point/unlucky", "point/blue"]
@@ -166,6 +169,21 @@ def test_progress_grows_to_what_was_wanted(tmp_path):
     assert end.demos == end.demos_wanted == 6
 
 
+def test_a_worker_that_has_served_many_tasks_is_replaced_so_that_its_memory_is_bounded(tmp_path):
+    keys = [f"point/{i}" for i in range(2 * TASKS_PER_PROCESS + 1)]
+    seen = []
+
+    def look(progress):
+        seen.append({child.pid for child in multiprocessing.active_children()})
+
+    collect_demos(Point, keys, 1, tmp_path / "many.hdf5", workers=1, progress=look)
+    assert all(len(pids) <= 1 for pids in seen)
+    assert len(set.union(*seen)) == 3
+    collect_demos(Point, keys, 1, tmp_path / "inline.hdf5")
+    pairs = zip(open_demos(tmp_path / "many.hdf5").demos(), open_demos(tmp_path / "inline.hdf5").demos(), strict=True)
+    assert all(same(a, b) for a, b in pairs)
+
+
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +230,24 @@ def test_an_interrupted_collection_leaves_an_older_file_of_that_name_untouched(t
         assert not multiprocessing.active_children()
 
 
+def test_ctrl_c_while_hdf5_writes_is_not_lost(tmp_path, monkeypatch):
+    writes = []
+    write = _Disk.write
+
+    def pressed_during(disk, data):
+        writes.append(len(data))
+        if len(writes) % 7 == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return write(disk, data)
+
+    monkeypatch.setattr(_Disk, "write", pressed_during)
+    with pytest.raises(KeyboardInterrupt):
+        collect_demos(Point, ["point/red"], 50, tmp_path / "d.hdf5")
+    assert len(writes) < 60, "it went on writing"
+    assert leftovers(tmp_path) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def run_script(tmp_path, body):
     """Start a Python program that collects into tmp_path/out; it may use Point, collect_demos and `out`."""
     (tmp_path / "out").mkdir()
@@ -248,8 +284,33 @@ def test_ctrl_c_ends_collection_in_seconds_with_no_file_and_no_process_left(tmp_
     assert program.returncode == 130
     assert time.monotonic() - started < 5
     assert leftovers(tmp_path / "out") == []
-    for pid in children:
-        assert not Path(f"/proc/{pid}").exists()
+    assert not any(is_running(pid) for pid in children)
+
+
+def test_workers_whose_parent_is_killed_end_by_themselves(tmp_path):
+    program = run_script(
+        tmp_path,
+        """
+        def say(p):
+            print(*[c.pid for c in __import__("multiprocessing").active_children()], flush=True)
+        collect_demos(Point, ["point/red", "point/blue"], 100000, out, workers=2, progress=say)
+        """,
+    )
+    children = [int(pid) for pid in program.stdout.readline().split()]
+    assert len(children) == 2
+    program.kill()
+    program.communicate(timeout=10)
+    give_up = time.monotonic() + 5
+    while any(is_running(pid) for pid in children):
+        assert time.monotonic() < give_up, "an orphan is still running"
+        time.sleep(0.02)
+
+
+def is_running(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_full_disk_ends_in_one_clear_error_and_leaves_nothing_behind(tmp_path):

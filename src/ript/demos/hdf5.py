@@ -19,9 +19,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import h5py
@@ -76,7 +79,9 @@ class DemoFile:
         """
         with _reading(self.path) as file:
             for entry in self.entries if entries is None else entries:
-                yield _read_demo(file, entry, self.spec)
+                with uninterrupted():
+                    demo = _read_demo(file, entry, self.spec)
+                yield demo
 
     def initial_states(self, entries: Sequence[DemoEntry] | None = None) -> Iterator[InitialState]:
         """Read the initial states alone. Raises as `load` does."""
@@ -197,6 +202,25 @@ class _Reader:
             where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
             raise DataError(f"{self._path}: key '{key}' holds {array[where]} at {where}; expected finite numbers")
         return array
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block is done; for short blocks.
+
+    h5py runs Python code where exceptions cannot be raised (freeing objects): a KeyboardInterrupt there is lost.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Ctrl-C never comes here
+        yield
+        return
+    pressed: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed and callable(before):
+            before(*pressed[0])
 
 
 @contextlib.contextmanager

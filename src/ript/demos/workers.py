@@ -18,6 +18,10 @@ from ript.errors import ConfigError, RiptError, WorkerError
 from ript.interfaces import Demonstrator, Simulator
 from ript.types import SimulatorSpec
 
+TASKS_PER_PROCESS = 10
+"""A worker that has served as many tasks is replaced: a simulator may keep models and renderers until its process ends
+(Meta-World: 150 MB a task)."""
+
 Take = Callable[[str | None], tuple[str, int] | None]
 """Preferred task -> (task key, try number) to start, or None when nothing can start now."""
 
@@ -78,11 +82,16 @@ class _Worker:
         self.number = number
         self.job: tuple[str, int] | None = None
         self.since = 0.0
+        self._serving = make_simulator, settings
         self._last_key: str | None = None
+        self._spawn()
+
+    def _spawn(self) -> None:
+        self._tasks: set[str] = set()
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, make_simulator, settings), name=f"demos-{number}", daemon=True
+            target=_serve, args=(theirs, *self._serving), name=f"demos-{self.number}", daemon=True
         )
         self._process.start()
         theirs.close()
@@ -92,11 +101,15 @@ class _Worker:
         return f"demonstration worker {self.number}" + (f", {self.job[0]}, try {self.job[1]}" if self.job else "")
 
     def start(self, take: Take) -> None:
-        self.job = take(self._last_key)
-        if self.job:
-            self._last_key, self.since = self.job[0], time.monotonic()
+        job = take(self._last_key)
+        if job:
+            if len(self._tasks | {job[0]}) > TASKS_PER_PROCESS:
+                self.stop()
+                self._spawn()
+            self._tasks.add(job[0])
+            self._last_key, self.job, self.since = job[0], job, time.monotonic()
             with contextlib.suppress(OSError):  # it died: receive() says so
-                self.connection.send(self.job)
+                self.connection.send(job)
 
     def receive(self) -> Result:
         assert self.job

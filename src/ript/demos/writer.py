@@ -15,7 +15,7 @@ from typing import Any
 
 import h5py
 
-from ript.demos.hdf5 import FORMAT, FORMAT_VERSION, plain_spec
+from ript.demos.hdf5 import FORMAT, FORMAT_VERSION, plain_spec, uninterrupted
 from ript.demos.records import Demo
 from ript.errors import DataError
 from ript.types import SimulatorSpec
@@ -50,11 +50,15 @@ class DemoWriter:
         if os.path.isdir(self.path):
             raise DataError(f"cannot write {self.path}: it is a folder; name a file in it")
         try:
-            self._disk = _Disk(self._temporary, "w+b")
+            with uninterrupted():
+                self._disk = _Disk(self._temporary, "w+b")
+                self._file = h5py.File(self._disk, "w", libver="latest")
+                self._file.create_group("data")
         except OSError as error:
             raise _cannot_write(self.path, error) from error
-        self._file = h5py.File(self._disk, "w", libver="latest")
-        self._file.create_group("data")
+        except KeyboardInterrupt:
+            self._discard()
+            raise
         return self
 
     def add(self, index: int, demo: Demo, spec: SimulatorSpec) -> None:
@@ -66,7 +70,8 @@ class DemoWriter:
                 f"{self.path}: demonstrations of one file must be rendered alike, but {demo.task.key} comes with "
                 f"{plain_spec(spec)}; expected {plain_spec(self._spec)}"
             )
-        _write_demo(self._file.create_group(f"data/demo_{index}"), demo)
+        with uninterrupted():
+            _write_demo(self._file.create_group(f"data/demo_{index}"), demo)
         self._check()
         self._samples += len(demo)
         self._count += 1
@@ -74,13 +79,12 @@ class DemoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._file.close()
-            self._disk.close()
-            self._temporary.unlink(missing_ok=True)
+        with uninterrupted():
+            try:
+                if kind is None:
+                    self._finish()
+            finally:
+                self._discard()
 
     def _finish(self) -> None:
         if self._spec is None:
@@ -101,6 +105,11 @@ class DemoWriter:
             os.replace(self._temporary, self.path)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
+
+    def _discard(self) -> None:
+        self._file.close()
+        self._disk.close()
+        self._temporary.unlink(missing_ok=True)
 
     def _check(self) -> None:
         if self._disk.error:
