@@ -1,7 +1,8 @@
 """Chooses an OpenGL backend before MuJoCo is imported, and keeps the process's one off-screen context.
 
-MuJoCo reads the environment variable MUJOCO_GL once, when it is first imported; importing it with a backend whose library
-is not installed fails. So the library is looked for first: EGL, else OSMesa, else none (physics still works without).
+MuJoCo reads the environment variable MUJOCO_GL once, when it is first imported, and that import fails where the
+backend's library is not installed. So the library is looked for first: EGL, else OSMesa, else none (physics works
+without).
 """
 
 from __future__ import annotations
@@ -75,8 +76,11 @@ def import_mujoco() -> ModuleType:
         DependencyMissing: the package is not installed.
         RendererMissing: MUJOCO_GL names a backend that is not installed.
     """
-    if "mujoco" in sys.modules:
-        return sys.modules["mujoco"]
+    loaded = sys.modules.get("mujoco")
+    if loaded is not None:
+        return loaded
+    # Mesa's software renderer starts a thread for every core unless told not to; small pictures are faster without.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     if sys.platform == "linux" and not os.environ.get("MUJOCO_GL"):
         os.environ["MUJOCO_GL"] = choose_backend()
     try:

@@ -1,7 +1,7 @@
 """The 50 Meta-World v3 tasks as simulators: exact initial states, lean steps, pictures only when the policy looks.
 
-All simulators of one task in a process share one model and one renderer (`metaworld_stock.SharedTask`); an instance is its own
-`MjData` and the positions that its initial state puts into the model before it steps.
+All simulators of one task in a process share one model and one renderer (`metaworld_stock.SharedTask`); an instance is
+its own `MjData`, and the positions that its initial state puts into the model before it steps.
 """
 
 from __future__ import annotations
@@ -15,97 +15,42 @@ import numpy as np
 
 from ript.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.sims import gl
-from ript.sims.instructions import INSTRUCTIONS
-from ript.sims.metaworld_stock import SharedTask, shared_task
-from ript.sims.metaworld_success import SUCCESS, Body, Site
-from ript.sims.mujoco_rendering import ARMS, Arm, CameraView, ModelRenderer, descendants, describe, image_shape
-from ript.types import ChunkResult, InitialState, Observation, SimulatorSpec, Split, Task
+from ript.sims.metaworld_stock import SharedTask, StockMetaworld, StockReward, shared_task
+from ript.sims.metaworld_success import SUCCESS
+from ript.sims.metaworld_suite import CAMERAS, SPLITS, SUITE, metaworld_tasks, resolve_cameras, task_of
+from ript.sims.mujoco_rendering import (
+    ARMS,
+    Arm,
+    CameraView,
+    ModelRenderer,
+    descendants,
+    describe,
+    image_shape,
+    lean_model,
+)
+from ript.types import ChunkResult, InitialState, Observation, SimulatorSpec, Split
 
-SUITE = "metaworld"
+__all__ = [
+    "CAMERAS",
+    "SPLITS",
+    "CameraView",
+    "MetaworldSimulator",
+    "close_renderers",
+    "make_metaworld",
+    "metaworld_tasks",
+]
+
 ACTION_DIM = 4
 PROPRIO_DIM = 8
 ARM_ROOT = "base"
-
-_ML10_TEST = ("door-close-v3", "drawer-open-v3", "lever-pull-v3", "shelf-place-v3", "sweep-into-v3")
-_ML10_TRAIN = (
-    "basketball-v3",
-    "button-press-topdown-v3",
-    "door-open-v3",
-    "drawer-close-v3",
-    "peg-insert-side-v3",
-    "pick-place-v3",
-    "push-v3",
-    "reach-v3",
-    "sweep-v3",
-    "window-open-v3",
-)
-# As in the paper of RIPT-VLA; the package's own ML45 holds out other tasks.
-_ML45_TEST = ("box-close-v3", "disassemble-v3", "hand-insert-v3", "pick-place-wall-v3", "stick-pull-v3")
-
-SPLITS: dict[str, tuple[str, ...]] = {
-    "MT10": (
-        "button-press-topdown-v3",
-        "door-open-v3",
-        "drawer-close-v3",
-        "drawer-open-v3",
-        "peg-insert-side-v3",
-        "pick-place-v3",
-        "push-v3",
-        "reach-v3",
-        "window-close-v3",
-        "window-open-v3",
-    ),
-    "MT50": tuple(INSTRUCTIONS),
-    "ML10-train": _ML10_TRAIN,
-    "ML10-test": _ML10_TEST,
-    "ML45-train": tuple(name for name in INSTRUCTIONS if name not in _ML45_TEST),
-    "ML45-test": _ML45_TEST,
-}
-"""Named task lists."""
-
-CAMERAS: dict[str, CameraView] = {
-    "near": CameraView(position=(0.6, 0.05, 0.8), target=(0.0, 0.73, 0.1), fovy=38.0),
-    "corner2": CameraView(base="corner2", position=(0.75, 0.075, 0.7)),
-    **{
-        name: CameraView(base=name)
-        for name in ("topview", "corner", "corner3", "corner4", "behindGripper", "gripperPOV")
-    },
-    "corner2-stock": CameraView(base="corner2"),
-}
-"""Views by name. "near" looks at the table from close by; "corner2" is where the papers move that camera to."""
-
-# These two tasks keep the goal as a live view of the simulation, not as a fixed point.
-_LIVE_GOALS = {"basketball-v3": Site("goal"), "bin-picking-v3": Body("bin_goal")}
 
 _renderers: dict[tuple, ModelRenderer] = {}
 
 
 def close_renderers() -> None:
-    """Free every renderer of this process."""
+    """Free every renderer of this process; they are made again when needed."""
     while _renderers:
         _renderers.popitem()[1].close()
-
-
-def metaworld_tasks(horizon: int = 500) -> tuple[Task, ...]:
-    """The 50 tasks, in alphabetical order."""
-    return tuple(
-        Task(suite=SUITE, name=name, instruction=text, index=i, horizon=horizon)
-        for i, (name, text) in enumerate(INSTRUCTIONS.items())
-    )
-
-
-def resolve_cameras(cameras: Mapping[str, CameraView] | Sequence[str]) -> dict[str, CameraView]:
-    """Views from a mapping, or from names of `CAMERAS`.
-
-    Raises:
-        UnknownNameError: a name that is not in `CAMERAS`.
-    """
-    if isinstance(cameras, Mapping):
-        return dict(cameras)
-    for name in cameras:
-        if name not in CAMERAS:
-            raise UnknownNameError("camera", name, CAMERAS)
-    return {name: CAMERAS[name] for name in cameras}
 
 
 class MetaworldSimulator:
@@ -116,8 +61,8 @@ class MetaworldSimulator:
         horizon: steps after which an episode without success is over.
         cameras: views by name, or names of `CAMERAS`.
         image_size: pixels of a policy's pictures, one number or (height, width).
-        arm: how the robot is drawn for the policy: "boxes" (the boxes around its meshes; cheap), "mesh" (the stock look)
-            or "hidden".
+        arm: how the robot is drawn for the policy: "boxes" (the boxes around its meshes), "mesh" (the stock look; seven
+            times as expensive) or "hidden".
         video_size: pixels of `render`'s pictures.
 
     Raises:
@@ -135,13 +80,11 @@ class MetaworldSimulator:
         arm: Arm = "boxes",
         video_size: int | tuple[int, int] = 160,
     ):
-        if task_name not in INSTRUCTIONS:
-            raise UnknownNameError("Meta-World task", task_name, INSTRUCTIONS)
         if arm not in ARMS:
             raise UnknownNameError("way to draw the arm", arm, ARMS)
         if horizon < 1:
             raise ConfigError(f"horizon: expected at least 1, got {horizon}")
-        self.task = metaworld_tasks(horizon)[list(INSTRUCTIONS).index(task_name)]
+        self.task = task_of(task_name, horizon)
         self.seconds = {"simulate": 0.0, "render": 0.0}
         self._views, self._size, self._arm = resolve_cameras(cameras), image_shape(image_size), arm
         self._video_size = image_shape(video_size)
@@ -156,27 +99,29 @@ class MetaworldSimulator:
         self._mujoco, self._model = self._shared.mujoco, self._shared.model
         self._data = self._mujoco.MjData(self._model)
         self._qpos, self._mocap, self._ctrl = self._data.qpos, self._data.mocap_pos[0], self._data.ctrl
+        self._hand = self._shared.hand_of(self._data)
         self._previous_qpos = self._qpos.copy()
         self._state: InitialState | None = None
-        self._steps, self._done = 0, True
+        self._reward: StockReward | None = None
+        self._steps, self._done, self._forwarded = 0, True, False
+        self._seen = (-1, np.empty(0))
 
     def reset(self, initial_state: InitialState) -> Observation:
         """Set the exact state, then look."""
         start = time.perf_counter()
-        state, layout = initial_state.state, self._shared.layout
         if initial_state.task.key != self.task.key:
             raise SimulatorError(f"{self.task.key}: initial state {initial_state.id} is of {initial_state.task.key}")
-        if state.size != layout.size or state[0] != layout.rand_vec or not np.isfinite(state).all():
-            raise SimulatorError(
-                f"{self.task.key}: initial state {initial_state.id} does not fit: expected {layout.size} finite numbers, the "
-                f"first {layout.rand_vec}, got {state.size}, the first {state[0] if state.size else None}"
-            )
+        layout, state = self._shared.layout, initial_state.state
+        problem = layout.problem(state)
+        if problem:
+            raise SimulatorError(f"{self.task.key}: initial state {initial_state.id} does not fit: {problem}")
         _, self._body_pos, self._site_pos, self._first, physics = layout.split(state)
-        self._state, self._steps, self._done = initial_state, 0, False
+        self._state, self._steps, self._done, self._forwarded = initial_state, 0, False, False
+        self._seen = (-1, self._first)
         self._shared.active = None
         self._activate()
         self._mujoco.mj_setState(self._model, self._data, physics.copy(), self._shared.integration)
-        # The stock reset leaves poses of the moment before in some tasks (window-*): what is looked at must be the state.
+        # In some tasks (window-*) the stock reset leaves poses of the moment before; the policy sees the state itself.
         self._mujoco.mj_kinematics(self._model, self._data)
         self._success = SUCCESS[self.task.name](self._data, self._first[-3:])
         self.seconds["simulate"] += time.perf_counter() - start
@@ -191,7 +136,7 @@ class MetaworldSimulator:
         return f"{self.task.key}, initial state {self._state.id if self._state else None}, step {self._steps}"
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
-        """Execute float32 `[H, 4]`: three hand displacements (1 = 1 cm, clipped to [-1, 1]) and the gripper's effort."""
+        """Execute float32 `[H, 4]`: hand displacement x, y, z (1 is 1 cm; clipped to [-1, 1]) and gripper effort."""
         if self._done:
             why = "stepped before reset" if self._state is None else "stepped after the episode was over"
             raise SimulatorError(f"{self._address()}: {why}")
@@ -210,76 +155,94 @@ class MetaworldSimulator:
 
     def _run(self, actions: np.ndarray) -> tuple[int, bool]:
         """Step until success or the end of `actions`: the stock `step` without observation and reward."""
-        env, model, data = self._shared.env, self._model, self._data
-        step, forward, frame_skip, succeeded = (
-            self._mujoco.mj_step,
-            self._mujoco.mj_forward,
-            env.frame_skip,
-            self._success,
-        )
-        qpos, previous, mocap, ctrl = self._qpos, self._previous_qpos, self._mocap, self._ctrl
-        low, high = env.mocap_low, env.mocap_high
-        moves = np.clip(actions[:, :3], -1, 1) * env.action_scale  # in float32, as the stock environment
-        for k, (move, effort) in enumerate(zip(moves, actions[:, 3].tolist(), strict=True)):
+        mujoco, model, data, env = self._mujoco, self._model, self._data, self._shared.env
+        (x_low, y_low, z_low), (x_high, y_high, z_high) = env.mocap_low.tolist(), env.mocap_high.tolist()
+        qpos, previous, mocap, ctrl, succeeded = self._qpos, self._previous_qpos, self._mocap, self._ctrl, self._success
+        step, forward, substeps = mujoco.mj_step, mujoco.mj_forward, env.frame_skip
+        moves = (np.clip(actions[:, :3], -1, 1) * env.action_scale).tolist()  # in float32, as the stock environment
+        x, y, z = mocap.tolist()
+        for k, ((dx, dy, dz), effort) in enumerate(zip(moves, actions[:, 3].tolist(), strict=True)):
             previous[:] = qpos
-            np.add(mocap, move, out=mocap)
-            np.maximum(mocap, low, out=mocap)
-            np.minimum(mocap, high, out=mocap)
+            mocap[0] = x = min(max(x + dx, x_low), x_high)
+            mocap[1] = y = min(max(y + dy, y_low), y_high)
+            mocap[2] = z = min(max(z + dz, z_low), z_high)
             ctrl[0], ctrl[1] = effort, -effort
-            step(model, data, frame_skip)
+            if self._forwarded:
+                _finish_substep(mujoco, model, data)
+                step(model, data, substeps - 1)
+            else:
+                step(model, data, substeps)
             forward(model, data)  # changes the solver's warm start, so it belongs to the trajectory
+            self._forwarded = True
             if succeeded():
                 return k + 1, True
         return len(actions), False
 
-    def _frames(self) -> tuple[np.ndarray, np.ndarray]:
-        """The stock observation's 18 numbers now and one step before, not clipped."""
-        if self._steps == 0:
-            return self._first[:18], self._first[:18]
+    def _before(self) -> Any:
+        """Scratch data in which the poses of one step before are computed again."""
         self._activate()
-        current = self._shared.current_part(self._data)
-        if self._steps == 1:
-            return current, self._first[:18]
         before = self._shared.previous
         before.qpos[:] = self._previous_qpos
         self._mujoco.mj_kinematics(self._model, before)
-        return current, self._shared.current_part(before)
+        return before
 
-    def _goal(self) -> np.ndarray:
-        live = _LIVE_GOALS.get(self.task.name)
-        return self._first[-3:] if live is None or self._steps == 0 else live.bind(self._data)()
+    def _frame(self) -> np.ndarray:
+        """The stock observation's first 18 numbers now, not clipped."""
+        if self._seen[0] != self._steps:
+            self._seen = (self._steps, self._shared.current_part(self._data))
+        return self._seen[1]
 
     def state_vector(self) -> np.ndarray:
         """The stock observation, fully observable: float64 `[39]`."""
         self._require_state()
-        vector = np.concatenate([*self._frames(), self._goal()])
-        return vector if self._steps == 0 else np.clip(vector, self._shared.low, self._shared.high)
+        if self._steps == 0:
+            return self._first.copy()
+        if self._steps == 1:
+            before = self._first[:18]
+        elif self._seen[0] == self._steps - 1:
+            before = self._seen[1]
+        else:
+            before = self._shared.current_part(self._before())
+        vector = np.concatenate([self._frame(), before, self._goal()])
+        return np.clip(vector, self._shared.low, self._shared.high)
+
+    def _goal(self) -> np.ndarray:
+        return self._first[-3:] if self._steps == 0 else self._shared.goal(self._data, self._first[-3:])
+
+    def _proprio(self) -> np.ndarray:
+        """Numbers 0..3 and 18..21 of `state_vector`, without the others: float32 `[8]`."""
+        if self._steps == 0:
+            vector = np.concatenate([self._first[:4], self._first[18:22]])
+        else:
+            before = self._first[:4] if self._steps == 1 else self._shared.hand_before(self._before())
+            vector = np.clip([*self._hand(), *before], self._shared.hand_low, self._shared.hand_high)
+        return vector.astype(np.float32)
 
     def _require_state(self) -> None:
         if self._state is None:
             raise SimulatorError(f"{self.task.key}: looked at before reset")
 
     def observe(self) -> Observation:
-        """Look: images `[1, h, w, 3]`; proprio `[1, 8]` = hand position (m) and gripper opening, now and one step before."""
+        """Look. Proprio `[1, 8]`: hand position (m) and gripper opening (0 to 1), now and one step before."""
         self._require_state()
         start = time.perf_counter()
-        vector = self.state_vector()
+        proprio = self._proprio()
         middle = time.perf_counter()
         images = self._renderer(self._views, self._size, self._arm).draw(self._data, self._body_pos, self._site_pos)
         self.seconds["simulate"] += middle - start
         self.seconds["render"] += time.perf_counter() - middle
         return Observation(
             images={name: image[None] for name, image in images.items()},
-            proprio=np.concatenate([vector[:4], vector[18:22]]).astype(np.float32)[None],
+            proprio=proprio[None],
             instruction=(self.task.instruction,),
         )
 
     def _renderer(self, views: Mapping[str, CameraView], size: tuple[int, int], arm: Arm) -> ModelRenderer:
         key = (self.task.name, tuple(views.items()), size, arm)
         if key not in _renderers:
-            bodies = descendants(self._model, ARM_ROOT)
             gl.before_close(close_renderers)
-            _renderers[key] = ModelRenderer(self._model, views, size, arm=arm, arm_bodies=bodies)
+            model = lean_model(self._shared.env.fullpath, self._model, arm, descendants(self._model, ARM_ROOT))
+            _renderers[key] = ModelRenderer(model, views, size, coarse=arm != "mesh")
         return _renderers[key]
 
     def render(self) -> np.ndarray:
@@ -287,9 +250,8 @@ class MetaworldSimulator:
         self._require_state()
         start = time.perf_counter()
         name, view = next(iter(self._views.items()))
-        picture = self._renderer({name: view}, self._video_size, "mesh").draw(
-            self._data, self._body_pos, self._site_pos
-        )[name]
+        renderer = self._renderer({name: view}, self._video_size, "mesh")
+        picture = renderer.draw(self._data, self._body_pos, self._site_pos)[name]
         self.seconds["render"] += time.perf_counter() - start
         return picture
 
@@ -303,9 +265,26 @@ class MetaworldSimulator:
     def privileged(self) -> np.ndarray:
         """Positions of the first object, the second (zeros if there is none) and the goal: float32 `[9]`, metres."""
         self._require_state()
-        self._activate()
-        now = self._shared.current_part(self._data)
+        # After a reset the frame is computed here, not taken from the stock observation: see `reset`.
+        now = self._shared.current_part(self._data) if self._steps == 0 else self._frame()
         return np.concatenate([now[4:7], now[11:14], self._goal()]).astype(np.float32)
+
+    def stock_episode(self, initial_state: InitialState) -> StockMetaworld:
+        """A newly built stock environment after a reset to this state, for `check_simulator`."""
+        return StockMetaworld(self.task.name, self._shared.layout.split(initial_state.state)[0])
+
+    def stock_reward(self, action: np.ndarray) -> float:
+        """Meta-World's shaped reward for the last step, which executed `action` `[4]`. Training never uses it.
+
+        Some tasks' rewards remember their first call, so call it after every step or not at all.
+        """
+        if self._state is None or self._steps == 0:
+            raise SimulatorError(f"{self._address()}: a reward needs a step before it")
+        if self._reward is None or self._steps == 1:
+            self._reward = StockReward(self.stock_episode(self._state))
+        physics = np.empty(self._shared.layout.physics)
+        self._mujoco.mj_getState(self._model, self._data, physics, self._shared.integration)
+        return self._reward(physics, self.state_vector(), action)
 
     def initial_states(self, n: int, seed: int = 0, split: Split = "train", start: int = 0) -> list[InitialState]:
         """States number start..start+n-1 of the sequence (split, seed), drawn from the task's own reset space."""
@@ -314,12 +293,9 @@ class MetaworldSimulator:
     def _sampled(self, seed: int, split: Split, i: int) -> InitialState:
         entropy = [("train", "heldout").index(split), seed, self.task.index, i]
         generator = np.random.default_rng(np.random.SeedSequence(entropy))
-        where = f"{self.task.key}, {split} seed {seed} #{i}"
-        vector = self._shared.sample_vector(generator, where)
-        return self._built(vector, f"{split} seed {seed} #{i}")
-
-    def _built(self, rand_vec: np.ndarray, label: str) -> InitialState:
-        state = self._shared.reset_stock(lambda: rand_vec, f"{self.task.key}, {label}")
+        label = f"{split} seed {seed} #{i}"
+        space = self._shared.env._random_reset_space
+        state = self._shared.build(lambda: generator.uniform(space.low, space.high), f"{self.task.key}, {label}")
         return InitialState(task=self.task, state=state, origin="sampled", label=label)
 
     def perturbed_state(self, state: InitialState, std_metres: float, generator: np.random.Generator) -> InitialState:
@@ -328,6 +304,7 @@ class MetaworldSimulator:
         Raises:
             SimulatorError: no draw was accepted.
         """
+        where = f"{self.task.key}, initial state {state.id} with noise of {std_metres} m"
         space = self._shared.env._random_reset_space
         centre = self._shared.layout.split(state.state)[0]
         free = (space.high > space.low) & (np.arange(centre.size) < 3)
@@ -337,15 +314,15 @@ class MetaworldSimulator:
                 vector = centre + np.where(free, generator.normal(0.0, std_metres, centre.size), 0.0)
                 if (vector >= space.low).all() and (vector <= space.high).all():
                     return vector
-            raise SimulatorError(
-                f"{self.task.key}, initial state {state.id}: noise of {std_metres} m never stays in bounds"
-            )
+            raise SimulatorError(f"{where}: 1000 draws left the task's reset space")
 
-        vector = self._shared.accepted_vector(draw, f"{self.task.key}, perturbed {state.id}")
-        return self._built(vector, f"{state.label} + noise {std_metres} m")
+        built = self._shared.build(draw, where)
+        return InitialState(
+            task=self.task, state=built, origin="sampled", label=f"{state.label} + noise {std_metres} m"
+        )
 
     def close(self) -> None:
-        """The renderer and the model stay for other instances of this process; `close_renderers` frees them."""
+        """The renderer and the model stay for other instances of this process; `close_renderers` frees renderers."""
         if self._shared.active is self:
             self._shared.active = None
         self._state, self._done = None, True
@@ -357,6 +334,22 @@ class MetaworldSimulator:
         self.close()
 
 
+def _finish_substep(mujoco: Any, model: Any, data: Any) -> None:
+    """`mj_step` for a state that `mj_forward` has just seen, with other controls and another mocap pose.
+
+    What depends on neither (collisions, inertia, velocities) is as `mj_forward` left it; the rest is computed again, in
+    the order of `mj_step`.
+    """
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_makeConstraint(model, data)
+    mujoco.mj_projectConstraint(model, data)
+    mujoco.mj_referenceConstraint(model, data)
+    mujoco.mj_fwdActuation(model, data)
+    mujoco.mj_fwdAcceleration(model, data)
+    mujoco.mj_fwdConstraint(model, data)
+    mujoco.mj_Euler(model, data)
+
+
 def make_metaworld(key: str, **settings: Any) -> MetaworldSimulator:
-    """ "metaworld/drawer-open-v3" (or the bare task name) -> simulator. Works in worker processes with `functools.partial`."""
+    """Simulator for a key such as "metaworld/drawer-open-v3". Picklable with `functools.partial`."""
     return MetaworldSimulator(key.removeprefix(f"{SUITE}/"), **settings)

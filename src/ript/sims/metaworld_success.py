@@ -1,8 +1,8 @@
 """When a Meta-World task counts as solved, decided from the few positions it depends on.
 
-The stock environment decides success while it computes its shaped reward (20 to 100 microseconds a step). The rules below are
-the same decisions, in the same floating-point operations, without the reward; `check_simulator` holds them equal to the
-stock flag step by step.
+The stock environment decides success while it computes its shaped reward (20 to 100 microseconds a step). The rules
+below are the same decisions, in the same floating-point operations, without the reward; `check_simulator` holds them
+equal to the stock flag step by step.
 
 A rule is called after `mj_forward`, with live views of one `MjData`. `goal` is the task's target as it was at reset.
 """
@@ -10,45 +10,52 @@ A rule is called after `mj_forward`, with live views of one `MjData`. `goal` is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 Rule = Callable[[], bool]
+Reader = Callable[[], Sequence[float]]
+Offset = tuple[float, float, float]
 
 
 class Place(Protocol):
-    """Builds a function that reads a position `[3]`."""
+    """Something whose position can be read."""
 
-    def bind(self, data: Any) -> Callable[[], np.ndarray]: ...
+    def bind(self, data: Any) -> Reader:
+        """A function that reads x, y, z (metres) from this `MjData`."""
+        ...
 
 
 @dataclass(frozen=True)
 class Body:
-    """Position of a body, plus fixed offsets (added one after the other, as the stock environment does)."""
+    """A body, plus fixed offsets (added one after the other, as the stock environment does)."""
 
     name: str
-    offsets: tuple[tuple[float, float, float], ...] = ()
+    offsets: tuple[Offset, ...] = ()
 
     def view(self, data: Any) -> np.ndarray:
         return data.body(self.name).xpos
 
-    def bind(self, data: Any) -> Callable[[], np.ndarray]:
+    def bind(self, data: Any) -> Reader:
         view = self.view(data)
         if not self.offsets:
-            return lambda: view
-        if len(self.offsets) == 1:
-            offset = np.array(self.offsets[0])
-            return lambda: view + offset
-        first, second = (np.array(o) for o in self.offsets)
-        return lambda: view + first + second
+            return view.tolist
+
+        def read() -> Sequence[float]:
+            x, y, z = view.tolist()
+            for dx, dy, dz in self.offsets:
+                x, y, z = x + dx, y + dy, z + dz
+            return x, y, z
+
+        return read
 
 
 @dataclass(frozen=True)
 class Site(Body):
-    """Position of a site."""
+    """A site."""
 
     def view(self, data: Any) -> np.ndarray:
         return data.site(self.name).xpos
@@ -56,7 +63,7 @@ class Site(Body):
 
 @dataclass(frozen=True)
 class Geom(Body):
-    """Position of a geom."""
+    """A geom."""
 
     def view(self, data: Any) -> np.ndarray:
         return data.geom(self.name).xpos
@@ -66,26 +73,36 @@ class Geom(Body):
 class GripperCentre:
     """The point between the two finger tips."""
 
-    def bind(self, data: Any) -> Callable[[], np.ndarray]:
+    def bind(self, data: Any) -> Reader:
         right, left = data.site("rightEndEffector").xpos, data.site("leftEndEffector").xpos
-        return lambda: (right + left) / 2.0
+
+        def read() -> Sequence[float]:
+            (rx, ry, rz), (lx, ly, lz) = right.tolist(), left.tolist()
+            return (rx + lx) / 2.0, (ry + ly) / 2.0, (rz + lz) / 2.0
+
+        return read
 
 
 @dataclass(frozen=True)
 class DialPointer:
     """The end of the dial's pointer, 5 cm from its centre."""
 
-    def bind(self, data: Any) -> Callable[[], np.ndarray]:
+    def bind(self, data: Any) -> Reader:
         centre, angle = data.body("dial").xpos, data.joint("knob_Joint_1").qpos
-        # np.sin, not math.sin: the two may differ in the last bit.
-        return lambda: centre + np.array([np.sin(angle).item(), -np.cos(angle).item(), 0.0]) * 0.05
+
+        def read() -> Sequence[float]:
+            x, y, z = centre.tolist()
+            # np.sin, not math.sin: the two may differ in the last bit.
+            return x + np.sin(angle).item() * 0.05, y + -np.cos(angle).item() * 0.05, z
+
+        return read
 
 
 def near(
     place: Place,
     radius: float,
     *,
-    scale: tuple[float, float, float] | None = None,
+    scale: Offset = (1.0, 1.0, 1.0),
     goal: Place | None = None,
     goal_height: float | None = None,
     strict: bool = False,
@@ -102,29 +119,25 @@ def near(
     """
 
     def bind(data: Any, fixed_goal: np.ndarray) -> Rule:
-        position = place.bind(data)
-        target = goal.bind(data) if goal is not None else None
-        weights = None if scale is None else np.array(scale)
-        below = np.nextafter(radius, 0.0) if strict else radius
+        read = place.bind(data)
+        target: Reader = fixed_goal.tolist if goal is None else goal.bind(data)
+        limit = np.nextafter(radius, 0.0) if strict else radius
+        surely_out, surely_in = (radius * (1 + 1e-9)) ** 2, (radius * (1 - 1e-9)) ** 2
+        (wx, wy, wz), (gx, gy, gz) = scale, target()
 
-        if target is None and weights is None:
+        def rule() -> bool:
+            nonlocal gx, gy, gz
+            if goal is not None:
+                gx, gy, gz = target()
+            x, y, z = read()
+            dx, dy, dz = (x - gx) * wx, (y - gy) * wy, (z - (gz if goal_height is None else goal_height)) * wz
+            square = dx * dx + dy * dy + dz * dz
+            if square > surely_out or square < surely_in:
+                return square < surely_in
+            error = np.array([dx, dy, dz])  # numpy's sum may round another way, which matters only here
+            return math.sqrt(error.dot(error)) <= limit
 
-            def fixed() -> bool:
-                error = position() - fixed_goal
-                return math.sqrt(error.dot(error)) <= below
-
-            return fixed
-
-        def general() -> bool:
-            end = fixed_goal if target is None else target()
-            if goal_height is not None:
-                end = np.array([end[0], end[1], goal_height])
-            error = position() - end
-            if weights is not None:
-                error *= weights
-            return math.sqrt(error.dot(error)) <= below
-
-        return general
+        return rule
 
     return bind
 
@@ -133,8 +146,8 @@ def along(place: Place, axis: int, tolerance: float) -> Callable[[Any, np.ndarra
     """Success within `tolerance` (metres) of the goal's coordinate `axis`."""
 
     def bind(data: Any, goal: np.ndarray) -> Rule:
-        position, target = place.bind(data), float(goal[axis])
-        return lambda: abs(float(position()[axis]) - target) <= tolerance
+        read, target = place.bind(data), float(goal[axis])
+        return lambda: abs(read()[axis] - target) <= tolerance
 
     return bind
 
@@ -151,18 +164,18 @@ def _assembly(data: Any, goal: np.ndarray) -> Rule:
 
 
 def _disassemble(data: Any, goal: np.ndarray) -> Rule:
-    height, target = data.site("RoundNut-8").xpos, float(goal[2])
-    return lambda: float(height[2]) > target
+    handle, target = data.site("RoundNut-8").xpos, float(goal[2])
+    return lambda: handle.item(2) > target
 
 
 def _hammer(data: Any, goal: np.ndarray) -> Rule:
     nail = data.joint("NailSlideJoint").qpos
-    return lambda: float(nail[0]) > 0.09
+    return lambda: nail.item() > 0.09
 
 
 def _lever(data: Any, goal: np.ndarray) -> Rule:
     lever = data.joint("LeverAxis").qpos
-    return lambda: abs(-float(lever[0]) - np.pi / 2.0) <= np.pi / 24
+    return lambda: abs(-lever.item() - np.pi / 2.0) <= np.pi / 24
 
 
 def _sweep_into(data: Any, goal: np.ndarray) -> Rule:
@@ -192,7 +205,8 @@ def _stick_pull(data: Any, goal: np.ndarray) -> Rule:
 
 def _stick_push(data: Any, goal: np.ndarray) -> Rule:
     """The thermos is at the goal while both finger pads press the lifted stick."""
-    container, stick = Site("insertion", ((0.0, 0.09, 0.0),)).bind(data), data.body("stick").xpos
+    container, stick = data.site("insertion").xpos, data.body("stick").xpos
+    handle_offset = np.array([0.0, 0.09, 0.0])
     right, left = data.body("rightclaw").xpos, data.body("leftclaw").xpos
     object_id = data.geom("objGeom").id
     pads = data.geom("leftpad_geom").id, data.geom("rightpad_geom").id
@@ -200,10 +214,10 @@ def _stick_push(data: Any, goal: np.ndarray) -> Rule:
 
     def presses(pad: int) -> bool:
         contacts = [c for c in data.contact if pad in (c.geom1, c.geom2) and object_id in (c.geom1, c.geom2)]
-        return bool(0 < sum(data.efc_force[c.efc_address] for c in contacts))
+        return bool(sum(data.efc_force[c.efc_address] for c in contacts) > 0)
 
     def rule() -> bool:
-        error = container() - goal
+        error = container + handle_offset - goal
         if math.sqrt(error.dot(error)) > 0.12 or not float(stick[2]) - 0.01 > start_height:
             return False
         opening = right - left
@@ -215,10 +229,15 @@ def _stick_push(data: Any, goal: np.ndarray) -> Rule:
 _BUTTON_FRONT = Body("button", ((0.0, -0.193, 0.0),))
 _BUTTON_TOP = Body("button", ((0.0, 0.0, 0.193),))
 
+LIVE_GOALS: dict[str, Place] = {"basketball-v3": Site("goal"), "bin-picking-v3": Body("bin_goal")}
+"""Tasks whose goal is a place that moves with the simulation, not a fixed point."""
+
 SUCCESS: dict[str, Callable[[Any, np.ndarray], Rule]] = {
     "assembly-v3": _assembly,
-    "basketball-v3": near(Body("bsktball"), 0.08, scale=(1.0, 1.0, 2.0), goal=Site("goal"), goal_height=0.3),
-    "bin-picking-v3": near(Body("obj"), 0.05, goal=Body("bin_goal")),
+    "basketball-v3": near(
+        Body("bsktball"), 0.08, scale=(1.0, 1.0, 2.0), goal=LIVE_GOALS["basketball-v3"], goal_height=0.3
+    ),
+    "bin-picking-v3": near(Body("obj"), 0.05, goal=LIVE_GOALS["bin-picking-v3"]),
     "box-close-v3": near(Body("top_link"), 0.08, strict=True),
     "button-press-topdown-v3": along(_BUTTON_TOP, 2, 0.024),
     "button-press-topdown-wall-v3": along(_BUTTON_TOP, 2, 0.024),

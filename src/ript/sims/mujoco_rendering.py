@@ -1,7 +1,7 @@
 """Lean off-screen rendering of a MuJoCo model on a CPU.
 
-A `ModelRenderer` draws from its own copy of the model, in which what is only for show can be changed without touching the
-physics; poses are recomputed there from qpos and mocap poses. All renderers of a process share one OpenGL context.
+A `ModelRenderer` draws from a model of its own, in which what is only for show can be changed without touching the
+physics; poses are computed there again from qpos and mocap poses. All renderers of a process share one OpenGL context.
 """
 
 from __future__ import annotations
@@ -31,12 +31,15 @@ class CameraView:
         target: the point looked at; for free-standing cameras.
         fovy: vertical field of view, degrees; None keeps the model camera's.
         base: name of a camera of the model, or None for a free-standing one (which needs the other three).
+        flip: reverse the order of rows. Some cameras of Meta-World stand on their heads; papers flip their pictures,
+            which gives an upright but mirrored one.
     """
 
     position: Vector | None = None
     target: Vector | None = None
     fovy: float | None = None
     base: str | None = None
+    flip: bool = False
 
     def __post_init__(self) -> None:
         free = (self.position, self.target, self.fovy)
@@ -56,32 +59,51 @@ def image_shape(size: int | tuple[int, int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def draw_arm(model: Any, arm: Arm, bodies: Collection[int], min_faces: int = 300) -> None:
-    """Change in place how the meshes of these bodies are drawn: as the boxes around them, or not at all.
+def lean_model(xml_path: str, model: Any, arm: Arm, bodies: Collection[int], min_faces: int = 300) -> Any:
+    """A model to draw from, with the meshes of an arm replaced by the boxes around them, or left out.
 
     Args:
-        model: a copy kept for rendering.
-        arm: "mesh" changes nothing.
+        xml_path: file that `model` was compiled from.
+        model: the physics model; it is not changed.
+        arm: "mesh" gives a plain copy.
         bodies: ids of the arm's bodies.
         min_faces: meshes with fewer faces stay as they are.
+
+    Returns:
+        A model with the bodies, joints and sites of `model`; geoms may differ in shape.
     """
     mujoco = gl.import_mujoco()
-    for geom in range(model.ngeom):
-        if model.geom_bodyid[geom] not in bodies or model.geom_type[geom] != mujoco.mjtGeom.mjGEOM_MESH:
+    if arm == "mesh":
+        return copy.copy(model)
+    spec = mujoco.MjSpec.from_file(xml_path)
+    for i, geom in enumerate(spec.geoms):
+        if model.geom_type[i] != mujoco.mjtGeom.mjGEOM_MESH or int(model.geom_bodyid[i]) not in bodies:
             continue
-        if model.mesh_facenum[model.geom_dataid[geom]] < min_faces:
+        if model.mesh_facenum[model.geom_dataid[i]] < min_faces:
             continue
+        centre, half_size = model.geom_aabb[i, :3], model.geom_aabb[i, 3:]
+        offset = np.empty(3)
+        mujoco.mju_rotVecQuat(offset, centre, model.geom_quat[i])
+        geom.type, geom.meshname = mujoco.mjtGeom.mjGEOM_BOX, ""
+        geom.pos, geom.quat, geom.size = model.geom_pos[i] + offset, model.geom_quat[i], half_size
         if arm == "hidden":
-            model.geom_rgba[geom, 3] = 0.0
-            model.geom_matid[geom] = -1
-        elif arm == "boxes":
-            centre, half_size = model.geom_aabb[geom, :3], model.geom_aabb[geom, 3:]
-            offset = np.empty(3)
-            mujoco.mju_rotVecQuat(offset, centre, model.geom_quat[geom])
-            model.geom_pos[geom] += offset
-            model.geom_type[geom] = mujoco.mjtGeom.mjGEOM_BOX
-            model.geom_size[geom] = half_size
-            model.geom_dataid[geom] = -1
+            geom.material, geom.rgba = "", (0.0, 0.0, 0.0, 0.0)
+    used = {geom.meshname for geom in spec.geoms}
+    for mesh in list(spec.meshes):
+        if mesh.name not in used:
+            mesh.delete()
+    lean = spec.compile()
+    assert (lean.nq, lean.nbody, lean.nsite) == (model.nq, model.nbody, model.nsite)
+    return lean
+
+
+def _cheapen(model: Any, size: tuple[int, int], *, coarse: bool) -> None:
+    """Set what MuJoCo reads when it makes a rendering context. Shadow maps alone would take 64 MB."""
+    model.vis.quality.offsamples = 0
+    model.vis.quality.shadowsize = 0
+    model.vis.global_.offheight, model.vis.global_.offwidth = size
+    if coarse:  # facets of boxes, cylinders and spheres
+        model.vis.quality.numquads, model.vis.quality.numslices, model.vis.quality.numstacks = 1, 12, 6
 
 
 def descendants(model: Any, root: str) -> set[int]:
@@ -94,14 +116,13 @@ def descendants(model: Any, root: str) -> set[int]:
 
 
 class ModelRenderer:
-    """Draws one model from given views.
+    """Draws one model from given views, without shadows, reflections and multisampling.
 
     Args:
-        model: the physics model; copied.
+        model: a model for this renderer alone (see `lean_model`).
         views: camera name -> view.
         size: (height, width).
-        arm: how the meshes of `arm_bodies` are drawn.
-        arm_bodies: ids of bodies.
+        coarse: also without sky and haze, and with fewer facets on round shapes.
 
     Raises:
         RendererMissing: no OpenGL renderer could be started.
@@ -114,23 +135,22 @@ class ModelRenderer:
         views: Mapping[str, CameraView],
         size: tuple[int, int],
         *,
-        arm: Arm = "mesh",
-        arm_bodies: Collection[int] = (),
+        coarse: bool,
     ):
         mujoco = self._mujoco = gl.import_mujoco()
         gl.make_current()
-        self.model = copy.copy(model)
+        self.model = model
         self.data = mujoco.MjData(self.model)
         self.height, self.width = size
-        draw_arm(self.model, arm, arm_bodies)
-        self.model.vis.quality.offsamples = 0
-        self.model.vis.global_.offheight, self.model.vis.global_.offwidth = size
+        _cheapen(self.model, size, coarse=coarse)
         self._cameras = {name: self._camera(view) for name, view in views.items()}
         self._views = dict(views)
+        self._cam_pos, self._cam_fovy = model.cam_pos.copy(), model.cam_fovy.copy()
         self._option, self._perturb = mujoco.MjvOption(), mujoco.MjvPerturb()
         self._scene = mujoco.MjvScene(self.model, maxgeom=1000)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._scene.flags[flag] = 0
+        off = ["mjRND_SHADOW", "mjRND_REFLECTION", *(["mjRND_SKYBOX", "mjRND_HAZE"] if coarse else [])]
+        for flag in off:
+            self._scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
         self._context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self._rectangle = mujoco.MjrRect(0, 0, self.width, self.height)
         self._pixels = np.empty((self.height, self.width, 3), np.uint8)
@@ -173,18 +193,17 @@ class ModelRenderer:
         mujoco, model = self._mujoco, self.model
         if view.base is None:
             model.vis.global_.fovy = view.fovy
-        else:
-            if view.position is not None:
-                model.cam_pos[camera.fixedcamid] = view.position
-            if view.fovy is not None:
-                model.cam_fovy[camera.fixedcamid] = view.fovy
+        else:  # two views may share a camera of the model
+            camera_id = camera.fixedcamid
+            model.cam_pos[camera_id] = self._cam_pos[camera_id] if view.position is None else view.position
+            model.cam_fovy[camera_id] = self._cam_fovy[camera_id] if view.fovy is None else view.fovy
         mujoco.mj_camlight(model, self.data)
         mujoco.mjv_updateScene(
             model, self.data, self._option, self._perturb, camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
-        return self._pixels[::-1].copy()
+        return self._pixels.copy() if view.flip else self._pixels[::-1].copy()  # OpenGL's first row is the lowest
 
     def close(self) -> None:
         """Free what the renderer holds in the OpenGL context."""
@@ -196,4 +215,6 @@ class ModelRenderer:
 
 def describe(view: CameraView) -> dict[str, object]:
     """A view as plain values, without what is not set."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(view).items() if v is not None}
+    return {
+        k: list(v) if isinstance(v, tuple) else v for k, v in asdict(view).items() if v is not None and v is not False
+    }

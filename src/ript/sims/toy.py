@@ -1,7 +1,7 @@
 """A toy suite: move a dot to a goal in a picture. Exact, deterministic, microseconds a step; for tests and first tries.
 
-Positions lie in the square [-1, 1] x [-1, 1], x to the right and y up. An action moves the dot by at most `STEP` along each axis.
-Random actions succeed now and then, so that post-training has something to learn from at once.
+Positions lie in the square [-1, 1] x [-1, 1], x to the right and y up. An action moves the dot by at most `STEP` along
+each axis. Random actions succeed now and then, so that post-training has something to learn from at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ript.types import ChunkResult, InitialState, Observation, SimulatorSpec, Sp
 SUITE = "toy"
 CAMERA = "top"
 STEP = 0.15
-RADIUS = 0.25
+RADIUS = 0.3
 """Distance from the goal within which the task is solved."""
 CLEARANCE = 2 * RADIUS
 """Least distance between dot and goal at the start."""
@@ -55,7 +55,7 @@ def toy_tasks(horizon: int = 40) -> tuple[Task, ...]:
 class ToySimulator:
     """A dot, a goal and a camera above them. Implements `Simulator` and `Demonstrator`.
 
-    The initial state is `[dot x, dot y, goal x, goal y]`; proprio is the dot's position `[2]`; privileged is the goal's `[2]`.
+    The initial state is `[dot x, dot y, goal x, goal y]`; proprio is the dot's position `[2]`, privileged the goal's.
 
     Args:
         task_name: one of `TASKS`.
@@ -94,7 +94,8 @@ class ToySimulator:
             raise SimulatorError(f"{self.task.key}: initial state {initial_state.id} is of {initial_state.task.key}")
         if initial_state.state.size != 4 or not np.isfinite(initial_state.state).all():
             raise SimulatorError(
-                f"{self.task.key}: initial state {initial_state.id}: expected 4 finite numbers, got {initial_state.state}"
+                f"{self.task.key}: initial state {initial_state.id} does not fit: expected 4 finite numbers, "
+                f"got {initial_state.state.tolist()}"
             )
         self._state, self._steps, self._done = initial_state, 0, False
         self._dot, self._goal = initial_state.state[:2].copy(), initial_state.state[2:].copy()
