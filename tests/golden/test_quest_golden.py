@@ -1,0 +1,263 @@
+"""The QueST policy against reference numbers of the published model: a tiny instance with random weights, on CPU.
+
+Integers exactly; floats within 3e-5 * max(1, max|reference|), as the data's README suggests.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ript.learn.advantage import leave_one_out
+from ript.learn.objective import clipped_objective
+from ript.policies.quest.config import QuestConfig
+from ript.policies.quest.encoders import SpatialSoftArgmax
+from ript.policies.quest.policy import QuestPolicy, parameter_groups
+from ript.policies.quest.published import config_from_published, our_name
+from ript.types import SimulatorSpec
+
+HERE = Path(__file__).parent
+IO = np.load(HERE / "tiny_io.npz", allow_pickle=False)
+LOOP = np.load(HERE / "loop_io.npz", allow_pickle=False)
+
+
+def make(config: QuestConfig) -> QuestPolicy:
+    spec = SimulatorSpec(
+        suite="golden",
+        cameras=config.cameras,
+        proprio_dim=sum(config.proprio.values()),
+        action_dim=config.action_dim,
+        render={},
+    )
+    return QuestPolicy(config, spec)
+
+
+@pytest.fixture
+def policy() -> QuestPolicy:
+    hyperparameters = json.loads((HERE / "tiny_config.json").read_text())["hyperparameters"]
+    policy = make(config_from_published(hyperparameters))
+    published = np.load(HERE / "tiny.npz", allow_pickle=False)
+    own = policy.state_dict()
+    for key in published.files:
+        if (name := our_name(key)) is not None:
+            own[name].copy_(torch.from_numpy(published[key]))
+    return policy
+
+
+@pytest.fixture
+def context(policy: QuestPolicy) -> torch.Tensor:
+    return policy.context(observation(policy))
+
+
+def observation(policy: QuestPolicy) -> dict[str, torch.Tensor]:
+    inputs = {
+        f"image/{name}": torch.from_numpy(IO[f"in_{name}"][:, 0].transpose(0, 2, 3, 1).copy())
+        for name in policy.config.cameras
+    }
+    inputs["proprio"] = torch.from_numpy(np.concatenate([IO[f"in_{k}"][:, 0] for k in policy.config.proprio], -1))
+    return inputs | {"language": torch.from_numpy(IO["in_task_emb"])}
+
+
+def tensor(name: str) -> torch.Tensor:
+    return torch.from_numpy(IO[name])
+
+
+def assert_equal(got: torch.Tensor, reference: np.ndarray, what: str = "") -> None:
+    got = got.detach().numpy()
+    assert got.shape == reference.shape, what
+    if reference.dtype.kind in "iu":
+        np.testing.assert_array_equal(got, reference, err_msg=what)
+    else:
+        limit = 3e-5 * max(1.0, float(np.abs(reference).max()))
+        np.testing.assert_allclose(got, reference, rtol=0, atol=limit, err_msg=what)
+
+
+def test_the_autoencoder_gives_the_reference_arrays(policy: QuestPolicy) -> None:
+    autoencoder, fsq = policy.autoencoder, policy.autoencoder.fsq
+    x = autoencoder.action_in(tensor("actions"))
+    assert_equal(x, IO["ae_action_proj"])
+    x = x.transpose(1, 2)
+    for i, block in enumerate(autoencoder.convs):
+        x = block(x)
+        assert_equal(x, IO[f"ae_conv_block{i}"], f"convolution {i}")
+    x = x.transpose(1, 2) + autoencoder.positions
+    for i, block in enumerate(autoencoder.encoder):
+        x = block(x)
+        assert_equal(x, IO[f"ae_encoder_layer{i}"], f"encoder layer {i}")
+    assert_equal(autoencoder.latents(tensor("actions")), IO["ae_latents"])
+    pre = fsq.project_in(x)
+    assert_equal(pre, IO["ae_fsq_pre"])
+    assert_equal(fsq.bound(pre), IO["ae_fsq_bounded"])
+    codes, indices = fsq(x)
+    assert_equal(indices, IO["ae_indices"])
+    assert_equal(codes, IO["ae_quantized"])
+    y = autoencoder.queries.expand(len(codes), -1, -1)
+    for i, block in enumerate(autoencoder.decoder):
+        y = block(y, codes)
+        assert_equal(y, IO[f"ae_decoder_layer{i}"], f"decoder layer {i}")
+    reconstruction, tokens = autoencoder(tensor("actions"))
+    assert_equal(reconstruction, IO["ae_recon"])
+    assert_equal(tokens, IO["ae_indices"])
+    loss, _ = policy.autoencoder_loss(tensor("actions"), torch.ones(4, 32, dtype=torch.bool))
+    assert_equal(loss, IO["ae_l1"])
+
+
+def test_every_code_has_the_reference_vector_and_index(policy: QuestPolicy) -> None:
+    fsq = policy.autoencoder.fsq
+    half = fsq.levels // 2
+    table = (torch.arange(1000)[:, None] // fsq.basis % fsq.levels - half) / half
+    assert_equal(table, IO["fsq_table"])
+    assert_equal(fsq.lookup(tensor("dec_indices")), IO["dec_quantized"])
+    assert_equal(policy.autoencoder.decode(tensor("dec_indices")), IO["dec_actions"])
+
+
+def test_the_positions_are_the_reference_tables(policy: QuestPolicy) -> None:
+    assert_equal(policy.autoencoder.queries, IO["decoder_queries"])
+    assert_equal(policy.prior.positions, IO["prior_posenc"])
+
+
+def test_the_encoders_give_the_reference_context(policy: QuestPolicy, context: torch.Tensor) -> None:
+    inputs = observation(policy)
+    for name, encoder in policy.encoder.images.items():
+        x = inputs[f"image/{name}"].permute(0, 3, 1, 2).float() / 255
+        for i, layer in enumerate(encoder.features):
+            x = layer(x)
+            if i == 3:
+                assert_equal(x[:1], IO[f"ctx_{name}_stem"], f"{name} stem")
+            elif i in (4, 5, 6):
+                assert_equal(x[:1], IO[f"ctx_{name}_block{i - 3}"], f"{name} block {i - 3}")
+        assert_equal(x, IO[f"ctx_{name}_block4"])
+        assert_equal(encoder.keypoints(x), IO[f"ctx_{name}_keypoints"])
+        assert_equal(encoder(inputs[f"image/{name}"]), IO[f"ctx_{name}_feature"])
+    images = {name: inputs[f"image/{name}"] for name in policy.config.cameras}
+    assert_equal(policy.encoder.features(images, inputs["proprio"])[:, None], IO["ctx_obs_concat"])
+    assert_equal(context[:, 1:], IO["ctx_obs_token"])
+    assert_equal(context[:, 0], IO["ctx_task_token"])
+    assert_equal(context, IO["context"])
+
+
+def test_the_spatial_soft_argmax_applies_its_convolution_when_it_changes_the_channel_count() -> None:
+    layer = SpatialSoftArgmax(128, 16, 4, 4)
+    with torch.no_grad():
+        layer.conv.weight.copy_(tensor("alt_sp_conv_weight"))
+        layer.conv.bias.copy_(tensor("alt_sp_conv_bias"))
+    keypoints = layer(tensor("alt_sp_input"))
+    assert_equal(keypoints, IO["alt_sp_keypoints"])
+    projected = torch.nn.functional.linear(keypoints, tensor("alt_sp_proj_weight"), tensor("alt_sp_proj_bias"))
+    assert_equal(projected, IO["alt_sp_output"])
+
+
+def test_the_prior_gives_the_reference_logits_and_log_probabilities(policy: QuestPolicy, context: torch.Tensor) -> None:
+    tokens = tensor("prior_tokens")
+    assert_equal(policy.prior_logits(context, tokens), IO["prior_logits"])
+    log_prob, _ = policy.log_prob({"context": context}, tokens)
+    assert_equal(log_prob, IO["prior_logprobs"])
+    assert_equal(log_prob, IO["prior_logprobs_rl_path"])
+    cross_entropy = -policy.log_prob({"context": context}, tensor("ae_indices"))[0].mean()
+    assert_equal(cross_entropy, IO["prior_ce_from_actions"])
+
+
+def test_generation_with_a_cache_follows_the_reference_path(policy: QuestPolicy, context: torch.Tensor) -> None:
+    ranks = tensor("forced_ranks")
+    probabilities = []
+
+    def choose(logits: torch.Tensor, step: int) -> torch.Tensor:
+        top = logits.topk(5, -1)
+        probabilities.append(top.values.softmax(-1))
+        return top.indices.gather(-1, ranks[:, step : step + 1])[:, 0]
+
+    tokens, logits = policy.prior.generate(context, choose)
+    assert_equal(logits[:, 0], IO["first_logits"])
+    assert_equal(logits[:, 0].topk(5, -1).indices, IO["top5_indices"])
+    assert_equal(probabilities[0], IO["top5_probs"])
+    assert_equal(torch.stack(probabilities, 1), IO["forced_top5_probs"])
+    assert_equal(tokens, IO["forced_tokens"])
+    assert_equal(policy.autoencoder.decode(tokens).transpose(0, 1), IO["forced_actions_time_first"])
+
+
+@pytest.mark.parametrize("loss", ["ae_l1", "prior_ce"])
+def test_every_gradient_norm_is_the_reference(policy: QuestPolicy, context: torch.Tensor, loss: str) -> None:
+    if loss == "ae_l1":
+        policy.autoencoder_loss(tensor("actions"), torch.ones(4, 32, dtype=torch.bool))[0].backward()
+    else:
+        (-policy.log_prob({"context": context}, tensor("ae_indices"))[0].mean()).backward()
+    parameters = dict(policy.named_parameters())
+    norms = json.loads((HERE / "tiny_grads.json").read_text())
+    reference = norms[loss]
+    checked = 0
+    for key, expected in reference.items():
+        name = our_name(key)
+        if name is None:
+            continue
+        gradient = parameters[name].grad
+        got = 0.0 if gradient is None else float(gradient.norm())
+        assert got == pytest.approx(expected or 0.0, rel=2e-3, abs=1e-4), key
+        checked += 1
+    assert checked >= 80
+
+
+def test_the_paper_size_has_the_published_parameters_shapes_and_decay_groups() -> None:
+    policy = make(QuestConfig())
+    assert sum(p.numel() for p in policy.parameters()) == 20_013_683
+    manifest = json.loads((HERE / "full_manifest.json").read_text())
+    assert len(manifest["entries"]) == 338
+    shapes = {name: list(t.shape) for name, t in policy.state_dict().items()}
+    seen = set()
+    for entry in manifest["entries"]:
+        name = our_name(entry["key"])
+        if name is not None:
+            assert shapes[name] == entry["shape"], name
+            seen.add(name)
+    assert shapes.keys() - seen == {"encoder.proprio_mean", "encoder.proprio_std"}
+    decayed, plain = parameter_groups([policy])
+    assert sum(p.numel() for p in decayed["params"]) + sum(p.numel() for p in plain["params"]) == 20_013_683
+    decayed_ids = {id(p) for p in decayed["params"]}
+    named = dict(policy.named_parameters())
+    for entry in manifest["entries"]:
+        name = our_name(entry["key"])
+        groups = {group for group in (entry.get("optimizer_group") or {}).values() if group}
+        if name in named and groups:
+            assert (groups == {"decay"}) == (id(named[name]) in decayed_ids), (name, groups)
+
+
+def test_a_small_ppo_run_ends_at_the_reference_weights(policy: QuestPolicy) -> None:
+    """2 groups of 8 rollouts, 3 epochs of 4 minibatches in order, as `LOOP` records it."""
+    rewards, valid = LOOP["e2e_rewards"], LOOP["e2e_valid_steps"]
+    advantages = torch.from_numpy(leave_one_out(rewards)).float().flatten()
+    context, tokens = torch.from_numpy(LOOP["e2e_context"]), torch.from_numpy(LOOP["e2e_tokens"])
+    steps = context.shape[1]
+    mask = (torch.arange(steps)[None] < torch.from_numpy(valid)[:, None])[..., None].expand(-1, -1, 8)
+
+    def log_prob(rows: slice) -> torch.Tensor:
+        flat = policy.log_prob({"context": context[rows].flatten(0, 1)}, tokens[rows].flatten(0, 1))[0]
+        return flat.view(-1, steps, 8)
+
+    def masked(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(mask, x, 1.0).flatten(1)
+
+    with torch.no_grad():
+        old = log_prob(slice(None))
+    assert_equal(masked(old), LOOP["e2e_logprobs_before"])
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    groups = parameter_groups([policy.prior])
+    optimiser = torch.optim.AdamW(groups, lr=2e-4, weight_decay=1e-4)
+    losses, norms = [], []
+    for _ in range(3):
+        for start in range(0, 16, 4):
+            rows = slice(start, start + 4)
+            loss, _ = clipped_objective(log_prob(rows), old[rows], advantages[rows], mask[rows])
+            optimiser.zero_grad()
+            loss.backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(policy.prior.parameters(), 1.0)))
+            optimiser.step()
+            losses.append(float(loss.detach()))
+    assert_equal(torch.tensor(losses), LOOP["e2e_losses"])
+    np.testing.assert_allclose(norms, LOOP["e2e_grad_norms"], rtol=2e-3)
+    with torch.no_grad():
+        assert_equal(masked(log_prob(slice(None))), LOOP["e2e_logprobs_after"])
+    after = dict(policy.named_parameters())
+    assert_equal((after["prior.head.bias"] - before["prior.head.bias"]).detach(), LOOP["e2e_delta_head_bias"])
+    assert_equal((after["prior.norm.weight"] - before["prior.norm.weight"]).detach(), LOOP["e2e_delta_lnf_weight"])
+    assert all(torch.equal(after[n], before[n]) for n in before if not n.startswith("prior."))
