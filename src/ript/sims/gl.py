@@ -8,6 +8,7 @@ without).
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import importlib
 import os
@@ -22,16 +23,6 @@ _INSTALL = (
     "install EGL with Mesa's software renderer (Debian/Ubuntu: apt-get install libegl1 libgl1-mesa-dri) "
     "or OSMesa (apt-get install libosmesa6), or set MUJOCO_GL to a backend that works here"
 )
-
-
-def _loads(*names: str) -> bool:
-    for name in names:
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            continue
-        return True
-    return False
 
 
 def egl_works() -> bool:
@@ -59,40 +50,43 @@ def egl_works() -> bool:
 
 
 def osmesa_works() -> bool:
-    return _loads("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")
+    """Whether the OSMesa library can be loaded."""
+    for name in ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"):
+        with contextlib.suppress(OSError):
+            return bool(ctypes.CDLL(name))
+    return False
 
 
 def choose_backend() -> str:
-    """ "egl", "osmesa" or "disable" for this machine."""
+    """The backend for this machine: "egl", "osmesa" or "disable"."""
     if egl_works():
         return "egl"
     return "osmesa" if osmesa_works() else "disable"
 
 
 def import_mujoco() -> ModuleType:
-    """`import mujoco`, with MUJOCO_GL set first where the user has not.
+    """`import mujoco`, after choosing a backend that works, unless MUJOCO_GL names another than EGL.
 
     Raises:
         DependencyMissing: the package is not installed.
-        RendererMissing: MUJOCO_GL names a backend that is not installed.
+        RendererMissing: MUJOCO_GL names a backend that does not work here.
     """
     loaded = sys.modules.get("mujoco")
     if loaded is not None:
         return loaded
     # Mesa's software renderer starts a thread for every core unless told not to; small pictures are faster without.
     os.environ.setdefault("LP_NUM_THREADS", "0")
-    if sys.platform == "linux" and not os.environ.get("MUJOCO_GL"):
+    if sys.platform == "linux" and os.environ.get("MUJOCO_GL", "") in ("", "egl"):
         os.environ["MUJOCO_GL"] = choose_backend()
+    backend = os.environ.get("MUJOCO_GL")
     try:
         return importlib.import_module("mujoco")
     except ModuleNotFoundError as error:
-        if error.name != "mujoco":
-            raise RendererMissing(f"MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {error}; {_INSTALL}") from error
-        raise DependencyMissing('mujoco is not installed: pip install "ript[metaworld]"') from error
+        if error.name == "mujoco":
+            raise DependencyMissing('mujoco is not installed: pip install "ript[metaworld]"') from error
+        raise RendererMissing(f"MUJOCO_GL={backend} needs a package: {error}") from error
     except Exception as error:  # PyOpenGL raises AttributeError, ImportError and others where a library is missing
-        raise RendererMissing(
-            f"MUJOCO_GL={os.environ.get('MUJOCO_GL')} does not work here: {error}; {_INSTALL}"
-        ) from error
+        raise RendererMissing(f"MUJOCO_GL={backend} does not work here ({error}); {_INSTALL}") from error
 
 
 _context: Any = None
@@ -119,21 +113,25 @@ def make_current() -> None:
 
 
 def _create_context() -> Any:
-    mujoco = import_mujoco()
-    problems = []
-    if hasattr(mujoco, "GLContext"):
-        try:
-            return mujoco.GLContext(64, 64)
-        except Exception as error:  # each backend has its own exception types
-            problems.append(f"{os.environ.get('MUJOCO_GL', 'default')}: {error}")
-    else:
-        problems.append(f"MUJOCO_GL={os.environ.get('MUJOCO_GL')}")
-    for backend in ("egl", "osmesa"):
-        try:
-            return importlib.import_module(f"mujoco.{backend}").GLContext(64, 64)
-        except Exception as error:
-            problems.append(f"{backend}: {error}")
-    raise RendererMissing(f"no OpenGL renderer could be started ({'; '.join(problems)}); {_INSTALL}")
+    mujoco, backend = import_mujoco(), os.environ.get("MUJOCO_GL", "")
+    if backend == "disable":
+        raise RendererMissing(f"no OpenGL renderer works here: neither EGL nor OSMesa was found; {_INSTALL}")
+    windows = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    try:
+        if backend not in ("egl", "osmesa") and not windows and egl_works():
+            # MuJoCo was imported before this module could choose, and its default backend needs a window system.
+            return importlib.import_module("mujoco.egl").GLContext(64, 64)
+        return mujoco.GLContext(64, 64)
+    except Exception as error:  # each backend has exceptions of its own
+        raise renderer_missing(error) from error
+
+
+def renderer_missing(error: Exception) -> RendererMissing:
+    """The error to raise where a third-party package could not start a renderer."""
+    what = " ".join(str(error).split())[:200]
+    return RendererMissing(
+        f"no OpenGL renderer could be started (MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {what}); {_INSTALL}"
+    )
 
 
 def close_context() -> None:

@@ -151,7 +151,10 @@ class ModelRenderer:
         off = ["mjRND_SHADOW", "mjRND_REFLECTION", *(["mjRND_SKYBOX", "mjRND_HAZE"] if coarse else [])]
         for flag in off:
             self._scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
-        self._context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        try:
+            self._context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        except mujoco.FatalError as error:
+            raise gl.renderer_missing(error) from error
         self._rectangle = mujoco.MjrRect(0, 0, self.width, self.height)
         self._pixels = np.empty((self.height, self.width, 3), np.uint8)
 
