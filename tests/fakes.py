@@ -10,14 +10,14 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ript.errors import SimulatorError
-from ript.types import ActionChunk, ChunkResult, InitialState, Observation, SimulatorSpec, Task
+from ript.errors import PolicyError, SimulatorError, UnknownNameError
+from ript.types import ActionChunk, ChunkResult, InitialState, Observation, Rollout, SimulatorSpec, Task
 
 CHUNK, ACTION_DIM, TOKENS, CODES = 4, 2, 2, 1000
 SPEC = SimulatorSpec(suite="fake", cameras={"front": (6, 8)}, proprio_dim=3, action_dim=ACTION_DIM, render={})
@@ -195,3 +195,43 @@ class FakePolicy:
 
     def save_pretrained(self, folder: str | Path) -> None:
         raise NotImplementedError("the fake policy is not saved")
+
+
+class WrongName:
+    """A factory that knows no task."""
+
+    def __call__(self, key: str) -> FakeSimulator:
+        raise UnknownNameError("task", "plane", ["plain"])
+
+
+class PickyPolicy(FakePolicy):
+    """Fits no simulator."""
+
+    def check_simulator(self, spec: SimulatorSpec) -> None:
+        raise PolicyError("the policy needs 7 actions, the simulator takes 2")
+
+
+class Bomb:
+    """A factory that harms the process which unpickles it: "kill" or "raise"."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+
+    def __setstate__(self, state: dict) -> None:
+        if state["kind"] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ImportError("no module named left_at_home")
+
+    def __call__(self, key: str) -> FakeSimulator:
+        raise AssertionError
+
+
+def same(a: Rollout, b: Rollout) -> bool:
+    """Equal in every field, arrays included."""
+
+    def equal(x: object, y: object) -> bool:
+        if isinstance(x, Mapping) and isinstance(y, Mapping):
+            return x.keys() == y.keys() and all(equal(x[k], y[k]) for k in x)
+        return bool(np.array_equal(x, y)) if isinstance(x, np.ndarray) else x == y  # type: ignore[arg-type]
+
+    return all(equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))

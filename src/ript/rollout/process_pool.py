@@ -232,7 +232,7 @@ class ProcessPool:
                     worker.ready = True
                 elif isinstance(message, Stopped):
                     worker.stopping = None
-                    self._spent.update(message.spent)  # type: ignore[arg-type]
+                    self._spent.update(message.spent)
                 messages.append((worker, message))
         return messages
 
@@ -245,7 +245,6 @@ class ProcessPool:
                 continue
             blamed, flights = worker.blamed(), list(worker.flights.values())
             worker.kill()
-            self._limit_restarts(cause, useless=not flights)
             self._workers[index] = WorkerProcess(worker.settings, self._payload, self._timeout)
             self._spent["worker_restarts"] += 1
             if self._weights is not None:
@@ -257,6 +256,7 @@ class ProcessPool:
                 elif stream is not None:
                     stream.again(flight)
                     self._spent["retries"] += 1
+            self._limit_restarts(cause, useless=not flights)
         return given_up
 
     def _limit_restarts(self, cause: str, useless: bool) -> None:

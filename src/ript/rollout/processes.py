@@ -57,7 +57,7 @@ class WorkerProcess:
         block: shared memory (central inference), once it has asked for it.
     """
 
-    def __init__(self, settings: Settings, payload: bytes, send_timeout: float):
+    def __init__(self, settings: Settings, payload: bytes, pipe_timeout: float):
         self.settings = settings
         self.ready = False
         self.stopping: int | None = None
@@ -67,8 +67,7 @@ class WorkerProcess:
         self._needs_main = b"__main__" in payload
         context = _context()
         self.connection, theirs = context.Pipe()
-        # Otherwise a send to a worker that hangs with a full pipe would block the parent for ever.
-        _limit_sends(self.connection.fileno(), send_timeout)
+        _limit_blocking(self.connection.fileno(), pipe_timeout)
         self._cell = context.RawArray("d", [RESTING, time.monotonic()])
         self._heard = time.monotonic()
         arguments = (theirs, self._cell, settings, payload, {**os.environ, **THREADS})
@@ -87,7 +86,7 @@ class WorkerProcess:
             self.connection.send(message)
             self._heard = time.monotonic()
         except BlockingIOError:
-            self._lost = "hung: it took no message"
+            self._lost = "hung: it took no messages"
         except OSError:
             self._lost = "died"
 
@@ -97,6 +96,8 @@ class WorkerProcess:
         try:
             while self.connection.poll():
                 messages.append(self.connection.recv())
+        except BlockingIOError:
+            self._lost = "hung: it stopped in the middle of a message"
         except (EOFError, OSError):
             self._lost = "died"
         except BaseException:
@@ -139,7 +140,7 @@ class WorkerProcess:
     def kill(self) -> None:
         """SIGKILL, and forget what belongs to it."""
         self.process.kill()
-        self.process.join()
+        self.process.join(5.0)
         self._lost = self._lost or "died"
         self.connection.close()
         if self.block is not None:
@@ -184,11 +185,12 @@ def _context() -> Any:
     return context
 
 
-def _limit_sends(fileno: int, seconds: float) -> None:
+def _limit_blocking(fileno: int, seconds: float) -> None:
+    """A worker that stops within a message, or with a full pipe, must not block the parent for ever."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fileno)) as pipe:
-        whole = int(seconds)
-        limit = struct.pack("@ll", whole, int((seconds - whole) * 1e6))
-        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))  # struct timeval
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            pipe.setsockopt(socket.SOL_SOCKET, option, limit)
 
 
 _starting = threading.Lock()
@@ -198,8 +200,8 @@ _starting = threading.Lock()
 def _clean_start(hide_main: bool) -> Iterator[None]:
     """Around the start of a process.
 
-    One thread for its libraries, no Ctrl-C before it can ignore it, and no second run of the main script unless something
-    in it is needed (so that a script without a `__main__` guard works).
+    One thread for its libraries, no Ctrl-C before it can ignore it, and no second run of the main script unless
+    something in it is needed (so that a script without a `__main__` guard works).
     """
     with _starting:
         saved = {name: os.environ.get(name) for name in THREADS}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import secrets
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
 
@@ -57,7 +59,8 @@ class Block:
     @staticmethod
     def create(spec: SimulatorSpec, slots: int) -> Block:
         layout = Layout("", slots, tuple(spec.cameras.items()), spec.proprio_dim, spec.action_dim)
-        memory = SharedMemory(create=True, size=sum(_size(*field) for field in layout.fields().values()))
+        size = sum(_size(*field) for field in layout.fields().values())
+        memory = SharedMemory(f"ript-{os.getpid()}-{secrets.token_hex(4)}", create=True, size=size)
         return Block(memory, Layout(memory.name, *(getattr(layout, name) for name in layout.__slots__[1:])))
 
     @staticmethod

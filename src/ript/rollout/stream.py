@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ript.errors import ConfigError, ErrorRateExceeded
 from ript.types import Rollout, RolloutRequest, Status
@@ -68,6 +68,9 @@ class Stream:
 class ErrorLimit:
     """Stops a run in which too many rollouts end in ERROR.
 
+    One bad initial state fails K times in a row, and at once: a group's errors alone do not stop a run in which other
+    rollouts work.
+
     Args:
         rate: the share of ERROR that is still accepted, over the last `window` rollouts.
         at_least: rollouts needed before judging.
@@ -75,21 +78,24 @@ class ErrorLimit:
 
     def __init__(self, rate: float, *, at_least: int = 20, window: int = 100):
         self._rate, self._at_least = rate, at_least
-        self._recent: deque[str | None] = deque(maxlen=window)
+        self._recent: deque[Rollout] = deque(maxlen=window)
 
     def add(self, rollout: Rollout) -> None:
         """Count a rollout.
 
         Raises:
-            ErrorRateExceeded: names the commonest error and one full address.
+            ErrorRateExceeded: names the commonest error, with one full example.
         """
-        self._recent.append((rollout.error or "unknown") if rollout.status is Status.ERROR else None)
-        errors = [error for error in self._recent if error is not None]
-        if len(self._recent) < self._at_least or len(errors) <= self._rate * len(self._recent):
+        self._recent.append(replace(rollout, sample=None, log_prob=None, mask=None, context=None, frames=None))
+        failed = [recent for recent in self._recent if recent.status is Status.ERROR]
+        total = len(self._recent)
+        if total < self._at_least or len(failed) <= self._rate * total:
             return
+        if len({rollout.initial_state_id for rollout in failed}) == 1 and len(failed) < total:
+            return
+        errors = [rollout.error or "unknown" for rollout in failed]
         summary, count = Counter(error.splitlines()[0] for error in errors).most_common(1)[0]
         example = next(error for error in errors if error.startswith(summary))
-        total = len(self._recent)
         self._recent.clear()
         raise ErrorRateExceeded(
             f"{len(errors)} of the last {total} rollouts ended in ERROR (limit {self._rate:.0%}); "

@@ -102,8 +102,8 @@ class Link:
             message = self._arrived.get()
             if self.running:
                 self.waited += time.perf_counter() - started
-        if message is None:
-            raise ParentGone
+        if isinstance(message, Exception):
+            raise message
         return message
 
     def _read(self) -> None:
@@ -111,9 +111,11 @@ class Link:
             try:
                 self._arrived.put(self._connection.recv())
             except (EOFError, OSError):
-                self._arrived.put(None)
+                self._arrived.put(ParentGone())
                 time.sleep(ORPHAN_SECONDS)
                 os._exit(1)
+            except Exception as error:  # such as a message that cannot be unpickled here
+                self._arrived.put(error)
 
 
 class RemoteBrain:

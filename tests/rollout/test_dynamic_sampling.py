@@ -1,0 +1,369 @@
+"""Dynamic sampling: which groups are taken, whatever the order in which rollouts finish."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ript.errors import ConfigError
+from ript.metrics import values
+from ript.rollout.pool import make_pool
+from ript.rollout.sampling import Collection, collect_groups
+from ript.types import Group, InitialState, Rollout, RolloutRequest, Status
+from tests.fakes import FakeFactory, FakePolicy, fake_state, fake_task, same
+
+STATUS = {1: Status.SUCCESS, 0: Status.FAILURE, None: Status.ERROR}
+
+
+@dataclass
+class ScriptedPool:
+    """A pool in which the test decides what each rollout gives and which of those in flight finishes next.
+
+    Attributes:
+        rewards: state number -> reward of each of the group's rollouts (1, 0 or None for ERROR).
+        choose: number of rollouts in flight -> which one finishes.
+        capacity: rollouts in flight at most.
+    """
+
+    rewards: Sequence[Sequence[int | None]]
+    choose: Callable[[int], int] = lambda n: 0
+    capacity: int = 8
+    saturation: int = 4
+    launched: list[tuple[int, int]] = field(default_factory=list)
+    dropped: int = 0
+
+    def set_policy(self, weights: object, version: int) -> None: ...
+
+    def run(self, requests: Iterable[RolloutRequest | None]) -> Generator[Rollout, None, None]:
+        source, flying, more = iter(requests), [], True
+        try:
+            while True:
+                while more and len(flying) < self.capacity:
+                    request = next(source, "end")
+                    if request is None:
+                        assert flying, "waits for nothing"
+                        break
+                    more = request != "end"
+                    if more:
+                        self.launched.append((int(request.initial_state.state[0]), request.index))
+                        flying.append(request)
+                if not flying:
+                    return
+                yield self.finish(flying.pop(self.choose(len(flying))))
+        finally:
+            self.dropped = len(flying)
+
+    def finish(self, request: RolloutRequest) -> Rollout:
+        number = int(request.initial_state.state[0])
+        group = self.rewards[number]
+        status = STATUS[group[request.index % len(group)]]
+        data = None if status is Status.ERROR else np.zeros((1, 2))
+        return Rollout(
+            initial_state_id=request.initial_state.id,
+            index=request.index,
+            status=status,
+            sample=data,
+            log_prob=data,
+            mask=data,
+            context=None if data is None else {"x": data},
+            decisions=1,
+            env_steps=10,
+            policy_version=0,
+            frames=np.zeros((2, 1, 1, 3), np.uint8) if request.video else None,
+            error="broken" if status is Status.ERROR else None,
+        )
+
+    def timings(self) -> dict:
+        return {}
+
+    def close(self) -> None: ...
+
+
+def states(n: int | None = None) -> Iterator[InitialState]:
+    return (fake_state(i) for i in (itertools.count() if n is None else range(n)))
+
+
+def numbers(groups: Sequence[Group]) -> list[int]:
+    return [int(group.initial_state.state[0]) for group in groups]
+
+
+def sequentially(table: Sequence[Sequence[int | None]], quota: int, max_attempts: int) -> tuple[list[int], list[int]]:
+    """The definition: one group after the other. (accepted, attempted)."""
+    accepted: list[int] = []
+    attempted: list[int] = []
+    for number, rewards in enumerate(table[:max_attempts]):
+        if len(accepted) == quota:
+            break
+        attempted.append(number)
+        if {0, 1} <= set(rewards):
+            accepted.append(number)
+    return accepted, attempted
+
+
+reward = st.sampled_from([0, 1, 0, 1, None])
+tables = st.integers(2, 5).flatmap(
+    lambda k: st.lists(st.lists(reward, min_size=k, max_size=k), min_size=1, max_size=14)
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    table=tables,
+    quota=st.integers(1, 6),
+    extra=st.integers(0, 10),
+    capacity=st.integers(1, 40),
+    saturation=st.integers(1, 40),
+    data=st.data(),
+)
+def test_in_whatever_order_rollouts_finish_the_groups_are_those_of_the_sequential_definition(
+    table, quota, extra, capacity, saturation, data
+):
+    def choose(n: int) -> int:
+        return data.draw(st.integers(0, n - 1))
+
+    pool = ScriptedPool(table, choose, capacity=capacity, saturation=saturation)
+    collection = collect_groups(
+        pool, states(len(table)), group_size=len(table[0]), quota=quota, max_attempts=quota + extra, seed=(0,)
+    )
+    accepted, attempted = sequentially(table, quota, quota + extra)
+    assert numbers(collection.groups) == accepted
+    assert numbers(collection.attempted) == attempted
+    assert collection.position == len(attempted)
+    for group in collection.attempted:
+        assert [r.index for r in group.rollouts] == list(range(len(table[0])))
+        assert [r.reward for r in group.rollouts] == list(table[int(group.initial_state.state[0])])
+    counts = values(collection.metrics)
+    rewards = [r for number in attempted for r in table[number] if r is not None]
+    assert counts["success"] == pytest.approx(np.mean(rewards), nan_ok=True) if rewards else np.isnan(counts["success"])
+    assert counts["rollouts"] + counts["dropped_rollouts"] == len(table[0]) * len({n for n, _ in pool.launched})
+    rejected = [counts[f"rejected_{why}"] for why in ("all_success", "all_failure", "invalid")]
+    assert counts["accepted"] + sum(rejected) == counts["attempted"] == len(attempted)
+    assert len({n for n, _ in pool.launched}) <= quota + extra
+
+
+def collect(table: Sequence[Sequence[int | None]], quota: int = 2, **kw: object) -> tuple[Collection, ScriptedPool]:
+    pool_settings = {k: kw.pop(k) for k in ("choose", "capacity", "saturation") if k in kw}
+    pool = ScriptedPool(table, **pool_settings)  # type: ignore[arg-type]
+    given_ = {"group_size": len(table[0]), "max_attempts": 10, "seed": (0,)} | kw
+    return collect_groups(pool, states(len(table)), quota=quota, **given_), pool  # type: ignore[arg-type]
+
+
+def test_what_was_rejected_is_counted_by_its_reason():
+    table = [(1, 1, 1), (0, 0, 0), (1, 0, 1), (None, None, 1), (1, 1, None), (0, None, 1)]
+    collection, _ = collect(table)
+    counts = values(collection.metrics)
+    assert numbers(collection.groups) == [2, 5]
+    assert {name: counts[name] for name in counts if name.startswith(("rej", "acc", "att"))} == {
+        "attempted": 6,
+        "accepted": 2,
+        "rejected_all_success": 2,
+        "rejected_all_failure": 1,
+        "rejected_invalid": 1,
+        "rejected_share": 4 / 6,
+    }
+    assert counts["success"] == pytest.approx(9 / 14)
+    assert counts["errors"] == 4
+    assert counts["env_steps"] == 180
+
+
+def test_rejected_groups_keep_their_rewards_but_not_what_only_an_update_needs():
+    collection, _ = collect([(1, 1), (1, 0)], quota=1)
+    rejected, accepted = collection.attempted
+    assert rejected.rewards.tolist() == [1, 1]
+    assert all(r.sample is r.log_prob is r.mask is r.context is None for r in rejected.rollouts)
+    assert all(r.sample is not None and r.context for r in accepted.rollouts)
+    assert collection.groups == (accepted,)
+
+
+def test_a_short_batch_is_used_as_it_is():
+    always = [(1, 1)] * 10
+    collection, pool = collect(always, quota=3, max_attempts=7)
+    assert collection.groups == ()
+    assert collection.position == 7
+    assert len(pool.launched) == 14
+    collection, _ = collect([(1, 1), (0, 1), (0, 0)], quota=3, max_attempts=7)
+    assert numbers(collection.groups) == [1]
+    assert collection.position == 3, "the states ran out"
+
+
+def test_without_dynamic_sampling_the_first_groups_are_taken_whatever_their_rewards():
+    collection, pool = collect([(1, 1), (0, 0), (0, 1), (None, None)], quota=4, dynamic=False)
+    assert numbers(collection.groups) == [0, 1, 2, 3]
+    assert all(group.rollouts[0].sample is not None for group in collection.groups[:3])
+    counts = values(collection.metrics)
+    assert counts["rejected_share"] == counts["rejected_all_success"] == 0
+    assert len(pool.launched) == 8
+
+
+def test_nothing_is_launched_that_is_not_needed_while_there_is_enough_to_do():
+    mixed = [(0, 1)] * 50
+    collection, pool = collect(mixed, quota=5, capacity=100, saturation=1)
+    assert len(pool.launched) == 10
+    assert values(collection.metrics)["dropped_rollouts"] == 0
+    rejected = [(0, 0)] * 4 + mixed
+    _, pool = collect(rejected, quota=5, capacity=100, saturation=1)
+    assert len(pool.launched) == 2 * (4 + 5), "each rejection is replaced by one"
+
+
+def test_idle_workers_are_given_groups_ahead_when_most_groups_are_rejected():
+    table = [(0, 0)] * 8 + [(0, 1)] * 8
+    _, frugal = collect(table, quota=1, max_attempts=16, capacity=100, saturation=1)
+    collection, busy = collect(table, quota=1, max_attempts=16, capacity=100, saturation=8)
+    assert numbers(collection.groups) == [8]
+    assert len(frugal.launched) == 18
+    assert 18 < len(busy.launched) <= 18 + 8
+    counts = values(collection.metrics)
+    assert counts["rollouts"] == 18
+    assert counts["dropped_rollouts"] == len(busy.launched) - 18
+
+
+def test_the_next_collection_goes_on_right_after_the_accepted_ones_whatever_was_in_flight():
+    table = [(0, 1), (1, 1)] * 10
+    at, taken = 0, []
+    for _ in range(3):
+        pool = ScriptedPool(table, choose=lambda n: n - 1, capacity=30, saturation=30)
+        left = itertools.islice(states(len(table)), at, None)
+        collection = collect_groups(pool, left, group_size=2, quota=3, max_attempts=9, seed=(0,))
+        taken += numbers(collection.attempted)
+        at += collection.position
+    assert taken == list(range(at))
+
+
+def test_a_state_that_comes_up_twice_gives_two_different_groups():
+    twice = iter([fake_state(0, 0.2), fake_state(1, 0.2), fake_state(0, 0.2)])
+    with make_pool(FakeFactory(), FakePolicy(), workers=0, slots=8) as pool:
+        collection = collect_groups(pool, twice, group_size=6, quota=3, max_attempts=3, seed=(0,), dynamic=False)
+    first, _, second = collection.groups
+    assert [r.index for r in second.rollouts] == [6, 7, 8, 9, 10, 11]
+    assert not any(np.array_equal(a.sample[0], b.sample[0]) for a in first.rollouts for b in second.rollouts)
+
+
+def test_frames_are_asked_for_only_where_wanted():
+    collection, _ = collect([(0, 1, 0)] * 2, quota=2, video_for=lambda state, k: state.state[0] == 1 and k == 2)
+    shown = [(n, k) for n, g in enumerate(collection.groups) for k, r in enumerate(g.rollouts) if r.frames is not None]
+    assert shown == [(1, 2)]
+
+
+def test_progress_tells_accepted_and_attempted_groups_in_launch_order():
+    told: list[tuple[int, int]] = []
+    collect([(1, 1), (0, 1), (0, 0), (0, 1)], quota=2, progress=lambda *now: told.append(now))
+    assert told[-1] == (2, 4)
+    assert told == sorted(told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"group_size": 1}, "group_size must be at least 2, got 1"),
+        ({"quota": 0}, "quota must be at least 1"),
+        ({"quota": 11}, "quota = 11 groups cannot be met with max_attempts = 10"),
+    ],
+)
+def test_a_collection_that_cannot_work_is_refused(changes, named):
+    wanted = {"group_size": 4, "quota": 2, "max_attempts": 10, "seed": (0,)} | changes
+    with pytest.raises(ConfigError, match=named):
+        collect_groups(ScriptedPool([(0, 1)]), states(), **wanted)
+
+
+def test_an_error_in_the_middle_closes_the_run():
+    pool = ScriptedPool([(0, 1)] * 9, capacity=6)
+
+    def stop(accepted: int, attempted: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect_groups(pool, states(9), group_size=2, quota=4, max_attempts=9, seed=(0,), progress=stop)
+    assert pool.dropped > 0
+
+
+# ---------------------------------------------------------------------------- with simulators
+
+EASY, HARD = fake_task("easy-12", 12), fake_task("hard-120", 120)
+
+
+def two_tasks() -> Iterator[InitialState]:
+    """Half of the states fail within 3 decisions, half within 30; per-rollout success is about .27 and .9."""
+    return (fake_state(i, (0.1, 0.075)[i % 2], (EASY, HARD)[i % 2]) for i in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def alone() -> Collection:
+    """One rollout at a time: nothing overlaps, so nothing can be chosen by its length."""
+    with make_pool(FakeFactory(), FakePolicy(), workers=0, slots=1) as pool:
+        return collect_groups(pool, two_tasks(), group_size=4, quota=24, max_attempts=200, seed=(5, 0))
+
+
+@pytest.mark.parametrize(
+    ("workers", "slots", "inference"), [(0, 40, "local"), (2, 3, "local"), (2, 16, "local"), (2, 8, "central")]
+)
+def test_the_groups_do_not_depend_on_workers_slots_or_timing(alone, workers, slots, inference):
+    with make_pool(
+        FakeFactory(delay=0.0005 if workers else 0.0), FakePolicy(), workers=workers, slots=slots, inference=inference
+    ) as pool:
+        found = collect_groups(pool, two_tasks(), group_size=4, quota=24, max_attempts=200, seed=(5, 0))
+    assert found.position == alone.position
+    assert numbers(found.attempted) == numbers(alone.attempted)
+    for mine, theirs in zip(found.attempted, alone.attempted, strict=True):
+        assert all(same(a, b) for a, b in zip(mine.rollouts, theirs.rollouts, strict=True))
+    without_dropped = [{k: v for k, v in c.metrics.items() if k != "dropped_rollouts"} for c in (found, alone)]
+    assert without_dropped[0] == without_dropped[1]
+
+
+def first_finished(quota: int, seed: int) -> list[Group]:
+    """The tempting rule: keep everything busy, and take whichever groups with a signal are complete first."""
+    flying: dict[str, list[Rollout]] = {}
+    known: dict[str, InitialState] = {}
+    done: list[Group] = []
+
+    def requests() -> Iterator[RolloutRequest]:
+        for state in two_tasks():
+            known[state.id] = state
+            for k in range(4):
+                yield RolloutRequest(initial_state=state, index=k, seed=(5, seed))
+
+    with make_pool(FakeFactory(), FakePolicy(), workers=0, slots=40) as pool:
+        for rollout in pool.run(requests()):
+            group = flying.setdefault(rollout.initial_state_id, [])
+            group.append(rollout)
+            if len(group) == 4:
+                complete = Group(initial_state=known[rollout.initial_state_id], rollouts=tuple(group))
+                done += [complete] if complete.has_signal else []
+                if len(done) == quota:
+                    return done
+    raise AssertionError
+
+
+def test_accepted_groups_are_not_chosen_by_their_length_as_first_finished_ones_would_be():
+    """Ground truth: attempting 600 states one after the other, which share of the groups with a signal is of the hard
+    task (slow to fail), and how successful are they? Collections of 8 groups must agree within their sampling error."""
+    with make_pool(FakeFactory(), FakePolicy(), workers=0, slots=40) as pool:
+        everything = collect_groups(
+            pool, two_tasks(), group_size=4, quota=600, max_attempts=600, seed=(5, 0), dynamic=False
+        )
+        truth = [group for group in everything.groups if group.has_signal]
+        ours = [
+            group
+            for seed in range(40)
+            for group in collect_groups(
+                pool, two_tasks(), group_size=4, quota=8, max_attempts=99, seed=(5, seed)
+            ).groups
+        ]
+    naive = [group for seed in range(40) for group in first_finished(8, seed)]
+
+    def success(groups: Sequence[Group]) -> float:
+        return float(np.mean([group.success for group in groups]))
+
+    def hard(groups: Sequence[Group]) -> float:
+        return float(np.mean([group.initial_state.task.name == HARD.name for group in groups]))
+
+    error = 3 * 0.5 * (1 / len(ours) + 1 / len(truth)) ** 0.5
+    assert abs(hard(ours) - hard(truth)) < error
+    assert abs(success(ours) - success(truth)) < error / 2
+    assert abs(hard(naive) - hard(truth)) > 2 * error, "the naive rule would fail this test"
+    assert abs(success(naive) - success(truth)) > error / 2

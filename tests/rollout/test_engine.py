@@ -1,0 +1,359 @@
+"""Rollouts in this process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ript.errors import ConfigError, ErrorRateExceeded, NotFiniteError, UnknownNameError, WorkerError
+from ript.metrics import values
+from ript.rollout.engine import SimulatorCache
+from ript.rollout.pool import InlinePool, make_pool
+from ript.types import Observation, Rollout, RolloutRequest, Status
+from tests.fakes import CHUNK, SPEC, TOKENS, FakeFactory, FakePolicy, FakeSimulator, Fault, fake_state, fake_task, same
+
+
+def requests(states: int = 6, group: int = 4, **changes: object) -> list[RolloutRequest]:
+    """Groups of two tasks with different horizons."""
+    tasks = (fake_task(), fake_task("long-40", 40))
+    initial = [fake_state(i, 0.1, tasks[i % 2]) for i in range(states)]
+    return [
+        RolloutRequest(initial_state=state, index=k, seed=(3, 1), **changes)  # type: ignore[arg-type]
+        for state in initial
+        for k in range(group)
+    ]
+
+
+def run(
+    wanted: list[RolloutRequest], factory: FakeFactory | None = None, policy: FakePolicy | None = None, **kw: object
+):
+    """Run them all in this process; by (state, index)."""
+    settings = {"slots": 4, "max_error_rate": 1.0} | kw
+    with make_pool(factory or FakeFactory(), policy or FakePolicy(), workers=0, **settings) as pool:  # type: ignore[arg-type]
+        return {(r.initial_state_id, r.index): r for r in pool.run(iter(wanted))}
+
+
+def test_a_rollout_does_not_depend_on_the_slots_beside_it():
+    wanted = requests()
+    alone = run(wanted, slots=1)
+    assert len(alone) == len(wanted)
+    assert {r.status for r in alone.values()} == {Status.SUCCESS, Status.FAILURE}
+    for other in (run(wanted, slots=3), run(wanted[::-1], slots=64)):
+        assert all(same(alone[key], other[key]) for key in alone)
+
+
+def test_rollouts_of_a_group_differ_and_another_seed_gives_others():
+    wanted = requests(states=1, group=2)
+    first, second = run(wanted).values()
+    assert not np.array_equal(first.sample[0], second.sample[0])
+    (other, _) = run([replace(r, seed=(3, 2)) for r in wanted]).values()
+    assert not np.array_equal(first.sample[0], other.sample[0])
+
+
+def test_a_recorded_rollout_has_one_row_for_each_decision_up_to_its_end():
+    for rollout in run(requests()).values():
+        decisions = -(-rollout.env_steps // CHUNK)
+        assert rollout.decisions == decisions
+        assert rollout.sample.shape == rollout.log_prob.shape == rollout.mask.shape == (decisions, TOKENS)
+        assert rollout.mask.dtype == bool
+        assert rollout.mask.all()
+        assert rollout.context["step"].tolist() == [CHUNK * d for d in range(decisions)]
+        assert rollout.context["pixel"].shape == (decisions, 3)
+
+
+def test_records_do_not_keep_the_batch_alive():
+    for rollout in run(requests(states=1)).values():
+        assert all(array.base is None or array.base.size == array.size for array in rollout.context.values())
+
+
+def test_what_is_not_recorded_is_not_kept_and_nothing_else_changes():
+    recorded, bare = run(requests()), run(requests(record=False))
+    for key, rollout in bare.items():
+        assert rollout.sample is rollout.log_prob is rollout.mask is rollout.context is None
+        assert (rollout.status, rollout.env_steps) == (recorded[key].status, recorded[key].env_steps)
+
+
+def test_greedy_and_sampled_requests_mix_in_one_batch():
+    mixed = [replace(r, greedy=r.index % 2 == 0) for r in requests()]
+    done, sampled = run(mixed, policy=FakePolicy(bias=0.05)), run(requests(), policy=FakePolicy(bias=0.05))
+    for request in mixed:
+        rollout = done[request.initial_state.id, request.index]
+        if request.greedy:
+            assert not rollout.sample.any()
+            assert not rollout.log_prob.any()
+            assert rollout.status is Status.SUCCESS
+        else:
+            assert same(rollout, sampled[request.initial_state.id, request.index])
+
+
+def test_frames_are_kept_only_for_videos_and_change_nothing():
+    wanted = [replace(r, video=r.index == 0) for r in requests()]
+    plain, done = run(requests()), run(wanted, frame_every=3)
+    for request in wanted:
+        key = request.initial_state.id, request.index
+        rollout = done[key]
+        assert same(replace(rollout, frames=None), plain[key])
+        assert (rollout.frames is not None) == request.video
+        if rollout.frames is not None:
+            shown = rollout.frames[:, 0, 0, 0].tolist()
+            assert shown[0] == 0, "the first frame shows the initial state"
+            assert shown[-1] == rollout.env_steps, "the last frame shows the end"
+            assert max(np.diff(shown)) <= 3
+
+
+def test_no_slot_is_empty_while_requests_are_left():
+    class Counting(FakePolicy):
+        def act(self, observation, generators, *, greedy=False):
+            batches.append((len(observation), left))
+            return super().act(observation, generators, greedy=greedy)
+
+    batches: list[tuple[int, int]] = []
+    left = 80
+
+    def stream():
+        nonlocal left
+        for request in requests(states=20):
+            left -= 1
+            yield request
+
+    with make_pool(FakeFactory(), Counting(), workers=0, slots=5) as pool:
+        assert len(list(pool.run(stream()))) == 80
+    assert {rows for rows, left_then in batches if left_then} == {5}
+    assert sum(bool(left_then) for _, left_then in batches) > 50
+
+
+def test_requests_are_drawn_only_when_a_slot_is_free():
+    drawn, yielded = 0, 0
+
+    def stream():
+        nonlocal drawn
+        for request in requests():
+            drawn += 1
+            yield request
+
+    with make_pool(FakeFactory(), FakePolicy(), workers=0, slots=5) as pool:
+        for _ in pool.run(stream()):
+            yielded += 1
+            assert drawn <= yielded + 5
+
+
+@pytest.mark.parametrize(
+    ("decision", "what", "steps"), [(0, "resetting", 0), (1, "stepping", 0), (3, "stepping", 2 * CHUNK)]
+)
+def test_a_simulator_that_raises_makes_one_error_with_its_address_and_the_others_go_on(decision, what, steps):
+    bad, wanted = fake_state(1, 0.0), [
+        RolloutRequest(initial_state=fake_state(i, 0.0), index=7, seed=(0,)) for i in range(6)
+    ]  # fmt: skip
+    done = run(wanted, FakeFactory(faults=(Fault(kind="raise", state=1, decision=decision),)))
+    failed = done.pop((bad.id, 7))
+    assert {r.status for r in done.values()} == {Status.FAILURE}
+    assert failed.status is Status.ERROR
+    assert failed.reward is None
+    assert failed.env_steps == steps
+    assert failed.sample is None
+    for part in (
+        "ValueError: injected fault",
+        what,
+        "fake/plain",
+        bad.id,
+        "rollout 7",
+        f"decision {decision}",
+        "process",
+    ):
+        assert part in failed.error
+    assert "Traceback" in failed.error
+    assert "fault.strike()" in failed.error
+
+
+def test_an_instance_that_failed_is_closed_and_not_used_again():
+    built: list[FakeSimulator] = []
+
+    def factory(key: str) -> FakeSimulator:
+        built.append(FakeSimulator(fake_task(), [Fault(kind="raise", state=1)]))
+        return built[-1]
+
+    with make_pool(factory, FakePolicy(), workers=0, slots=1, max_error_rate=1.0) as pool:
+        states = [fake_state(i) for i in (0, 1, 2, 3)]
+        list(pool.run(RolloutRequest(initial_state=s, index=0, seed=(0,)) for s in states))
+        assert [simulator.closed for simulator in built] == [True, False]
+    assert all(simulator.closed for simulator in built)
+
+
+def test_a_look_that_breaks_the_spec_is_an_error_of_that_rollout():
+    class Blind(FakeSimulator):
+        def observe(self) -> Observation:
+            look = super().observe()
+            return replace(look, images={}) if self._step else look
+
+    with make_pool(lambda key: Blind(fake_task()), FakePolicy(), workers=0, slots=2, max_error_rate=1.0) as pool:
+        (rollout,) = pool.run([RolloutRequest(initial_state=fake_state(0, 0.0), index=0, seed=(0,))])
+    assert rollout.status is Status.ERROR
+    assert "SimulatorError" in rollout.error
+    assert "while looking" in rollout.error
+
+
+def test_a_simulator_that_cannot_be_built_makes_errors_until_the_limit():
+    with (
+        make_pool(FakeFactory(faults=(Fault(kind="build"),)), FakePolicy(), workers=0, slots=4) as pool,
+        pytest.raises(ErrorRateExceeded, match=r"(?s)20 of the last 20 .*OSError: no screen.*building the simulator"),
+    ):
+        list(pool.run(requests(states=20)))
+
+
+def test_the_error_limit_names_the_commonest_error_and_lets_a_lower_rate_pass():
+    faults = (Fault(kind="raise", state=0), Fault(kind="raise", state=2, decision=0))
+    wanted = sorted(requests(group=16), key=lambda request: request.index)
+    assert len(run(wanted, FakeFactory(faults=faults), max_error_rate=0.5)) == 96
+    with pytest.raises(ErrorRateExceeded, match=r"(?s)limit 20%.*ValueError: injected fault.*Traceback"):
+        run(wanted, FakeFactory(faults=faults), max_error_rate=0.2)
+
+
+def test_one_bad_initial_state_does_not_stop_a_run_in_which_others_work():
+    done = run(requests(group=16), FakeFactory(faults=(Fault(kind="raise", state=0),)), max_error_rate=0.2)
+    assert [r.status for r in done.values()].count(Status.ERROR) == 16
+
+
+def test_an_error_that_concerns_every_rollout_stops_the_run():
+    def factory(key: str) -> FakeSimulator:
+        raise UnknownNameError("task", "plane", ["plain"])
+
+    with (
+        make_pool(factory, FakePolicy(), workers=0) as pool,
+        pytest.raises(UnknownNameError, match="did you mean plain"),
+    ):
+        list(pool.run(requests()))
+
+
+def test_a_policy_that_raises_stops_the_run_and_says_on_what():
+    with pytest.raises(WorkerError, match=r"KeyError when acting on 4 observations of fake/plain: 'a bug") as caught:
+        run(requests(), policy=FakePolicy(breaks="raise"))
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_actions_that_are_not_finite_stop_the_run_and_name_the_row():
+    bad = fake_state(2)
+    with pytest.raises(NotFiniteError, match=rf"1 of 4 observations of .*{bad.id}, rollout 0, decision 0"):
+        run(requests(group=1), policy=FakePolicy(breaks="nan", at=2), slots=4)
+
+
+def test_simulators_of_different_layouts_are_refused():
+    class Wide(FakeSimulator):
+        def __init__(self) -> None:
+            super().__init__(fake_task("wide"))
+            self.spec = replace(SPEC, cameras={"front": (6, 9)})
+
+    cache = SimulatorCache(lambda key: Wide() if key == "fake/wide" else FakeSimulator(fake_task()), limit=2)
+    cache.take("fake/plain")
+    with pytest.raises(ConfigError, match=r"fake/wide has cameras = .*9.* others have .*8|fake/wide has cameras"):
+        cache.take("fake/wide")
+
+
+def test_the_cache_reuses_instances_of_a_task_and_closes_the_least_recently_used():
+    built: list[str] = []
+
+    def factory(key: str) -> FakeSimulator:
+        built.append(key)
+        return FakeFactory()(key)
+
+    cache = SimulatorCache(factory, limit=2)
+    a, b, c = (cache.take(f"fake/{name}") for name in "abc")
+    cache.release(a)
+    cache.release(b)
+    assert cache.take("fake/a") is a
+    cache.release(a)
+    cache.release(c)  # b is now the one that was not used for longest
+    assert [simulator.closed for simulator in (a, b, c)] == [False, True, False]
+    assert cache.take("fake/b") is not b
+    assert built == ["fake/a", "fake/b", "fake/c", "fake/b"]
+    cache.close()
+    assert a.closed
+    assert c.closed
+
+
+def test_seconds_of_closed_simulators_still_count():
+    cache = SimulatorCache(FakeFactory(), limit=0)
+    simulator = cache.take("fake/plain")
+    simulator.reset(fake_state(0))
+    simulator.step_chunk(np.ones((CHUNK, 2), np.float32))
+    cache.release(simulator)
+    assert simulator.closed
+    assert cache.seconds()["simulate"] == pytest.approx(0.001)
+
+
+def test_timings_are_those_since_the_last_call():
+    with make_pool(FakeFactory(), FakePolicy(), workers=0, slots=4) as pool:
+        rollouts = list(pool.run(requests()))
+        first, second = values(pool.timings()), values(pool.timings())
+    decisions = sum(r.decisions for r in rollouts)
+    assert first["simulate"] == pytest.approx(0.001 * decisions)
+    assert first["render"] == pytest.approx(0.001 * decisions), "one look a decision: none after the last chunk"
+    assert first["infer"] > 0
+    assert first["rollouts"] == len(rollouts)
+    assert first["env_steps"] == sum(r.env_steps for r in rollouts)
+    assert not any(second.values())
+
+
+def test_an_abandoned_run_leaves_the_pool_usable_and_the_next_run_unchanged():
+    wanted = requests()
+    expected = run(wanted)
+    with make_pool(FakeFactory(), FakePolicy(), workers=0, slots=4) as pool:
+        stream = pool.run(wanted)
+        next(stream)
+        stream.close()
+        assert all(same(r, expected[r.initial_state_id, r.index]) for r in pool.run(wanted))
+
+
+def test_a_pool_does_one_thing_at_a_time():
+    with make_pool(FakeFactory(), FakePolicy(), workers=0) as pool:
+        stream = pool.run(requests())
+        next(stream)
+        with pytest.raises(ConfigError, match="in flight"):
+            pool.set_policy(FakePolicy().weights(), 1)
+        with pytest.raises(ConfigError, match="in flight"):
+            next(pool.run(requests()))
+        stream.close()
+
+
+def test_requests_that_wait_for_nothing_are_refused():
+    with make_pool(FakeFactory(), FakePolicy(), workers=0) as pool, pytest.raises(ConfigError, match="None"):
+        list(pool.run([None]))
+
+
+def test_requests_may_wait_for_a_rollout():
+    seen: list[Rollout] = []
+
+    def stream():
+        first, second = requests(states=2, group=1)
+        yield first
+        while not seen:
+            yield None
+        yield second
+
+    with make_pool(FakeFactory(), FakePolicy(), workers=0) as pool:
+        for rollout in pool.run(stream()):
+            seen.append(rollout)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"workers": -1}, "workers"),
+        ({"slots": 0}, "slots"),
+        ({"inference": "remote"}, "inference"),
+        ({"request_timeout": 0}, "request_timeout"),
+        ({"max_retries": -1}, "max_retries"),
+        ({"max_error_rate": 1.5}, "max_error_rate"),
+        ({"frame_every": 0}, "frame_every"),
+    ],
+)
+def test_a_pool_that_cannot_work_is_refused(changes, named):
+    with pytest.raises(ConfigError, match=named):
+        make_pool(FakeFactory(), FakePolicy(), **changes)
+
+
+def test_no_workers_means_this_process():
+    with make_pool(FakeFactory(), FakePolicy(), workers=0) as pool:
+        assert isinstance(pool, InlinePool)

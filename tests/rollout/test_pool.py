@@ -1,0 +1,224 @@
+"""Worker processes: the same rollouts as in one process, whatever the division of labour."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ript.errors import ConfigError
+from ript.interfaces import EnvPool
+from ript.metrics import values
+from ript.rollout.pool import make_pool
+from ript.rollout.processes import make_payload
+from ript.types import Rollout, RolloutRequest
+from tests.fakes import FakeFactory, FakePolicy, FakeSimulator, fake_state, fake_task, same
+
+SHARED = Path("/dev/shm")
+ROOT = Path(__file__).parents[2]
+
+
+def requests(states: int = 6, group: int = 4) -> list[RolloutRequest]:
+    """Two tasks; greedy and sampled, recorded and not, with and without video, all mixed."""
+    tasks = (fake_task(), fake_task("long-40", 40))
+    return [
+        RolloutRequest(
+            initial_state=fake_state(i, 0.1, tasks[i % 2]),
+            index=k,
+            seed=(3, 1),
+            greedy=k == 1,
+            record=k != 2,
+            video=i == 2 and k == 0,
+        )
+        for i in range(states)
+        for k in range(group)
+    ]
+
+
+def collect(pool: EnvPool, wanted: list[RolloutRequest]) -> dict[tuple[str, int], Rollout]:
+    return {(r.initial_state_id, r.index): r for r in pool.run(iter(wanted))}
+
+
+def inline(wanted: list[RolloutRequest], policy: FakePolicy | None = None) -> dict[tuple[str, int], Rollout]:
+    with make_pool(FakeFactory(), policy or FakePolicy(), workers=0, slots=4) as pool:
+        return collect(pool, wanted)
+
+
+@pytest.fixture(params=["local", "central"])
+def inference(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize(("workers", "slots"), [(1, 5), (2, 3)])
+def test_workers_make_the_rollouts_that_this_process_makes(inference, workers, slots):
+    wanted = requests()
+    expected = inline(wanted)
+    with make_pool(FakeFactory(delay=0.001), FakePolicy(), workers=workers, slots=slots, inference=inference) as pool:
+        for _ in range(2):
+            done = collect(pool, wanted)
+            assert done.keys() == expected.keys()
+            assert all(same(done[key], expected[key]) for key in expected)
+
+
+def test_new_weights_reach_every_worker_and_mark_its_rollouts(inference):
+    wanted = requests()
+    expected = inline(wanted, FakePolicy(bias=0.05))
+    with make_pool(FakeFactory(), FakePolicy(), workers=2, slots=3, inference=inference) as pool:
+        before = collect(pool, wanted)
+        pool.set_policy(FakePolicy(bias=0.05).weights(), version=7)
+        after = collect(pool, wanted)
+    assert {r.policy_version for r in before.values()} == {0}
+    assert {r.policy_version for r in after.values()} == {7}
+    assert all(same(replace(after[key], policy_version=0), expected[key]) for key in expected)
+    assert any(before[key].env_steps != after[key].env_steps for key in before)
+
+
+def test_workers_never_see_a_policy_that_is_trained_in_place():
+    class Holder(FakePolicy):
+        pass
+
+    policy = FakePolicy()
+    policy.weight = torch.zeros(1000)
+    make_payload(FakeFactory(), policy)
+    assert not policy.weight.is_shared()
+
+
+def test_a_group_is_spread_over_the_workers(tmp_path, inference):
+    log = tmp_path / "log"
+    wanted = [RolloutRequest(initial_state=fake_state(1, 0.0), index=k, seed=(0,)) for k in range(8)]
+    with make_pool(FakeFactory(log=str(log)), FakePolicy(), workers=2, slots=8, inference=inference) as pool:
+        assert len(collect(pool, wanted)) == 8
+    by_process = [line.split()[0] for line in log.read_text().splitlines()]
+    assert sorted(by_process.count(pid) for pid in set(by_process)) == [4, 4]
+
+
+def test_requests_in_flight_are_bounded(inference):
+    drawn, yielded, most = 0, 0, 0
+
+    def stream():
+        nonlocal drawn
+        for request in requests(states=20):
+            drawn += 1
+            yield request
+
+    with make_pool(FakeFactory(), FakePolicy(), workers=2, slots=4, inference=inference) as pool:
+        for _ in pool.run(stream()):
+            most = max(most, drawn - yielded)
+            yielded += 1
+    assert yielded == 80
+    assert most <= 2 * (4 + 1)
+
+
+def test_an_abandoned_run_leaves_the_workers_usable_and_the_next_run_unchanged(inference):
+    wanted = requests()
+    expected = inline(wanted)
+    with make_pool(FakeFactory(delay=0.002), FakePolicy(), workers=2, slots=3, inference=inference) as pool:
+        for _ in range(3):
+            stream = pool.run(wanted)
+            next(stream)
+            stream.close()
+        done = collect(pool, wanted)
+        assert done.keys() == expected.keys()
+        assert all(same(done[key], expected[key]) for key in expected)
+
+
+def test_timings_add_over_workers_and_say_how_long_they_waited(inference):
+    wanted = [RolloutRequest(initial_state=fake_state(i, 0.0), index=0, seed=(0,)) for i in range(3)]
+    with make_pool(FakeFactory(delay=0.01), FakePolicy(), workers=2, slots=2, inference=inference) as pool:
+        rollouts = collect(pool, wanted).values()
+        time.sleep(0.3)  # between runs nobody waits
+        first, second = values(pool.timings()), values(pool.timings())
+    decisions = sum(r.decisions for r in rollouts)
+    assert first["simulate"] == pytest.approx(0.001 * decisions)
+    assert first["render"] == pytest.approx(0.001 * decisions)
+    assert first["rollouts"] == 3
+    assert first["env_steps"] == sum(r.env_steps for r in rollouts)
+    assert first["infer"] > 0
+    assert 0 < first["wait"] < 0.3
+    assert first["retries"] == first["worker_restarts"] == 0
+    assert not any(second.values())
+
+
+def test_workers_run_on_one_thread_with_the_environment_of_the_parent(monkeypatch):
+    monkeypatch.setenv("RIPT_TEST_COLOUR", "green")
+    with make_pool(EnvironmentFactory(), FakePolicy(), workers=1, slots=1, max_error_rate=1.0) as pool:
+        (rollout,) = collect(pool, requests(1, 1)).values()
+    assert "colour green, OMP 1, MKL 1, torch 1" in (rollout.error or "")
+
+
+class EnvironmentFactory:
+    def __call__(self, key: str) -> FakeSimulator:
+        names = ("RIPT_TEST_COLOUR", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        colour, omp, mkl = (os.environ.get(name) for name in names)
+        raise RuntimeError(f"colour {colour}, OMP {omp}, MKL {mkl}, torch {torch.get_num_threads()}")
+
+
+def test_the_environment_of_the_parent_is_as_before_after_a_start(monkeypatch):
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    with make_pool(FakeFactory(), FakePolicy(), workers=1, slots=1):
+        assert dict(os.environ) == before
+
+
+def test_a_closed_pool_leaves_no_process_and_no_shared_memory(inference):
+    def shared() -> list[str]:
+        return [path.name for path in SHARED.iterdir() if f"ript-{os.getpid()}-" in path.name]
+
+    with make_pool(FakeFactory(), FakePolicy(), workers=2, slots=3, inference=inference) as pool:
+        collect(pool, requests())
+        assert len(multiprocessing.active_children()) == 2
+        assert shared() == [], "the names are freed as soon as both sides have attached"
+        list(zip(pool.run(requests()), range(2), strict=False))
+    assert not multiprocessing.active_children()
+    assert shared() == []
+    pool.close()
+
+
+def test_a_policy_that_cannot_be_pickled_is_refused_with_a_remedy():
+    policy = FakePolicy()
+    policy.hook = lambda: None  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="define them in a module"):
+        make_pool(FakeFactory(), policy, workers=1)
+
+
+SCRIPT = """
+    import sys
+    sys.path.insert(0, {root!r})
+    from tests.fakes import FakeFactory, FakePolicy, fake_state
+    from ript.errors import WorkerError
+    from ript.rollout.pool import make_pool
+    from ript.types import RolloutRequest
+    {definition}
+    with make_pool(FakeFactory(), {policy}(), workers=1, slots=2) as pool:
+        requests = (RolloutRequest(initial_state=fake_state(i), index=0, seed=(0,)) for i in range(5))
+        try:
+            print(len(list(pool.run(requests))), "rollouts")
+        except WorkerError as error:
+            print("told:", error)
+"""
+
+
+def run_script(tmp_path: Path, definition: str, policy: str) -> subprocess.CompletedProcess[str]:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT).format(root=str(ROOT), definition=definition, policy=policy))
+    return subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+
+
+def test_a_script_without_a_main_guard_works(tmp_path):
+    done = run_script(tmp_path, "", "FakePolicy")
+    assert (done.stdout, done.stderr) == ("5 rollouts\n", "")
+
+
+def test_a_script_without_a_main_guard_that_defines_the_policy_itself_is_told_what_to_do(tmp_path):
+    done = run_script(tmp_path, "class Mine(FakePolicy): pass", "Mine")
+    assert "told: 3 workers in a row" in done.stdout
+    assert "if __name__ == '__main__':" in done.stdout
+    assert done.returncode == 0

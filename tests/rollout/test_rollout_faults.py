@@ -1,0 +1,304 @@
+"""What is injected, and what comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from ript.errors import ErrorRateExceeded, NotFiniteError, PolicyError, UnknownNameError, WorkerError
+from ript.interfaces import EnvPool
+from ript.metrics import values
+from ript.rollout.pool import make_pool
+from ript.types import Rollout, RolloutRequest, Status
+from tests.fakes import Bomb, FakeFactory, FakePolicy, Fault, PickyPolicy, WrongName, fake_state, same
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path("/dev/shm")
+
+
+@pytest.fixture(params=["local", "central"])
+def inference(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@contextlib.contextmanager
+def pool_of(factory: FakeFactory, policy: FakePolicy | None = None, **settings: object) -> Iterator[EnvPool]:
+    chosen = {"workers": 2, "slots": 3, "request_timeout": 30.0, "max_retries": 1, "max_error_rate": 1.0} | settings
+    with make_pool(factory, policy or FakePolicy(), **chosen) as pool:  # type: ignore[arg-type]
+        yield pool
+
+
+def requests(states: int = 12) -> list[RolloutRequest]:
+    return [
+        RolloutRequest(initial_state=fake_state(i, 0.05), index=k, seed=(0,)) for i in range(states) for k in (0, 1)
+    ]
+
+
+def collect(pool: EnvPool, wanted: list[RolloutRequest]) -> dict[tuple[str, int], Rollout]:
+    return {(r.initial_state_id, r.index): r for r in pool.run(wanted)}
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[tuple[str, int], Rollout]:
+    """What nothing going wrong gives."""
+    with make_pool(FakeFactory(), FakePolicy(), workers=0, slots=4) as pool:
+        return collect(pool, requests())
+
+
+def split(done: dict[tuple[str, int], Rollout], expected: dict[tuple[str, int], Rollout]) -> list[Rollout]:
+    """The ERROR rollouts; all others must be there and as expected."""
+    assert done.keys() == expected.keys()
+    errors = {key: r for key, r in done.items() if r.status is Status.ERROR}
+    assert all(same(done[key], expected[key]) for key in done.keys() - errors.keys())
+    return list(errors.values())
+
+
+def workers_of(pool: EnvPool) -> list[int]:
+    return [worker.process.pid for worker in pool._workers]  # type: ignore[attr-defined]
+
+
+def test_a_worker_killed_from_outside_is_replaced_and_no_rollout_is_lost(inference, expected):
+    with pool_of(FakeFactory(delay=0.005), inference=inference, max_retries=2) as pool:
+        stream = pool.run(requests())
+        done = [next(stream)]
+        os.kill(workers_of(pool)[1], signal.SIGKILL)
+        began = time.monotonic()
+        done += list(stream)
+        assert time.monotonic() - began < 5
+        assert split({(r.initial_state_id, r.index): r for r in done}, expected) == []
+        spent = values(pool.timings())
+    assert spent["worker_restarts"] == 1
+    assert 1 <= spent["retries"] <= 4
+
+
+def test_a_rollout_that_kills_its_worker_once_is_run_again_with_the_same_result(inference, expected, tmp_path):
+    fault = Fault(kind="kill", state=5, once=str(tmp_path / "done"))
+    with pool_of(FakeFactory(faults=(fault,)), inference=inference) as pool:
+        assert split(collect(pool, requests()), expected) == []
+        assert values(pool.timings())["worker_restarts"] == 1
+
+
+def test_a_rollout_that_always_kills_its_worker_becomes_an_error_and_only_that_one(inference, expected):
+    fault = Fault(kind="kill", state=5, decision=2)
+    with pool_of(FakeFactory(faults=(fault,)), inference=inference) as pool:
+        errors = split(collect(pool, requests()), expected)
+        assert values(pool.timings())["worker_restarts"] == 4
+    bad = fake_state(5, 0.05)
+    assert sorted((r.initial_state_id, r.index) for r in errors) == [(bad.id, 0), (bad.id, 1)]
+    for rollout in errors:
+        assert "the worker died" in rollout.error
+        for part in ("killed by SIGKILL", "fake/plain", bad.id, f"rollout {rollout.index}", "worker ", "2 times"):
+            assert part in rollout.error
+
+
+def test_a_worker_that_hangs_once_is_killed_and_its_rollouts_are_run_again(inference, expected, tmp_path):
+    fault = Fault(kind="hang", state=5, once=str(tmp_path / "done"))
+    with pool_of(FakeFactory(faults=(fault,)), inference=inference, request_timeout=0.5) as pool:
+        began = time.monotonic()
+        assert split(collect(pool, requests()), expected) == []
+        assert time.monotonic() - began < 5
+        assert values(pool.timings())["worker_restarts"] == 1
+
+
+def test_a_rollout_that_always_hangs_becomes_an_error(expected):
+    with pool_of(FakeFactory(faults=(Fault(kind="hang", state=5, decision=0),)), request_timeout=0.3) as pool:
+        errors = split(collect(pool, requests()), expected)
+    assert {r.initial_state_id for r in errors} == {fake_state(5, 0.05).id}
+    assert "the worker hung" in errors[0].error
+    assert "no sign of life for 0.3 s while working on fake/plain" in errors[0].error
+
+
+def test_a_worker_that_is_frozen_is_detected_too(expected):
+    with pool_of(FakeFactory(delay=0.005), request_timeout=0.5, max_retries=2) as pool:
+        stream = pool.run(requests())
+        done = [next(stream)]
+        os.kill(workers_of(pool)[0], signal.SIGSTOP)
+        done += list(stream)
+        assert split({(r.initial_state_id, r.index): r for r in done}, expected) == []
+
+
+def test_a_slow_consumer_is_not_taken_for_a_hung_worker(inference, expected):
+    with pool_of(FakeFactory(), inference=inference, request_timeout=0.3) as pool:
+        done = {}
+        for number, rollout in enumerate(pool.run(requests())):
+            time.sleep(0.4 if number % 8 == 0 else 0)
+            done[rollout.initial_state_id, rollout.index] = rollout
+        time.sleep(0.4)
+        assert split(done, expected) == []
+        assert split(collect(pool, requests()), expected) == []
+        assert values(pool.timings())["worker_restarts"] == 0
+
+
+def test_an_exception_in_a_simulator_arrives_whole_with_its_address(inference, expected):
+    with pool_of(FakeFactory(faults=(Fault(kind="raise", state=5, decision=1),)), inference=inference) as pool:
+        errors = split(collect(pool, requests()), expected)
+        assert values(pool.timings())["worker_restarts"] == 0
+    assert len(errors) == 2
+    for part in (
+        "ValueError: injected fault",
+        "stepping",
+        fake_state(5, 0.05).id,
+        "decision 1, worker ",
+        "fault.strike()",
+    ):
+        assert part in errors[0].error
+
+
+def test_a_bug_in_the_policy_arrives_whole_and_the_pool_can_go_on(inference, expected):
+    with pool_of(FakeFactory(), FakePolicy(breaks="raise", at=50), inference=inference) as pool:
+        bad = [RolloutRequest(initial_state=fake_state(i), index=0, seed=(0,)) for i in range(40, 60)]
+        with pytest.raises(WorkerError, match=r"KeyError when acting on .*fake/plain.*a bug in the policy") as caught:
+            list(pool.run(bad))
+        if inference == "local":
+            assert str(caught.value).startswith("worker ")
+            assert 'raise KeyError("a bug in the policy")' in caught.value.__notes__[0]
+        assert split(collect(pool, requests()), expected) == []
+
+
+def test_actions_that_are_not_finite_stop_the_run(inference):
+    with (
+        pool_of(FakeFactory(), FakePolicy(breaks="nan", at=7), inference=inference) as pool,
+        pytest.raises(NotFiniteError, match=rf"NaN or infinite actions .*{fake_state(7, 0.05).id}"),
+    ):
+        list(pool.run(requests()))
+
+
+def test_simulators_that_cannot_be_built_stop_the_run_at_the_error_limit(inference):
+    with (
+        pool_of(FakeFactory(faults=(Fault(kind="build"),)), inference=inference, max_error_rate=0.5) as pool,
+        pytest.raises(ErrorRateExceeded, match=r"(?s)OSError: no screen.*while building the simulator"),
+    ):
+        list(pool.run(requests()))
+
+
+def test_an_error_that_concerns_every_rollout_keeps_its_class(inference):
+    with pool_of(WrongName(), inference=inference) as pool, pytest.raises(UnknownNameError, match="mean plain"):  # type: ignore[arg-type]
+        list(pool.run(requests()))
+
+
+def test_a_policy_that_does_not_fit_the_simulator_is_refused_before_it_acts(inference):
+    with (
+        pool_of(FakeFactory(), PickyPolicy(), inference=inference) as pool,
+        pytest.raises(PolicyError, match="7 actions"),
+    ):
+        list(pool.run(requests()))
+
+
+def test_a_worker_that_dies_at_every_start_stops_the_run():
+    with (
+        pool_of(Bomb("kill")) as pool,  # type: ignore[arg-type]
+        pytest.raises(WorkerError, match=r"3 workers in a row .*killed by SIGKILL while starting"),
+    ):
+        list(pool.run(requests()))
+
+
+def test_an_exception_at_the_start_of_a_worker_arrives_whole():
+    with (
+        pool_of(Bomb("raise")) as pool,  # type: ignore[arg-type]
+        pytest.raises(WorkerError, match="while starting: ImportError: no module named left_at_home") as caught,
+    ):
+        list(pool.run(requests()))
+    assert "__setstate__" in caught.value.__notes__[0]
+
+
+def test_workers_killed_between_runs_are_replaced_with_the_present_weights(inference):
+    with pool_of(FakeFactory(), inference=inference) as pool:
+        pool.set_policy(FakePolicy(bias=-0.05).weights(), version=3)
+        before = collect(pool, requests())
+        for pid in workers_of(pool):
+            os.kill(pid, signal.SIGKILL)
+        assert split(collect(pool, requests()), before) == []
+        assert {r.policy_version for r in before.values()} == {3}
+
+
+def test_weights_that_do_not_fit_are_an_error_and_not_a_hang():
+    with pool_of(FakeFactory()) as pool:
+        pool.set_policy({"other": torch.zeros(1)}, version=1)
+        with pytest.raises(WorkerError, match="KeyError: 'bias'"):
+            collect(pool, requests())
+
+
+PROGRAM = """
+    import os, sys
+    sys.path.insert(0, {root!r})
+    from tests.fakes import FakeFactory, FakePolicy, fake_state
+    from ript.rollout.pool import make_pool
+    from ript.types import RolloutRequest
+
+    def rollouts(pool):
+        return pool.run(RolloutRequest(initial_state=fake_state(i, 0.0), index=0, seed=(0,)) for i in range(10**6))
+
+    if __name__ == "__main__":
+        local, central = (
+            make_pool(FakeFactory(delay=0.01), FakePolicy(), workers=2, slots=4, inference=inference)
+            for inference in ("local", "central")
+        )
+        with local, central:
+            for number, _ in enumerate(zip(rollouts(local), rollouts(central))):
+                if number == 10:
+                    print(*(worker.process.pid for pool in (local, central) for worker in pool._workers), flush=True)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """A program in the middle of endless rollouts, in a process group of its own, and all its descendants."""
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(PROGRAM).format(root=str(ROOT)))
+    running = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert running.stdout is not None
+        workers = {int(pid) for pid in running.stdout.readline().split()}
+        descendants = psutil.Process(running.pid).children(recursive=True)
+        assert len(workers) == 4
+        assert workers <= {process.pid for process in descendants}
+        yield running, descendants
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.communicate()
+
+
+def alive_at(deadline: float, processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Which of them still run then; returns as soon as none does. (Who reaps an orphan is not our business.)"""
+    alive = processes
+    while alive and time.monotonic() < deadline:
+        time.sleep(0.02)
+        alive = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return alive
+
+
+def shared_by(pid: int) -> list[str]:
+    return [path.name for path in SHARED.iterdir() if f"ript-{pid}-" in path.name]
+
+
+def test_ctrl_c_ends_everything_within_five_seconds(program):
+    running, descendants = program
+    began = time.monotonic()
+    os.killpg(running.pid, signal.SIGINT)
+    _, stderr = running.communicate(timeout=10)
+    assert alive_at(began + 5, descendants) == []
+    assert shared_by(running.pid) == []
+    assert running.returncode == -signal.SIGINT
+    assert stderr.count("Traceback") == 1, f"only the program itself reports the interruption:\n{stderr}"
+
+
+def test_workers_of_a_killed_parent_exit_by_themselves(program):
+    running, descendants = program
+    running.kill()
+    running.wait()
+    assert alive_at(time.monotonic() + 5, descendants) == []
+    assert shared_by(running.pid) == []
