@@ -85,6 +85,11 @@ def _fields(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(f"--{name}", dest=f"field_{name}", nargs=nargs, metavar=metavar, help=text)
 
 
+def _recipe(parser: argparse.ArgumentParser, default: str | None = "quickstart") -> None:
+    text = "recipe, or a .toml file" + (f" (default {default})" if default else "")
+    parser.add_argument("--recipe", default=default, metavar="NAME", help=text)
+
+
 def _add_lists(commands: argparse._SubParsersAction) -> None:
     p = _command(commands, "tasks", "show_tasks", "list tasks and their instructions",
                  "  ript tasks\n  ript tasks drawer\n  ript tasks '*-close-v3'\n  ript tasks ML45-test")  # fmt: skip
@@ -109,7 +114,7 @@ def _add_demos(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--out", metavar="FILE.hdf5", required=True, help="file to write; replaced when all is done")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of initial states and noise (default 0)")
     p.add_argument("--noise", type=float, metavar="STD", help="of the Gaussian noise on executed actions (recipe: 0.2)")
-    p.add_argument("--recipe", default="quickstart", metavar="NAME", help="whose cameras and settings are used")
+    _recipe(p)
     _fields(p, "workers")
     p = _command(kinds, "info", "demos_info", "say what is in demonstration files", "  ript demos info demos.hdf5")
     p.add_argument("files", nargs="+", metavar="FILE")
@@ -125,7 +130,7 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
                  "  ript sft --recipe quickstart --demos base.hdf5 --tasks= --out runs/base    (no target: the base)\n"
                  "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --base runs/base/policy --out runs/b\n"
                  "  ript sft --resume runs/sft", overrides=True)  # fmt: skip
-    p.add_argument("--recipe", metavar="NAME", help="recipe, or a .toml file")
+    _recipe(p, default=None)
     p.add_argument("--demos", nargs="+", metavar="FILE", help="demonstration files")
     p.add_argument("--out", metavar="DIR", help="run folder; the policy is written to DIR/policy")
     p.add_argument("--base", metavar="DIR", help="policy folder to fine-tune")
@@ -137,7 +142,7 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
                  "  ript rl --recipe quickstart --policy runs/sft/policy --iterations 30 --workers 8 --seed 1 \\\n"
                  "          --learn.learning_rate=5e-5 --out runs/rl2\n"
                  "  ript rl --resume runs/rl", overrides=True)  # fmt: skip
-    p.add_argument("--recipe", metavar="NAME", help="recipe, or a .toml file")
+    _recipe(p, default=None)
     p.add_argument("--policy", metavar="DIR", help="policy folder to start from (recipe smoke needs none)")
     p.add_argument("--out", metavar="DIR", help="run folder; the policy is written to DIR/policy")
     p.add_argument("--resume", metavar="DIR", help="go on with an interrupted run, with its own configuration")
@@ -179,9 +184,13 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
     p = _command(kinds, "rollout", "bench_rollout", "compare rollouts with the stock environment, and with the limit",
                  "  ript bench rollout\n  ript bench rollout --tasks drawer-open-v3 reach-v3 --workers 2 --json",
                  overrides=True)  # fmt: skip
+    _recipe(p)
     _fields(p, "tasks", "workers")
     p = _command(kinds, "update", "bench_update", "measure where the time of a post-training iteration goes",
-                 "  ript bench update\n  ript bench update --learn.epochs=1 --json", overrides=True)  # fmt: skip
+                 "  ript bench update\n  ript bench update --policy runs/sft/policy --tasks drawer-open-v3 --json",
+                 overrides=True)  # fmt: skip
+    p.add_argument("--policy", metavar="DIR", help="trained policy (default: random weights and drawn rewards)")
+    _recipe(p)
     _fields(p, "tasks", "workers")
     _command(commands, "doctor", "doctor", "check this machine; exit code 1 when something needed is missing",
              "  ript doctor\n  ript doctor --json")  # fmt: skip
@@ -194,6 +203,7 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
     )
     p.add_argument("--fresh", action="store_true", help="make the pre-trained base anew, without the cache")
     p.add_argument("--out", metavar="DIR", help="output folder (default: a new one under runs/)")
+    _recipe(p)
     _fields(p, "seed", "iterations", "workers")
 
 

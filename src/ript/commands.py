@@ -228,7 +228,7 @@ def quickstart(args: Namespace) -> Answer:
     from ript.quickstart import output_folder
     from ript.quickstart import quickstart as run
 
-    config = configure(args, recipe="quickstart")
+    config = configure(args)
     (target,) = task_names(config, [args.target]) if args.target else config.tasks
     out = output_folder(args.out, target, config.seed)
 
@@ -248,13 +248,13 @@ def quickstart(args: Namespace) -> Answer:
     return Answer(text="\n".join(lines), document=result.to_json())
 
 
-def configure(args: Namespace, recipe: str | None = None) -> Config:
+def configure(args: Namespace) -> Config:
     """The recipe with what was given for its fields; names of tasks are the simulator's own."""
     given = overrides.split_words(args.rest)
     for name, value in vars(args).items():
         if name.startswith("field_") and value is not None:
             given[name.removeprefix("field_")] = value if isinstance(value, list) else [value]
-    config = overrides.apply(overrides.load_recipe(recipe or args.recipe), given)
+    config = overrides.apply(overrides.load_recipe(args.recipe), given)
     if "tasks" in given:
         config = recipes.with_tasks(config, task_names(config, config.tasks))
     return config
@@ -391,3 +391,27 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+# ------------------------------------------------------------------ this machine
+
+
+def bench_rollout(args: Namespace) -> Answer:
+    from ript.bench import bench_rollout as measure
+    from ript.bench import describe_rollout
+
+    config = configure(args)
+    with saying_what_is_kept("nothing was measured"):
+        document = measure(config)
+    return Answer(text=describe_rollout(document), document=document)
+
+
+def bench_update(args: Namespace) -> Answer:
+    from ript.bench_update import bench_update as measure
+    from ript.bench_update import describe_update
+    from ript.build import load_policy
+
+    config = configure(args)
+    with saying_what_is_kept("nothing was measured"):
+        document = measure(config, None if args.policy is None else load_policy(args.policy))
+    return Answer(text=describe_update(document), document=document)

@@ -1,0 +1,133 @@
+"""Where the time of one post-training iteration goes: rollouts, update, and everything else.
+
+One iteration as `train_rl` does it, with the recipe's numbers. Given a trained policy it is a real one. Without, the
+policy has random weights, which never succeed: then every rollout runs to the horizon (the most expensive case, of
+rollouts and update alike), a coin decides which of them count as successes, and all epochs are done (no stop at a KL).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ript.build import Contexts, for_post_training, make_env_pool, make_policy, task_keys
+from ript.config import Config
+from ript.errors import ConfigError
+from ript.interfaces import EnvPool
+from ript.learn.batch import make_batch
+from ript.learn.update import make_optimiser, update
+from ript.metrics import values
+from ript.policies.quest.policy import QuestPolicy
+from ript.report.checkpoint import write_checkpoint
+from ript.report.progress import status
+from ript.rollout.sampling import Collection, collect_groups
+from ript.types import Group, Status
+
+
+def bench_update(config: Config, policy: QuestPolicy | None = None) -> dict[str, Any]:
+    """Time one iteration.
+
+    Args:
+        config: recipe.
+        policy: a trained policy; None: random weights, see the module's docstring.
+
+    Returns:
+        {"seconds": {"set_policy", "rollouts", "batch", "update", "checkpoint", "total"}, "update_share", "rollouts",
+        "env_steps", "decisions", "optimiser_steps", "seconds_per_512_decisions", "workers", "policy"}; `update_share`
+        is that of "batch" and "update" in "total".
+
+    Raises:
+        ConfigError: a trained policy that gives no group with a signal.
+    """
+    seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - began
+
+    keys = task_keys(config.sim, config.tasks)
+    with Contexts(config.sim, keys, config.seed) as contexts, tempfile.TemporaryDirectory() as folder:
+        real = policy is not None
+        learner = for_post_training(policy or make_policy(config, contexts.simulator(keys[0]).spec, 0), config.policy)
+        learner.check_simulator(contexts.simulator(keys[0]).spec)
+        learner.embed([contexts.simulator(key).task.instruction for key in keys])
+        optimiser = make_optimiser(learner, learning_rate=config.learn.learning_rate)
+        with contextlib.closing(make_env_pool(config.sim, config.rollout, learner)) as pool:
+            status("a round of rollouts to warm up, then one iteration")
+            k = config.sampling.group_size
+            _collect(
+                config, contexts, pool, -(-max(1, config.rollout.workers) * config.rollout.slots // k), dynamic=False
+            )
+            with stage("set_policy"):
+                pool.set_policy(learner.weights(), 1)
+            with stage("rollouts"):
+                collection = _collect(config, contexts, pool, config.sampling.groups, dynamic=real)
+        groups = collection.groups if real else [_with_drawn_rewards(g, config.seed) for g in collection.groups]
+        if not any(group.has_signal for group in groups):
+            raise ConfigError(
+                f"this policy gives no group with a signal on {', '.join(config.tasks)}: nothing to update on"
+            )
+        with stage("batch"):
+            batch = make_batch(groups)
+        torch.set_num_threads(config.learn.threads)
+        with stage("update"):
+            result = update(
+                learner, optimiser, batch, epochs=config.learn.epochs, generator=torch.Generator().manual_seed(0),
+                minibatch_decisions=config.learn.minibatch, micro_batch=config.learn.micro_batch,
+                clip_low=config.learn.clip_low, clip_high=config.learn.clip_high, reduction=config.learn.reduction,
+                max_grad_norm=config.learn.max_grad_norm, target_kl=(config.learn.target_kl or None) if real else None,
+            )  # fmt: skip
+        with stage("checkpoint"):
+            write_checkpoint(folder, 1, {"weights": learner.weights(), "optimiser": optimiser.state_dict()})
+    seconds["total"] = sum(seconds.values())
+    did = values(result.metrics)
+    return {
+        "seconds": seconds,
+        "update_share": (seconds["batch"] + seconds["update"]) / seconds["total"],
+        "rollouts": int(values(collection.metrics)["rollouts"]),
+        "env_steps": int(values(collection.metrics)["env_steps"]),
+        "decisions": len(batch),
+        "optimiser_steps": int(did["optimiser_steps"]),
+        "seconds_per_512_decisions": 512 * seconds["update"] / max(1.0, len(batch) * did["epochs_done"]),
+        "workers": config.rollout.workers,
+        "policy": "trained" if real else "random weights, drawn rewards",
+    }
+
+
+def _collect(config: Config, contexts: Contexts, pool: EnvPool, groups: int, dynamic: bool) -> Collection:
+    return collect_groups(
+        pool, contexts.training(0), group_size=config.sampling.group_size, quota=groups,
+        max_attempts=max(groups, config.sampling.max_attempts), seed=(config.seed, 0), dynamic=dynamic,
+    )  # fmt: skip
+
+
+def _with_drawn_rewards(group: Group, seed: int) -> Group:
+    """The same rollouts, each a success or a failure by the toss of a coin, but not all the same."""
+    tosses = np.random.default_rng([seed, int(group.initial_state.id, 16)]).random(len(group.rollouts)) < 0.5
+    tosses[0] = not tosses[1]
+    outcomes = [Status.SUCCESS if toss else Status.FAILURE for toss in tosses]
+    return replace(group, rollouts=tuple(replace(r, status=s) for r, s in zip(group.rollouts, outcomes, strict=True)))
+
+
+def describe_update(document: dict[str, Any]) -> str:
+    """The numbers of `bench_update` for a person."""
+    total = document["seconds"]["total"]
+    lines = [
+        f"{name:<10} {seconds:7.2f} s  {100 * seconds / total:3.0f} %" for name, seconds in document["seconds"].items()
+    ]
+    return "\n".join([
+        f"one iteration with {document['policy']}, {document['workers']} workers: {document['rollouts']} rollouts, "
+        f"{document['env_steps']} steps, {document['decisions']} decisions, {document['optimiser_steps']} updates",
+        *lines,
+        f"update: {100 * document['update_share']:.0f} % of the iteration; "
+        f"{1000 * document['seconds_per_512_decisions']:.0f} ms for 512 decisions",
+    ])  # fmt: skip
