@@ -121,7 +121,7 @@ class QuestConfig:
 SIZES: dict[str, dict] = {
     "paper": {},
     "small": dict(
-        chunk=16, execute=16, autoencoder_width=64, encoder_layers=1, decoder_layers=2, encoder_heads=4, decoder_heads=4,
+        chunk=16, execute=16, autoencoder_width=64, encoder_layers=1, decoder_layers=1, encoder_heads=4, decoder_heads=4,
         width=128, layers=4, heads=4, vision="cnn", image_dim=128, proprio_dim=64, language_dim=384, dropout=0.1,
     ),
     "tiny": dict(

@@ -14,8 +14,7 @@ from ript.policies.quest.config import QuestConfig
 class SpatialSoftArgmax(nn.Module):
     """Expected image coordinates of each channel, in [-1, 1]: all rows first, then all columns (Levine et al. 2016)."""
 
-    rows: torch.Tensor
-    columns: torch.Tensor
+    grid: torch.Tensor
 
     def __init__(self, channels: int, keypoints: int, height: int, width: int):
         super().__init__()
@@ -23,17 +22,13 @@ class SpatialSoftArgmax(nn.Module):
         self.conv = nn.Conv2d(channels, keypoints, 1)
         self.skip = channels == keypoints
         rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-        self.register_buffer("rows", rows.reshape(1, -1), persistent=False)
-        self.register_buffer("columns", columns.reshape(1, -1), persistent=False)
+        self.register_buffer("grid", torch.stack([rows.flatten(), columns.flatten()], 1), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, C, h, w]` -> `[B, 2 * keypoints]`."""
         x = x if self.skip else self.conv(x)
-        b, c = x.shape[:2]
-        attention = x.reshape(b * c, -1).softmax(-1)
-        rows = (attention * self.rows).sum(-1).view(b, c)
-        columns = (attention * self.columns).sum(-1).view(b, c)
-        return torch.cat([rows, columns], 1)
+        attention = x.flatten(2).contiguous().softmax(-1)
+        return (attention @ self.grid).transpose(1, 2).flatten(1)
 
 
 class ResidualBlock(nn.Module):
@@ -65,9 +60,8 @@ def resnet18_two_stages() -> nn.Sequential:
 
 def three_convolutions() -> nn.Sequential:
     """A small network for two CPU cores: 64 channels at 1/4 of the size."""
-    return nn.Sequential(
-        nn.Conv2d(3, 32, 5, 2, 2), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, 1, 1)
-    )
+    layers = [nn.Conv2d(3, 16, 5, 2, 2), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 1, 1)]
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # the layout of the pictures
 
 
 class ImageEncoder(nn.Module):

@@ -281,9 +281,8 @@ def augment(images: torch.Tensor, shift: int = 2, brightness: float = 0.1) -> to
         float32 `[B, h, w, 3]` in [0, 1].
     """
     b, h, w = images.shape[:3]
-    dy, dx = torch.randint(-shift, shift + 1, (2, b, 1))
-    rows = (torch.arange(h) + dy).clamp(0, h - 1)
-    columns = (torch.arange(w) + dx).clamp(0, w - 1)
-    index = torch.arange(b)[:, None, None]
-    moved = images[index, rows[:, :, None], columns[:, None, :]].float() / 255
-    return (moved * (1 + brightness * (2 * torch.rand(b, 1, 1, 1) - 1))).clamp(0, 1)
+    pad = torch.nn.functional.pad(images.permute(0, 3, 1, 2).float(), (shift,) * 4, mode="replicate")
+    offsets = torch.randint(0, 2 * shift + 1, (b, 2)).tolist()
+    moved = torch.stack([pad[i, :, y : y + h, x : x + w] for i, (y, x) in enumerate(offsets)]).permute(0, 2, 3, 1)
+    scale = (1 + brightness * (2 * torch.rand(b, 1, 1, 1) - 1)) / 255
+    return (moved * scale).clamp(0, 1)
