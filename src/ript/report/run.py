@@ -107,10 +107,7 @@ class RunFolder:
         try:
             for folder in (path, path / "checkpoints", path / "videos"):
                 clean_leftovers(folder)
-            run = cls(path, lock, document["kind"], document["config"], keep)
-            for name in ("metrics.jsonl", "evals.jsonl"):
-                run._rewrite(name, lambda row: True)
-            return run
+            return cls(path, lock, document["kind"], document["config"], keep)
         except BaseException:
             _release(path, lock)
             raise
