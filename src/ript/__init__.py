@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-import types
 from importlib.metadata import version
+from types import ModuleType  # not `types`: the submodule of that name would take its place
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -102,12 +102,12 @@ def __dir__() -> list[str]:
     return [*__all__, "__version__"]
 
 
-class _Package(types.ModuleType):
+class _Package(ModuleType):
     """Importing a submodule sets it as an attribute of its package. Some are named after their one public function
     (`ript.evaluate`): there the attribute is the function, whoever imported the module and when."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, types.ModuleType) and _HOME.get(name) == name:
+        if isinstance(value, ModuleType) and _HOME.get(name) == name:
             value = getattr(value, name)
         super().__setattr__(name, value)
 

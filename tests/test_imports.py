@@ -1,0 +1,146 @@
+"""The import direction of ARCHITECTURE.md, held by parsing every module."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ript
+
+PACKAGE = Path(ript.__file__).parent
+
+LAYERS = [
+    {"errors"},
+    {"metrics", "types"},
+    {"interfaces"},
+    {"demos", "sims", "policies", "rollout", "learn", "report"},  # meet in types and interfaces, not in each other
+    {"config", "tables", "doctor"},
+    {"recipes"},
+    {"overrides"},
+    {"build"},
+    {"evaluate", "train_sft"},
+    {"train_rl"},
+    {"quickstart", "bench", "bench_update"},
+    {"commands"},
+    {"cli"},
+    {"__main__", "__init__"},
+]
+RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
+
+HOMES = {  # heavy or optional packages, and the only units that may import them
+    "mujoco": {"sims"},
+    "metaworld": {"sims", "bench"},
+    "gymnasium": {"sims", "bench"},
+    "h5py": {"demos"},
+    "av": {"report"},
+    "matplotlib": {"report"},
+    "PIL": {"report"},
+    "jinja2": {"report"},
+    "wandb": {"report"},
+    "tensorboard": {"report"},
+    "tokenizers": {"policies"},
+}
+
+
+def unit_of(path: Path) -> str:
+    """The top-level module or package below `ript` that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST, package: str) -> list[tuple[int, str]]:
+    """(line, absolute dotted name) of every import of a module in `package`, function bodies included.
+
+    `from a import b` gives "a.b": whether b is a module or a name in one, it belongs to the same unit.
+    """
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found += [(node.lineno, f"{module}.{alias.name}") for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            argument = node.args[0]
+            if isinstance(argument, ast.Constant):
+                found.append((node.lineno, str(argument.value)))
+    return found
+
+
+def violations(source: str, path: Path) -> list[str]:
+    """What a file imports that it must not."""
+    unit = unit_of(path)
+    package = ".".join(["ript", *path.relative_to(PACKAGE).parts[:-1]])
+    wrong = []
+    for line, name in imported(ast.parse(source), package):
+        root, *rest = name.split(".")
+        where = f"{path.relative_to(PACKAGE)}:{line} imports {name}"
+        if root in HOMES and unit not in HOMES[root]:
+            wrong.append(f"{where}: only {', '.join(sorted(HOMES[root]))} may")
+        if root != "ript":
+            continue
+        other = rest[0] if rest and rest[0] in RANK else "__init__"
+        if other == "__init__" and name != "ript.__version__":
+            wrong.append(f"{where}: import it from the module that defines it")
+        elif other not in (unit, "__init__") and RANK[other] >= RANK[unit]:
+            wrong.append(f"{where}: {other} is not below {unit}")
+    return wrong
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_unit_has_its_place_in_the_layers():
+    assert {unit_of(path) for path in FILES} == set(RANK)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    assert violations(path.read_text(), path) == []
+
+
+@pytest.mark.parametrize(
+    "file, line, complaint",
+    [
+        ("learn/batch.py", "from ript.rollout.sampling import collect", "rollout is not below learn"),
+        ("learn/batch.py", "def f():\n    import ript.sims.toy", "sims is not below learn"),
+        ("learn/batch.py", "from ..report import page", "report is not below learn"),
+        ("learn/batch.py", "from ript.config import Config", "config is not below learn"),
+        ("learn/batch.py", "from ript import config", "config is not below learn"),
+        ("learn/batch.py", "from ript import load_policy", "from the module that defines it"),
+        ("types.py", "from ript.interfaces import Policy", "interfaces is not below types"),
+        ("build.py", "from ript.train_rl import train_rl", "train_rl is not below build"),
+        ("train_rl.py", "import mujoco", "only sims may"),
+        ("policies/folder.py", "importlib.import_module('h5py')", "only demos may"),
+    ],
+)
+def test_an_import_the_wrong_way_would_be_found(file, line, complaint):
+    (found,) = violations(line, PACKAGE / file)
+    assert found.endswith(complaint)
+
+
+def test_imports_of_lower_layers_and_of_the_own_package_are_allowed():
+    for line in (
+        "from ript.types import Group",
+        "from ript.learn.advantage import f",
+        "import numpy",
+        "from . import x",
+    ):
+        assert violations(line, PACKAGE / "learn" / "batch.py") == []
+
+
+@pytest.mark.parametrize("module", ["ript", "ript.cli", "ript.recipes", "ript.types", "ript.sims.registry"])
+def test_importing_it_stays_light(module):
+    heavy = ["torch", "mujoco", "metaworld", "gymnasium", "h5py", "av", "matplotlib", "jinja2", "wandb"]
+    code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_few_sorted_and_all_there():
+    assert ript.__all__ == sorted(ript.__all__)
+    assert len(ript.__all__) <= 25
+    for name in ript.__all__:
+        assert getattr(ript, name) is not None
