@@ -1,8 +1,8 @@
 """A policy on disk: a folder in the layout that model hubs use. Nothing is ever unpickled.
 
-    config.json         kind, format version, configuration, simulator and render settings
-    model.safetensors   weights and statistics
-    README.md           model card: how it was trained, what it measured
+config.json         kind, format version, configuration, simulator and render settings
+model.safetensors   weights and statistics
+README.md           model card: how it was trained, what it measured
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ript.errors import PolicyError
@@ -36,11 +38,18 @@ class SavedPolicy:
 
 
 def save(
-    folder: Path, kind: str, config: Mapping, simulator: SimulatorSpec, weights: Mapping[str, torch.Tensor], card: Mapping
+    folder: Path,
+    kind: str,
+    config: Mapping,
+    simulator: SimulatorSpec,
+    weights: Mapping[str, torch.Tensor],
+    card: Mapping,
 ) -> None:
-    """Write a policy folder; an existing one is replaced only when the new one is complete."""
-    from safetensors.torch import save_file
+    """Write a policy folder, whole or not at all: an existing one is replaced only when the new one is complete.
 
+    Raises:
+        PolicyError: the disk is full, read-only or forbidden; an old folder is left as it was.
+    """
     document = {
         "format": FORMAT,
         "kind": kind,
@@ -48,24 +57,40 @@ def save(
         "simulator": dataclasses.asdict(simulator) | {"cameras": {k: list(v) for k, v in simulator.cameras.items()}},
         "card": dict(card),
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        (temporary / "config.json").write_text(json.dumps(document, indent=2) + "\n")
-        (temporary / "README.md").write_text(model_card(folder.name, document))
-        save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, temporary / "model.safetensors")
-        temporary.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old / "old")
-            os.replace(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, folder)
-    except OSError as error:
-        raise PolicyError(f"cannot write the policy folder {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        try:
+            _write(temporary, folder.name, document, weights)
+            _take_place(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise PolicyError(f"cannot write the policy folder {folder}: {why}; nothing half-written was left") from error
+
+
+def _write(folder: Path, name: str, document: Mapping, weights: Mapping[str, torch.Tensor]) -> None:
+    (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n")
+    (folder / "README.md").write_text(model_card(name, document))
+    save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, folder / "model.safetensors")
+    folder.chmod(0o755)
+
+
+def _take_place(new: Path, folder: Path) -> None:
+    """Move `new` to `folder`; what was there is set aside first, and comes back when the move fails."""
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(folder, aside)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        os.replace(aside, folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(folder: Path, kind: str | None = None) -> SavedPolicy:
@@ -74,9 +99,6 @@ def load(folder: Path, kind: str | None = None) -> SavedPolicy:
     Raises:
         PolicyError: missing, partial, corrupt, of another kind or format.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not folder.is_dir():
         raise PolicyError(f"no policy folder at {folder}: give the folder that `ript sft` or `ript rl` wrote")
     for name in ("config.json", "model.safetensors"):
