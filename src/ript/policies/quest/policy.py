@@ -70,8 +70,8 @@ class QuestPolicy(nn.Module):
             vectors = language.embed(missing)
             if vectors.shape[1] != self.config.language_dim:
                 raise PolicyError(
-                    f"the policy takes instruction embeddings of size {self.config.language_dim}, the built-in sentence "
-                    f"model gives {vectors.shape[1]}: add its own with `policy.remember(sentence, vector)`"
+                    f"the policy takes instruction embeddings of size {self.config.language_dim}, the built-in "
+                    f"sentence model gives {vectors.shape[1]}: add its own with `policy.remember(sentence, vector)`"
                 )
             self._language.update(zip(missing, vectors, strict=True))
         return torch.stack([self._language[s] for s in instructions]).to(self.device)
@@ -99,15 +99,14 @@ class QuestPolicy(nn.Module):
     def _density(self, logits: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Log-probabilities `[..., codebook]` after temperature and top-k.
 
-        `keep` `[...]` are tokens whose logit stays whatever its rank: a token drawn from the behaviour policy's top k may
-        leave the top k during an update, and must then keep a finite ratio.
+        `keep` `[...]` are tokens that count as among the top k whatever their rank: a token drawn from the behaviour
+        policy's top k may leave the top k during an update, and its ratio must then stay finite and change smoothly.
         """
         logits = logits / self.config.temperature
         if self.config.top_k:
-            threshold = logits.topk(self.config.top_k, dim=-1).values[..., -1:]
-            if keep is not None:
-                threshold = torch.minimum(threshold, logits.gather(-1, keep[..., None]))
-            logits = logits.masked_fill(logits < threshold.detach(), -torch.inf)
+            ranked = logits if keep is None else logits.scatter(-1, keep[..., None], torch.inf)
+            best = ranked.topk(self.config.top_k, dim=-1).indices
+            logits = torch.full_like(logits, -torch.inf).scatter(-1, best, logits.gather(-1, best))
         return logits.log_softmax(-1)
 
     @torch.no_grad()
@@ -120,7 +119,9 @@ class QuestPolicy(nn.Module):
         uniforms = None
         if not greedy:
             if len(generators) != len(observation):
-                raise ConfigError(f"act: {len(observation)} observations need as many generators, got {len(generators)}")
+                raise ConfigError(
+                    f"act: {len(observation)} observations need as many generators, got {len(generators)}"
+                )
             draws = np.stack([g.random(self.config.tokens) for g in generators])
             uniforms = torch.from_numpy(draws).to(self.device)
 
@@ -163,9 +164,9 @@ class QuestPolicy(nn.Module):
     def autoencoder_loss(self, actions: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
         """Mean absolute error of the reconstruction over executed actions; `[B, H, A]` and bool `[B, H]`."""
         reconstruction, tokens = self.autoencoder(actions)
-        error = ((reconstruction - actions).abs() * mask[..., None]).sum() / (mask.sum() * actions.shape[-1])
-        return error, {
-            "reconstruction_l1": Mean(error.item() * len(actions), len(actions)),
+        total, count = ((reconstruction - actions).abs() * mask[..., None]).sum(), mask.sum() * actions.shape[-1]
+        return total / count, {
+            "reconstruction_l1": Mean(total.item(), count.item()),
             "codes_per_batch": Mean(float(tokens.unique().numel())),
         }
 
@@ -239,7 +240,11 @@ class QuestPolicy(nn.Module):
             PolicyError: missing, partial, of another kind or version, or with weights that do not fit.
         """
         saved = policy_folder.load(Path(folder), cls.KIND)
-        policy = cls(QuestConfig.from_json(saved.config), saved.simulator, saved.card)
+        try:
+            policy = cls(QuestConfig.from_json(saved.config), saved.simulator, saved.card)
+        except Exception as error:  # whatever constructors raise when they are given a foreign or damaged configuration
+            config = Path(folder) / "config.json"
+            raise PolicyError(f"{config} describes no policy that can be built: {error}") from error
         policy_folder.fill(policy, saved)
         return policy
 
@@ -260,7 +265,8 @@ class QuestPolicy(nn.Module):
 
 def parameter_groups(modules: Sequence[nn.Module]) -> list[dict]:
     """Two AdamW groups: weights of linear, convolution and attention layers; and the rest, without weight decay."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for module in modules:
         for part in module.modules():
             for name, parameter in part.named_parameters(recurse=False):
