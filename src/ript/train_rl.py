@@ -175,6 +175,7 @@ class _Run:
             max_attempts=s.max_attempts,
             seed=(self.config.seed, self.at.iteration),
             dynamic=s.dynamic,
+            horizon=s.horizon or None,
         )
 
     def learn(self, collection: Collection) -> dict[str, float]:
@@ -195,8 +196,9 @@ class _Run:
         if not any(group.has_signal for group in collection.groups):
             return times | {"time/update": 0.0}
         batch = make_batch(
-            collection.groups, min_abs_advantage=learn.min_abs_advantage, normalise_std=learn.normalise_std
-        )
+            collection.groups, min_abs_advantage=learn.min_abs_advantage, normalise_std=learn.normalise_std,
+            max_decisions=learn.max_decisions, generator=self.generator,
+        )  # fmt: skip
         rate = AdaptiveRate(target_kl=learn.adapt_kl or 1.0, scale=self.at.rate_scale)
         rate.apply(self.optimiser)
         result = update(
@@ -230,7 +232,11 @@ class _Run:
     def log(self, collection: Collection, metrics: dict[str, float]) -> None:
         sampled = {f"rollout/{k}": v for k, v in values(collection.metrics).items()}
         sampled["rollout/signal_share"] = 1 - sampled["rollout/rejected_share"]
-        totals = {"total/rollouts": self.at.rollouts, "total/env_steps": self.at.env_steps, "total/seconds": self.at.seconds}
+        totals = {
+            "total/rollouts": self.at.rollouts,
+            "total/env_steps": self.at.env_steps,
+            "total/seconds": self.at.seconds,
+        }
         row: dict[str, float] = sampled | metrics | totals
         row["time/total"] = time.perf_counter() - self.clock
         self.run.log(self.at.iteration, row)
@@ -251,7 +257,9 @@ class _Run:
         began = time.perf_counter()
         e = self.config.eval
         iteration = 0 if stage == "before" else self.at.iteration
-        results = self._evaluate(self.test, ("sampled", "greedy") if e.mode == "sampled" else ("greedy", "sampled"), e.videos)
+        results = self._evaluate(
+            self.test, ("sampled", "greedy") if e.mode == "sampled" else ("greedy", "sampled"), e.videos
+        )
         for result in results.values():
             self._log_eval(iteration, result, "held-out")
         self.run.save_videos("before" if stage == "before" else "after", results[e.mode].videos)
@@ -359,7 +367,9 @@ def _document(config: Config, policy: QuestPolicy, start: str | Path | QuestPoli
     """What the run folder records as its configuration."""
     notes = []
     if policy.config.privileged_dim:
-        notes.append("Pre-training used an auxiliary loss on object positions from the simulator; acting never sees them.")
+        notes.append(
+            "Pre-training used an auxiliary loss on object positions from the simulator; acting never sees them."
+        )
     if policy.config.sampling == "published":
         notes.append("Published sampling: draws from the top k, optimises the full softmax (a known mismatch).")
     if config.sim.arm == "hidden":

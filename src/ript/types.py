@@ -174,6 +174,7 @@ class RolloutRequest:
         greedy: take the most likely sample instead of drawing.
         record: keep what the update needs (sample, log_prob, context).
         video: keep frames for a video.
+        horizon: end as a failure after this many environment steps, if that is before the simulator's horizon.
     """
 
     initial_state: InitialState
@@ -182,6 +183,7 @@ class RolloutRequest:
     greedy: bool = False
     record: bool = True
     video: bool = False
+    horizon: int | None = None
 
     def generator(self) -> np.random.Generator:
         """This rollout's own generator: independent of worker, order and batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,14 @@ from ript.learn.advantage import leave_one_out
 from ript.types import Group, Rollout, UpdateBatch
 
 
-def make_batch(groups: Sequence[Group], *, min_abs_advantage: float = 0.0, normalise_std: bool = False) -> UpdateBatch:
+def make_batch(
+    groups: Sequence[Group],
+    *,
+    min_abs_advantage: float = 0.0,
+    normalise_std: bool = False,
+    max_decisions: int = 0,
+    generator: torch.Generator | None = None,
+) -> UpdateBatch:
     """Advantages of each group, and the decisions of all its valid rollouts as rows.
 
     Rollouts that ended in ERROR are left out, of the baseline too. The order is that of groups, rollouts and decisions.
@@ -22,6 +30,11 @@ def make_batch(groups: Sequence[Group], *, min_abs_advantage: float = 0.0, norma
         min_abs_advantage: leave out rollouts whose |advantage| is below this; their rows add nothing or little to the
             gradient but cost as much. They still count in the baseline.
         normalise_std: see `leave_one_out`.
+        max_decisions: keep at most this many decisions of a rollout, drawn without replacement; 0 keeps all. The mean
+            over a trajectory's kept decisions is an unbiased estimate of the mean over all of them, so with reduction
+            "trajectory" the update estimates the same gradient and a long failure costs no more than a short success.
+            With reduction "token" it changes the objective: long rollouts then weigh less.
+        generator: CPU generator of that draw; needed with `max_decisions`.
 
     Returns:
         a batch of R rows on the CPU; each array of the rollouts is copied once.
@@ -37,6 +50,8 @@ def make_batch(groups: Sequence[Group], *, min_abs_advantage: float = 0.0, norma
             if np.isnan(advantage) or abs(advantage) < min_abs_advantage:
                 continue
             _check_recorded(group, rollout, like=kept[0][0] if kept else rollout)
+            if max_decisions and rollout.decisions > max_decisions:
+                rollout = _thinned(rollout, max_decisions, generator)
             kept.append((rollout, float(advantage)))
     if not kept:
         errors = sum(r.reward is None for g in groups for r in g.rollouts)
@@ -54,6 +69,21 @@ def make_batch(groups: Sequence[Group], *, min_abs_advantage: float = 0.0, norma
         advantage=torch.tensor([a for _, a in kept], dtype=torch.float32).repeat_interleave(rows),
         trajectory=torch.arange(len(rollouts)).repeat_interleave(rows),
         context={name: _join([(r.context or {})[name] for r in rollouts]) for name in rollouts[0].context},
+    )
+
+
+def _thinned(rollout: Rollout, decisions: int, generator: torch.Generator | None) -> Rollout:
+    """The rollout with a random few of its decisions, in order."""
+    rows = torch.randperm(rollout.decisions, generator=generator)[:decisions].sort().values.numpy()
+    assert rollout.sample is not None and rollout.log_prob is not None
+    assert rollout.mask is not None and rollout.context is not None
+    return replace(
+        rollout,
+        sample=rollout.sample[rows],
+        log_prob=rollout.log_prob[rows],
+        mask=rollout.mask[rows],
+        context={name: array[rows] for name, array in rollout.context.items()},
+        decisions=decisions,
     )
 
 

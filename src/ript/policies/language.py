@@ -48,7 +48,9 @@ def _load() -> tuple:
         weights = load_file(folder / "model.safetensors")
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:
-        raise DataError(f"cannot read the sentence-embedding model in {folder}: {error}; reinstall the package") from error
+        raise DataError(
+            f"cannot read the sentence-embedding model in {folder}: {error}; reinstall the package"
+        ) from error
     tokenizer.enable_padding()  # to the longest of the batch, not to 128
     return config, weights, tokenizer
 

@@ -237,7 +237,8 @@ class Slots:
         what = "stepping"
         try:
             result = self._execute(slot, simulator, chunk)
-            if not result.done:
+            horizon = slot.request.horizon
+            if not result.done and (horizon is None or slot.env_steps < horizon):
                 what = "looking"
                 slot.observation = _checked(simulator.observe(), simulator.spec)
                 return None
@@ -257,6 +258,8 @@ class Slots:
     def _execute(self, slot: _Slot, simulator: Simulator, chunk: np.ndarray) -> ChunkResult:
         """A chunk, in one call; for a video in pieces, with a frame after each."""
         slot.decisions += 1
+        if slot.request.horizon is not None:
+            chunk = chunk[: slot.request.horizon - slot.env_steps]
         stride = self._frame_every if slot.request.video else len(chunk)
         for start in range(0, len(chunk), stride):
             result = simulator.step_chunk(chunk[start : start + stride])

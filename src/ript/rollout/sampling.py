@@ -58,6 +58,7 @@ def collect_groups(
     max_attempts: int,
     seed: tuple[int, ...],
     dynamic: bool = True,
+    horizon: int | None = None,
     video_for: Callable[[InitialState, int], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Collection:
@@ -81,6 +82,7 @@ def collect_groups(
         max_attempts: groups attempted at most.
         seed: (run seed, iteration).
         dynamic: False accepts the first `quota` groups whatever their rewards.
+        horizon: see `RolloutRequest`.
         video_for: (initial state, number within the group) -> keep frames.
         progress: called with (accepted, attempted) whenever one more group is settled.
 
@@ -89,7 +91,7 @@ def collect_groups(
     """
     _check(group_size, quota, max_attempts)
     ledger = _Ledger(group_size, quota, max_attempts if dynamic else quota, dynamic)
-    requests = _requests(ledger, pool, iter(initial_states), seed, video_for)
+    requests = _requests(ledger, pool, iter(initial_states), seed, horizon, video_for)
     run = pool.run(requests)
     try:
         while not ledger.complete:
@@ -201,6 +203,7 @@ def _requests(
     pool: EnvPool,
     states: Iterator[InitialState],
     seed: tuple[int, ...],
+    horizon: int | None,
     video_for: Callable[[InitialState, int], bool] | None,
 ) -> Iterator[RolloutRequest | None]:
     """Requests of whole groups; None while no further group is wanted."""
@@ -217,6 +220,7 @@ def _requests(
                 initial_state=state,
                 index=entry.first_index + number,
                 seed=seed,
+                horizon=horizon,
                 video=video_for is not None and video_for(state, number),
             )
 

@@ -76,11 +76,12 @@ class SkillAutoencoder(nn.Module):
         self.action_in = nn.Linear(config.action_dim, width)
         self.convs = nn.Sequential(*(CausalConv(width, k, s) for k, s in zip(kernels, strides, strict=True)))
         self.encoder = nn.ModuleList(
-            Block(width, config.encoder_heads, config.dropout) for _ in range(config.encoder_layers)
+            Block(width, config.encoder_heads, config.autoencoder_dropout) for _ in range(config.encoder_layers)
         )
         self.fsq = FSQ(config.fsq_levels, width)
         self.decoder = nn.ModuleList(
-            Block(width, config.decoder_heads, config.dropout, cross=True) for _ in range(config.decoder_layers)
+            Block(width, config.decoder_heads, config.autoencoder_dropout, cross=True)
+            for _ in range(config.decoder_layers)
         )
         self.action_out = nn.Linear(width, config.action_dim)
         self.register_buffer("positions", sinusoid(config.tokens, width), persistent=False)

@@ -22,7 +22,8 @@ class QuestConfig:
         fsq_levels: levels of each quantised dimension; the codebook has their product.
         autoencoder_width, encoder_layers, decoder_layers, autoencoder_heads: skill autoencoder.
         width, layers, heads: skill GPT.
-        dropout: in every transformer layer, in training only.
+        dropout: in every layer of the skill GPT, in training only.
+        autoencoder_dropout: the same in the autoencoder's transformer layers.
         cameras: camera name -> (h, w), in the order in which features are concatenated.
         vision: "resnet18" (two stages, as published) or "cnn" (three convolutions).
         image_dim: features per camera; half of it key points.
@@ -51,14 +52,13 @@ class QuestConfig:
     layers: int = 6
     heads: int = 6
     dropout: float = 0.1
+    autoencoder_dropout: float = 0.1
     cameras: Mapping[str, tuple[int, int]] = field(
         default_factory=lambda: {"agentview_rgb": (128, 128), "eye_in_hand_rgb": (128, 128)}
     )
     vision: Literal["resnet18", "cnn"] = "resnet18"
     image_dim: int = 256
-    proprio: Mapping[str, int] = field(
-        default_factory=lambda: {"joint_states": 7, "ee_pos": 3, "gripper_states": 2}
-    )
+    proprio: Mapping[str, int] = field(default_factory=lambda: {"joint_states": 7, "ee_pos": 3, "gripper_states": 2})
     proprio_dim: int = 128
     language_dim: int = 512
     privileged_dim: int = 0
@@ -122,12 +122,12 @@ SIZES: dict[str, dict] = {
     "paper": {},
     "small": dict(
         chunk=16, execute=16, autoencoder_width=64, encoder_layers=1, decoder_layers=1, encoder_heads=4, decoder_heads=4,
-        width=128, layers=4, heads=4, vision="cnn", image_dim=128, proprio_dim=64, language_dim=384, dropout=0.1,
+        width=128, layers=4, heads=4, vision="cnn", image_dim=128, proprio_dim=64, language_dim=384, autoencoder_dropout=0.0,
     ),
     "tiny": dict(
         chunk=8, execute=8, fsq_levels=(5, 5), autoencoder_width=16, encoder_layers=1, decoder_layers=1, encoder_heads=2,
         decoder_heads=2, width=32, layers=1, heads=2, vision="cnn", image_dim=16, proprio_dim=16, language_dim=384,
-        dropout=0.0,
+        dropout=0.0, autoencoder_dropout=0.0,
     ),
 }  # fmt: skip
 """What each named size changes from the defaults of `QuestConfig`."""

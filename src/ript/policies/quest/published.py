@@ -14,7 +14,10 @@ from ript.policies.quest.config import QuestConfig
 _RULES: tuple[tuple[str, str], ...] = (
     (r"image_encoders\.([^.]+)\.resnet18_base\.([01])\.", r"encoder.images.\1.features.\2."),
     (r"image_encoders\.([^.]+)\.block_([1-4])\.", r"encoder.images.\1.features.<\2>."),
-    (r"image_encoders\.([^.]+)\.projection_layer\.spatial_softmax\._spatial_conv\.", r"encoder.images.\1.keypoints.conv."),
+    (
+        r"image_encoders\.([^.]+)\.projection_layer\.spatial_softmax\._spatial_conv\.",
+        r"encoder.images.\1.keypoints.conv.",
+    ),
     (r"image_encoders\.([^.]+)\.projection_layer\.projection\.", r"encoder.images.\1.projection."),
     (r"lowdim_encoders\.([^.]+)\.projection\.0\.", r"encoder.proprio.\1."),
     (r"obs_proj\.", "encoder.observation."),
@@ -74,6 +77,7 @@ def config_from_published(hyperparameters: Mapping) -> QuestConfig:
         layers=prior["n_layer"],
         heads=prior["n_head"],
         dropout=prior["attn_pdrop"],
+        autoencoder_dropout=auto["attn_pdrop"],
         cameras={name: (s[1], s[2]) for name, s in shapes["observation"]["rgb"].items()},
         vision="resnet18",
         image_dim=h["image_encoder_factory"]["output_size"],
