@@ -57,6 +57,6 @@ def test_the_update_ends_at_the_reference_weights(policy, micro_batch):
     after = dict(policy.named_parameters())
     for name, key in (("prior.head.bias", "e2e_delta_head_bias"), ("prior.norm.weight", "e2e_delta_lnf_weight")):
         delta = (after[name] - before[name]).detach().numpy()
-        # changes are of the order of 2e-3, so the tolerance of the other arrays would say little
-        np.testing.assert_allclose(delta, LOOP[key], atol=0.02 * float(np.abs(LOOP[key]).max()))
+        # the largest change is 2e-3: the tolerance of the other arrays would say little
+        np.testing.assert_allclose(delta, LOOP[key], atol=1e-6)
     assert all(torch.equal(after[n], before[n]) for n in before if not n.startswith("prior."))
