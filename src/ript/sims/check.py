@@ -7,14 +7,14 @@ Every check raises `SimulatorError` at the first violation, naming the check, th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from ript.errors import SimulatorError
+from ript.errors import SimulatorError, UnknownNameError
 from ript.interfaces import Simulator
 from ript.types import ChunkResult, InitialState, Observation, Task
 
@@ -49,11 +49,17 @@ class _Subject:
 
 @dataclass(frozen=True)
 class _Moment:
-    """What a trajectory looked like after some step."""
+    """What a trajectory looked like after some step; `vector` where the simulator has a `state_vector`."""
 
     step: int
     result: ChunkResult | None
     observation: Observation
+    vector: np.ndarray | None
+
+
+def _moment(simulator: Simulator, step: int, result: ChunkResult | None, observation: Observation) -> _Moment:
+    vector = simulator.state_vector() if hasattr(simulator, "state_vector") else None
+    return _Moment(step, result, _copied(observation), vector)
 
 
 def check_simulator(
@@ -63,6 +69,7 @@ def check_simulator(
     seed: int = 0,
     episodes: int = 2,
     steps: int = 40,
+    checks: Collection[str] | None = None,
 ) -> list[str]:
     """Hold a simulator to its contract.
 
@@ -73,15 +80,21 @@ def check_simulator(
         seed: of initial states and random actions.
         episodes: initial states to check with.
         steps: steps of each trajectory.
+        checks: names of `CHECKS` to run; all by default.
 
     Returns:
         Names of the checks that passed.
 
     Raises:
         SimulatorError: the first violation, with its address.
+        UnknownNameError: a check that does not exist.
     """
+    for name in checks or ():
+        if name not in CHECKS:
+            raise UnknownNameError("check", name, CHECKS)
     subject = _Subject(factory, stock, seed, episodes, steps)
-    return [name for name, check in CHECKS.items() if check(subject) is not False]
+    chosen = {name: check for name, check in CHECKS.items() if checks is None or name in checks}
+    return [name for name, check in chosen.items() if check(subject) is not False]
 
 
 def _fail(task: Task, state: InitialState | None, step: int | None, what: str) -> None:
@@ -120,6 +133,8 @@ def _compare(subject: Sequence[_Moment], other: Sequence[_Moment], task: Task, s
         if a.result != b.result:
             _fail(task, state, a.step, f"{what} differ: {a.result} and {b.result}")
         different = difference(a.observation, b.observation)
+        if not different and a.vector is not None and not np.array_equal(a.vector, b.vector):  # type: ignore[arg-type]
+            different = f"state vector {a.vector} and {b.vector}"
         if different:
             _fail(task, state, a.step, f"{what} differ: {different}")
     if len(subject) != len(other):
@@ -148,11 +163,11 @@ def _plans(subject: _Subject, simulator: Simulator, state: InitialState) -> Iter
 
 def _trajectory(simulator: Simulator, state: InitialState, actions: np.ndarray, chunk: int = 1) -> list[_Moment]:
     """Reset, execute in chunks, look after each."""
-    moments, step = [_Moment(0, None, _copied(simulator.reset(state)))], 0
+    moments, step = [_moment(simulator, 0, None, simulator.reset(state))], 0
     while step < len(actions):
         result = simulator.step_chunk(actions[step : step + chunk])
         step += result.env_steps
-        moments.append(_Moment(step, result, _copied(simulator.observe())))
+        moments.append(_moment(simulator, step, result, simulator.observe()))
         if result.done:
             break
     return moments
@@ -241,13 +256,14 @@ def interleaved_instances_do_not_leak(subject: _Subject) -> None:
         actions = _random_actions(subject, a), -_random_actions(subject, a)
         alone = [_trajectory(a, state, plan) for state, plan in zip(states, actions, strict=True)]
         together: list[list[_Moment]] = [
-            [_Moment(0, None, _copied(simulator.reset(state)))] for simulator, state in zip((a, b), states, strict=True)
+            [_moment(simulator, 0, None, simulator.reset(state))]
+            for simulator, state in zip((a, b), states, strict=True)
         ]
         for step in range(subject.steps):
             for simulator, plan, moments in zip((a, b), actions, together, strict=True):
                 if moments[-1].result is None or not moments[-1].result.done:
                     result = simulator.step_chunk(plan[step : step + 1])
-                    moments.append(_Moment(step + 1, result, _copied(simulator.observe())))
+                    moments.append(_moment(simulator, step + 1, result, simulator.observe()))
         for state, one, other in zip(states, together, alone, strict=True):
             _compare(one, other, a.task, state, "an instance beside another and alone")
 
@@ -288,7 +304,11 @@ def looking_changes_nothing(subject: _Subject) -> None:
         result = simulator.step_chunk(actions[watched[-1].step - 1 : watched[-1].step])
         early = simulator.observe()
         _compare(
-            [_Moment(watched[-1].step, result, early)], watched[-1:], simulator.task, state, "rare and frequent looks"
+            [_moment(simulator, watched[-1].step, result, early)],
+            watched[-1:],
+            simulator.task,
+            state,
+            "rare and frequent looks",
         )
         kept = _copied(early)
         simulator.reset(subject.states(simulator)[-1])

@@ -1,0 +1,59 @@
+"""Each case needs a process of its own: MuJoCo chooses its renderer once, when it is imported."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+LOOK = """
+from ript.errors import RiptError
+from ript.sims.registry import make_simulator
+try:
+    simulator = make_simulator("metaworld/reach-v3")
+    state = simulator.initial_states(1)[0]
+    print("physics works")
+    simulator.reset(state)
+    print("renders")
+except RiptError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+    clean = {k: v for k, v in os.environ.items() if k != "MUJOCO_GL"} | {"PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the backends of Linux")
+def test_without_egl_and_osmesa_physics_works_and_a_look_says_what_to_install():
+    if os.path.exists("/usr/lib/x86_64-linux-gnu/libOSMesa.so.8"):
+        pytest.skip("OSMesa is installed here, so that rendering falls back to it")
+    done = run(LOOK, __EGL_VENDOR_LIBRARY_FILENAMES="/dev/null")
+    assert done.stdout.startswith("physics works\nRendererMissing"), done
+    assert "libegl1" in done.stdout and "libosmesa6" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_wrong_backend_in_the_environment_is_named():
+    done = run(LOOK, MUJOCO_GL="nonsense")
+    assert done.stdout.startswith("RendererMissing MUJOCO_GL=nonsense"), done
+
+
+def test_the_renderer_leaves_no_noise_when_the_interpreter_exits():
+    done = run(LOOK)
+    assert done.stdout == "physics works\nrenders\n" and done.stderr == "", done
+
+
+@pytest.mark.parametrize("package", ["metaworld", "mujoco"])
+def test_a_missing_package_is_named_with_the_extra_to_install(package):
+    done = run(f"import sys; sys.modules[{package!r}] = None\n" + LOOK)
+    assert done.stdout.startswith("DependencyMissing") and "ript[metaworld]" in done.stdout, done
+
+
+def test_nothing_heavy_is_imported_with_the_registry():
+    code = (
+        "import sys, ript.sims.registry; print([m for m in ('mujoco', 'metaworld', 'gymnasium') if m in sys.modules])"
+    )
+    assert run(code).stdout == "[]\n"
