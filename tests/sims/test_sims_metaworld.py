@@ -78,22 +78,25 @@ def test_the_simulator_keeps_the_whole_contract(task):
 @pytest.mark.parametrize("task", ALL if os.environ.get("RIPT_ALL_TASKS") else SELECTION)
 def test_observations_and_success_equal_the_stock_environment_until_the_expert_succeeds(task):
     with MetaworldSimulator(task) as simulator:
-        state = simulator.initial_states(1, seed=3)[0]
-        stock = simulator.stock_episode(state)
-        generator = np.random.default_rng(0)
-        simulator.reset(state)
-        assert np.array_equal(simulator.state_vector(), stock.first)
-        for step in range(200):
-            # The noise makes the hand bump into things; the expert brings it back.
-            noise = generator.normal(0, 0.2, 4) if step < 20 else 0.0
-            action = np.clip(simulator.expert_action() + noise, -1.5, 1.5).astype(np.float32)
-            vector, _, success = stock.step(action)
-            result = simulator.step_chunk(action[None])
-            assert np.array_equal(simulator.state_vector(), vector), step
-            assert result.success == success, step
-            if success:
-                return
-    pytest.fail("the expert did not succeed, so success was not compared")
+        solved = (follows_stock_to_success(simulator, state) for state in simulator.initial_states(5, seed=3))
+        assert any(solved), "the expert never succeeded, so success was not compared"
+
+
+def follows_stock_to_success(simulator, state):
+    stock, generator = simulator.stock_episode(state), np.random.default_rng(0)
+    simulator.reset(state)
+    assert np.array_equal(simulator.state_vector(), stock.first)
+    for step in range(200):
+        # The noise makes the hand bump into things; the expert brings it back.
+        noise = generator.normal(0, 0.2, 4) if step < 20 else 0.0
+        action = np.clip(simulator.expert_action() + noise, -1.5, 1.5).astype(np.float32)
+        vector, _, success = stock.step(action)
+        result = simulator.step_chunk(action[None])
+        assert np.array_equal(simulator.state_vector(), vector), step
+        assert result.success == success, step
+        if success:
+            return True
+    return False
 
 
 def test_a_long_trajectory_in_chunks_equals_stock_in_its_last_frame(simulator):
@@ -305,7 +308,7 @@ def test_success_stops_a_chunk_at_the_step_of_success(simulator):
 
 
 def test_distances_at_the_threshold_are_decided_as_numpy_decides_them():
-    """The rule sums squares in another order than numpy, which must not matter. Here all values are at the threshold."""
+    """The rule sums squares in another order than numpy, which must not matter even at the threshold, as here."""
 
     class Data:
         def __init__(self, xpos):
