@@ -288,8 +288,8 @@ EASY, HARD = fake_task("easy-12", 12), fake_task("hard-120", 120)
 
 
 def two_tasks() -> Iterator[InitialState]:
-    """Half of the states fail within 3 decisions, half within 30; per-rollout success is about .27 and .9."""
-    return (fake_state(i, (0.1, 0.075)[i % 2], (EASY, HARD)[i % 2]) for i in itertools.count())
+    """Every other state is easy (success .58, over within 3 decisions), the others are hard (.3, failures take 30)."""
+    return (fake_state(i, (0.25, 0.012)[i % 2], (EASY, HARD)[i % 2]) for i in itertools.count())
 
 
 @pytest.fixture(scope="module")
@@ -339,31 +339,36 @@ def first_finished(quota: int, seed: int) -> list[Group]:
     raise AssertionError
 
 
-def test_accepted_groups_are_not_chosen_by_their_length_as_first_finished_ones_would_be():
-    """Ground truth: attempting 600 states one after the other, which share of the groups with a signal is of the hard
-    task (slow to fail), and how successful are they? Collections of 8 groups must agree within their sampling error."""
+def test_accepted_groups_are_not_more_successful_than_the_truth_as_first_finished_ones_would_be():
+    """The truth: attempt 600 states one after the other; how successful are the groups with a signal, and how many of
+    them are of the hard task? Many small collections must agree within three standard errors."""
     with make_pool(FakeFactory(), FakePolicy(), workers=0, slots=40) as pool:
         everything = collect_groups(
             pool, two_tasks(), group_size=4, quota=600, max_attempts=600, seed=(5, 0), dynamic=False
         )
-        truth = [group for group in everything.groups if group.has_signal]
-        ours = [
-            group
+        collections = [
+            collect_groups(pool, two_tasks(), group_size=4, quota=8, max_attempts=99, seed=(5, seed))
             for seed in range(40)
-            for group in collect_groups(
-                pool, two_tasks(), group_size=4, quota=8, max_attempts=99, seed=(5, seed)
-            ).groups
         ]
+    truth = [group for group in everything.groups if group.has_signal]
+    ours = [group for collection in collections for group in collection.groups]
     naive = [group for seed in range(40) for group in first_finished(8, seed)]
 
-    def success(groups: Sequence[Group]) -> float:
-        return float(np.mean([group.success for group in groups]))
+    def success(groups: Sequence[Group]) -> list[float]:
+        return [group.success for group in groups]
 
-    def hard(groups: Sequence[Group]) -> float:
-        return float(np.mean([group.initial_state.task.name == HARD.name for group in groups]))
+    def hard(groups: Sequence[Group]) -> list[float]:
+        return [float(group.initial_state.task.name == HARD.name) for group in groups]
 
-    error = 3 * 0.5 * (1 / len(ours) + 1 / len(truth)) ** 0.5
-    assert abs(hard(ours) - hard(truth)) < error
-    assert abs(success(ours) - success(truth)) < error / 2
-    assert abs(hard(naive) - hard(truth)) > 2 * error, "the naive rule would fail this test"
-    assert abs(success(naive) - success(truth)) > error / 2
+    def excess(values_: list[float], of_truth: list[float]) -> float:
+        """Difference of the means, in standard errors."""
+        spread = np.hypot(np.std(values_) / len(values_) ** 0.5, np.std(of_truth) / len(of_truth) ** 0.5)
+        return float((np.mean(values_) - np.mean(of_truth)) / spread)
+
+    assert abs(excess(success(ours), success(truth))) < 3
+    assert abs(excess(hard(ours), hard(truth))) < 3
+    assert excess(success(naive), success(truth)) > 4, "the tempting rule would fail this test: inflated,"
+    assert excess(hard(naive), hard(truth)) < -10, "because it leaves out the hard task"
+
+    attempted = [group for collection in collections for group in collection.attempted]
+    assert abs(excess(success(attempted), success(everything.groups))) < 3, "and so is the reported success rate"

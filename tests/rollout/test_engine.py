@@ -47,6 +47,7 @@ def test_a_rollout_does_not_depend_on_the_slots_beside_it():
 def test_rollouts_of_a_group_differ_and_another_seed_gives_others():
     wanted = requests(states=1, group=2)
     first, second = run(wanted).values()
+    assert len({tuple(sample) for sample in first.sample}) == first.decisions > 1
     assert not np.array_equal(first.sample[0], second.sample[0])
     (other, _) = run([replace(r, seed=(3, 2)) for r in wanted]).values()
     assert not np.array_equal(first.sample[0], other.sample[0])

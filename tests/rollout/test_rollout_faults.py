@@ -32,6 +32,11 @@ def inference(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def patience(seconds: float) -> float:
+    """So many seconds on a machine of our own; more where other work shares it."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 @contextlib.contextmanager
 def pool_of(factory: FakeFactory, policy: FakePolicy | None = None, **settings: object) -> Iterator[EnvPool]:
     chosen = {"workers": 2, "slots": 3, "request_timeout": 30.0, "max_retries": 1, "max_error_rate": 1.0} | settings
@@ -75,7 +80,7 @@ def test_a_worker_killed_from_outside_is_replaced_and_no_rollout_is_lost(inferen
         os.kill(workers_of(pool)[1], signal.SIGKILL)
         began = time.monotonic()
         done += list(stream)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < patience(5)
         assert split({(r.initial_state_id, r.index): r for r in done}, expected) == []
         spent = values(pool.timings())
     assert spent["worker_restarts"] == 1
@@ -104,23 +109,24 @@ def test_a_rollout_that_always_kills_its_worker_becomes_an_error_and_only_that_o
 
 def test_a_worker_that_hangs_once_is_killed_and_its_rollouts_are_run_again(inference, expected, tmp_path):
     fault = Fault(kind="hang", state=5, once=str(tmp_path / "done"))
-    with pool_of(FakeFactory(faults=(fault,)), inference=inference, request_timeout=0.5) as pool:
+    with pool_of(FakeFactory(faults=(fault,)), inference=inference, request_timeout=patience(0.5)) as pool:
         began = time.monotonic()
         assert split(collect(pool, requests()), expected) == []
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < patience(5)
         assert values(pool.timings())["worker_restarts"] == 1
 
 
 def test_a_rollout_that_always_hangs_becomes_an_error(expected):
-    with pool_of(FakeFactory(faults=(Fault(kind="hang", state=5, decision=0),)), request_timeout=0.3) as pool:
+    fault, limit = Fault(kind="hang", state=5, decision=0), patience(0.3)
+    with pool_of(FakeFactory(faults=(fault,)), request_timeout=limit) as pool:
         errors = split(collect(pool, requests()), expected)
     assert {r.initial_state_id for r in errors} == {fake_state(5, 0.05).id}
     assert "the worker hung" in errors[0].error
-    assert "no sign of life for 0.3 s while working on fake/plain" in errors[0].error
+    assert f"no sign of life for {limit:g} s while working on fake/plain" in errors[0].error
 
 
 def test_a_worker_that_is_frozen_is_detected_too(expected):
-    with pool_of(FakeFactory(delay=0.005), request_timeout=0.5, max_retries=2) as pool:
+    with pool_of(FakeFactory(delay=0.005), request_timeout=patience(0.5), max_retries=2) as pool:
         stream = pool.run(requests())
         done = [next(stream)]
         os.kill(workers_of(pool)[0], signal.SIGSTOP)
@@ -129,12 +135,13 @@ def test_a_worker_that_is_frozen_is_detected_too(expected):
 
 
 def test_a_slow_consumer_is_not_taken_for_a_hung_worker(inference, expected):
-    with pool_of(FakeFactory(), inference=inference, request_timeout=0.3) as pool:
+    limit = patience(0.3)
+    with pool_of(FakeFactory(), inference=inference, request_timeout=limit) as pool:
         done = {}
         for number, rollout in enumerate(pool.run(requests())):
-            time.sleep(0.4 if number % 8 == 0 else 0)
+            time.sleep(limit + 0.1 if number % 8 == 0 else 0)
             done[rollout.initial_state_id, rollout.index] = rollout
-        time.sleep(0.4)
+        time.sleep(limit + 0.1)
         assert split(done, expected) == []
         assert split(collect(pool, requests()), expected) == []
         assert values(pool.timings())["worker_restarts"] == 0
@@ -232,7 +239,7 @@ def test_weights_that_do_not_fit_are_an_error_and_not_a_hang():
 PROGRAM = """
     import os, sys
     sys.path.insert(0, {root!r})
-    from tests.fakes import FakeFactory, FakePolicy, fake_state
+    from tests.fakes import FakeFactory, FakePolicy, Fault, fake_state
     from ript.rollout.pool import make_pool
     from ript.types import RolloutRequest
 
@@ -240,20 +247,24 @@ PROGRAM = """
         return pool.run(RolloutRequest(initial_state=fake_state(i, 0.0), index=0, seed=(0,)) for i in range(10**6))
 
     if __name__ == "__main__":
+        hang = (Fault(kind="hang", state=12),)
         local, central = (
-            make_pool(FakeFactory(delay=0.01), FakePolicy(), workers=2, slots=4, inference=inference)
+            make_pool(FakeFactory(faults=hang, delay=0.01), FakePolicy(), workers=2, slots=4, inference=inference)
             for inference in ("local", "central")
         )
         with local, central:
             for number, _ in enumerate(zip(rollouts(local), rollouts(central))):
-                if number == 10:
+                if number == 30:
                     print(*(worker.process.pid for pool in (local, central) for worker in pool._workers), flush=True)
 """
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
-    """A program in the middle of endless rollouts, in a process group of its own, and all its descendants."""
+    """A program in the middle of endless rollouts, in a process group of its own, and all its descendants.
+
+    It has a pool of each kind, and in each pool one worker hangs while the other works.
+    """
     script = tmp_path / "program.py"
     script.write_text(textwrap.dedent(PROGRAM).format(root=str(ROOT)))
     running = subprocess.Popen(
@@ -274,11 +285,12 @@ def program(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil
 
 def alive_at(deadline: float, processes: list[psutil.Process]) -> list[psutil.Process]:
     """Which of them still run then; returns as soon as none does. (Who reaps an orphan is not our business.)"""
-    alive = processes
-    while alive and time.monotonic() < deadline:
+    while True:
+        late = time.monotonic() > deadline
+        alive = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        if late or not alive:
+            return alive
         time.sleep(0.02)
-        alive = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    return alive
 
 
 def shared_by(pid: int) -> list[str]:
@@ -287,10 +299,10 @@ def shared_by(pid: int) -> list[str]:
 
 def test_ctrl_c_ends_everything_within_five_seconds(program):
     running, descendants = program
-    began = time.monotonic()
+    deadline = time.monotonic() + patience(5)
     os.killpg(running.pid, signal.SIGINT)
-    _, stderr = running.communicate(timeout=10)
-    assert alive_at(began + 5, descendants) == []
+    _, stderr = running.communicate(timeout=60)
+    assert alive_at(deadline, descendants) == []
     assert shared_by(running.pid) == []
     assert running.returncode == -signal.SIGINT
     assert stderr.count("Traceback") == 1, f"only the program itself reports the interruption:\n{stderr}"
@@ -300,5 +312,5 @@ def test_workers_of_a_killed_parent_exit_by_themselves(program):
     running, descendants = program
     running.kill()
     running.wait()
-    assert alive_at(time.monotonic() + 5, descendants) == []
+    assert alive_at(time.monotonic() + patience(5), descendants) == []
     assert shared_by(running.pid) == []

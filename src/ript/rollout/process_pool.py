@@ -128,15 +128,16 @@ class ProcessPool:
         spent, self._spent = self._spent, Counter()
         return {name: Sum(float(spent[name])) for name in SPENT}
 
-    def close(self) -> None:
-        close_all(self._workers)
+    def close(self, grace: float = 2.0) -> None:
+        """End the workers. One that is not gone after `grace` seconds (its cycle is long, or it hangs) is killed."""
+        close_all(self._workers, grace)
         self._workers = []
 
     def __enter__(self) -> ProcessPool:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self.close(grace=2.0 if kind is None else 0.5)
 
     # ------------------------------------------------------------------------------------------ one run
 

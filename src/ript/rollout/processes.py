@@ -156,7 +156,7 @@ class WorkerProcess:
         return f"died with exit code {code}"
 
 
-def close_all(workers: list[WorkerProcess], grace: float = 2.0) -> None:
+def close_all(workers: list[WorkerProcess], grace: float) -> None:
     """End workers: closing the pipe tells them; what is not gone after `grace` seconds is killed."""
     for worker in workers:
         if worker.ready:

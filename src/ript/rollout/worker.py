@@ -39,7 +39,7 @@ from ript.rollout.recorder import Recorder
 from ript.rollout.shared import Block
 from ript.types import Observation, Rollout, RolloutRequest
 
-ORPHAN_SECONDS = 3.0
+ORPHAN_SECONDS = 1.0
 """A worker whose parent is gone and that is stuck in a simulator exits after this."""
 
 
