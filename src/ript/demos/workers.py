@@ -133,9 +133,6 @@ class _Worker:
         self.connection.close()
         self._process.join(5 if idle else 0)
         if self._process.is_alive():
-            self._process.terminate()
-            self._process.join(2)
-        if self._process.is_alive():
             self._process.kill()
             self._process.join()
 
