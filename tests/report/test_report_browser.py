@@ -65,7 +65,9 @@ def test_one_button_plays_both_videos_of_a_pair(browser, pages):
         (async () => {
             const pair = document.querySelector(".pair");
             pair.querySelector("button").click();
-            await new Promise(r => setTimeout(r, 300));
+            while ([...pair.querySelectorAll("video")].some(v => v.currentTime < 0.1)) {
+                await new Promise(r => setTimeout(r, 20));
+            }
             return [...document.querySelectorAll("video")].map(video => !video.paused);
         })()
     """)

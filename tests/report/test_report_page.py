@@ -72,11 +72,11 @@ def test_the_headline_gives_before_and_after_with_intervals_in_both_modes(tmp_pa
         run.log(1, {"total/rollouts": 480, "total/env_steps": 61200, "total/seconds": 312})
         run.log_eval(1, result(97), rollouts=480, env_steps=61200, seconds=312)
         run.log_eval(1, result(91, mode="sampled (temperature 0.6)"))
-        run.finish("all 1 iterations done")
+        run.finish("all done")
     _, text = report(tmp_path, run.path)
     assert "Held-out success, greedy 12 % → 97 % 7–17 % 12 of 100, 2 errors apart 92–102 % 97 of 100" in text
     assert "Held-out success, sampled (temperature 0.6) 10 % → 91 %" in text
-    assert "After 1 iterations (480 rollouts, 5 min 12 s) the policy solves 97 of 100" in text
+    assert "After 1 iteration (480 rollouts, 5 min 12 s) the policy solves 97 of 100" in text
     assert "61,200 environment steps" in text
     assert "overlap" not in text
 
@@ -97,7 +97,26 @@ def test_after_is_the_policy_that_was_kept_not_the_last_one(tmp_path):
         run.finish("stopped", policy_iteration=1)
     _, text = report(tmp_path, run.path)
     assert "10 % → 90 %" in text
-    assert "The run went on to iteration 2, but this is the policy it kept." in text
+    assert "The policy it kept is that of iteration 1." in text
+
+
+def test_an_evaluation_at_the_end_is_one_of_the_policy_that_was_kept(tmp_path):
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        run.log_eval(0, result(10))
+        for iteration in (1, 2, 3):
+            run.log(iteration, {"rollout/success": 0.5})
+            run.log_eval(iteration, result(60 + iteration), states="validation")
+        run.log_eval(3, result(90))
+        run.finish("all done", policy_iteration=2)
+    page, text = report(tmp_path, run.path)
+    assert "10 % → 90 %" in text
+    assert "90 of 100, 2 errors apart, policy of iteration 2" in text
+    assert "Validation success" not in text  # it has no before
+    assert "validation, greedy" in text  # but it has a curve
+    curve = page[page.index('<svg class="plot"') :]
+    curve = curve[: curve.index("</svg>")]
+    bars = [line for line in curve.splitlines() if "stroke-opacity: 0.5" in line]
+    assert len(bars) == 2  # two held-out evaluations are points with their intervals, not a curve
 
 
 def test_every_initial_state_is_shown_before_and_after(tmp_path):
@@ -133,6 +152,8 @@ def test_wall_clock_is_split_in_proportion_to_what_the_workers_measured():
         ("evaluation", 0.1),
         ("other", pytest.approx(0.3)),
     ]
+    between = views.time_split([row, row | {"total/seconds": 40}])[-1]
+    assert (between["label"], between["share"]) == ("other", pytest.approx((6 + 20) / 40))
 
 
 def test_the_cost_of_a_success_rate_is_that_of_the_first_evaluation_to_reach_it(tmp_path):
@@ -144,8 +165,8 @@ def test_the_cost_of_a_success_rate_is_that_of_the_first_evaluation_to_reach_it(
         ("50\u00a0%", "2", "200"),
         ("80\u00a0%", "2", "200"),
         ("90\u00a0%", "6", "600"),
-        ("95\u00a0%", "–", "–"),
     ]
+    assert "Not reached: 95 %." in report(tmp_path, run.path)[1]
 
 
 def test_a_whole_page_has_all_its_parts(tmp_path, whole_run):

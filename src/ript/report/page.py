@@ -145,7 +145,7 @@ def _title(runs: Sequence[RunData]) -> str:
 
 
 def _run_view(number: int, run: RunData, max_videos: int) -> dict[str, Any]:
-    heads = [views.headline(comparison) for comparison in run.comparisons()]
+    heads = [views.headline(comparison, run.kept) for comparison in views.told(run)]
     missing = list(run.missing)
     videos = _videos(run.videos[:max_videos], missing)
     return {
@@ -163,6 +163,7 @@ def _run_view(number: int, run: RunData, max_videos: int) -> dict[str, Any]:
         "notes": [str(note) for note in run.config.get("notes") or []],
         "missing": missing,
         "time": views.time_split(run.metrics),
+        "stages": [(name, views.duration(s)) for name, s in ((run.result or {}).get("seconds") or {}).items()],
         "time_plot": _time_plot(number, run),
         "grids": views.state_grids(run),
         "videos": videos,
@@ -217,40 +218,68 @@ def _sft_curves(runs: Sequence[tuple[int, RunData]], several: bool) -> dict[str,
         series = [_metric_series(number, run, key, axis, several) for number, run in runs]
         svg = plots.curves(series, key=f"sft-{place}", label=f"{key} against steps", x_label="steps")
         pictures.append({"title": key, "says": "", "svg": svg})
-    legend = _legend(runs, True) if several else []
-    return {"title": "Supervised training", "axes": [{"name": "sft", "title": "Steps", "pictures": pictures}],
-            "legend": [entry for entry in legend if entry["line"] == "solid"]}  # fmt: skip
+    legend = [{"label": run.name, "color": _color(number), "line": "solid"} for number, run in runs if several]
+    axes = [{"name": "sft", "title": "Steps", "pictures": pictures}]
+    return {"title": "Supervised training", "axes": axes, "legend": legend}
 
 
-_STYLES = (("-", "o", "solid"), (":", "s", "dotted"), ("-.", "^", "dashdot"))
+_LINES = (("-", "solid"), (":", "dotted"), ("-.", "dashdot"))
+_MARKERS = ("o", "s", "^", "D")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How the evaluations of one set of states in one mode are drawn, in every run alike."""
+
+    label: str
+    line: str
+    swatch: str
+    marker: str
+
+
+def _looks(runs: Sequence[tuple[int, RunData]], several: bool) -> dict[tuple[str, str], Look]:
+    """A look for each (states, mode). Two points make no curve: they stay points, with bars for their intervals.
+
+    One run needs no line styles, for a colour tells the modes apart; with several, the colour is the run's.
+    """
+    most: dict[tuple[str, str], int] = {}
+    for _, run in runs:
+        for one in run.comparisons():
+            key = (one.states, one.mode)
+            most[key] = max(most.get(key, 0), len(one.evaluations))
+    looks: dict[tuple[str, str], Look] = {}
+    for place, (key, evaluations) in enumerate(most.items()):
+        lines = sum(1 for look in looks.values() if look.line)
+        line, swatch = _LINES[lines % len(_LINES) if several else 0] if evaluations > 2 else ("", "points")
+        looks[key] = Look(label=", ".join(key), line=line, swatch=swatch, marker=_MARKERS[place % len(_MARKERS)])
+    return looks
 
 
 def _success_series(runs: Sequence[tuple[int, RunData]], axis: Axis, several: bool) -> list[plots.Series]:
-    """One run: a colour for each mode. Several: a colour for each run, a line style for each mode."""
+    """Training success of each run, then its evaluations."""
     series = []
+    looks = _looks(runs, several)
     for number, run in runs:
-        rows = run.metrics
         series.append(
             plots.Series(
-                x=_numbers(axis.of_metrics(row) for row in rows),
-                y=_numbers(row.get("rollout/success") for row in rows),
+                x=_numbers(axis.of_metrics(row) for row in run.metrics),
+                y=_numbers(row.get("rollout/success") for row in run.metrics),
                 color=_color(number) if several else "muted",
                 line="--",
                 width=1.0,
             )
         )
-        for place, (states, mode) in enumerate(_modes(run)):
-            evals = [row for row in run.evals if row["mode"] == mode and row.get("states", "held-out") == states]
-            totals = [row["eval"]["total"] for row in evals]
-            line, marker, _ = _STYLES[place % len(_STYLES)]
+        for one in run.comparisons():
+            key = (one.states, one.mode)
+            totals = [row["eval"]["total"] for row in one.evaluations]
             series.append(
                 plots.Series(
-                    x=_numbers(axis.of_eval(row) for row in evals),
+                    x=_numbers(axis.of_eval(row) for row in one.evaluations),
                     y=[t["successes"] / t["trials"] if t["trials"] else float("nan") for t in totals],
                     band=([t["interval"][0] for t in totals], [t["interval"][1] for t in totals]),
-                    color=_color(number if several else place),
-                    line=line,
-                    marker=marker,
+                    color=_color(number if several else list(looks).index(key)),
+                    line=looks[key].line,
+                    marker=looks[key].marker,
                 )
             )
     return series
@@ -265,18 +294,16 @@ def _metric_series(number: int, run: RunData, key: str, axis: Axis, several: boo
 
 
 def _legend(runs: Sequence[tuple[int, RunData]], several: bool) -> list[dict[str, str]]:
-    modes = list(dict.fromkeys(pair for _, run in runs for pair in _modes(run)))
-    labels = [(f"{states}, {mode}", _STYLES[place % len(_STYLES)][2]) for place, (states, mode) in enumerate(modes)]
+    looks = _looks(runs, several).values()
+    trained = {"label": "rollouts it trained on", "color": "muted", "line": "dashed"}
     if not several:
-        lines = [{"label": text, "color": _color(place), "line": line} for place, (text, line) in enumerate(labels)]
-        return [*lines, {"label": "rollouts it trained on", "color": "muted", "line": "dashed"}]
+        colors = [_color(place) for place in range(len(looks))]
+        return [
+            *({"label": k.label, "color": c, "line": k.swatch} for k, c in zip(looks, colors, strict=True)),
+            trained,
+        ]
     of_runs = [{"label": run.name, "color": _color(number), "line": "solid"} for number, run in runs]
-    of_modes = [{"label": text, "color": "muted", "line": line} for text, line in labels]
-    return [*of_runs, *of_modes, {"label": "rollouts it trained on", "color": "muted", "line": "dashed"}]
-
-
-def _modes(run: RunData) -> list[tuple[str, str]]:
-    return [(comparison.states, comparison.mode) for comparison in run.comparisons()]
+    return [*of_runs, *({"label": look.label, "color": "muted", "line": look.swatch} for look in looks), trained]
 
 
 def _time_plot(number: int, run: RunData) -> str:

@@ -33,7 +33,7 @@ class Series:
     Attributes:
         x, y: `[n]`; points that are not finite are left out.
         color: name of a CSS variable, without the dashes.
-        line: "-", "--", ":" or "" for markers alone.
+        line: "-", "--", ":" or "" for markers alone, their bands drawn as bars.
         marker: matplotlib marker, or "".
         width: line width in points.
         band: (lower, upper), each `[n]`, shaded behind the line; or None.
@@ -76,10 +76,13 @@ def curves(series: Sequence[Series], *, key: str, label: str, x_label: str, scal
             color = ink.stand_in(one.color)
             if one.band is not None:
                 low, high = (np.asarray(edge, dtype=float)[there] for edge in one.band)
-                axes.fill_between(x[there], low, high, color=color, alpha=0.16, linewidth=0)
+                if one.line:
+                    axes.fill_between(x[there], low, high, color=color, alpha=0.16, linewidth=0)
+                else:
+                    axes.vlines(x[there], low, high, color=color, alpha=0.5, linewidth=2.2)
             marker = one.marker or ("o" if there.sum() == 1 else "")
-            (line,) = axes.plot(x[there], y[there], one.line, color=color, linewidth=one.width, clip_on=False)
-            line.set(marker=marker, markersize=3.4)
+            (line,) = axes.plot(x[there], y[there], one.line or " ", color=color, linewidth=one.width, clip_on=False)
+            line.set(marker=marker, markersize=3.4 if one.line else 5)
         _y_axis(axes, scale)
         _x_axis(axes, x_label)
         return _to_svg(figure, ink, key, label)

@@ -23,14 +23,14 @@ class Comparison:
         states: which set of initial states.
         before: the evaluation at iteration 0, or None.
         after: the evaluation of the resulting policy, or None when none was made after iteration 0.
-        evaluations: how many evaluations of these states in this mode there were.
+        evaluations: all evaluations of these states in this mode, by iteration.
     """
 
     mode: str
     states: str
     before: Row | None
     after: Row | None
-    evaluations: int
+    evaluations: Sequence[Row]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +86,14 @@ class RunData:
             before = next((row for row in rows if row["iteration"] == 0), None)
             later = [row for row in rows if row["iteration"] > 0]
             after = next((row for row in later if row["iteration"] == chosen), later[-1] if later else None)
-            found.append(Comparison(mode=mode, states=states, before=before, after=after, evaluations=len(rows)))
+            found.append(Comparison(mode=mode, states=states, before=before, after=after, evaluations=rows))
         return found
+
+    @property
+    def kept(self) -> int | None:
+        """The iteration whose weights became the policy, when that is not the last one."""
+        chosen = (self.result or {}).get("policy_iteration")
+        return chosen if chosen is not None and chosen != self.iterations else None
 
 
 def read_run(path: str | Path, name: str | None = None) -> RunData:

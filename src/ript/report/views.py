@@ -86,8 +86,19 @@ def outcome(result: Row | None) -> dict[str, Any] | None:
     }
 
 
-def headline(comparison: Comparison) -> dict[str, Any]:
-    """Before and after in one mode, over all tasks and for each."""
+def told(run: RunData) -> list[Comparison]:
+    """The comparisons worth a headline: those with both sides, or whatever there is when none has."""
+    found = run.comparisons()
+    return [c for c in found if c.before is not None and c.after is not None] or found
+
+
+def headline(comparison: Comparison, kept: int | None = None) -> dict[str, Any]:
+    """Before and after in one mode, over all tasks and for each.
+
+    Args:
+        comparison: what was measured.
+        kept: the iteration whose weights became the policy, when not the last; an evaluation at the end is one of them.
+    """
     before = outcome(comparison.before["eval"]["total"]) if comparison.before else None
     after = outcome(comparison.after["eval"]["total"]) if comparison.after else None
     tasks = []
@@ -100,17 +111,19 @@ def headline(comparison: Comparison) -> dict[str, Any]:
     apart = (
         before is not None and after is not None and (after["low"] > before["high"] or after["high"] < before["low"])
     )
+    iteration = None
+    if comparison.after:
+        iteration = comparison.after["iteration"] if kept is None else kept
     return {
         "mode": comparison.mode,
         "short": short_mode(comparison.mode),
         "states": comparison.states,
         "before": before,
         "after": after,
-        "iteration": comparison.after["iteration"] if comparison.after else None,
+        "iteration": iteration,
         "row": comparison.after,
         "apart": apart,
         "tasks": tasks,
-        "evaluations": comparison.evaluations,
     }
 
 
@@ -131,20 +144,20 @@ def cost(run: RunData) -> dict[str, str]:
 
 
 def thresholds(run: RunData) -> list[dict[str, Any]]:
-    """What it took until an evaluation first reached each success rate; one block for each mode."""
+    """What it took until an evaluation first reached each success rate, for the states evaluated most often."""
     blocks = []
-    for comparison in run.comparisons():
-        rows = [
-            row
-            for row in run.evals
-            if row["mode"] == comparison.mode and row.get("states", "held-out") == comparison.states
-        ]
+    comparisons = run.comparisons()
+    most = max((len(c.evaluations) for c in comparisons), default=0)
+    for comparison in comparisons:
+        if len(comparison.evaluations) < max(most, 2):
+            continue
         lines = []
         for threshold in THRESHOLDS:
-            first = next((row for row in rows if _rate(row) >= threshold), None)
-            lines.append({"threshold": percent(threshold), **_cost_at(first)})
-        if len(rows) > 1:
-            blocks.append({"mode": comparison.mode, "states": comparison.states, "lines": lines})
+            first = next((row for row in comparison.evaluations if _rate(row) >= threshold), None)
+            if first is not None:
+                lines.append({"threshold": percent(threshold), **_cost_at(first)})
+        missed = [percent(threshold) for threshold in THRESHOLDS[len(lines) :]]
+        blocks.append({"mode": comparison.mode, "states": comparison.states, "lines": lines, "missed": missed})
     return blocks
 
 
@@ -153,9 +166,7 @@ def _rate(row: Row) -> float:
     return total["successes"] / total["trials"] if total["trials"] else math.nan
 
 
-def _cost_at(row: Row | None) -> dict[str, str]:
-    if row is None:
-        return dict.fromkeys(("iteration", "rollouts", "env_steps", "seconds"), "–")
+def _cost_at(row: Row) -> dict[str, str]:
     return {
         "iteration": count(row["iteration"]),
         "rollouts": count(row.get("rollouts")),
@@ -181,9 +192,11 @@ def wall_clock(row: Row) -> dict[str, float]:
 def time_split(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The whole run's wall clock by part, in the order of `ROLLOUT_PARTS` and `WALL_PARTS`; empty when unknown."""
     sums = {name: sum(wall_clock(row)[name] for row in rows) for name, _, _ in (*ROLLOUT_PARTS, *WALL_PARTS)}
-    whole = sum(sums.values())
-    if not whole:
+    if not sum(sums.values()):
         return []
+    # What happens between iterations (validation, checkpoints) is in the run's clock but in no iteration's.
+    sums["other"] += max(0.0, float(rows[-1].get("total/seconds") or 0.0) - sum(sums.values()))
+    whole = sum(sums.values())
     return [
         {"label": label, "color": color, "seconds": duration(sums[name]), "share": sums[name] / whole}
         for name, label, color in (*ROLLOUT_PARTS, *WALL_PARTS)
@@ -194,7 +207,7 @@ def time_split(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def state_grids(run: RunData) -> list[dict[str, Any]]:
     """For each mode and task, every initial state's outcome before and after, in the order of evaluation."""
     grids = []
-    for comparison in run.comparisons():
+    for comparison in told(run):
         before = comparison.before.get("per_state", {}) if comparison.before else {}
         after = comparison.after.get("per_state", {}) if comparison.after else {}
         for task in dict.fromkeys([*before, *after]):
@@ -232,10 +245,10 @@ def _transitions(cells: Iterable[Mapping[str, Any]]) -> str:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested config as (dotted field, value) rows; notes are shown elsewhere."""
+    """Nested config as (dotted field, value) rows, as the command line takes them; notes are shown elsewhere."""
     rows: list[tuple[str, str]] = []
     for key, value in config.items():
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key}".removeprefix("recipe_config.")
         if name == "notes":
             continue
         if isinstance(value, Mapping) and value:
@@ -267,13 +280,14 @@ def lead(run: RunData, heads: Sequence[Mapping[str, Any]]) -> str:
         head["short"], head["mode"]
     )
     spent = _cost_at(head["row"])
+    word = "iteration" if spent["iteration"] == "1" else "iterations"
     sentence = (
-        f"After {spent['iteration']} iterations ({spent['rollouts']} rollouts, {spent['seconds']}) the policy solves "
+        f"After {spent['iteration']} {word} ({spent['rollouts']} rollouts, {spent['seconds']}) the policy solves "
         f"{after['of']} {head['states']} initial states, {how}; before, it solved {before['of']}."
     )
-    if head["iteration"] == (run.result or {}).get("policy_iteration", run.iterations) != run.iterations:
-        sentence += f" The run went on to iteration {run.iterations}, but this is the policy it kept."
-    elif head["iteration"] < run.iterations:
+    if run.kept is not None:
+        sentence += f" The policy it kept is that of iteration {run.kept}."
+    elif head["row"]["iteration"] < run.iterations:
         sentence += f" Later iterations, up to {run.iterations}, were not measured."
     if not head["apart"]:
         sentence += " The 95 % intervals overlap: this could be chance."
