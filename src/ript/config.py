@@ -32,7 +32,7 @@ class SimConfig:
 
     suite: str = "metaworld"
     """Simulator suite: "metaworld" or "toy"."""
-    cameras: tuple[str, ...] = ("near",)
+    cameras: tuple[str, ...] = ("side",)
     """Names of the cameras that the policy sees."""
     image_size: int = 64
     """Height and width of the pictures in pixels."""

@@ -50,6 +50,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
 
 CAMERAS: dict[str, CameraView] = {
     "near": CameraView(position=(0.6, 0.05, 0.8), target=(0.0, 0.73, 0.1), fovy=38.0),
+    "side": CameraView(position=(0.75, 0.35, 0.75), target=(0.0, 0.68, 0.14), fovy=42.0),
     "corner2": CameraView(base="corner2", position=(0.75, 0.075, 0.7), flip=True),
     "corner2-stock": CameraView(base="corner2", flip=True),
     **{name: CameraView(base=name, flip=True) for name in ("corner", "corner3", "corner4")},
