@@ -25,7 +25,7 @@ from ript.metrics import Mean, Metrics, merge, values
 from ript.policies.quest.policy import QuestPolicy, parameter_groups
 from ript.report.progress import progress, status
 from ript.report.run import RunFolder, read_config
-from ript.types import DemoBatch
+from ript.types import DemoBatch, InitialState
 
 Loss = tuple[torch.Tensor, Metrics]
 
@@ -128,7 +128,9 @@ def resume_sft(out: str | Path) -> QuestPolicy:
     """
     document = read_config(out)
     if document["kind"] != "sft":
-        raise RunError(f"{out} is not a run of supervised training: go on with `ript {document['kind']} --resume {out}`")
+        raise RunError(
+            f"{out} is not a run of supervised training: go on with `ript {document['kind']} --resume {out}`"
+        )
     asked = document["config"]
     config = Config.from_json(asked["recipe_config"])
     return train_sft(config, asked["demos"], out, base=asked["base"], resume=True)
@@ -138,7 +140,9 @@ def _new_policy(config: Config, demos: DemoSet) -> QuestPolicy:
     first = next(demos.demos())
     privileged = first.privileged
     if config.policy.privileged and privileged is None:
-        raise DataError("policy.privileged asks for object positions, and the demonstrations have none (obs/privileged)")
+        raise DataError(
+            "policy.privileged asks for object positions, and the demonstrations have none (obs/privileged)"
+        )
     return make_policy(config, demos.spec, 0 if privileged is None else privileged.shape[1])
 
 
@@ -148,7 +152,9 @@ def _set_statistics(policy: QuestPolicy, statistics: Statistics) -> None:
     encoder.proprio_std.copy_(torch.as_tensor(statistics.proprio_std))
     if encoder.privileged is not None:
         if statistics.privileged_mean is None or statistics.privileged_std is None:
-            raise PolicyError("the demonstrations carry no object positions (obs/privileged), which the policy's loss needs")
+            raise PolicyError(
+                "the demonstrations carry no object positions (obs/privileged), which the policy's loss needs"
+            )
         encoder.privileged_mean.copy_(torch.as_tensor(statistics.privileged_mean))
         encoder.privileged_std.copy_(torch.as_tensor(statistics.privileged_std))
 
@@ -269,36 +275,43 @@ def _run_stage(
 
 
 def replay_autoencoded(policy: QuestPolicy, config: Config, task: str, states: int = 10, seed: int = 0) -> Mean:
-    """Success of the noise-free expert's actions after a pass through the skill autoencoder, chunk by chunk, open loop.
+    """Success of the scripted expert when each of its chunks passes through the skill autoencoder before it is executed.
 
-    An upper bound on what the policy can do with these skills.
+    What the policy could do with these skills if it saw everything and chose the best ones: a bound on perception-free
+    control. The expert looks again after each chunk; a second simulator, brought to the same place by the same actions,
+    is where it plans.
 
     Returns:
-        successes over the states in which the expert itself succeeds.
+        successes over `states` training states.
     """
-    successes = total = 0
     (key,) = task_keys(config.sim, (task,))
-    with simulator_factory(config.sim)(key) as sim:
-        assert isinstance(sim, Demonstrator)
+    factory, execute = simulator_factory(config.sim), policy.config.execute
+    with factory(key) as sim, factory(key) as ahead:
+        assert isinstance(ahead, Demonstrator)
+        results = []
         for state in sim.initial_states(states, seed, "train"):
             sim.reset(state)
-            actions: list[np.ndarray] = []
+            executed: list[np.ndarray] = []
             result = None
             while result is None or not result.done:
-                actions.append(sim.expert_action())
-                result = sim.step_chunk(actions[-1][None])
-            if not result.success:
-                continue
-            total += 1
-            n = policy.config.chunk
-            actions += [actions[-1]] * (-len(actions) % n)
-            chunks = torch.from_numpy(np.stack(actions)).view(-1, n, policy.config.action_dim)
-            with torch.no_grad():
-                decoded = policy.autoencoder.decode(policy.autoencoder.encode(chunks)).clamp(-1, 1).numpy()
-            sim.reset(state)
-            for chunk in decoded:
-                result = sim.step_chunk(chunk)
-                if result.done:
-                    break
-            successes += result.success
-    return Mean(successes, total)
+                chunk = _plan(ahead, state, executed, policy.config.chunk)
+                with torch.no_grad():
+                    tokens = policy.autoencoder.encode(torch.from_numpy(chunk)[None])
+                    decoded = policy.autoencoder.decode(tokens)[0, :execute].clamp(-1, 1).numpy()
+                result = sim.step_chunk(decoded)
+                executed.append(decoded[: result.env_steps])
+            results.append(result.success)
+    return Mean(sum(results), len(results))
+
+
+def _plan(sim: Demonstrator, state: InitialState, executed: Sequence[np.ndarray], chunk: int) -> np.ndarray:
+    """The expert's next `chunk` clean actions `[H, A]` after `executed`; the last repeated once it has succeeded."""
+    sim.reset(state)
+    for actions in executed:
+        sim.step_chunk(actions)
+    planned: list[np.ndarray] = []
+    while len(planned) < chunk:
+        planned.append(sim.expert_action())
+        if sim.step_chunk(planned[-1][None]).done:
+            break
+    return np.stack(planned + [planned[-1]] * (chunk - len(planned)))
