@@ -11,20 +11,23 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from ript.build import load_policy, simulator_factory, task_keys
 from ript.config import Config
-from ript.demos.collect import collect_demos
+from ript.demos import collect as collecting
 from ript.errors import RiptError, RunError
+from ript.interfaces import SimulatorFactory
 from ript.recipes import quickstart as recipe
 from ript.recipes import with_tasks
+from ript.report.files import make_folder
 from ript.report.page import write_report
-from ript.report.progress import status
+from ript.report.progress import progress, status
 from ript.train_rl import RLResult, train_rl
 from ript.train_sft import replay_autoencoded, train_sft
 
@@ -101,10 +104,12 @@ def quickstart(
     with stage("demonstrations"):
         if not (base / "demos.hdf5").exists():
             keys = task_keys(config.sim, config.pretrain_tasks)
-            collect_demos(factory, keys, d.per_task, base / "demos.hdf5", seed=0, noise=d.noise, every=d.every, workers=workers)
-        collect_demos(
-            factory, [key], d.target, folder / "target.hdf5", seed=seed, noise=d.noise, every=d.every, workers=0
-        )
+            make_folder(base)
+            collect(
+                factory, keys, d.per_task, base / "demos.hdf5", seed=0, noise=d.noise, every=d.every, workers=workers
+            )
+        make_folder(folder)
+        collect(factory, [key], d.target, folder / "target.hdf5", seed=seed, noise=d.noise, every=d.every)
     with stage("pre-training"):
         finished = (base / "sft" / "policy").exists()
         if not finished:
@@ -112,7 +117,9 @@ def quickstart(
     with stage("fine-tuning"):
         train_sft(config, [base / "demos.hdf5", folder / "target.hdf5"], folder / "sft", base=base / "sft" / "policy")
         upper = replay_autoencoded(load_policy(folder / "sft" / "policy"), config, name)
-        status(f"  expert's actions through the skill autoencoder succeed in {upper.total:.0f} of {upper.count:.0f} states")
+        status(
+            f"  expert's actions through the skill autoencoder succeed in {upper.total:.0f} of {upper.count:.0f} states"
+        )
     status("post-training")
     result = train_rl(config, folder / "sft" / "policy", folder / "rl")
     seconds |= {k: round(v, 2) for k, v in result.seconds.items()}
@@ -123,6 +130,22 @@ def quickstart(
     )
 
 
+def collect(
+    factory: SimulatorFactory, keys: Sequence[str], per_task: int, out: str | Path, **settings: Any
+) -> collecting.Progress:
+    """`collect_demos` with a progress bar."""
+    demos = 0
+
+    def show(done: collecting.Progress) -> None:
+        nonlocal demos
+        bar.advance(done.demos - demos)
+        bar.note(f"{done.tries} tries")
+        demos = done.demos
+
+    with progress[object](len(keys) * per_task, "demonstrations") as bar:
+        return collecting.collect_demos(factory, keys, per_task, out, progress=show, **settings)
+
+
 def base_fingerprint(config: Config) -> str:
     """What the base depends on, as 12 hex digits."""
     parts = {
@@ -131,7 +154,7 @@ def base_fingerprint(config: Config) -> str:
         "simulator": dataclasses.asdict(config.sim),
         "demos": [config.demos.per_task, config.demos.noise, config.demos.every],
         "policy": [config.policy.size, config.policy.chunk, config.policy.execute, config.policy.privileged],
-        "sft": [v for k, v in dataclasses.asdict(config.sft).items() if not k.startswith(("finetune", "checkpoint"))],
+        "sft": [v for k, v in dataclasses.asdict(config.sft).items() if not k.startswith(("finetune", "checkpoint", "threads"))],
         "versions": [metadata.version(package) for package in ("ript", "metaworld", "mujoco", "torch")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

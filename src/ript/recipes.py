@@ -44,8 +44,15 @@ def quickstart() -> Config:
         recipe="quickstart",
         tasks=("drawer-open-v3",),
         pretrain_tasks=PRETRAIN_TASKS,
-        policy=PolicyConfig(size="small", privileged=True),
-    )
+        policy=PolicyConfig(size="small", privileged=True, temperature=0.6, rl_trains="prior"),
+        sft=SFTConfig(
+            autoencoder_steps=1000, autoencoder_learning_rate=2e-3, policy_steps=1300, finetune_steps=300,
+        ),
+        sampling=SamplingConfig(group_size=16, groups=24, max_attempts=32, horizon=200),
+        learn=LearnConfig(learning_rate=2e-4, epochs=4, adapt_kl=0.1, target_kl=0.3),
+        eval=EvalConfig(mode="greedy"),
+        stop_at=0.97,
+    )  # fmt: skip
 
 
 def smoke() -> Config:

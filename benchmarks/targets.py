@@ -1,0 +1,103 @@
+"""The quickstart recipe on many targets: one demonstration each, one fixed recipe, a table in Markdown.
+
+    python benchmarks/targets.py --out runs/targets                      # all targets, seed 0
+    python benchmarks/targets.py --out runs/targets --seeds 1 2 --targets drawer-open-v3 window-open-v3 plate-slide-v3
+
+Resumable: a row that is done is not run again, one that failed says why and does not stop the others. The targets are
+`ript.recipes.TARGET_TASKS`, written down before any of them was run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from ript.errors import RiptError
+from ript.evaluate import wilson
+from ript.quickstart import quickstart
+from ript.recipes import TARGET_TASKS
+from ript.recipes import quickstart as recipe
+from ript.report.files import write_json
+from ript.report.progress import status
+from ript.report.run import RunFolder
+
+
+def run(target: str, seed: int, out: Path, threads: int) -> dict:
+    """One row; its run folder is `out/TARGET-seedN`."""
+    file = out / f"{target}-seed{seed}.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    config = recipe()
+    config = replace(config, sft=replace(config.sft, threads=threads), learn=replace(config.learn, threads=threads))
+    folder = out / f"{target}-seed{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    began = time.perf_counter()
+    try:
+        result = quickstart(target, seed=seed, out=folder, config=config)
+        with RunFolder.open(folder / "rl") as opened:
+            evals = [row for row in opened.evals() if row["states"] == "held-out"]
+        row = result.to_json() | {
+            "evals": [{"iteration": e["iteration"], "mode": e["mode"], "total": e["eval"]["total"]} for e in evals]
+        }
+    except RiptError as error:
+        row = {"target": target, "error": f"{type(error).__name__}: {error}"}
+    row |= {"seed": seed, "minutes": (time.perf_counter() - began) / 60}
+    write_json(file, row)
+    return row
+
+
+def cell(row: dict, before: bool, mode: str) -> str:
+    """ "63 % (52-72)" of the first or last evaluation in a mode."""
+    totals = [e["total"] for e in row["evals"] if e["mode"].startswith(mode) and (e["iteration"] == 0) == before]
+    if not totals:
+        return "-"
+    total = totals[-1]
+    low, high = wilson(total["successes"], total["trials"])
+    return f"{100 * total['successes'] / total['trials']:.0f} % ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown."""
+    lines = [
+        "| target | seed | SFT greedy | SFT sampled | after RL greedy | after RL sampled | iterations | env-steps | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        if "error" in r:
+            lines.append(f"| {r['target']} | {r['seed']} | {r['error']} | | | | | | {r['minutes']:.1f} |")
+            continue
+        numbers = [cell(r, before, mode) for before in (True, False) for mode in ("greedy", "sampled")]
+        cells = [
+            r["target"],
+            str(r["seed"]),
+            *numbers,
+            str(r["iterations"]),
+            f"{r['env_steps']:,}",
+            f"{r['minutes']:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--targets", nargs="+", default=list(TARGET_TASKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--threads", type=int, default=2, help="torch threads in training; 1 on a busy machine")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for seed in args.seeds:
+        for target in args.targets:
+            rows.append(run(target, seed, args.out, args.threads))
+            status(table(rows[-1:]))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
