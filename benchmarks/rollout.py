@@ -1,4 +1,4 @@
-"""Rollouts per second beside the stock environment and beside the limit: `python benchmarks/rollout.py --workers 2 --json`."""
+"""Rollouts beside the stock environment and beside the limit: `python benchmarks/rollout.py --workers 2 --json`."""
 
 import sys
 

@@ -10,22 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from ript.config import Config, PolicyConfig, RolloutConfig, SimConfig
-from ript.errors import ConfigError, PolicyError
+from ript.errors import ConfigError, PolicyError, UnknownNameError
 from ript.interfaces import EnvPool, LikelihoodPolicy, Simulator, SimulatorFactory
 from ript.policies import folder as policy_folder
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
-from ript.sims.registry import list_tasks, make_simulator
+from ript.sims.metaworld_suite import resolve_cameras
+from ript.sims.registry import SUITES, list_tasks, make_simulator
 from ript.types import InitialState, SimulatorSpec, Split, Task
 
 
 def simulator_settings(sim: SimConfig) -> dict[str, Any]:
-    """Keyword arguments of `make_simulator` for this configuration."""
+    """Keyword arguments of `make_simulator` for this configuration.
+
+    Raises:
+        UnknownNameError: no such suite or camera.
+    """
+    _check_suite(sim)
     settings: dict[str, Any] = {"horizon": sim.horizon, "image_size": sim.image_size}
     if sim.suite == "metaworld":
+        resolve_cameras(sim.cameras)  # here already, not once in each worker
         settings |= {"cameras": sim.cameras, "arm": sim.arm}
     return settings
+
+
+def _check_suite(sim: SimConfig) -> None:
+    if sim.suite not in SUITES:
+        raise UnknownNameError("simulator suite", sim.suite, SUITES)
 
 
 def simulator_factory(sim: SimConfig) -> SimulatorFactory:
@@ -52,6 +64,7 @@ def sim_config_of_spec(spec: SimulatorSpec, horizon: int = 500) -> SimConfig:
 
 def task_keys(sim: SimConfig, names: tuple[str, ...]) -> tuple[str, ...]:
     """Names or keys of tasks -> keys, with unknown names refused and the nearest suggested."""
+    _check_suite(sim)
     known = {t.name: t for t in list_tasks() if t.suite == sim.suite}
     keys = []
     for name in names:
@@ -59,8 +72,6 @@ def task_keys(sim: SimConfig, names: tuple[str, ...]) -> tuple[str, ...]:
         if name not in known and f"{name}-v3" in known:
             name = f"{name}-v3"
         if name not in known:
-            from ript.errors import UnknownNameError
-
             raise UnknownNameError(f"{sim.suite} task", name, known)
         keys.append(known[name].key)
     return tuple(keys)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -252,7 +251,12 @@ def _run(words: list[str]) -> int:
 
     with _terminated_like_interrupted(), _stdout_for_the_document(args.json):
         answer = getattr(commands, args.run)(args)
-    print(json.dumps(answer.document, indent=2, allow_nan=False) if args.json else answer.text, flush=True)
+    if args.json:
+        from ript.report.files import dumps
+
+        print(dumps(answer.document, indent=2), flush=True)
+    else:
+        print(answer.text, flush=True)
     return answer.code
 
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from ript import overrides, recipes
 from ript.config import Config, describe
-from ript.errors import ConfigError, UnknownNameError
+from ript.errors import ConfigError, DependencyMissing, UnknownNameError
+from ript.tables import count, eval_table, modes, rate, table
 
 if TYPE_CHECKING:
-    from ript.types import EvalResult, Task, TaskResult
+    from ript.types import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,7 @@ def show_recipes(args: Namespace) -> Answer:
 
 def demos_collect(args: Namespace) -> Answer:
     from ript.build import simulator_factory
-    from ript.demos.collect import Progress, collect_demos
-    from ript.report.progress import progress
+    from ript.quickstart import collect
 
     given = overrides.split_words(args.rest) | ({"workers": [args.field_workers]} if args.field_workers else {})
     config = overrides.apply(overrides.load_recipe(args.recipe), given)
@@ -88,21 +88,10 @@ def demos_collect(args: Namespace) -> Answer:
     noise = config.demos.noise if args.noise is None else args.noise
     if args.per_task < 1:
         raise ConfigError(f"--per-task must be at least 1, got {args.per_task}")
-    with (
-        saying_what_is_kept(f"{args.out} was not written; run the command again"),
-        progress[object](len(keys) * args.per_task, "demonstrations") as bar,
-    ):
-        demos = 0
-
-        def show(done: Progress) -> None:
-            nonlocal demos
-            bar.advance(done.demos - demos)
-            bar.note(f"{done.tries} tries")
-            demos = done.demos
-
-        made = collect_demos(
+    with saying_what_is_kept(f"{args.out} was not written; run the command again"):
+        made = collect(
             simulator_factory(config.sim), keys, args.per_task, args.out, seed=args.seed, noise=noise,
-            every=config.demos.every, workers=config.rollout.workers, progress=show,
+            every=config.demos.every, workers=config.rollout.workers,
         )  # fmt: skip
     counts = f"{made.steps} steps, {made.frames} looks, {made.tries} tries"
     text = f"{made.demos} demonstrations of {len(keys)} tasks ({counts})"
@@ -220,7 +209,7 @@ def rl(args: Namespace) -> Answer:
         "report": str(report),
     }
     lines = [f"{result.iterations} iterations, {result.rollouts} rollouts, {result.env_steps} steps; {result.reason}"]
-    lines += [f"before   {_modes(result.before)}", f"after    {_modes(result.after)}"]
+    lines += [f"before   {modes(result.before)}", f"after    {modes(result.after)}"]
     return Answer(text="\n".join([*lines, f"look at  {report} (policy: {result.policy})"]), document=document)
 
 
@@ -231,6 +220,7 @@ def quickstart(args: Namespace) -> Answer:
     config = configure(args)
     (target,) = task_names(config, [args.target]) if args.target else config.tasks
     out = output_folder(args.out, target, config.seed)
+    need_a_working_machine(out)
 
     def kept() -> str:
         if (out / "rl" / "checkpoints").exists():
@@ -241,8 +231,8 @@ def quickstart(args: Namespace) -> Answer:
         result = run(target, seed=config.seed, fresh=args.fresh, out=out, config=config)
     before, after = (results[result.mode].total for results in (result.rl.before, result.rl.after))
     lines = (
-        f"before   {rate(before)} of {target} on held-out states, from {_count(config.demos.target, 'demonstration')}",
-        f"after    {rate(after)} after {_count(result.rl.iterations, 'iteration')} of practice",
+        f"before   {rate(before)} of {target} on held-out states, from {count(config.demos.target, 'demonstration')}",
+        f"after    {rate(after)} after {count(result.rl.iterations, 'iteration')} of practice",
         f"look at  {result.report} (policy: {result.rl.policy})",
     )
     return Answer(text="\n".join(lines), document=result.to_json())
@@ -334,7 +324,7 @@ def evaluate(args: Namespace) -> Answer:
     for task, state, outcome, frames in result.videos:
         write_video(Path(args.video_dir) / f"{task}__{state}__{outcome}.mp4", frames)
     if result.videos:
-        text += f"\n\n{_count(len(result.videos), 'video')} in {args.video_dir}"
+        text += f"\n\n{count(len(result.videos), 'video')} in {args.video_dir}"
     return Answer(text=text, document=result.to_json())
 
 
@@ -350,47 +340,6 @@ def _run_folder(folder: Path) -> Path:
     """The folder itself, or the run inside an output folder of `ript quickstart`."""
     inside = folder / "rl"
     return inside if (inside / "config.json").exists() and not (folder / "config.json").exists() else folder
-
-
-def eval_table(result: EvalResult) -> str:
-    rows = [("task", "success", "95 % interval", "successes", "errors")]
-    named = [*result.tasks.items(), *([("total", result.total)] if len(result.tasks) > 1 else [])]
-    for name, r in named:
-        share = f"{100 * r.rate:.1f} %" if r.trials else "-"
-        rows.append((name, share, _interval(r), f"{r.successes}/{r.trials}", str(r.errors)))
-    return table(rows, right=(1, 2, 3, 4))
-
-
-def rate(r: TaskResult) -> str:
-    """Such as "97 % (97/100, 95 % interval 91-99 %)"."""
-    share = f"{100 * r.rate:.0f} %" if r.trials else "no valid trial"
-    errors = f", {_count(r.errors, 'error')} apart" if r.errors else ""
-    return f"{share} ({r.successes}/{r.trials}, 95 % interval {_interval(r)}{errors})"
-
-
-def _interval(r: TaskResult) -> str:
-    low, high = r.interval
-    return f"{100 * low:.0f}-{100 * high:.0f} %"
-
-
-def _modes(results: Any) -> str:
-    return ", ".join(f"{mode} {rate(r.total)}" for mode, r in results.items())
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
-def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Rows as aligned columns; those in `right` are flush right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
-    lines = [
-        "  ".join(
-            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 # ------------------------------------------------------------------ this machine
@@ -415,3 +364,28 @@ def bench_update(args: Namespace) -> Answer:
     with saying_what_is_kept("nothing was measured"):
         document = measure(config, None if args.policy is None else load_policy(args.policy))
     return Answer(text=describe_update(document), document=document)
+
+
+def doctor(args: Namespace) -> Answer:
+    from ript.doctor import doctor as examine
+    from ript.doctor import healthy, to_json
+    from ript.report.progress import progress
+
+    with progress[object](None, "checking this machine") as bar:
+        checks = examine(on_check=lambda check: bar.advance())
+    good = healthy(checks)
+    verdict = "everything needed is here" if good else "something needed is missing: see the lines marked MISSING"
+    text = "\n".join([*map(str, checks), "", verdict])
+    return Answer(text=text, document=to_json(checks), code=0 if good else 1)
+
+
+def need_a_working_machine(folder: Path) -> None:
+    """Raise `DependencyMissing`, saying what to do, unless everything that `ript` needs is here."""
+    from ript.doctor import doctor as examine
+    from ript.report.progress import status
+
+    status("checking this machine")
+    missing = [check for check in examine(folder) if check.required and not check.ok]
+    if missing:
+        listed = "; ".join(f"{c.name}: {c.detail} ({c.remedy})" for c in missing)
+        raise DependencyMissing(f"this machine is not ready: {listed}; `ript doctor` says more")

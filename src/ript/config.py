@@ -1,7 +1,8 @@
 """The whole configuration of a run: frozen dataclasses, validated at construction. It stops at `build.py`.
 
-A recipe (see `recipes.py`) is a function that returns a complete `Config`. Any field can be changed from the command line:
-`--learn.learning_rate=3e-5`. Contradictions raise `ConfigError` at once, naming the field, the value and the remedy.
+A recipe (see `recipes.py`) is a function that returns a complete `Config`. Any field can be changed from the command
+line: `--learn.learning_rate=3e-5`. Contradictions raise `ConfigError` at once, naming the field, the value and the
+remedy.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import inspect
 import itertools
 import json
 import textwrap
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -276,14 +276,15 @@ def _build(kind: type, data: Mapping[str, Any], where: str) -> Any:
         if dataclasses.is_dataclass(hint):
             value = _build(typing.cast(type, hint), value, name)
         elif typing.get_origin(hint) is tuple:
+            if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+                raise ConfigError(f"{where}.{name}: expected a list of words, got {value!r}")
             value = tuple(value)
         elif typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
             raise ConfigError(f"{where}.{name}: {value!r} is not one of {', '.join(map(repr, typing.get_args(hint)))}")
-        elif isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and not isinstance(value, hint):
-            if hint is float and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
-            else:
-                raise ConfigError(f"{where}.{name}: expected {hint.__name__}, got {value!r}")
+        elif hint is float and type(value) is int:
+            value = float(value)
+        elif isinstance(hint, type) and type(value) is not hint:
+            raise ConfigError(f"{where}.{name}: expected {hint.__name__}, got {value!r}")
         values[name] = value
     return kind(**values)
 

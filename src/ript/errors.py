@@ -56,7 +56,11 @@ class UnknownNameError(ConfigError):
         else:
             hint = f"there are {len(known)} of them, such as {', '.join(known[:3])}"
         super().__init__(f"unknown {kind} {name!r}: {hint}")
-        self.kind, self.name, self.suggestions = kind, name, near
+        self.kind, self.name, self.known, self.suggestions = kind, name, known, near
+
+    def __reduce__(self) -> tuple:
+        """Errors cross process borders; the default would call the class with the message alone."""
+        return type(self), (self.kind, self.name, self.known)
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:

@@ -1,0 +1,50 @@
+"""Results as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ript.types import EvalResult, TaskResult
+
+
+def eval_table(result: EvalResult) -> str:
+    rows = [("task", "success", "95 % interval", "successes", "errors")]
+    named = [*result.tasks.items(), *([("total", result.total)] if len(result.tasks) > 1 else [])]
+    for name, r in named:
+        share = f"{100 * r.rate:.1f} %" if r.trials else "-"
+        rows.append((name, share, interval(r), f"{r.successes}/{r.trials}", str(r.errors)))
+    return table(rows, right=(1, 2, 3, 4))
+
+
+def rate(r: TaskResult) -> str:
+    """Such as "97 % (97/100, 95 % interval 91-99 %)"."""
+    share = f"{100 * r.rate:.0f} %" if r.trials else "no valid trial"
+    errors = f", {count(r.errors, 'error')} apart" if r.errors else ""
+    return f"{share} ({r.successes}/{r.trials}, 95 % interval {interval(r)}{errors})"
+
+
+def interval(r: TaskResult) -> str:
+    low, high = r.interval
+    return f"{100 * low:.0f}-{100 * high:.0f} %"
+
+
+def modes(results: Mapping[str, EvalResult]) -> str:
+    return ", ".join(f"{mode} {rate(r.total)}" for mode, r in results.items())
+
+
+def count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Rows as aligned columns; those in `right` are flush right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    lines = [
+        "  ".join(
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,436 @@
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from ript import cli, commands
+from ript.errors import ConfigError
+from ript.report.run import RunFolder
+
+RIPT = [sys.executable, "-m", "ript"]
+QUICK = ["--recipe", "smoke", "--eval.trials=4", "--eval.every_trials=4", "--eval.videos=1"]
+
+
+def run(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def printed(folder: Path) -> dict:
+    """What a post-training run of the smoke recipe printed; in this process and never interrupted."""
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert run("rl", *QUICK, "--out", folder / "rl", "--json") == 0
+    return json.loads(shown.getvalue())
+
+
+@pytest.fixture(scope="module")
+def rl(printed: dict) -> Path:
+    """The folder of that run."""
+    return Path(printed["run"])
+
+
+@pytest.fixture(scope="module")
+def demos(folder: Path) -> Path:
+    out = folder / "demos.hdf5"
+    assert run("demos", "collect", "--recipe", "smoke", "--tasks", "reach", "--per-task", 3, "--out", out) == 0
+    return out
+
+
+# ------------------------------------------------------------------ help, lists
+
+
+def commands_and_help() -> list[list[str]]:
+    single = [[c] for c in cli.COMMANDS if c not in ("demos", "bench")]
+    return [*single, *(["demos", c] for c in ("collect", "info", "verify")), ["bench", "rollout"], ["bench", "update"]]
+
+
+@pytest.mark.parametrize("words", commands_and_help(), ids=" ".join)
+def test_every_command_has_a_help_text_with_an_example_of_itself(words: list[str], capsys) -> None:
+    assert run(*words, "--help") == 0
+    shown = capsys.readouterr().out
+    assert f"\n  ript {' '.join(words)}" in shown.split("examples:")[1]
+
+
+def test_the_examples_in_help_texts_parse(capsys) -> None:
+    parser = cli.make_parser()
+    for words in commands_and_help():
+        run(*words, "--help")
+        shown = capsys.readouterr().out.split("examples:")[1].replace("\\\n", " ")
+        for line in shown.splitlines():
+            if line.startswith("  ript "):
+                example = line.split("    (")[0].split(" > ")[0].replace("'", "").split()
+                args, rest = parser.parse_known_args(example[1:])
+                assert args.overrides or not rest, line
+
+
+def test_help_and_import_load_nothing_heavy() -> None:
+    code = "import sys, ript; from ript.cli import main; main(['--help']); print(sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "examples:" in done.stdout
+    for heavy in ("torch", "numpy", "mujoco", "metaworld", "h5py", "rich", "matplotlib"):
+        assert f"'{heavy}'" not in done.stderr
+
+
+def test_without_a_command_the_help_is_shown_and_the_exit_code_is_2(capsys) -> None:
+    assert run() == 2
+    assert "quickstart" in capsys.readouterr().out
+
+
+def test_tasks_are_found_by_part_pattern_and_named_list(capsys) -> None:
+    def names(*words: str) -> list[str]:
+        assert run("tasks", *words, "--json") == 0
+        return [task["name"] for task in json.loads(capsys.readouterr().out)]
+
+    assert names("drawer") == ["drawer-close-v3", "drawer-open-v3"]
+    assert names("reach-*t") == ["reach-left"]
+    assert len(names("ML45-train")) == 45
+    assert len(names("metaworld/")) == 50
+    assert run("tasks", "drawer-open") == 0
+    assert capsys.readouterr().out == "metaworld/drawer-open-v3  Pull the drawer open by its handle.\n"
+
+
+def test_a_printed_recipe_is_a_file_that_recipe_reads_back(folder: Path, capsys) -> None:
+    assert run("recipes", "smoke") == 0
+    file = folder / "mine.toml"
+    file.write_text(capsys.readouterr().out.replace("iterations = 4", "iterations = 7"))
+    assert run("recipes", file, "--json") == 0
+    theirs = json.loads(capsys.readouterr().out)
+    assert run("recipes", "smoke", "--json") == 0
+    assert theirs == json.loads(capsys.readouterr().out) | {"iterations": 7}
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ("evl", 2, "unknown command 'evl': did you mean eval?"),
+        ("tasks drawr", 2, "drawer-close-v3 or drawer-open-v3"),
+        ("tasks --jsn", 2, "unknown option '--jsn': did you mean --json?"),
+        ("tasks drawer door", 2, "'door' belongs to no option"),
+        ("recipes quikstart", 2, "unknown recipe 'quikstart': did you mean quickstart?"),
+        ("recipes nowhere.toml", 1, "nowhere.toml: No such file"),
+        ("demos colect", 2, "invalid choice: 'colect'"),
+        (
+            "demos collect --recipe smoke --tasks reach --per-task 0 --out OUT",
+            2,
+            "--per-task must be at least 1, got 0",
+        ),
+        ("demos collect --recipe smoke --tasks reech --per-task 1 --out OUT", 2, "did you mean reach"),
+        (
+            "demos collect --tasks reach --per-task 1 --sim.cameras neer --out OUT",
+            2,
+            "unknown camera 'neer': did you mean",
+        ),
+        ("demos info nowhere.hdf5", 1, "nowhere.hdf5"),
+        ("sft --recipe smoke --out OUT", 2, "--demos needed"),
+        ("rl --recipe smoke", 2, "--out needed"),
+        ("rl --recipe quickstart --out OUT", 2, "starts from a trained policy: give --policy DIR"),
+        ("rl --recipe smoke --out OUT --learn.epoch=3", 2, "'learn.epoch': did you mean learn.epochs?"),
+        ("rl --recipe smoke --out OUT --learn.epochs=three", 2, "learn.epochs: expected a whole number, got 'three'"),
+        ("rl --recipe smoke --out OUT --sampling.group_size 1", 2, "at least 2 rollouts from a state, got K = 1"),
+        ("rl --recipe smoke --out OUT --sampling.groups 99", 2, "raise sampling.max_attempts or lower sampling.groups"),
+        ("rl --recipe smoke --out OUT --tasks rech", 2, "unknown toy task 'rech': did you mean reach"),
+        ("rl --recipe smoke --out OUT --sim.suite toys", 2, "unknown simulator suite 'toys': did you mean toy?"),
+        ("rl --recipe smoke --out OUT --iterations many", 2, "iterations: expected a whole number, got 'many'"),
+        ("rl --recipe smoke --out OUT --policy nowhere", 1, "no policy folder at nowhere"),
+        ("rl --resume OUT", 1, "does not exist"),
+        ("rl --resume OUT --iterations 3", 2, "leave out --iterations"),
+        ("eval --policy nowhere --tasks reach", 1, "no policy folder at nowhere"),
+        ("eval --policy nowhere --tasks reach --trials 0", 2, "--trials must be at least 1, got 0"),
+        ("eval --policy nowhere --tasks reach --greedy --temperature 1", 2, "not allowed with argument --greedy"),
+        ("report OUT --out OUT/r.html", 1, "does not exist"),
+        ("bench rollout --recipe smoke", 2, "stock environment exists for metaworld only"),
+        ("quickstart --target drawr-open --out OUT", 2, "did you mean drawer-open-v3"),
+    ],
+)
+def test_a_mistake_is_one_message_an_exit_code_and_nothing_written(
+    words: str, code: int, says: str, tmp_path: Path, capsys
+) -> None:
+    assert run(*words.replace("OUT", str(tmp_path / "out")).split()) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.startswith("ript: error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_that_does_not_fit_the_simulator_is_refused_before_anything_is_written(
+    rl: Path, tmp_path: Path, capsys
+) -> None:
+    words = ("rl", *QUICK, "--policy", rl / "policy", "--sim.image_size=24", "--out", tmp_path / "out")
+    assert run(*words) == 1
+    assert "expected {'top': (16, 16)}, got {'top': (24, 24)}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_partial_policy_folder_is_refused(rl: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "config.json").write_text((rl / "policy" / "config.json").read_text())
+    assert run("eval", "--policy", tmp_path, "--tasks", "reach") == 1
+    assert "model.safetensors is missing" in capsys.readouterr().err
+
+
+def test_demonstrations_without_the_target_task_are_refused_before_anything_is_written(
+    demos: Path, tmp_path: Path, capsys
+) -> None:
+    words = ("sft", "--recipe", "smoke", "--demos", demos, "--tasks", "reach-left", "--out", tmp_path / "out")
+    assert run(*words) == 1
+    assert "no demonstration of target task toy/reach-left" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_that_is_taken_in_use_or_of_another_version_is_refused(rl: Path, tmp_path: Path, capsys) -> None:
+    assert run("rl", *QUICK, "--out", rl) == 1
+    assert f"{rl} already holds a run: go on with it (--resume {rl}) or choose another --out" in capsys.readouterr().err
+    with RunFolder.open(rl):
+        assert run("rl", "--resume", rl) == 1
+    assert "is in use by process" in capsys.readouterr().err
+    config = json.loads((rl / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format": 99}))
+    assert run("rl", "--resume", tmp_path) == 1
+    assert "run format 99" in capsys.readouterr().err
+    assert run("sft", "--resume", rl) == 1
+    assert f"go on with `ript rl --resume {rl}`" in capsys.readouterr().err
+
+
+def test_an_error_of_the_disk_is_one_line_with_the_path(tmp_path: Path, capsys, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    assert run("rl", *QUICK, "--out", tmp_path / "file" / "run") == 1
+    assert "a part of this path is a file" in capsys.readouterr().err
+
+    def full(args: object) -> None:
+        raise OSError(28, "No space left on device", "/mnt/run/x")
+
+    monkeypatch.setattr(commands, "show_tasks", full)
+    assert run("tasks") == 1
+    assert capsys.readouterr().err == "ript: error: /mnt/run/x: No space left on device\n"
+
+
+def test_tracebacks_are_shown_with_debug_only(capsys) -> None:
+    assert run("recipes", "quikstart") == 2
+    assert "Traceback" not in capsys.readouterr().err
+    for words in (("--debug", "recipes", "quikstart"), ("recipes", "quikstart", "--debug")):
+        assert run(*words) == 2
+        assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_error_that_is_nobodys_mistake_keeps_its_traceback(monkeypatch) -> None:
+    def bug(args: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(commands, "show_tasks", bug)
+    with pytest.raises(KeyError):
+        run("tasks")
+
+
+# ------------------------------------------------------------------ output
+
+
+def test_with_json_what_anything_prints_goes_to_stderr(monkeypatch, capfd) -> None:
+    def noisy(args: object) -> commands.Answer:
+        print("from python")
+        os.write(1, b"from a library\n")
+        subprocess.run(["echo", "from a child"], check=True)
+        return commands.Answer(text="text", document={"x": float("nan"), "path": Path("p")})
+
+    monkeypatch.setattr(commands, "show_tasks", noisy)
+    assert run("tasks", "--json") == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {"x": None, "path": "p"}
+    assert {"from python", "from a library", "from a child"} <= set(err.splitlines())
+
+
+def test_a_reader_that_goes_away_is_not_an_error() -> None:
+    reader, closed = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*RIPT, "tasks"], stdout=closed, stderr=subprocess.PIPE, text=True)
+    os.close(closed)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_rl_ends_with_before_after_and_where_to_look(rl: Path, printed: dict, capsys) -> None:
+    assert printed["iterations"] == 4
+    assert 4 * 8 * 8 <= printed["rollouts"] <= 4 * 16 * 8
+    assert set(printed["before"]) == set(printed["after"]) == {"sampled", "greedy"}
+    assert Path(printed["policy"]) == rl / "policy"
+    assert (rl / "report.html").stat().st_size > 10_000
+    assert run("rl", "--resume", rl) == 0
+    before, after, where = capsys.readouterr().out.splitlines()[-3:]
+    assert before.startswith("before   sampled ")
+    assert after.startswith("after    sampled ")
+    assert str(rl / "report.html") in where
+    assert str(rl / "policy") in where
+
+
+def test_demonstrations_are_collected_described_and_verified(demos: Path, tmp_path: Path, capsys) -> None:
+    assert run("demos", "info", demos, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["tasks"]["toy/reach"]["demos"] == 3
+    assert run("demos", "info", demos) == 0
+    assert "toy/reach" in capsys.readouterr().out
+    assert run("demos", "verify", demos, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["succeeded"], document["exact"], len(document["demos"])) == (3, 3, 3)
+
+    broken = tmp_path / "broken.hdf5"
+    broken.write_bytes(demos.read_bytes())
+    with h5py.File(broken, "r+") as file:
+        name = next(n for n in file["data/demo_1"] if "executed" in n)
+        file["data/demo_1"][name][:] = np.zeros_like(file["data/demo_1"][name])
+    assert run("demos", "verify", broken) == 1
+    out = capsys.readouterr().out
+    assert "2 of 3 succeed" in out
+    assert [line.split()[0] for line in out.splitlines() if "NO SUCCESS" in line] == ["demo_1"]
+
+
+def test_sft_writes_a_policy_that_eval_measures(demos: Path, tmp_path: Path, capsys) -> None:
+    steps = ("--sft.autoencoder_steps=3", "--sft.policy_steps=3", "--sft.finetune_steps=2")
+    assert run("sft", "--recipe", "smoke", "--demos", demos, *steps, "--out", tmp_path / "sft", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {"autoencoder/reconstruction_l1", "policy/token_accuracy", "finetune/token_loss"} <= document[
+        "metrics"
+    ].keys()
+
+    options = ("--policy", document["policy"], "--tasks", "toy/reach,reach-left", "--trials", 3, "--workers", 0)
+    assert run("eval", *options, "--seed", 5, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["policy", "seed", "mode", "tasks", "total"]
+    assert (found["policy"], found["seed"], list(found["tasks"])) == (document["policy"], 5, ["reach", "reach-left"])
+    for row in (*found["tasks"].values(), found["total"]):
+        assert list(row) == ["successes", "trials", "errors", "interval"]
+    assert found["total"]["trials"] == 6
+
+    videos = tmp_path / "videos"
+    assert run("eval", *options, "--greedy", "--videos", 1, "--video-dir", videos) == 0
+    out = capsys.readouterr().out
+    assert "95 % interval" in out
+    assert f"2 videos in {videos}" in out
+    assert sorted(path.name.split("__")[0] for path in videos.iterdir()) == ["reach", "reach-left"]
+
+
+def test_report_takes_several_runs_side_by_side(rl: Path, demos: Path, tmp_path: Path, capsys) -> None:
+    steps = ("--sft.autoencoder_steps=1", "--sft.policy_steps=1", "--sft.finetune_steps=1")
+    assert run("sft", "--recipe", "smoke", "--demos", demos, *steps, "--out", tmp_path / "sft") == 0
+    assert run("report", rl, tmp_path / "sft", "--out", tmp_path / "r.html") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"written to {tmp_path / 'r.html'}"
+    assert (tmp_path / "r.html").exists()
+
+
+def test_doctor_exits_with_1_only_when_something_needed_is_missing(monkeypatch, capsys) -> None:
+    from ript import doctor
+
+    def found(**what: object) -> None:
+        check = doctor.Check(name="renderer", detail="none", remedy="install one", **what)  # type: ignore[arg-type]
+        monkeypatch.setattr(doctor, "_checks", lambda folder: iter([check]))
+
+    found(ok=False, required=False)
+    assert run("doctor", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    found(ok=False)
+    assert run("doctor") == 1
+    assert "MISSING  renderer: none\n         -> install one" in capsys.readouterr().out
+    assert run("quickstart", "--out", "nowhere") == 1
+    assert "this machine is not ready: renderer: none (install one)" in capsys.readouterr().err
+    assert not Path("nowhere").exists()
+
+
+def test_quickstart_goes_from_nothing_to_a_policy_and_a_report(tmp_path: Path, capsys) -> None:
+    steps = ("--sft.autoencoder_steps=2", "--sft.policy_steps=2", "--sft.finetune_steps=2", "--iterations=1")
+    words = ("quickstart", *QUICK, *steps, "--pretrain_tasks=reach-left,reach-centre", "--demos.per_task=1")
+    assert run(*words, "--target", "reach", "--seed", 3, "--fresh", "--out", tmp_path / "qs", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    keys = ["target", "sft", "rl", "iterations", "rollouts", "env_steps", "seconds", "policy", "report"]
+    assert list(found) == keys
+    assert (found["target"], found["iterations"]) == ("reach", 1)
+    assert found["sft"].keys() == found["rl"].keys() == {"policy", "seed", "mode", "tasks", "total"}
+    assert {"demonstrations", "pre-training", "fine-tuning", "post-train", "report"} <= found["seconds"].keys()
+    assert (Path(found["policy"]) / "model.safetensors").is_file()
+    assert Path(found["report"]) == tmp_path / "qs" / "report.html"
+    assert "<html" in Path(found["report"]).read_text()[:200]
+    assert run(*words, "--target", "reach", "--out", tmp_path / "qs") == 1
+    assert "is not empty: choose another --out" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ interruption
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts `ript` processes; those still there at the end are killed."""
+    started: list[subprocess.Popen] = []
+
+    def start(*words: object) -> subprocess.Popen:
+        command = [*RIPT, *map(str, words)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("moment", ["config.json", "checkpoints/000002"])
+def test_a_run_killed_and_resumed_ends_with_the_same_policy_byte_for_byte(
+    rl: Path, tmp_path: Path, moment: str, start
+) -> None:
+    out = tmp_path / "run"
+    process = start("rl", *QUICK, "--workers", 0, "--out", out)
+    wait_for(out / moment, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "policy").exists()
+    assert run("rl", "--resume", out) == 0
+    name = "model.safetensors"
+    assert (out / "policy" / name).read_bytes() == (rl / "policy" / name).read_bytes()
+    start_of_run = (rl / "start" / name).read_bytes()
+    assert (rl / "policy" / name).read_bytes() != start_of_run
+
+
+def test_ctrl_c_ends_at_once_says_what_is_kept_and_how_to_go_on(tmp_path: Path, start) -> None:
+    out = tmp_path / "run"
+    process = start("rl", *QUICK, "--iterations", 100_000, "--workers", 1, "--out", out, "--json")
+    wait_for(out / "checkpoints" / "000001", process)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    shown, said = process.communicate(timeout=30)
+    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert time.monotonic() - began < 5 * busy
+    assert process.returncode == 130
+    assert shown == ""
+    assert (
+        said.splitlines()[-1]
+        == f"ript: interrupted: finished iterations are in {out}; go on with: ript rl --resume {out}"
+    )
+    assert "Traceback" not in said
+
+
+def test_the_parser_itself_raises_what_the_command_line_prints() -> None:
+    with pytest.raises(ConfigError, match="expected one argument"):
+        cli.make_parser().parse_args(["eval", "--policy"])

@@ -1,0 +1,212 @@
+import dataclasses
+import json
+import tomllib
+from typing import Literal, get_args, get_origin
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ript import overrides, recipes
+from ript.config import (
+    Config,
+    DemoConfig,
+    EvalConfig,
+    LearnConfig,
+    RolloutConfig,
+    SamplingConfig,
+    SFTConfig,
+    SimConfig,
+    describe,
+    field_meanings,
+)
+from ript.errors import ConfigError, UnknownNameError
+
+FIELDS = overrides.fields()
+WORDS = st.text("abcdefgh-v3", min_size=1, max_size=12).filter(lambda word: not word.startswith("--"))
+
+
+def value_of(hint: object) -> st.SearchStrategy:
+    """Values of a field's type, whether or not they make sense."""
+    if hint is bool:
+        return st.booleans()
+    if hint is int:
+        return st.integers(-(10**9), 10**9)
+    if hint is float:
+        return st.floats(allow_nan=False, allow_infinity=False)
+    if get_origin(hint) is Literal:
+        return st.sampled_from(get_args(hint))
+    return st.lists(WORDS, max_size=4).map(tuple) if get_origin(hint) is tuple else WORDS
+
+
+def as_words(value: object) -> list[str]:
+    if isinstance(value, tuple):
+        return [str(v) for v in value]
+    return [str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+# ------------------------------------------------------------------ to text and back
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_configuration_comes_back_from_json_and_from_its_description(name: str) -> None:
+    config = recipes.get(name)
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert Config.from_json(tomllib.loads(describe(config))) == config
+
+
+def test_the_description_names_every_field_once_and_says_what_it_means() -> None:
+    text = describe(Config())
+    lines = [line.partition(" = ")[0] for line in text.splitlines() if " = " in line]
+    assert sorted(lines) == sorted(name.rpartition(".")[2] for name in FIELDS)
+    assert "group_size = 16  # K, rollouts from the same initial state." in text
+    assert "[sampling]  # Contexts and dynamic rollout sampling." in text
+
+
+def test_meanings_are_the_strings_under_the_fields() -> None:
+    meanings = field_meanings(SamplingConfig)
+    assert meanings["groups"] == "Quota of accepted groups per iteration."
+    assert set(meanings) <= {f.name for f in dataclasses.fields(SamplingConfig)}
+
+
+# ------------------------------------------------------------------ what cannot be
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: SamplingConfig(group_size=1), "sampling.group_size: leave-one-out needs at least 2 .* got K = 1"),
+        (lambda: SamplingConfig(groups=9, max_attempts=8), "sampling.max_attempts: the quota of 9 .* with 8 attempts"),
+        (lambda: SamplingConfig(groups=0), "sampling.groups"),
+        (lambda: SamplingConfig(contexts=-1), "sampling.contexts"),
+        (lambda: EvalConfig(trials=0), "eval.trials: at least one trial is needed, got 0"),
+        (lambda: EvalConfig(every_trials=0), "eval.every_trials"),
+        (lambda: EvalConfig(every=-1), "eval.every"),
+        (lambda: SimConfig(horizon=0), "sim.horizon: must be at least 1, got 0"),
+        (lambda: SimConfig(image_size=4), "sim.image_size"),
+        (lambda: SimConfig(cameras=()), "sim.cameras"),
+        (lambda: DemoConfig(per_task=0), "demos"),
+        (lambda: DemoConfig(noise=-0.1), "demos.noise"),
+        (lambda: SFTConfig(finetune_share=0), "sft.finetune_share"),
+        (lambda: SFTConfig(policy_batch=0), "sft.policy_batch"),
+        (lambda: RolloutConfig(workers=-1), "rollout.workers"),
+        (lambda: RolloutConfig(slots=0), "rollout.slots"),
+        (lambda: RolloutConfig(max_error_rate=1.5), "rollout.max_error_rate"),
+        (lambda: LearnConfig(learning_rate=0), "learn.learning_rate: must be positive, got 0"),
+        (lambda: LearnConfig(clip_low=0), "learn.clip_low"),
+        (lambda: Config(iterations=-1), "iterations"),
+        (lambda: Config(stop_at=0), "stop_at"),
+        (lambda: Config(tasks=("a", "a")), "tasks: named twice"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_at_construction_by_the_name_of_its_field(make, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{says}"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"learn": {"epoch": 3}}, "unknown field of learn 'epoch': did you mean epochs"),
+        ({"lern": {}}, "unknown field of config 'lern': did you mean learn"),
+        ({"learn": 3}, "learn: expected fields, got 3"),
+        ({"learn": {"epochs": "3"}}, "learn.epochs: expected int, got '3'"),
+        ({"learn": {"epochs": 3.5}}, "learn.epochs: expected int, got 3.5"),
+        ({"learn": {"epochs": True}}, "learn.epochs: expected int, got True"),
+        ({"policy": {"size": "huge"}}, "policy.size: 'huge' is not one of 'tiny', 'small', 'paper'"),
+        ({"tasks": "reach"}, "config.tasks: expected a list of words, got 'reach'"),
+        ({"tasks": [1]}, r"config.tasks: expected a list of words, got \[1\]"),
+    ],
+)
+def test_a_document_that_is_not_a_configuration_is_refused_by_the_name_of_its_field(data: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Config.from_json(data)
+
+
+# ------------------------------------------------------------------ from the command line
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_a_value_written_as_words_is_read_back_whichever_way_it_is_written(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(FIELDS)))
+    value = data.draw(value_of(FIELDS[name]))
+    words = as_words(value)
+    assert overrides.parse_value(name, FIELDS[name], words) == value
+    apart = overrides.split_words([f"--{name}", *words])
+    joined = overrides.split_words([f"--{name.replace('_', '-')}={','.join(words)}"])
+    assert apart == {name: words}
+    assert overrides.parse_value(name, FIELDS[name], joined[name]) == value
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    epochs=st.integers(1, 100),
+    rate=st.floats(1e-9, 1.0),
+    cameras=st.lists(WORDS, min_size=1, max_size=3),
+    dynamic=st.booleans(),
+)
+def test_overrides_change_their_fields_and_no_others(
+    epochs: int, rate: float, cameras: list[str], dynamic: bool
+) -> None:
+    base = recipes.get("smoke")
+    words = [f"--learn.epochs={epochs}", "--learn.learning_rate", repr(rate), "--sim.cameras", *cameras]
+    changed = overrides.apply(base, overrides.split_words([*words, f"--sampling.dynamic={dynamic}", "--workers", "3"]))
+    assert changed == dataclasses.replace(
+        base,
+        learn=dataclasses.replace(base.learn, epochs=epochs, learning_rate=rate),
+        sim=dataclasses.replace(base.sim, cameras=tuple(cameras)),
+        sampling=dataclasses.replace(base.sampling, dynamic=dynamic),
+        rollout=dataclasses.replace(base.rollout, workers=3),
+    )
+
+
+def test_contradictions_are_judged_when_all_overrides_are_in() -> None:
+    words = ["--sampling.groups=64", "--sampling.max_attempts=128"]
+    assert overrides.apply(Config(), overrides.split_words(words)).sampling.groups == 64
+
+
+def test_a_flag_alone_is_true_and_of_an_option_given_twice_the_last_counts() -> None:
+    given_words = overrides.split_words(["--policy.privileged", "--seed", "1", "--seed=2"])
+    config = overrides.apply(Config(), given_words)
+    assert (config.policy.privileged, config.seed) == (True, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--learn.epochs"], "learn.epochs: expected a whole number, got nothing"),
+        (["--learn.epochs", "1", "2"], "learn.epochs: expected a whole number, got '1 2'"),
+        (["--learn.epochs=1.5"], "learn.epochs: expected a whole number, got '1.5'"),
+        (["--learn.learning_rate=nan"], "learn.learning_rate: expected a number, got 'nan'"),
+        (["--sampling.dynamic=perhaps"], "sampling.dynamic: expected true or false, got 'perhaps'"),
+        (["--policy.size", "big"], "policy.size: expected one of tiny, small, paper, got 'big'"),
+        (["--learn.epochs=2", "3"], "'3' belongs to no option"),
+        (["stray"], "'stray' belongs to no option"),
+        (["--learning_rte=1"], "unknown option or field 'learning_rte': did you mean learn.learning_rate"),
+        (["--learn=1"], "unknown option or field 'learn'"),
+    ],
+)
+def test_a_mistaken_override_names_the_field_what_was_expected_and_what_was_given(words: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        overrides.apply(Config(), overrides.split_words(words))
+
+
+# ------------------------------------------------------------------ unknown names
+
+
+def test_the_nearest_names_are_suggested_best_first_and_nothing_far_away() -> None:
+    tasks = ["drawer-open-v3", "drawer-close-v3", "door-open-v3", "reach-v3"]
+    assert UnknownNameError("task", "drawer-opn", tasks).suggestions[0] == "drawer-open-v3"
+    assert UnknownNameError("task", "REACH", tasks).suggestions == ["reach-v3"]
+    nothing = UnknownNameError("task", "zzz", tasks)
+    assert nothing.suggestions == []
+    assert str(nothing) == f"unknown task 'zzz': known: {', '.join(sorted(tasks))}"
+
+
+def test_an_unknown_name_crosses_a_process_border() -> None:
+    import pickle
+
+    error = UnknownNameError("camera", "neer", ["near", "far"])
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), copy.suggestions) == (UnknownNameError, str(error), ["near"])

@@ -1,0 +1,36 @@
+import pytest
+
+from ript import recipes
+from ript.build import task_keys
+from ript.errors import UnknownNameError
+from ript.policies.quest.config import SIZES
+from ript.sims.metaworld_suite import CAMERAS
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_recipe_is_complete_knows_its_name_and_names_things_that_exist(name: str) -> None:
+    config = recipes.get(name)
+    assert config.recipe == name
+    assert recipes.RECIPES[name].__doc__
+    assert config.policy.size in SIZES
+    assert task_keys(config.sim, config.tasks + config.pretrain_tasks)
+    assert not set(config.tasks) & set(config.pretrain_tasks)
+    if config.sim.suite == "metaworld":
+        assert set(config.sim.cameras) <= set(CAMERAS)
+
+
+def test_targets_of_the_results_table_are_many_and_none_is_pretrained_on() -> None:
+    assert len(set(recipes.TARGET_TASKS)) == len(recipes.TARGET_TASKS) >= 10
+    assert not set(recipes.TARGET_TASKS) & set(recipes.PRETRAIN_TASKS)
+    assert recipes.get("quickstart").pretrain_tasks == recipes.PRETRAIN_TASKS
+
+
+def test_a_target_that_the_base_learns_from_is_left_out_of_it() -> None:
+    config = recipes.with_tasks(recipes.get("quickstart"), ("push-v3",))
+    assert config.tasks == ("push-v3",)
+    assert config.pretrain_tasks == tuple(t for t in recipes.PRETRAIN_TASKS if t != "push-v3")
+
+
+def test_an_unknown_recipe_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean quickstart"):
+        recipes.get("quick-start")
