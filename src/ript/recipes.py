@@ -55,6 +55,22 @@ def quickstart() -> Config:
     )  # fmt: skip
 
 
+def multitask() -> Config:
+    """One policy on eight new tasks at once, five demonstrations each; `ript sft --base` then `ript rl`."""
+    base = quickstart()
+    return replace(
+        base,
+        recipe="multitask",
+        tasks=TARGET_TASKS[:8],
+        demos=replace(base.demos, target=5),
+        sft=replace(base.sft, finetune_steps=600),
+        sampling=replace(base.sampling, groups=48, max_attempts=64),
+        learn=replace(base.learn, minibatch=1024),
+        eval=replace(base.eval, trials=50, every_trials=10, videos=1),
+        stop_at=1.0,
+    )
+
+
 def smoke() -> Config:
     """A tiny policy, initialised from the seed, learns 2-D reaching from pictures in under a minute; nothing needed."""
     return Config(
@@ -72,7 +88,7 @@ def smoke() -> Config:
     )
 
 
-RECIPES: dict[str, Callable[[], Config]] = {f.__name__: f for f in (quickstart, smoke)}
+RECIPES: dict[str, Callable[[], Config]] = {f.__name__: f for f in (quickstart, multitask, smoke)}
 
 
 def get(name: str) -> Config:

@@ -1,0 +1,101 @@
+"""What each ingredient is worth: the same policy, task and seeds, one ingredient changed, compared at equal env-steps.
+
+    python benchmarks/ablations.py --policy runs/targets/drawer-open-v3-seed0/sft/policy --task drawer-open-v3 \
+        --out runs/ablations --seeds 0 1
+
+Resumable. Writes a run folder per cell and seed, `report.html` with all of them overlaid, and prints a table. Success is
+read off the validation states (40, every 3 iterations) at the largest number of env-steps that every run has reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ript.config import Config
+from ript.evaluate import wilson
+from ript.recipes import quickstart as recipe
+from ript.recipes import with_tasks
+from ript.report.files import read_lines
+from ript.report.page import write_report
+from ript.report.progress import status
+from ript.train_rl import train_rl
+
+CELLS: dict[str, Callable[[Config], Config]] = {
+    "full": lambda c: c,
+    "no-dynamic-sampling": lambda c: replace(c, sampling=replace(c.sampling, dynamic=False)),
+    "std-normalised": lambda c: replace(c, learn=replace(c.learn, normalise_std=True)),
+    # The next two draw from the five likeliest tokens at temperature 1; they differ in the density that is optimised.
+    "top5-exact": lambda c: replace(c, policy=replace(c.policy, top_k=5, temperature=1.0)),
+    "top5-mismatch": lambda c: replace(c, policy=replace(c.policy, top_k=5, temperature=1.0, sampling="published")),
+}
+
+
+def run(cell: str, seed: int, args: argparse.Namespace) -> Path:
+    folder = args.out / f"{cell}-seed{seed}"
+    if (folder / "result.json").exists():
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    config = replace(with_tasks(recipe(), (args.task,)), seed=seed, iterations=args.iterations, stop_at=1.0)
+    config = replace(
+        config,
+        learn=replace(config.learn, threads=args.threads),
+        eval=replace(config.eval, every=3, trials=50, mode="sampled", videos=0),
+    )
+    status(f"{cell}, seed {seed}")
+    train_rl(CELLS[cell](config), args.policy, folder)
+    return folder
+
+
+def curve(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
+    """(env-steps, validation successes, trials) of a run."""
+    rows = [r for r in read_lines(folder / "evals.jsonl") if r["states"] == "validation"]
+    totals = [r["eval"]["total"] for r in rows]
+    return (
+        np.array([r["env_steps"] for r in rows]),
+        np.array([t["successes"] for t in totals]),
+        totals[0]["trials"],
+    )
+
+
+def table(folders: dict[str, list[Path]]) -> str:
+    curves = {cell: [curve(folder) for folder in paths] for cell, paths in folders.items()}
+    budget = min(steps[-1] for runs in curves.values() for steps, _, _ in runs)
+    lines = [f"At {budget:,} env-steps:", "", "| cell | success, per seed | together |", "|---|---|---|"]
+    for cell, runs in curves.items():
+        at = [np.interp(budget, steps, successes) for steps, successes, _ in runs]
+        trials = sum(n for _, _, n in runs)
+        low, high = wilson(round(sum(at)), trials)
+        each = ", ".join(f"{100 * s / n:.0f} %" for s, (_, _, n) in zip(at, runs, strict=True))
+        lines.append(f"| {cell} | {each} | {100 * sum(at) / trials:.0f} % ({100 * low:.0f}-{100 * high:.0f}) |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", type=Path, required=True)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS))
+    parser.add_argument("--iterations", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2, help="torch threads in the update; 1 on a busy machine")
+    args = parser.parse_args()
+    folders: dict[str, list[Path]] = {}
+    for seed in args.seeds:
+        for cell in args.cells:
+            folders.setdefault(cell, []).append(run(cell, seed, args))
+    write_report([p for paths in folders.values() for p in paths], args.out / "report.html")
+    text = table(folders)
+    (args.out / "table.json").write_text(json.dumps({"table": text}))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
