@@ -99,11 +99,7 @@ def load(folder: Path, kind: str | None = None) -> SavedPolicy:
     Raises:
         PolicyError: missing, partial, corrupt, of another kind or format.
     """
-    if not folder.is_dir():
-        raise PolicyError(f"no policy folder at {folder}: give the folder that `ript sft` or `ript rl` wrote")
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise PolicyError(f"{folder} is not a complete policy folder: {name} is missing")
+    _require(folder)
     try:
         document = json.loads((folder / "config.json").read_text())
         if document["format"] != FORMAT:
@@ -140,12 +136,21 @@ def fill(module: nn.Module, saved: SavedPolicy) -> None:
 
 def kind(folder: Path) -> str:
     """Which kind of policy a folder holds ("quest", ...)."""
+    _require(folder)
     try:
         return str(json.loads((folder / "config.json").read_text())["kind"])
-    except OSError as error:
-        raise PolicyError(f"no policy folder at {folder}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise PolicyError(f"{folder / 'config.json'} is not a policy's configuration: {error}") from error
+
+
+def _require(folder: Path) -> None:
+    """Raise unless the folder has the files of a policy."""
+    if not folder.is_dir():
+        raise PolicyError(f"no policy folder at {folder}: give the folder that `ript sft` or `ript rl` wrote")
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            hint = f"; did you mean {folder / 'policy'}?" if (folder / "policy" / name).is_file() else ""
+            raise PolicyError(f"{folder} is not a complete policy folder: {name} is missing{hint}")
 
 
 def model_card(name: str, document: Mapping) -> str:
