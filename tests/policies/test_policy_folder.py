@@ -1,0 +1,311 @@
+"""Policy folders: what is written is what is read; anything else is a `PolicyError` that names it."""
+
+import ast
+import errno
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from policy_fixtures import SENTENCES, generators, make_observation, make_policy
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import ript
+from ript.build import load_policy
+from ript.errors import PolicyError
+from ript.policies import folder as policy_folder
+from ript.policies.quest.policy import QuestPolicy
+
+CARD = {"supervised training": {"tasks": "drawer, door", "seed": 3}, "measured": ["greedy 9/10", "sampled 8/10"]}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    policy = make_policy(temperature=0.6, top_k=4)
+    policy.card.update(CARD)
+    policy.save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def edit_config(folder: Path, change: Callable[[dict], object]) -> None:
+    document = json.loads((folder / "config.json").read_text())
+    change(document)
+    (folder / "config.json").write_text(json.dumps(document))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+# ---------------------------------------------------------------------- round trip
+
+
+def test_a_policy_that_is_saved_and_loaded_is_equal_and_acts_alike(saved: Path) -> None:
+    original, loaded = make_policy(temperature=0.6, top_k=4), load_policy(saved)
+    assert loaded == original and loaded.card == CARD
+    assert not any(module.training for module in loaded.modules())
+    for sentence in SENTENCES:
+        loaded.remember(sentence, original.embed([sentence])[0])
+    ours, theirs = (p.act(make_observation(4), generators(4)) for p in (original, loaded))
+    np.testing.assert_array_equal(ours.sample, theirs.sample)
+    np.testing.assert_array_equal(ours.actions, theirs.actions)
+
+
+def test_saving_twice_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
+    load_policy(saved).save_pretrained(tmp_path / "again" / "policy")
+    assert contents(tmp_path / "again" / "policy") == contents(saved)
+
+
+def test_a_policy_with_one_weight_changed_in_its_last_bit_differs(saved: Path) -> None:
+    original, changed = load_policy(saved), load_policy(saved)
+    weight = changed.prior.head.weight
+    with torch.no_grad():
+        weight[3, 2] = torch.nextafter(weight[3, 2], torch.tensor(torch.inf))
+    assert changed != original
+
+
+@pytest.mark.parametrize("statistics", ["encoder.proprio_mean", "encoder.privileged_std"])
+def test_statistics_travel_with_the_policy(tmp_path: Path, statistics: str) -> None:
+    policy = make_policy(privileged_dim=2)
+    policy.state_dict()[statistics].fill_(0.25)
+    policy.save_pretrained(tmp_path / "p")
+    assert (load_policy(tmp_path / "p").state_dict()[statistics] == 0.25).all()
+
+
+def test_policies_of_other_settings_or_another_simulator_differ(saved: Path) -> None:
+    policy = load_policy(saved)
+    assert policy != policy.configured(temperature=0.5)
+    edit_config(saved, lambda d: d["simulator"]["render"].update(arm="mesh"))
+    assert load_policy(saved) != policy
+    assert policy != "policy"
+
+
+def test_the_model_card_has_hub_metadata_what_was_measured_and_how_to_load(saved: Path) -> None:
+    text = (saved / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: ript\n") and "\nlicense: apache-2.0\n" in text
+    for part in ('ript.load_policy("policy")', "## Supervised training", "| tasks | drawer, door |", "- greedy 9/10"):
+        assert part in text
+
+
+def test_the_folder_can_be_read_by_everyone(saved: Path) -> None:
+    assert saved.stat().st_mode & 0o777 == 0o755
+    assert sorted(contents(saved)) == ["README.md", "config.json", "model.safetensors"]
+
+
+# ---------------------------------------------------------------------- folders that cannot be used
+
+
+def write_text(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def cut(name: str, share: float) -> Callable[[Path], object]:
+    return lambda folder: os.truncate(folder / name, int((folder / name).stat().st_size * share))
+
+
+def configured(**changes: object) -> Callable[[Path], object]:
+    return lambda folder: edit_config(folder, lambda d: d["config"].update(changes))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no configuration": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors is missing"),
+    "configuration cut short": (cut("config.json", 0.5), r"config\.json is not a policy's configuration"),
+    "configuration of something else": (write_text("config.json", '{"a": 1}'), r"config\.json is not a policy's"),
+    "configuration is a list": (write_text("config.json", "[1]"), r"config\.json is not a policy's configuration"),
+    "configuration is not text": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\0"), r"config\.json is not a"),
+    "weights cut short": (cut("model.safetensors", 0.7), r"model\.safetensors is corrupt or truncated"),
+    "weights empty": (cut("model.safetensors", 0), r"model\.safetensors is corrupt or truncated"),
+    "weights are text": (write_text("model.safetensors", "hello world " * 9), r"model\.safetensors is corrupt"),
+    "another format": (lambda f: edit_config(f, lambda d: d.update(format=2)), "policy format 2; .* reads 1"),
+    "another kind": (lambda f: edit_config(f, lambda d: d.update(kind="pi0")), "holds a 'pi0' policy; .* knows quest"),
+    "no simulator": (lambda f: edit_config(f, lambda d: d.pop("simulator")), r"config\.json is corrupt: KeyError"),
+    "simulator incomplete": (lambda f: edit_config(f, lambda d: d["simulator"].pop("suite")), r"config\.json is cor"),
+    "no cameras": (lambda f: edit_config(f, lambda d: d["simulator"].update(cameras=[])), r"config\.json is corrupt"),
+    "unknown field": (configured(widht=3), r"config\.json describes no policy .*widht.* did you mean width"),
+    "impossible value": (configured(chunk=7), r"config\.json describes no policy .*multiple of downsample"),
+    "value of another type": (configured(width="wide"), r"config\.json describes no policy"),
+    "no layers' sizes": (configured(fsq_levels=None), r"config\.json describes no policy"),
+    "cameras unlike the simulator's": (configured(cameras={"side": [8, 8]}), r"config\.json describes no pol.*side"),
+    "other sizes": (configured(width=32), r"weights in .*policy do not fit: .*expected \[.*32.*\].*got .*16"),
+    "a tensor missing": (
+        lambda f: edit_weights(f, lambda w: w.pop("prior.head.bias")), r"prior\.head\.bias: missing in the file"),
+    "a tensor too many": (
+        lambda f: edit_weights(f, lambda w: w.update(extra=torch.zeros(2))), "extra: not part of this policy"),
+    "a tensor of another shape": (
+        lambda f: edit_weights(f, lambda w: w.update({"prior.head.bias": torch.zeros(8)})),
+        r"prior\.head\.bias: expected \[9\] torch\.float32, got \[8\]"),
+    "a tensor of another type": (
+        lambda f: edit_weights(f, lambda w: w.update({"prior.head.bias": torch.zeros(9, dtype=torch.float16)})),
+        r"prior\.head\.bias: expected \[9\] torch\.float32, got \[9\] torch\.float16"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_or_foreign_folder_is_refused_by_name(saved: Path, damage: str) -> None:
+    harm, message = DAMAGE[damage]
+    harm(saved)
+    with pytest.raises(PolicyError, match=message) as caught:
+        load_policy(saved)
+    assert str(saved) in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    for missing in (tmp_path / "nowhere", tmp_path / "file"):
+        (tmp_path / "file").touch()
+        with pytest.raises(PolicyError, match=f"no policy folder at {missing}"):
+            load_policy(missing)
+        with pytest.raises(PolicyError, match=f"no policy folder at {missing}"):
+            QuestPolicy.from_pretrained(missing)
+
+
+def test_a_run_folder_taken_for_a_policy_folder_is_told_apart(saved: Path) -> None:
+    (saved.parent / "config.json").write_text('{"kind": "rl"}')
+    with pytest.raises(PolicyError, match=f"model.safetensors is missing; did you mean {saved}\\?"):
+        load_policy(saved.parent)
+
+
+def test_many_misfits_are_summed_up(saved: Path) -> None:
+    edit_weights(saved, lambda w: [w.pop(name) for name in list(w) if name.startswith("prior.")])
+    with pytest.raises(PolicyError, match=r"\(and \d+ more\)$") as caught:
+        load_policy(saved)
+    assert str(caught.value).count("missing in the file") == 5
+
+
+def test_another_kind_is_refused_by_the_class_too(saved: Path) -> None:
+    edit_config(saved, lambda d: d.update(kind="pi0"))
+    with pytest.raises(PolicyError, match="holds a 'pi0' policy, expected 'quest'"):
+        QuestPolicy.from_pretrained(saved)
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def full_disk(*args: object, **kwargs: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_disk_for_safetensors(tensors: object, path: Path) -> None:
+    Path(path).write_bytes(b"half")
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def second_move_fails() -> Callable[[Path, Path], None]:
+    moves: list[Path] = []
+    replace = os.replace
+
+    def move(source: Path, target: Path) -> None:
+        moves.append(source)
+        if len(moves) == 2:
+            full_disk()
+        replace(source, target)
+
+    return move
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["over an old one", "new"])
+@pytest.mark.parametrize("where", ["weights", "weights as OSError", "configuration"])
+def test_a_full_disk_leaves_the_old_folder_and_nothing_half_written(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, where: str, old: bool
+) -> None:
+    place = saved if old else saved.with_name("new")
+    before = contents(saved.parent)
+    if where == "weights":
+        monkeypatch.setattr(policy_folder, "save_file", full_disk_for_safetensors)
+    elif where == "weights as OSError":
+        monkeypatch.setattr(policy_folder, "save_file", full_disk)
+    else:
+        monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(PolicyError, match=f"cannot write the policy folder {place}: .*[Nn]o space left on device"):
+        make_policy(seed=1).save_pretrained(place)
+    assert contents(saved.parent) == before
+    assert [path.name for path in saved.parent.iterdir()] == ["policy"]
+
+
+def test_when_the_new_folder_cannot_take_its_place_the_old_one_comes_back(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(saved.parent)
+    monkeypatch.setattr(os, "replace", second_move_fails())
+    with pytest.raises(PolicyError, match="No space left on device"):
+        make_policy(seed=1).save_pretrained(saved)
+    assert contents(saved.parent) == before
+
+
+def test_an_interrupt_while_saving_leaves_nothing_half_written(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(saved.parent)
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(policy_folder, "save_file", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        make_policy(seed=1).save_pretrained(saved)
+    assert contents(saved.parent) == before and len(list(saved.parent.iterdir())) == 1
+
+
+def test_a_parent_that_cannot_be_a_folder_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(PolicyError, match=f"cannot write the policy folder {tmp_path / 'file' / 'policy'}"):
+        make_policy().save_pretrained(tmp_path / "file" / "policy")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_saving_replaces_an_older_policy_whole(saved: Path) -> None:
+    (saved / "stale.txt").touch()
+    make_policy(seed=1).save_pretrained(saved)
+    assert load_policy(saved) == make_policy(seed=1) and not (saved / "stale.txt").exists()
+    assert [path.name for path in saved.parent.iterdir()] == ["policy"]
+
+
+# ---------------------------------------------------------------------- nothing is unpickled
+
+
+def test_a_pickle_that_poses_as_weights_is_not_executed(saved: Path, tmp_path: Path) -> None:
+    (saved / "model.safetensors").write_bytes(pickle.dumps(_Touches(tmp_path / "executed")))
+    with pytest.raises(PolicyError, match="corrupt"):
+        load_policy(saved)
+    pickle.loads((saved / "model.safetensors").read_bytes())  # it is armed
+    assert (tmp_path / "executed").exists()
+    (tmp_path / "executed").unlink()
+    torch.save({"a": torch.zeros(1)}, saved / "model.safetensors")
+    with pytest.raises(PolicyError, match="corrupt"):
+        load_policy(saved)
+    assert not (tmp_path / "executed").exists()
+
+
+class _Touches:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_no_file_is_ever_unpickled_by_the_source() -> None:
+    """Messages between our own processes are the only pickles, and never come from a file."""
+    root = Path(ript.__file__).parent
+    readers: set[str] = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if name in ("torch.load", "pickle.load", "joblib.load") or name.endswith(("Unpickler", "read_pickle")):
+                safe = {k.arg: ast.unparse(k.value) for k in node.keywords}.get("weights_only") == "True"
+                assert name == "torch.load" and safe and "BytesIO" in ast.unparse(node), f"{path}: {ast.unparse(node)}"
+            elif name == "np.load":
+                assert "allow_pickle=True" not in ast.unparse(node), f"{path}: {ast.unparse(node)}"
+            elif name == "pickle.loads":
+                readers.add(str(path.relative_to(root)))
+    assert readers <= {"rollout/worker.py"}
+    assert len(list(root.rglob("*.py"))) > 40
