@@ -42,7 +42,7 @@ def collect_demos(
     every: int = 2,
     max_tries_factor: float = 10.0,
     workers: int = 0,
-    try_seconds: float = 120.0,
+    try_seconds: float = 300.0,
     progress: Callable[[Progress], None] | None = None,
 ) -> Progress:
     """Let scripted experts make demonstrations, and write the successful ones to an HDF5 file.
