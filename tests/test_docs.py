@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+from ript import collect_demos, evaluate, overrides, recipe, train_rl, train_sft
+from ript.build import simulator_factory
+from ript.cli import make_parser
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
 
 
 def example_files(page: str) -> dict[str, str]:
@@ -23,7 +32,7 @@ def example_files(page: str) -> dict[str, str]:
 
 
 def run_example(folder: Path, name: str, *pages: str) -> str:
-    """Write the files of the pages into `folder` and run one of them, with warnings as errors; returns what it printed."""
+    """Write the files of the pages into `folder` and run one, with warnings as errors; returns what it printed."""
     for page in pages:
         for file, text in example_files(page).items():
             (folder / file).write_text(text)
@@ -40,7 +49,7 @@ def run_example(folder: Path, name: str, *pages: str) -> str:
 
 
 def rate(printed: str, when: str) -> float:
-    (successes, trials), = re.findall(rf"^{when} (\d+)/(\d+)$", printed, re.MULTILINE)
+    ((successes, trials),) = re.findall(rf"^{when} (\d+)/(\d+)$", printed, re.MULTILINE)
     return int(successes) / int(trials)
 
 
@@ -57,3 +66,142 @@ def test_the_example_of_a_simulator_keeps_the_contract_and_is_practised_in(tmp_p
     assert rate(printed, "after") > rate(printed, "before") + 0.05
     assert "refused: slider/stop-at-mark, initial state" in printed
     assert "all 1 iterations done" in printed
+
+
+# ---------------------------------------------------------------------------------------------- what a run writes
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two tiny runs on the toy simulator: `sft` and, from its policy, `rl`."""
+    folder, smoke, threads = tmp_path_factory.mktemp("runs"), recipe("smoke"), torch.get_num_threads()
+    config = replace(
+        smoke,
+        iterations=1,
+        policy=replace(smoke.policy, privileged=True),
+        sft=replace(smoke.sft, autoencoder_steps=2, policy_steps=2, finetune_steps=2),
+        sampling=replace(smoke.sampling, groups=2, max_attempts=16),
+        eval=replace(smoke.eval, trials=2, every=1, every_trials=2),
+    )
+    collect_demos(simulator_factory(config.sim), ["toy/reach"], 1, folder / "one.hdf5", every=1)
+    train_sft(config, [folder / "one.hdf5"], folder / "sft")
+    train_rl(config, folder / "sft" / "policy", folder / "rl")
+    torch.set_num_threads(threads)
+    return folder
+
+
+def logged(path: Path) -> set[str]:
+    return {key for line in path.read_text().splitlines() for key in json.loads(line)}
+
+
+def table_keys(page: str, *sections: str) -> set[str]:
+    """Names in the first column of the tables of these sections."""
+    parts = re.split(r"^## (.*)$", (DOCS / page).read_text(), flags=re.MULTILINE)
+    text = "".join(body for title, body in zip(parts[1::2], parts[2::2], strict=True) if title in sections)
+    return {key for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for key in re.findall(r"`([^`]+)`", row)}
+
+
+def test_every_number_that_post_training_logs_is_explained_and_no_other(runs: Path) -> None:
+    documented = table_keys("metrics.md", "Rollouts", "Update", "Time and cost")
+    assert logged(runs / "rl" / "metrics.jsonl") - {"iteration"} == documented
+
+
+def test_every_number_that_supervised_training_logs_is_explained_and_no_other(runs: Path) -> None:
+    assert logged(runs / "sft" / "metrics.jsonl") - {"iteration"} == table_keys("metrics.md", "Supervised training")
+
+
+def test_every_key_of_an_evaluation_line_is_explained_and_no_other(runs: Path) -> None:
+    assert logged(runs / "rl" / "evals.jsonl") == table_keys("metrics.md", "Evaluations")
+
+
+def test_what_lies_in_a_run_folder_is_listed(runs: Path) -> None:
+    listing = (DOCS / "schemas.md").read_text().partition("## Run folder")[2]
+    for path in (runs / "rl").iterdir():
+        if not path.name.startswith("."):
+            assert re.search(rf"^    {path.name}\b", listing, re.MULTILINE), f"{path.name} is not in the listing"
+
+
+def test_the_documented_eval_schema_has_the_keys_of_a_real_evaluation(runs: Path) -> None:
+    text = (DOCS / "schemas.md").read_text().partition("## `ript eval --json`")[2].partition("##")[0]
+    document = re.sub(r"  +or .*$", "", text, flags=re.MULTILINE)
+    real = evaluate(runs / "rl" / "policy", ["reach"], trials=2, horizon=4, rollout=replace(recipe("smoke").rollout))
+
+    def shape(value: object) -> object:
+        if isinstance(value, dict) and "successes" not in value:
+            return {name: shape(inner) for name, inner in value.items()}
+        return sorted(value) if isinstance(value, dict) else type(value).__name__
+
+    written = json.loads(document.replace("drawer-open-v3", "reach"))
+    assert shape(written) == shape(real.to_json())
+
+
+# ---------------------------------------------------------------------------------------------- what pages name
+
+
+def code_of(page: Path) -> list[str]:
+    """Inline code, and the lines of indented or fenced blocks."""
+    text = page.read_text()
+    fenced = "".join(re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    return re.findall(r"`([^`\n]+)`", text) + re.findall(r"^ {4}(.*)$", text, re.MULTILINE) + fenced.splitlines()
+
+
+def command_options(words: list[str]) -> tuple[str, set[str]]:
+    """(the command that the words name, the options it takes)."""
+    parser, named = make_parser(), ["ript"]
+    while True:
+        commands = next((a for a in parser._actions if isinstance(a, argparse._SubParsersAction)), None)
+        if commands is None or not words or words[0].startswith("-") or not re.fullmatch(r"[a-z]+", words[0]):
+            break
+        assert words[0] in commands.choices, f"`{' '.join([*named, words[0]])}` is not a command"
+        parser = commands.choices[words[0]]
+        named.append(words.pop(0))
+    options = {option for action in parser._actions for option in action.option_strings}
+    if parser.get_default("overrides"):
+        options |= {f"--{name}" for name in [*overrides.fields(), *overrides.SHORT]}
+    return " ".join(named), options
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_that_a_page_names_exist(page: Path) -> None:
+    for line in code_of(page):
+        match = re.match(r"(?:\$ )?ript ([a-z].*)", line)
+        if match is None:
+            continue
+        words = match.group(1).partition("  ")[0].split()
+        command, options = command_options(words)
+        for word in words:
+            if word.startswith("--"):
+                assert word.partition("=")[0] in options, f"{page.name}: `{command}` has no option {word}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_fields_that_a_page_names_exist(page: Path) -> None:
+    known = overrides.fields()
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    for code in re.findall(r"`(?:--)?([a-z]+\.[a-z_]+)(?:=[^`]*)?`", page.read_text()):
+        if code.partition(".")[0] in sections and not code.endswith((".py", ".json", ".md")):
+            assert code in known, f"{page.name} names the field {code}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
+        other = page.parent / target if target else page
+        assert other.exists(), f"{page.name} links to {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", other.read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], anchor
+
+
+def test_the_architecture_page_names_every_module_at_the_top_and_only_files_that_exist() -> None:
+    layout = (ROOT / "ARCHITECTURE.md").read_text().partition("## Layout")[2].partition("##")[0]
+    package = ROOT / "src" / "ript"
+    named = set()
+    for row in re.findall(r"^\| (`.*)$", layout, re.MULTILINE):
+        first = row.partition(" |")[0]
+        folder = package / first.strip("`") if first.endswith("/`") else package
+        for pattern in re.findall(r"`([\w*]+\.py)`", row):
+            files = list(folder.glob(pattern))
+            assert files, f"{folder.name}/{pattern} does not exist"
+            named |= set(files)
+    assert {path.name for path in package.glob("[!_]*.py")} == {path.name for path in named if path.parent == package}
