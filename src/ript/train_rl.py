@@ -27,6 +27,7 @@ from ript.report.progress import status
 from ript.report.run import RunFolder, read_config
 from ript.report.trackers import make_trackers
 from ript.rollout.sampling import Collection, collect_groups
+from ript.train_sft import babble
 from ript.types import EvalResult, InitialState, Task
 
 PATIENCE = 3
@@ -350,7 +351,9 @@ class _Run:
 
 def _start(config: Config, policy: str | Path | QuestPolicy | None, contexts: Contexts, key: str) -> QuestPolicy:
     if policy is None:
-        return make_policy(config, contexts.simulator(key).spec, 0)
+        fresh = make_policy(config, contexts.simulator(key).spec, 0)
+        babble(fresh, config.seed)
+        return fresh
     return policy if isinstance(policy, QuestPolicy) else load_policy(policy)
 
 

@@ -274,6 +274,22 @@ def _run_stage(
     return last
 
 
+def babble(policy: QuestPolicy, seed: int, steps: int = 300) -> None:
+    """Give a policy without demonstrations skills to choose from: fit its autoencoder to random straight movements."""
+    rng = np.random.default_rng([seed, 0xBABB1E])
+    shape = (128, 1, policy.config.action_dim)
+    optimiser = torch.optim.AdamW(policy.autoencoder.parameters(), lr=3e-3)
+    mask = torch.ones(128, policy.config.chunk, dtype=torch.bool)
+    policy.autoencoder.train()
+    for _ in range(steps):
+        chunks = torch.from_numpy(rng.uniform(-1, 1, shape)).float().expand(-1, policy.config.chunk, -1)
+        loss, _ = policy.autoencoder_loss(chunks, mask)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    policy.eval()
+
+
 def replay_autoencoded(policy: QuestPolicy, config: Config, task: str, states: int = 10, seed: int = 0) -> Mean:
     """Success of the scripted expert when each of its chunks passes through the skill autoencoder before it is executed.
 
