@@ -35,7 +35,7 @@ from ript.build import Contexts, make_env_pool, make_policy, simulator_factory, 
 from ript.config import Config
 from ript.errors import ConfigError, WorkerError
 from ript.interfaces import Simulator
-from ript.metrics import values
+from ript.metrics import Metrics, values
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.progress import progress, status
 from ript.sims.gl import import_mujoco
@@ -128,9 +128,13 @@ def measure_ours(config: Config, policy: QuestPolicy, contexts: Contexts, rollou
                     kept.append((by_id[rollout.initial_state_id], rollout))
                 bar.advance()
         seconds = time.perf_counter() - began
-        spent = values(pool.timings())
-    split = {name: spent[name] / (processes * seconds) for name in ("simulate", "render", "infer", "wait")}
+        split = shares(pool.timings(), processes, seconds)
     return Ours(rollouts=rollouts, env_steps=env_steps, decisions=decisions, seconds=seconds, split=split, kept=kept)
+
+
+def shares(spent: Metrics, processes: int, seconds: float) -> dict[str, float]:
+    """Seconds of all workers -> shares of their time."""
+    return {name: values(spent)[name] / (processes * seconds) for name in ("simulate", "render", "infer", "wait")}
 
 
 def _requests(states: Iterator[InitialState] | Sequence[InitialState], seed: int) -> Iterator[RolloutRequest]:
@@ -159,6 +163,13 @@ def measure_limit(config: Config, policy: QuestPolicy, ours: Ours) -> dict[str, 
     raw = raw_step_seconds(next(iter(simulators.values())))
     for sim in simulators.values():
         sim.close()
+    return limit_of(config, ours, best, decision=decision, batch=batch, raw=raw)
+
+
+def limit_of(
+    config: Config, ours: Ours, best: dict[str, float], *, decision: float, batch: int, raw: float
+) -> dict[str, Any]:
+    """The limit from the seconds of each part: `best` of a "step", "reset" and "look", and of a `decision`."""
     cores = max(1, min(config.rollout.workers, os.cpu_count() or 1))
     parts = {
         "simulate": ours.env_steps * best["step"] + ours.rollouts * best["reset"],
@@ -279,12 +290,14 @@ def measure_stock(
             if child.is_alive():
                 child.kill()
     horizon, looks = config.sim.horizon, -(-config.sim.horizon // policy.config.execute)
-    speeds = [
-        horizon / (p["reset"] + horizon * (p["step"] + p["render"]) + looks * p["decision"])
-        for p in parts
-    ]  # fmt: skip
+    speeds = [stock_speed(part, horizon, looks) for part in parts]
     mean = {f"seconds_per_{name}": float(np.mean([p[name] for p in parts])) for name in parts[0]}
     return {"env_steps_per_second": sum(speeds), "processes": processes, "steps": processes * steps, **mean}
+
+
+def stock_speed(parts: dict[str, float], horizon: int, looks: int) -> float:
+    """Environment steps per second of one process over a whole rollout."""
+    return horizon / (parts["reset"] + horizon * (parts["step"] + parts["render"]) + looks * parts["decision"])
 
 
 def _receive(pipe: Connection) -> Any:

@@ -1,0 +1,117 @@
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ript import bench, recipes
+from ript.bench_update import bench_update, describe_update
+from ript.build import Contexts, make_policy, simulator_factory, task_keys
+from ript.config import Config
+from ript.metrics import Sum
+from ript.types import Status
+
+
+def toy(**rollout: int) -> Config:
+    config = recipes.get("smoke")
+    return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, **rollout))
+
+
+def test_the_actions_timed_for_the_limit_are_those_of_the_measured_rollouts() -> None:
+    config = toy(workers=0, slots=4)
+    with Contexts(config.sim, task_keys(config.sim, config.tasks), config.seed) as contexts:
+        policy = make_policy(config, contexts.simulator("toy/reach").spec, 0)
+        ours = bench.measure_ours(config, policy, contexts, rollouts=24)
+    assert ours.rollouts == 24
+    assert sum(ours.split.values()) <= 1
+    assert len(ours.kept) == bench.REPLAYED
+    assert ours.decisions >= 24
+    simulator = simulator_factory(config.sim)("toy/reach")
+    for state, rollout in ours.kept:
+        simulator.reset(state)
+        steps = 0
+        for chunk in bench.decoded(policy, rollout):
+            result = simulator.step_chunk(chunk)
+            steps += result.env_steps
+        assert (result.success, steps) == (rollout.status is Status.SUCCESS, rollout.env_steps)
+    looks = [simulator.reset(ours.kept[0][0])]
+    seconds, batch = bench.best_inference(policy, looks)
+    assert seconds > 0
+    assert batch in bench.BATCHES
+
+
+def test_the_limit_sums_its_parts_over_what_was_counted_and_divides_by_the_cores(monkeypatch) -> None:
+    config = toy(workers=2)
+    ours = bench.Ours(rollouts=10, env_steps=2000, decisions=100, seconds=9.0, split={}, kept=[])
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    best = {"step": 0.001, "reset": 0.1, "look": 0.02}
+    limit = bench.limit_of(config, ours, best, decision=0.01, batch=32, raw=0.0005)
+    assert limit["seconds_on_one_core"] == pytest.approx({"simulate": 2.0 + 1.0, "render": 2.0, "infer": 1.0})
+    assert limit["env_steps_per_second"] == pytest.approx(2000 / (6.0 / 2))
+    one = bench.limit_of(toy(workers=0), ours, best, decision=0.01, batch=32, raw=0.0005)
+    assert one["env_steps_per_second"] == pytest.approx(2000 / 6.0)
+
+
+def test_the_stock_speed_spreads_reset_and_decisions_over_a_whole_rollout() -> None:
+    parts = {"reset": 0.5, "step": 0.001, "render": 0.01, "decision": 0.02}
+    assert bench.stock_speed(parts, horizon=100, looks=7) == pytest.approx(100 / (0.5 + 100 * 0.011 + 7 * 0.02))
+
+
+def test_rollouts_of_meta_world_are_measured_beside_stock_and_limit() -> None:
+    config = recipes.get("quickstart")
+    config = dataclasses.replace(
+        config,
+        sim=dataclasses.replace(config.sim, horizon=20),
+        rollout=dataclasses.replace(config.rollout, workers=1, slots=2),
+    )
+    found = bench.bench_rollout(config, rollouts=3, stock_steps=3)
+    keys = ["env_steps_per_second", "ratio_to_stock", "ratio_to_limit", "split", "workers", "stock", "limit"]
+    assert list(found) == keys
+    assert list(found["split"]) == ["simulate", "render", "infer", "wait"]
+    assert found["ratio_to_stock"] == pytest.approx(
+        found["env_steps_per_second"] / found["stock"]["env_steps_per_second"]
+    )
+    assert found["ratio_to_limit"] == pytest.approx(
+        found["env_steps_per_second"] / found["limit"]["env_steps_per_second"]
+    )
+    assert (found["workers"], found["limit"]["rollouts"], found["limit"]["env_steps"]) == (1, 3, 60)
+    assert found["stock"]["steps"] == 3
+    assert found["stock"]["seconds_per_render"] > 3 * found["limit"]["seconds_per_look"]
+    assert "times the stock environment" in bench.describe_rollout(found)
+
+
+def test_an_iteration_is_timed_part_by_part() -> None:
+    config = toy(workers=0, slots=8)
+    found = bench_update(config)
+    parts = ("set_policy", "rollouts", "batch", "update", "checkpoint")
+    assert list(found["seconds"]) == [*parts, "total"]
+    assert found["seconds"]["total"] == pytest.approx(sum(found["seconds"][name] for name in parts))
+    assert 0 < found["update_share"] < 1
+    assert found["rollouts"] == config.sampling.groups * config.sampling.group_size
+    assert found["optimiser_steps"] == config.learn.epochs * -(-found["decisions"] // config.learn.minibatch)
+    assert "of the iteration" in describe_update(found)
+
+
+def test_a_stock_environment_that_breaks_is_reported_by_its_error(monkeypatch) -> None:
+    received = []
+    pipe = SimpleNamespace(send=received.append)
+    bench.stock_worker(pipe, "no-such-task-v3", None, 64, 1, 0)  # type: ignore[arg-type]
+    (error,) = received
+    assert isinstance(error, RuntimeError)
+    with pytest.raises(bench.WorkerError, match="the stock environment failed"):
+        bench._receive(SimpleNamespace(recv=lambda: error))  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> object:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_shares_of_time_come_from_the_pool_and_are_of_all_workers() -> None:
+    spent = {"simulate": Sum(3.0), "render": Sum(2.0), "infer": Sum(1.0), "wait": Sum(0.5), "rollouts": Sum(9)}
+    split = bench.shares(spent, processes=2, seconds=5.0)
+    assert split == pytest.approx({"simulate": 0.3, "render": 0.2, "infer": 0.1, "wait": 0.05})
+    assert np.isclose(sum(split.values()), 0.65)
