@@ -3,8 +3,8 @@
     python benchmarks/ablations.py --policy runs/targets/drawer-open-v3-seed0/sft/policy --task drawer-open-v3 \
         --out runs/ablations --seeds 0 1
 
-Resumable. Writes a run folder per cell and seed, `report.html` with all of them overlaid, and prints a table. Success is
-read off the validation states (40, every 3 iterations) at the largest number of env-steps that every run has reached.
+Resumable. Writes a run folder per cell and seed, `report.html` with all of them overlaid, and prints a table. Success
+is read off the validation states (40, every 3 iterations) at the largest number of env-steps that every run reached.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ def cell(row: dict, before: bool, mode: str) -> str:
 def table(rows: list[dict]) -> str:
     """Markdown."""
     lines = [
-        "| target | seed | SFT greedy | SFT sampled | after RL greedy | after RL sampled | iterations | env-steps | minutes |",
+        "| target | seed | SFT greedy | SFT sampled | after RL greedy | after RL sampled "
+        "| iterations | env-steps | minutes |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:

@@ -152,7 +152,7 @@ class SamplingConfig:
     dynamic: bool = True
     """Reject groups whose rewards are all equal and draw others."""
     horizon: int = 0
-    """Environment steps after which a practice rollout counts as a failure; 0: sim.horizon. Evaluation uses sim.horizon."""
+    """Environment steps after which a practice rollout counts as a failure; 0: sim.horizon, which evaluation uses."""
     contexts: int = 0
     """Size of the fixed set of initial states to practise on; 0: fresh ones from the simulator in every iteration."""
 
@@ -190,7 +190,7 @@ class LearnConfig:
     normalise_std: bool = False
     """Divide advantages by their standard deviation (an ablation: it hurts)."""
     max_decisions: int = 0
-    """Learn from at most this many randomly chosen decisions of a rollout; 0: all. Unbiased with reduction "trajectory"."""
+    """Learn from at most this many random decisions of a rollout; 0: all. Unbiased with reduction "trajectory"."""
     min_abs_advantage: float = 0.0
     """Drop rollouts whose advantage is smaller than this."""
     threads: int = 2

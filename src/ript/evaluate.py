@@ -72,6 +72,7 @@ def run_evaluation(
         for m, mode in enumerate(modes)
     ]  # fmt: skip
     done: dict[tuple[str, int], Rollout] = {}
+    bar: progress[None]
     with progress(len(requests), f"evaluating ({' and '.join(modes)})") as bar:
         for rollout in pool.run(iter(requests)):
             done[rollout.initial_state_id, rollout.index] = rollout

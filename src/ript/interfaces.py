@@ -82,7 +82,7 @@ class Demonstrator(Simulator, Protocol):
         ...
 
     def privileged(self) -> np.ndarray:
-        """Object state for an auxiliary loss in pre-training: float32 `[O]`, metres. Never shown to an acting policy."""
+        """Object state for an auxiliary loss in pre-training: float32 `[O]`, metres. An acting policy never sees it."""
         ...
 
 
@@ -121,8 +121,8 @@ class Policy(Protocol):
 class LikelihoodPolicy(Policy, Protocol):
     """A policy whose sampling density is known.
 
-    Contract: `log_prob(context, sample)` equals what `act` returned for them (ratio 1 before the first update); a batch of
-    one equals the row of a batch; a saved and loaded policy is equal.
+    Contract: `log_prob(context, sample)` equals what `act` returned for them (ratio 1 before the first update); a batch
+    of one equals the row of a batch; a saved and loaded policy is equal.
     """
 
     def log_prob(self, context: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,7 +144,7 @@ class EnvPool(Protocol):
     """Runs rollouts over simulator instances; an instance that finishes is refilled at once. A context manager."""
 
     saturation: int
-    """Rollouts in flight below which workers run idle or in small batches: worth filling with work that may be needed."""
+    """Rollouts in flight below which workers run idle or in small batches: worth filling with work on speculation."""
 
     def set_policy(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         """Weights for all rollouts requested from now on."""
@@ -153,10 +153,10 @@ class EnvPool(Protocol):
     def run(self, requests: Iterable[RolloutRequest | None]) -> Generator[Rollout, None, None]:
         """Yield rollouts as they finish, in any order.
 
-        `requests` is drawn lazily, as places become free; it may look at what was yielded so far to decide what comes next,
+        `requests` is drawn lazily, as places become free; it may look at what was yielded so far to choose the next,
         and yields None for "nothing now: ask again after the next rollout".
-        Closing the iterator early abandons what is in flight. Rollouts whose worker died are run again up to a limit, then
-        yielded as ERROR.
+        Closing the iterator early abandons what is in flight. Rollouts whose worker died are run again up to a limit,
+        then yielded as ERROR.
 
         Raises:
             ErrorRateExceeded: too many rollouts ended in ERROR.

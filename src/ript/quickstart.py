@@ -154,7 +154,11 @@ def base_fingerprint(config: Config) -> str:
         "simulator": dataclasses.asdict(config.sim),
         "demos": [config.demos.per_task, config.demos.noise, config.demos.every],
         "policy": [config.policy.size, config.policy.chunk, config.policy.execute, config.policy.privileged],
-        "sft": [v for k, v in dataclasses.asdict(config.sft).items() if not k.startswith(("finetune", "checkpoint", "threads"))],
+        "sft": [
+            v
+            for k, v in dataclasses.asdict(config.sft).items()
+            if not k.startswith(("finetune", "checkpoint", "threads"))
+        ],
         "versions": [metadata.version(package) for package in ("ript", "metaworld", "mujoco", "torch")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,11 +1,12 @@
 """THE LOOP of interactive post-training (RIPT-VLA, Tan et al. 2025): roll out, score, compare, update.
 
-An iteration: evaluate if due -> collect groups of rollouts from the same initial states (dynamic sampling) -> leave-one-out
-advantages -> a few epochs of the clipped objective -> log -> checkpoint. Nothing is learned from but success and failure.
+An iteration: evaluate if due -> collect groups of rollouts from the same initial states (dynamic sampling) ->
+leave-one-out advantages -> a few epochs of the clipped objective -> log -> checkpoint.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -191,8 +192,8 @@ class _Run:
         self.at.solved = success >= self.config.stop_at
         if self.at.hopeless >= PATIENCE:
             raise NoSignalError(
-                f"every rollout failed in {PATIENCE} iterations in a row: there is nothing to learn from. Look at the videos "
-                f"in {self.run.path / 'videos'}; more demonstrations, a higher policy.temperature or an easier task may help"
+                f"every rollout failed in {PATIENCE} iterations in a row: there is nothing to learn from. Look at the "
+                f"videos in {self.run.path / 'videos'}; more demonstrations or a higher policy.temperature may help"
             )
         if not any(group.has_signal for group in collection.groups):
             return times | {"time/update": 0.0}
@@ -243,11 +244,11 @@ class _Run:
         self.run.log(self.at.iteration, row)
         for tracker in self.trackers:
             tracker.log(self.at.iteration, row)
+        kl, clipped, entropy = (row.get(f"update/{k}", math.nan) for k in ("kl_last", "clip_fraction", "entropy"))
         status(
             f"  iteration {self.at.iteration:2d}: success {row['rollout/success']:.2f}, "
             f"{row['rollout/accepted']:.0f}/{row['rollout/attempted']:.0f} groups with signal, "
-            f"kl {row.get('update/kl_last', float('nan')):.3f}, clipped {row.get('update/clip_fraction', float('nan')):.2f}, "
-            f"entropy {row.get('update/entropy', float('nan')):.2f}, "
+            f"kl {kl:.3f}, clipped {clipped:.2f}, entropy {entropy:.2f}, "
             f"{row['time/rollout']:.1f} s rollouts + {row['time/update']:.1f} s update"
         )
 

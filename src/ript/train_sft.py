@@ -248,6 +248,7 @@ def _run_stage(
     parts: list[Metrics] = []
     last: dict[str, float] = {}
     every = config.sft.checkpoint_every
+    bar: progress[None]
     with progress(stage.steps - start, f"training: {stage.name}") as bar:
         for step in range(start, stage.steps):
             for module in stage.modules:
@@ -257,8 +258,10 @@ def _run_stage(
                 group["lr"] = schedule(step, stage.steps, stage.learning_rate)
             loss, metrics = stage.loss(next(batches))
             if not torch.isfinite(loss):
-                raise NotFiniteError(f"the loss of stage {stage.name} became {loss.item()} at step {step}; lower the learning "
-                                     f"rate; the last checkpoint in {run.path} is kept")  # fmt: skip
+                raise NotFiniteError(
+                    f"the loss of stage {stage.name} became {loss.item()} at step {step}; lower the learning rate; "
+                    f"the last checkpoint in {run.path} is kept"
+                )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.sft.max_grad_norm)
@@ -291,7 +294,7 @@ def babble(policy: QuestPolicy, seed: int, steps: int = 300) -> None:
 
 
 def replay_autoencoded(policy: QuestPolicy, config: Config, task: str, states: int = 10, seed: int = 0) -> Mean:
-    """Success of the scripted expert when each of its chunks passes through the skill autoencoder before it is executed.
+    """Success of the scripted expert when each of its chunks passes through the skill autoencoder first.
 
     What the policy could do with these skills if it saw everything and chose the best ones: a bound on perception-free
     control. The expert looks again after each chunk; a second simulator, brought to the same place by the same actions,

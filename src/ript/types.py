@@ -45,7 +45,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        """"suite/name", as `make_simulator` takes it."""
+        """ "suite/name", as `make_simulator` takes it."""
         return f"{self.suite}/{self.name}"
 
 
@@ -70,7 +70,9 @@ class InitialState:
     def __post_init__(self) -> None:
         state = np.ascontiguousarray(self.state)
         if state.dtype != np.float64 or state.ndim != 1:
-            raise ConfigError(f"initial state of {self.task.key}: expected float64 [S], got {state.dtype} {state.shape}")
+            raise ConfigError(
+                f"initial state of {self.task.key}: expected float64 [S], got {state.dtype} {state.shape}"
+            )
         state.setflags(write=False)
         object.__setattr__(self, "state", state)
         digest = hashlib.sha256(self.task.key.encode() + b"\0" + state.tobytes()).hexdigest()[:16]
@@ -188,7 +190,9 @@ class RolloutRequest:
     def generator(self) -> np.random.Generator:
         """This rollout's own generator: independent of worker, order and batch."""
         key = int(self.initial_state.id, 16)
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence([*self.seed, key >> 32, key & 0xFFFFFFFF, self.index])))
+        return np.random.Generator(
+            np.random.Philox(np.random.SeedSequence([*self.seed, key >> 32, key & 0xFFFFFFFF, self.index]))
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +267,8 @@ class DemoBatch:
         observation: at the window's first step.
         actions: float32 `[B, H, A]`.
         mask: bool `[B, H]`, False where the window runs past the end of its demonstration.
-        privileged: float32 `[B, O]`, object state from the simulator for an auxiliary loss, or None. Never seen when acting.
+        privileged: float32 `[B, O]`, object state from the simulator for an auxiliary loss, or None. An acting policy
+            never sees it.
     """
 
     observation: Observation

@@ -1,8 +1,8 @@
 """Sentence embeddings of instructions: all-MiniLM-L6-v2, frozen, from its own package (Apache-2.0, 384-D).
 
-The model (BERT, 6 layers; Wang et al. 2020, Reimers & Gurevych 2019) runs here in a few tensor operations on the packaged
-safetensors file, so that neither `transformers` nor a download is needed. It is loaded once, when the first unknown
-instruction is met; a policy keeps what was computed.
+The model (BERT, 6 layers; Wang et al. 2020, Reimers & Gurevych 2019) runs here in a few tensor operations on the
+packaged safetensors file, so that neither `transformers` nor a download is needed. It is loaded once, when the first
+unknown instruction is met; a policy keeps what was computed.
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ def resnet18_two_stages() -> nn.Sequential:
 def three_convolutions() -> nn.Sequential:
     """A small network for two CPU cores: 64 channels at 1/4 of the size."""
     layers = [nn.Conv2d(3, 16, 5, 2, 2), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 1, 1)]
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # the layout of the pictures
+    network = nn.Sequential(*layers)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the layout of the pictures
+    return network
 
 
 class ImageEncoder(nn.Module):
@@ -86,7 +88,7 @@ class ImageEncoder(nn.Module):
 
 
 class ContextEncoder(nn.Module):
-    """Pictures, proprioception and instruction embedding -> context `[B, 2, width]`: a task and an observation token."""
+    """Pictures, proprioception, instruction embedding -> context `[B, 2, width]`: a task and an observation token."""
 
     proprio_mean: torch.Tensor
     proprio_std: torch.Tensor
