@@ -64,7 +64,7 @@ def bench_rollout(config: Config, *, rollouts: int | None = None, stock_steps: i
 
     Args:
         config: recipe; `tasks`, `sim` and `rollout` count.
-        rollouts: to measure; by default one iteration's worth, `sampling.groups` x `sampling.group_size`.
+        rollouts: to measure; by default four for each slot.
         stock_steps: steps for which each stock environment is measured.
 
     Returns:
@@ -84,7 +84,7 @@ def bench_rollout(config: Config, *, rollouts: int | None = None, stock_steps: i
         policy = make_policy(config, contexts.simulator(keys[0]).spec, 0)
         policy.embed([contexts.simulator(key).task.instruction for key in keys])
         status("ours: whole rollouts, after a round to warm up")
-        ours = measure_ours(config, policy, contexts, rollouts or config.sampling.groups * config.sampling.group_size)
+        ours = measure_ours(config, policy, contexts, rollouts or 4 * max(1, workers) * config.rollout.slots)
         status("the limit: each part alone on one core")
         limit = measure_limit(config, policy, ours)
     status("stock: one step and one render at a time")

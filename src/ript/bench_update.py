@@ -77,7 +77,10 @@ def bench_update(config: Config, policy: QuestPolicy | None = None) -> dict[str,
                 f"this policy gives no group with a signal on {', '.join(config.tasks)}: nothing to update on"
             )
         with stage("batch"):
-            batch = make_batch(groups)
+            batch = make_batch(
+                groups, min_abs_advantage=config.learn.min_abs_advantage, normalise_std=config.learn.normalise_std,
+                max_decisions=config.learn.max_decisions, generator=torch.Generator().manual_seed(0),
+            )  # fmt: skip
         torch.set_num_threads(config.learn.threads)
         with stage("update"):
             result = update(
@@ -107,6 +110,7 @@ def _collect(config: Config, contexts: Contexts, pool: EnvPool, groups: int, dyn
     return collect_groups(
         pool, contexts.training(0), group_size=config.sampling.group_size, quota=groups,
         max_attempts=max(groups, config.sampling.max_attempts), seed=(config.seed, 0), dynamic=dynamic,
+        horizon=config.sampling.horizon or None,
     )  # fmt: skip
 
 
