@@ -99,17 +99,32 @@ def make_policy(config: Config, spec: SimulatorSpec, privileged_dim: int, seed: 
         return QuestPolicy(QuestConfig(**changes), spec)
 
 
+HUB = "hf://"
+"""Prefix of a policy on the Hugging Face hub: "hf://owner/name"."""
+
+
 def load_policy(folder: str | Path) -> QuestPolicy:
-    """Load a policy folder, whatever kind of policy it holds.
+    """Load a policy folder, whatever kind of policy it holds; "hf://owner/name" is fetched from the model hub first.
 
     Raises:
         PolicyError: missing, partial, corrupt, of an unknown kind or another version.
     """
+    if str(folder).startswith(HUB):
+        folder = _from_hub(str(folder))
     kinds = {QuestPolicy.KIND: QuestPolicy.from_pretrained}
     kind = policy_folder.kind(Path(folder))
     if kind not in kinds:
         raise PolicyError(f"{folder} holds a {kind!r} policy; this version of ript knows {', '.join(kinds)}")
     return kinds[kind](folder)
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name.removeprefix(HUB)))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise PolicyError(f"cannot fetch {name} from the model hub: {error}") from error
 
 
 def for_post_training(policy: QuestPolicy, settings: PolicyConfig) -> QuestPolicy:
