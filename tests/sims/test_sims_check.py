@@ -48,6 +48,29 @@ class SharesItsPosition(ToySimulator):
         SharesItsPosition.shared = value
 
 
+class DriftsBelowSinglePrecision(ToySimulator):
+    """Its observations are equal to the last bit, its state vector is not."""
+
+    drift = 0.0
+
+    def step_chunk(self, actions):
+        self.drift += 1e-15
+        return super().step_chunk(actions)
+
+    def state_vector(self):
+        return self._dot + self.drift
+
+
+class ForgetsSuccessWithinAChunk(ToySimulator):
+    """Looks for success only after the last action of a chunk, as if nothing could happen in between."""
+
+    def step_chunk(self, actions):
+        result = super().step_chunk(actions)
+        if result.success and len(actions) > 1:
+            return type(result)(success=False, env_steps=result.env_steps, done=True)
+        return result
+
+
 class SinglePrecisionStates(ToySimulator):
     def reset(self, initial_state):
         observation = super().reset(initial_state)
@@ -189,6 +212,8 @@ BROKEN = [
     (ReturnsTheOldScene, "first observation is of the initial state"),
     (RemembersTheLastEpisode, "used equals fresh"),
     (SharesItsPosition, "interleaved instances do not leak"),
+    (DriftsBelowSinglePrecision, "used equals fresh"),
+    (ForgetsSuccessWithinAChunk, "chunks equal single steps"),
     (SinglePrecisionStates, "used equals fresh"),
     (StatesDependOnHowMany, "initial states are sequences"),
     (HeldOutIsTrain, "initial states are sequences"),

@@ -2,12 +2,12 @@
 
     passed = check_simulator(lambda: MySimulator("task"))
 
-Every check raises `SimulatorError` at the first violation, naming the check, the task, the initial state and the step.
+Every check raises `SimulatorError` at the first violation, naming the task, the initial state and the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -16,7 +16,8 @@ import numpy as np
 
 from ript.errors import SimulatorError, UnknownNameError
 from ript.interfaces import Simulator
-from ript.types import ChunkResult, InitialState, Observation, Task
+from ript.sims.trajectories import Moment, compare, copied, difference, fail, moment, plans, random_actions, trajectory
+from ript.types import InitialState, Task
 
 
 class StockEpisode(Protocol):
@@ -45,21 +46,6 @@ class _Subject:
 
     def states(self, simulator: Simulator) -> list[InitialState]:
         return simulator.initial_states(self.episodes, seed=self.seed)
-
-
-@dataclass(frozen=True)
-class _Moment:
-    """What a trajectory looked like after some step; `vector` where the simulator has a `state_vector`."""
-
-    step: int
-    result: ChunkResult | None
-    observation: Observation
-    vector: np.ndarray | None
-
-
-def _moment(simulator: Simulator, step: int, result: ChunkResult | None, observation: Observation) -> _Moment:
-    vector = simulator.state_vector() if hasattr(simulator, "state_vector") else None
-    return _Moment(step, result, _copied(observation), vector)
 
 
 def check_simulator(
@@ -97,95 +83,19 @@ def check_simulator(
     return [name for name, check in chosen.items() if check(subject) is not False]
 
 
-def _fail(task: Task, state: InitialState | None, step: int | None, what: str) -> None:
-    where = [task.key]
-    if state is not None:
-        where.append(f"initial state {state.id}")
-    if step is not None:
-        where.append(f"step {step}")
-    raise SimulatorError(f"{', '.join(where)}: {what}")
-
-
-def difference(a: Observation, b: Observation) -> str:
-    """What differs between two observations, or ""."""
-    if a.instruction != b.instruction:
-        return f"instruction {a.instruction} and {b.instruction}"
-    if not np.array_equal(a.proprio, b.proprio):
-        return f"proprio {a.proprio.tolist()} and {b.proprio.tolist()}"
-    for name in a.images:
-        x, y = a.images[name].astype(int), b.images[name].astype(int)
-        if not np.array_equal(x, y):
-            where = tuple(int(i) for i in np.argwhere(x != y)[0])
-            return f"image {name!r} in {int((x != y).sum())} values, first at {where}: {x[where]} and {y[where]}"
-    return ""
-
-
-def _copied(observation: Observation) -> Observation:
-    return replace(
-        observation,
-        images={name: image.copy() for name, image in observation.images.items()},
-        proprio=observation.proprio.copy(),
-    )
-
-
-def _compare(subject: Sequence[_Moment], other: Sequence[_Moment], task: Task, state: InitialState, what: str) -> None:
-    for a, b in zip(subject, other, strict=False):
-        if a.result != b.result:
-            _fail(task, state, a.step, f"{what} differ: {a.result} and {b.result}")
-        different = difference(a.observation, b.observation)
-        if not different and a.vector is not None and not np.array_equal(a.vector, b.vector):  # type: ignore[arg-type]
-            different = f"state vector {a.vector} and {b.vector}"
-        if different:
-            _fail(task, state, a.step, f"{what} differ: {different}")
-    if len(subject) != len(other):
-        _fail(task, state, min(len(subject), len(other)), f"{what} differ in length: {len(subject)} and {len(other)}")
-
-
-def _random_actions(subject: _Subject, simulator: Simulator) -> np.ndarray:
-    """Random actions that keep a direction for four steps, so that they get somewhere: float32 `[steps, A]`."""
-    generator = np.random.default_rng(subject.seed)
-    shape = (-(-subject.steps // 4), simulator.spec.action_dim)
-    return np.repeat(generator.uniform(-1, 1, shape), 4, axis=0)[: subject.steps].astype(np.float32)
-
-
-def _plans(subject: _Subject, simulator: Simulator, state: InitialState) -> Iterator[tuple[str, np.ndarray]]:
-    """Action sequences to check with: random ones, and the expert's where there is one."""
-    yield "random actions", _random_actions(subject, simulator)
-    if hasattr(simulator, "expert_action"):
-        actions: list[np.ndarray] = []
-        simulator.reset(state)
-        for _ in range(subject.steps):
-            actions.append(simulator.expert_action())
-            if simulator.step_chunk(actions[-1][None]).done:
-                break
-        yield "expert actions", np.array(actions, np.float32)
-
-
-def _trajectory(simulator: Simulator, state: InitialState, actions: np.ndarray, chunk: int = 1) -> list[_Moment]:
-    """Reset, execute in chunks, look after each."""
-    moments, step = [_moment(simulator, 0, None, simulator.reset(state))], 0
-    while step < len(actions):
-        result = simulator.step_chunk(actions[step : step + chunk])
-        step += result.env_steps
-        moments.append(_moment(simulator, step, result, simulator.observe()))
-        if result.done:
-            break
-    return moments
-
-
 def observations_fit_the_spec(subject: _Subject) -> None:
     """Shapes, types and cameras of observations are those of `spec`, before and after a step."""
     with subject.factory() as simulator:
         task, spec, state = simulator.task, simulator.spec, subject.states(simulator)[0]
         looks = [simulator.reset(state)]
-        simulator.step_chunk(_random_actions(subject, simulator)[:1])
+        simulator.step_chunk(random_actions(simulator, subject.steps, subject.seed)[:1])
         for step, look in enumerate([*looks, simulator.observe()]):
             if set(look.images) != set(spec.cameras):
-                _fail(task, state, step, f"cameras: expected {sorted(spec.cameras)}, got {sorted(look.images)}")
+                fail(task, state, step, f"cameras: expected {sorted(spec.cameras)}, got {sorted(look.images)}")
             for name, image in look.images.items():
                 shape = (1, *spec.cameras[name], 3)
                 if image.shape != shape or image.dtype != np.uint8 or not image.flags.c_contiguous:
-                    _fail(
+                    fail(
                         task,
                         state,
                         step,
@@ -198,9 +108,9 @@ def observations_fit_the_spec(subject: _Subject) -> None:
                 or not np.isfinite(look.proprio).all()
             ):
                 got = f"{look.proprio.dtype} {look.proprio.tolist()}"
-                _fail(task, state, step, f"proprio: expected finite float32 {expected}, got {got}")
+                fail(task, state, step, f"proprio: expected finite float32 {expected}, got {got}")
             if look.instruction != (task.instruction,):
-                _fail(task, state, step, f"instruction: expected {(task.instruction,)}, got {look.instruction}")
+                fail(task, state, step, f"instruction: expected {(task.instruction,)}, got {look.instruction}")
 
 
 def initial_states_are_sequences(subject: _Subject) -> None:
@@ -210,110 +120,105 @@ def initial_states_are_sequences(subject: _Subject) -> None:
         states = simulator.initial_states(n, seed=subject.seed)
         for state in states:
             if state.task.key != task.key or state.state.dtype != np.float64:
-                _fail(task, state, None, f"initial state of {state.task.key}, {state.state.dtype}; expected float64")
+                fail(task, state, None, f"initial state of {state.task.key}, {state.state.dtype}; expected float64")
         ids = [state.id for state in states]
         if len(set(ids)) != n:
-            _fail(task, None, None, f"initial states are not unique: {ids}")
+            fail(task, None, None, f"initial states are not unique: {ids}")
         if [s.id for s in simulator.initial_states(n - 1, seed=subject.seed)] != ids[:-1]:
-            _fail(task, None, None, "the first initial states depend on how many are asked for")
+            fail(task, None, None, "the first initial states depend on how many are asked for")
         if [s.id for s in other.initial_states(n - 1, seed=subject.seed, start=1)] != ids[1:]:
-            _fail(task, None, None, "initial states depend on start or on the instance")
+            fail(task, None, None, "initial states depend on start or on the instance")
         for what, others in {
             "the splits train and heldout": simulator.initial_states(n, seed=subject.seed, split="heldout"),
             "two seeds": simulator.initial_states(n, seed=subject.seed + 1),
         }.items():
             shared = set(ids) & {s.id for s in others}
             if shared:
-                _fail(task, None, None, f"{what} share initial states: {sorted(shared)}")
+                fail(task, None, None, f"{what} share initial states: {sorted(shared)}")
 
 
 def first_observation_is_of_the_initial_state(subject: _Subject) -> None:
     """What `reset` returns is what a look right after it shows, in a used instance too."""
     with subject.factory() as simulator:
         for state in [*subject.states(simulator), *subject.states(simulator)]:
-            first = _copied(simulator.reset(state))
+            first = copied(simulator.reset(state))
             different = difference(first, simulator.observe())
             if different:
-                _fail(simulator.task, state, 0, f"reset returned another observation than the state's: {different}")
-            simulator.step_chunk(_random_actions(subject, simulator))
+                fail(simulator.task, state, 0, f"reset returned another observation than the state's: {different}")
+            simulator.step_chunk(random_actions(simulator, subject.steps, subject.seed))
 
 
 def used_equals_fresh(subject: _Subject) -> None:
     """Same state and actions give the same trajectory in an instance that did other things before and in a new one."""
     with subject.factory() as used:
         for state in subject.states(used):
-            for kind, actions in _plans(subject, used, state):
+            for kind, actions in plans(used, state, subject.steps, subject.seed):
                 with subject.factory() as fresh:
-                    expected = _trajectory(fresh, state, actions)
-                got = _trajectory(used, state, actions)
-                _compare(got, expected, used.task, state, f"a used and a fresh instance, {kind},")
+                    expected = trajectory(fresh, state, actions)
+                got = trajectory(used, state, actions)
+                compare(got, expected, used.task, state, f"a used and a fresh instance, {kind},")
 
 
 def interleaved_instances_do_not_leak(subject: _Subject) -> None:
     """Two instances that take turns go the ways that each goes alone."""
     with subject.factory() as a, subject.factory() as b:
         states = a.initial_states(2, seed=subject.seed)
-        actions = _random_actions(subject, a), -_random_actions(subject, a)
-        alone = [_trajectory(a, state, plan) for state, plan in zip(states, actions, strict=True)]
-        together: list[list[_Moment]] = [
-            [_moment(simulator, 0, None, simulator.reset(state))]
+        actions = random_actions(a, subject.steps, subject.seed), -random_actions(a, subject.steps, subject.seed)
+        alone = [trajectory(a, state, plan) for state, plan in zip(states, actions, strict=True)]
+        together: list[list[Moment]] = [
+            [moment(simulator, 0, None, simulator.reset(state))]
             for simulator, state in zip((a, b), states, strict=True)
         ]
         for step in range(subject.steps):
             for simulator, plan, moments in zip((a, b), actions, together, strict=True):
                 if moments[-1].result is None or not moments[-1].result.done:
                     result = simulator.step_chunk(plan[step : step + 1])
-                    moments.append(_moment(simulator, step + 1, result, simulator.observe()))
+                    moments.append(moment(simulator, step + 1, result, simulator.observe()))
         for state, one, other in zip(states, together, alone, strict=True):
-            _compare(one, other, a.task, state, "an instance beside another and alone")
+            compare(one, other, a.task, state, "an instance beside another and alone")
 
 
 def chunks_equal_single_steps(subject: _Subject) -> None:
     """A chunk does what its actions do one by one, and leaves the given array alone."""
     with subject.factory() as simulator:
+        task = simulator.task
         for state in subject.states(simulator):
-            for kind, actions in _plans(subject, simulator, state):
-                single = {m.step: m for m in _trajectory(simulator, state, actions)}
+            for kind, actions in plans(simulator, state, subject.steps, subject.seed):
+                single = {m.step: m for m in trajectory(simulator, state, actions)}
                 given = actions.copy()
-                for moment in _trajectory(simulator, state, given, chunk=7):
-                    other = single.get(moment.step)
-                    if other is None:
-                        _fail(simulator.task, state, moment.step, f"a chunk of {kind} went on after the episode's end")
-                    else:
-                        different = difference(moment.observation, other.observation)
-                        if different or (moment.result and (moment.result.done != other.result.done)):  # type: ignore[union-attr]
-                            _fail(
-                                simulator.task,
-                                state,
-                                moment.step,
-                                f"{kind} in chunks and one by one differ: {different}",
-                            )
+                for chunk in trajectory(simulator, state, given, chunk=7):
+                    if chunk.step not in single:
+                        fail(task, state, chunk.step, f"a chunk of {kind} went on after the end of the episode")
+                    step = single[chunk.step]
+                    compare(
+                        [replace(chunk, result=None)],
+                        [replace(step, result=None)],
+                        task,
+                        state,
+                        f"chunks and steps, {kind},",
+                    )
+                    if chunk.result and step.result and chunk.result.success != step.result.success:
+                        fail(task, state, chunk.step, f"success of a chunk and of its steps differ, {kind}")
                 if not np.array_equal(given, actions):
-                    _fail(simulator.task, state, None, "step_chunk changed the actions it was given")
+                    fail(task, state, None, "step_chunk changed the actions it was given")
 
 
 def looking_changes_nothing(subject: _Subject) -> None:
     """Pictures do not disturb the trajectory, and a later look does not overwrite an earlier one."""
     with subject.factory() as simulator:
-        state, actions = subject.states(simulator)[0], _random_actions(subject, simulator)
-        watched = _trajectory(simulator, state, actions)
+        task, state = simulator.task, subject.states(simulator)[0]
+        actions = random_actions(simulator, subject.steps, subject.seed)
+        often = trajectory(simulator, state, actions)[-1]
         simulator.reset(state)
-        for moment in watched[1:-1]:
-            simulator.step_chunk(actions[moment.step - 1 : moment.step])
+        for step in range(often.step):
+            result = simulator.step_chunk(actions[step : step + 1])
             simulator.render()
-        result = simulator.step_chunk(actions[watched[-1].step - 1 : watched[-1].step])
         early = simulator.observe()
-        _compare(
-            [_moment(simulator, watched[-1].step, result, early)],
-            watched[-1:],
-            simulator.task,
-            state,
-            "rare and frequent looks",
-        )
-        kept = _copied(early)
+        rarely = moment(simulator, often.step, result, early)
+        compare([rarely], [often], task, state, "rare and frequent looks")
         simulator.reset(subject.states(simulator)[-1])
-        if difference(early, kept):
-            _fail(simulator.task, state, watched[-1].step, "a later look overwrote an earlier observation's arrays")
+        if difference(early, rarely.observation):
+            fail(task, state, often.step, "a later look overwrote the arrays of an earlier observation")
 
 
 def nothing_is_drawn_without_a_look(subject: _Subject) -> None:
@@ -322,15 +227,15 @@ def nothing_is_drawn_without_a_look(subject: _Subject) -> None:
         state = subject.states(simulator)[0]
         simulator.reset(state)
         before = dict(simulator.seconds)
-        simulator.step_chunk(_random_actions(subject, simulator))
+        simulator.step_chunk(random_actions(simulator, subject.steps, subject.seed))
         after = dict(simulator.seconds)
         if after["render"] != before["render"]:
-            _fail(simulator.task, state, None, "step_chunk rendered")
+            fail(simulator.task, state, None, "step_chunk rendered")
         if not after["simulate"] > before["simulate"]:
-            _fail(simulator.task, state, None, 'step_chunk did not add to seconds["simulate"]')
+            fail(simulator.task, state, None, 'step_chunk did not add to seconds["simulate"]')
         simulator.observe()
         if not simulator.seconds["render"] > after["render"]:
-            _fail(simulator.task, state, None, 'observe did not add to seconds["render"]')
+            fail(simulator.task, state, None, 'observe did not add to seconds["render"]')
 
 
 def episodes_end_at_the_horizon(subject: _Subject) -> None:
@@ -346,9 +251,9 @@ def episodes_end_at_the_horizon(subject: _Subject) -> None:
             if result.success or taken > horizon or result.done:
                 break
         if taken > horizon or (not result.success and taken != horizon):
-            _fail(simulator.task, state, taken, f"expected the end at horizon {horizon}, after {taken} steps: {result}")
+            fail(simulator.task, state, taken, f"expected the end at horizon {horizon}, after {taken} steps: {result}")
         if result.success and not result.done:
-            _fail(simulator.task, state, taken, "success without done")
+            fail(simulator.task, state, taken, "success without done")
 
 
 @contextmanager
@@ -359,11 +264,11 @@ def _refused(task: Task, state: InitialState | None, what: str) -> Iterator[None
     except SimulatorError as error:
         missing = [part for part in (task.name, state.id if state else "") if part not in str(error)]
         if missing:
-            _fail(task, state, None, f"{what}: the error does not name {', '.join(missing)}: {error}")
+            fail(task, state, None, f"{what}: the error does not name {', '.join(missing)}: {error}")
     except Exception as error:
-        _fail(task, state, None, f"{what}: expected SimulatorError, got {type(error).__name__}: {error}")
+        fail(task, state, None, f"{what}: expected SimulatorError, got {type(error).__name__}: {error}")
     else:
-        _fail(task, state, None, f"{what} was not refused")
+        fail(task, state, None, f"{what} was not refused")
 
 
 def errors_have_an_address(subject: _Subject) -> None:
@@ -403,7 +308,7 @@ def equals_stock(subject: _Subject) -> bool | None:
         if stock is None:
             return False
         for state in subject.states(simulator):
-            for kind, actions in list(_plans(subject, simulator, state)):
+            for kind, actions in list(plans(simulator, state, subject.steps, subject.seed)):
                 episode = stock(state)
                 simulator.reset(state)
                 _same_vector(simulator.task, state, 0, subject_.state_vector(), episode.first)
@@ -413,12 +318,12 @@ def equals_stock(subject: _Subject) -> bool | None:
                     _same_vector(simulator.task, state, step, subject_.state_vector(), vector)
                     if result.success != success:
                         what = f"{kind}: success is {result.success}, in the stock environment {success}"
-                        _fail(simulator.task, state, step, what)
+                        fail(simulator.task, state, step, what)
                     if hasattr(simulator, "stock_reward"):
                         ours = simulator.stock_reward(action)
                         if ours != reward:
                             what = f"{kind}: reward is {ours}, in the stock environment {reward}"
-                            _fail(simulator.task, state, step, what)
+                            fail(simulator.task, state, step, what)
                     if result.done:
                         break
     return None
@@ -428,7 +333,7 @@ def _same_vector(task: Task, state: InitialState, step: int, ours: np.ndarray, s
     if ours.shape != stock.shape or not np.array_equal(ours, stock):
         same_shape = ours.shape == stock.shape
         where = np.flatnonzero(ours != stock).tolist() if same_shape else [ours.shape, stock.shape]
-        _fail(task, state, step, f"the observation vector differs from the stock environment's at {where}")
+        fail(task, state, step, f"the observation vector differs from the stock environment's at {where}")
 
 
 CHECKS: dict[str, Callable[[_Subject], bool | None]] = {

@@ -1,0 +1,108 @@
+"""Trajectories of a simulator, recorded and compared: the tools of `check`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+import numpy as np
+
+from ript.errors import SimulatorError
+from ript.interfaces import Simulator
+from ript.types import ChunkResult, InitialState, Observation, Task
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a trajectory looked like after some step; `vector` where the simulator has a `state_vector`."""
+
+    step: int
+    result: ChunkResult | None
+    observation: Observation
+    vector: np.ndarray | None
+
+
+def moment(simulator: Simulator, step: int, result: ChunkResult | None, observation: Observation) -> Moment:
+    """What there is to see now."""
+    vector = simulator.state_vector() if hasattr(simulator, "state_vector") else None
+    return Moment(step, result, copied(observation), vector)
+
+
+def fail(task: Task, state: InitialState | None, step: int | None, what: str) -> NoReturn:
+    """Raise `SimulatorError` with the address of a violation."""
+    where = [task.key]
+    if state is not None:
+        where.append(f"initial state {state.id}")
+    if step is not None:
+        where.append(f"step {step}")
+    raise SimulatorError(f"{', '.join(where)}: {what}")
+
+
+def difference(a: Observation, b: Observation) -> str:
+    """What differs between two observations, or ""."""
+    if a.instruction != b.instruction:
+        return f"instruction {a.instruction} and {b.instruction}"
+    if not np.array_equal(a.proprio, b.proprio):
+        return f"proprio {a.proprio.tolist()} and {b.proprio.tolist()}"
+    for name in a.images:
+        x, y = a.images[name].astype(int), b.images[name].astype(int)
+        if not np.array_equal(x, y):
+            where = tuple(int(i) for i in np.argwhere(x != y)[0])
+            return f"image {name!r} in {int((x != y).sum())} values, first at {where}: {x[where]} and {y[where]}"
+    return ""
+
+
+def copied(observation: Observation) -> Observation:
+    """The same observation in arrays of its own."""
+    return replace(
+        observation,
+        images={name: image.copy() for name, image in observation.images.items()},
+        proprio=observation.proprio.copy(),
+    )
+
+
+def compare(subject: Sequence[Moment], other: Sequence[Moment], task: Task, state: InitialState, what: str) -> None:
+    """Fail at the first moment in which two trajectories differ."""
+    for a, b in zip(subject, other, strict=False):
+        if a.result != b.result:
+            fail(task, state, a.step, f"{what} differ: {a.result} and {b.result}")
+        different = difference(a.observation, b.observation)
+        if not different and a.vector is not None and not np.array_equal(a.vector, b.vector):  # type: ignore[arg-type]
+            different = f"state vector {a.vector} and {b.vector}"
+        if different:
+            fail(task, state, a.step, f"{what} differ: {different}")
+    if len(subject) != len(other):
+        fail(task, state, min(len(subject), len(other)), f"{what} differ in length: {len(subject)} and {len(other)}")
+
+
+def random_actions(simulator: Simulator, steps: int, seed: int) -> np.ndarray:
+    """Random actions that keep a direction for four steps, so that they get somewhere: float32 `[steps, A]`."""
+    generator = np.random.default_rng(seed)
+    shape = (-(-steps // 4), simulator.spec.action_dim)
+    return np.repeat(generator.uniform(-1, 1, shape), 4, axis=0)[:steps].astype(np.float32)
+
+
+def plans(simulator: Simulator, state: InitialState, steps: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Action sequences to check with: random ones, and the expert's where there is one."""
+    yield "random actions", random_actions(simulator, steps, seed)
+    if hasattr(simulator, "expert_action"):
+        actions: list[np.ndarray] = []
+        simulator.reset(state)
+        for _ in range(steps):
+            actions.append(simulator.expert_action())
+            if simulator.step_chunk(actions[-1][None]).done:
+                break
+        yield "expert actions", np.array(actions, np.float32)
+
+
+def trajectory(simulator: Simulator, state: InitialState, actions: np.ndarray, chunk: int = 1) -> list[Moment]:
+    """Reset, execute in chunks, look after each."""
+    moments, step = [moment(simulator, 0, None, simulator.reset(state))], 0
+    while step < len(actions):
+        result = simulator.step_chunk(actions[step : step + chunk])
+        step += result.env_steps
+        moments.append(moment(simulator, step, result, simulator.observe()))
+        if result.done:
+            break
+    return moments
