@@ -27,7 +27,8 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
     p, z2 = successes / trials, z * z
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = z / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exact at the ends, where rounding would leave 1e-17.
+    return centre - half if successes else 0.0, centre + half if successes < trials else 1.0
 
 
 def tally(statuses: Sequence[Status]) -> TaskResult:

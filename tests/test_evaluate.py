@@ -1,0 +1,243 @@
+"""Success rates: intervals by hand, errors apart, fixed states, and results that depend on nothing else."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from fakes import FakeFactory, FakePolicy, Fault, fake_state, fake_task
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_runs import lively_policy, toy_config
+
+from ript.build import Contexts, for_post_training, load_policy, make_env_pool
+from ript.config import RolloutConfig
+from ript.errors import ConfigError, PolicyError, UnknownNameError
+from ript.evaluate import evaluate, run_evaluation, tally, wilson
+from ript.policies.quest.policy import QuestPolicy
+from ript.rollout.pool import make_pool
+from ript.types import EvalResult, Status
+
+HERE = RolloutConfig(workers=0, slots=8)
+S, F, E = Status.SUCCESS, Status.FAILURE, Status.ERROR
+
+
+@pytest.fixture(scope="module")
+def policy() -> QuestPolicy:
+    return lively_policy(toy_config())
+
+
+# ---------------------------------------------------------------------- numbers by hand
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775),  # z^2 / (n + z^2) with z^2 = 3.8415
+        (10, 10, 0.7225, 1.0),
+        (5, 10, 0.2366, 0.7634),
+        (1, 1, 0.2065, 1.0),
+        (50, 100, 0.4038, 0.5962),
+        (95, 100, 0.8882, 0.9785),
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_the_wilson_interval_is_that_worked_by_hand(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=1e-4)
+
+
+@given(st.integers(1, 2000), st.data())
+def test_wilson_intervals_hold_the_rate_are_symmetric_and_narrow_with_trials(trials: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, trials))
+    low, high = wilson(successes, trials)
+    assert 0 <= low <= successes / trials <= high <= 1 and low < high
+    mirrored = wilson(trials - successes, trials)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
+    four = wilson(4 * successes, 4 * trials)
+    assert four[1] - four[0] < high - low
+    # The bounds are the rates whose own standard error just reaches the observed rate (Wilson's definition).
+    for bound in (low, high):
+        if 0 < bound < 1:
+            error = 1.959964 * math.sqrt(bound * (1 - bound) / trials)
+            assert abs(successes / trials - bound) == pytest.approx(error, rel=1e-4, abs=1e-9)
+
+
+def test_errors_are_neither_successes_nor_trials() -> None:
+    result = tally([S, E, F, S, E, E])
+    assert (result.successes, result.trials, result.errors) == (2, 3, 3)
+    assert result.interval == wilson(2, 3) and result.rate == pytest.approx(2 / 3)
+
+
+def test_without_a_valid_trial_nothing_is_known() -> None:
+    result = tally([E, E])
+    assert (result.successes, result.trials, result.errors, result.interval) == (0, 0, 2, (0.0, 1.0))
+    assert math.isnan(result.rate)
+
+
+# ---------------------------------------------------------------------- run_evaluation
+
+
+def fake_evaluation(faults: tuple[Fault, ...] = (), slots: int = 4, **settings: object) -> dict[str, EvalResult]:
+    tasks = [fake_task("plain"), fake_task("late-40")]
+    states = {task: [fake_state(10 * t + i, 0.05, task) for i in range(5 - t)] for t, task in enumerate(tasks)}
+    with make_pool(FakeFactory(faults=faults), FakePolicy(), workers=0, slots=slots, max_error_rate=1.0) as pool:
+        return run_evaluation(pool, states, name="fake", seed=3, **settings)  # type: ignore[arg-type]
+
+
+def test_errors_of_the_simulator_are_counted_apart_and_named_by_state() -> None:
+    result = fake_evaluation((Fault(kind="raise", state=2), Fault(kind="raise", state=11, decision=0)))["sampled"]
+    assert {name: (r.trials, r.errors) for name, r in result.tasks.items()} == {"plain": (4, 1), "late-40": (3, 1)}
+    assert (result.total.trials, result.total.errors) == (7, 2)
+    assert [status for _, status in result.per_state["plain"]].index("error") == 2
+    assert [status for _, status in result.per_state["late-40"]].index("error") == 1
+    assert result.per_state["plain"][3][0] == fake_state(3, 0.05).id
+
+
+def test_totals_add_up_over_tasks_and_states() -> None:
+    result = fake_evaluation()["sampled"]
+    assert 0 < result.total.successes < result.total.trials == 9
+    assert sum(r.successes for r in result.tasks.values()) == result.total.successes
+    for name, rows in result.per_state.items():
+        assert sum(status == "success" for _, status in rows) == result.tasks[name].successes
+    assert result.total.interval == wilson(result.total.successes, 9)
+    assert result.env_steps > 0 and result.seconds > 0
+
+
+def test_both_modes_in_one_stream_equal_each_mode_alone() -> None:
+    both = fake_evaluation(modes=("sampled", "greedy"))
+    assert both["sampled"].per_state == fake_evaluation(modes=("sampled",))["sampled"].per_state
+    assert both["greedy"].per_state == fake_evaluation(modes=("greedy",))["greedy"].per_state
+    assert both["greedy"].mode == "greedy" and both["sampled"].mode == "sampled (temperature 1)"
+
+
+def test_results_do_not_depend_on_the_number_of_slots() -> None:
+    one, many = fake_evaluation(slots=1), fake_evaluation(slots=16)
+    assert one["sampled"].per_state == many["sampled"].per_state
+    assert one["sampled"].env_steps == many["sampled"].env_steps
+
+
+def test_videos_are_of_each_tasks_first_states_in_the_first_mode() -> None:
+    result = fake_evaluation(modes=("greedy", "sampled"), videos=2)
+    first = {(task, rows[i][0]) for task, rows in result["greedy"].per_state.items() for i in range(2)}
+    assert {(task, state) for task, state, _, _ in result["greedy"].videos} == first
+    assert not result["sampled"].videos
+    for task, state, status, frames in result["greedy"].videos:
+        assert (state, status) in result["greedy"].per_state[task] and frames.ndim == 4
+
+
+# ---------------------------------------------------------------------- evaluate
+
+
+def test_an_evaluation_is_reproducible_and_its_seed_matters(policy: QuestPolicy) -> None:
+    first = evaluate(policy, ["reach-centre"], trials=12, horizon=16, rollout=HERE)
+    again = evaluate(policy, ["toy/reach-centre"], trials=12, horizon=16, rollout=dataclasses.replace(HERE, slots=3))
+    assert first.to_json() == again.to_json() and first.per_state == again.per_state
+    assert 0 < first.total.successes < 12
+    other = evaluate(policy, ["reach-centre"], trials=12, horizon=16, seed=1, rollout=HERE)
+    ids = [{state for state, _ in r.per_state["reach-centre"]} for r in (first, other)]
+    assert len(ids[0]) == 12 and not ids[0] & ids[1]
+
+
+def test_more_trials_or_tasks_extend_an_evaluation_without_changing_it(policy: QuestPolicy) -> None:
+    few = evaluate(policy, ["reach-centre"], trials=5, horizon=16, rollout=HERE)
+    more = evaluate(policy, ["reach-left", "reach-centre"], trials=8, horizon=16, rollout=HERE)
+    assert list(more.tasks) == ["reach-left", "reach-centre"] and more.total.trials == 16
+    assert more.per_state["reach-centre"][:5] == few.per_state["reach-centre"]
+
+
+def test_the_document_is_the_documented_one(policy: QuestPolicy) -> None:
+    document = evaluate(policy, ["reach-left"], trials=3, greedy=True, horizon=8, rollout=HERE).to_json()
+    assert list(document) == ["policy", "seed", "mode", "tasks", "total"]
+    assert document["mode"] == "greedy" and document["policy"] == "policy" and document["seed"] == 0
+    row = document["tasks"]["reach-left"]
+    assert row == document["total"] and list(row) == ["successes", "trials", "errors", "interval"]
+    assert row["trials"] == 3 and isinstance(row["interval"], list)
+
+
+def test_a_folder_gives_what_the_policy_in_memory_gives(policy: QuestPolicy, tmp_path) -> None:
+    policy.save_pretrained(tmp_path / "p")
+    ours = evaluate(policy, ["reach-centre"], trials=6, horizon=16, rollout=HERE)
+    theirs = evaluate(tmp_path / "p", ["reach-centre"], trials=6, horizon=16, rollout=HERE)
+    assert theirs.policy == str(tmp_path / "p") and ours.per_state == theirs.per_state
+    assert load_policy(tmp_path / "p") == policy
+
+
+def test_the_temperature_asked_for_is_used_and_recorded_and_the_policy_keeps_its_own(policy: QuestPolicy) -> None:
+    sharp = policy.configured(temperature=1e-3)
+    greedy = evaluate(policy, ["reach-centre"], trials=8, greedy=True, horizon=16, rollout=HERE)
+    cold = evaluate(policy, ["reach-centre"], trials=8, temperature=1e-3, horizon=16, rollout=HERE)
+    assert cold.mode == "sampled (temperature 0.001)" and cold.per_state == greedy.per_state
+    assert evaluate(sharp, ["reach-centre"], trials=2, horizon=8, rollout=HERE).mode == cold.mode
+    assert policy.config.temperature == 1
+
+
+def test_the_horizon_is_respected(policy: QuestPolicy) -> None:
+    result = evaluate(policy, ["reach"], trials=4, horizon=1, rollout=HERE)
+    assert result.env_steps == 4 and result.total.successes == 0  # the start is farther from the goal than one step
+
+
+@pytest.mark.parametrize(
+    ("tasks", "settings", "error", "message"),
+    [
+        (["reach"], {"trials": 0}, ConfigError, "trials must be at least 1, got 0"),
+        ([], {}, ConfigError, "no task to evaluate on"),
+        (["reach-centr"], {}, UnknownNameError, "reach-centre"),
+        (["drawer-open-v3"], {}, UnknownNameError, "toy task"),
+        (["reach"], {"temperature": 0.0}, ConfigError, "temperature must be above 0"),
+        (["reach"], {"horizon": 0}, ConfigError, "horizon"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(
+    policy: QuestPolicy, tasks: list[str], settings: dict, error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        evaluate(policy, tasks, **{"trials": 2, "rollout": HERE} | settings)
+
+
+def test_a_policy_folder_that_is_not_there_is_refused(tmp_path) -> None:
+    with pytest.raises(PolicyError, match="no policy folder"):
+        evaluate(tmp_path / "nowhere", ["reach"])
+
+
+# ---------------------------------------------------------------------- states
+
+
+def test_practice_validation_and_test_states_never_meet_for_any_seed() -> None:
+    config = toy_config()
+    seen: dict[str, set[str]] = {"practice": set(), "validation": set(), "test": set()}
+    counts = dict.fromkeys(seen, 0)
+    for seed in range(4):
+        with Contexts(config.sim, ("toy/reach", "toy/reach-left"), seed) as contexts:
+            stream = contexts.training(0)
+            groups = {
+                "practice": [next(stream) for _ in range(80)],
+                "test": [s for states in contexts.held_out(30, seed=seed).values() for s in states],
+                "validation": [s for states in contexts.held_out(20, 30, seed).values() for s in states],
+            }
+        for name, states in groups.items():
+            seen[name] |= {state.id for state in states}
+            counts[name] += len(states)
+    assert {name: len(ids) for name, ids in seen.items()} == counts  # nor does one come twice
+    assert not seen["practice"] & seen["test"] and not seen["practice"] & seen["validation"]
+    assert not seen["test"] & seen["validation"]
+
+
+def test_a_pool_acts_with_the_weights_that_it_was_last_given(policy: QuestPolicy) -> None:
+    config = toy_config(policy={"temperature": 0.3})
+    learner = for_post_training(policy, config.policy)
+    with Contexts(config.sim, ("toy/reach-centre",), 0) as contexts:
+        states = contexts.held_out(8)
+    other = lively_policy(config, seed=2)
+    kept = {name: tensor.clone() for name, tensor in learner.weights().items()}
+    pool = make_env_pool(config.sim, config.rollout, learner)
+    try:
+        before = run_evaluation(pool, states, name="a", seed=0)["sampled"]
+        pool.set_policy(other.weights(), 1)
+        between = run_evaluation(pool, states, name="b", seed=0)["sampled"]
+        pool.set_policy(kept, 2)
+        after = run_evaluation(pool, states, name="a", seed=0)["sampled"]
+    finally:
+        pool.close()
+    assert before.per_state == after.per_state and before.env_steps == after.env_steps
+    assert (between.per_state, between.env_steps) != (before.per_state, before.env_steps)
+    np.testing.assert_array_equal(learner.prior.head.weight.detach(), kept["prior.head.weight"])
