@@ -81,11 +81,11 @@ def test_the_headline_gives_before_and_after_with_intervals_in_both_modes(tmp_pa
     assert "overlap" not in text
 
 
-def test_a_gain_within_the_intervals_is_called_one_that_could_be_chance(tmp_path):
+def test_a_gain_within_the_intervals_is_not_told_without_saying_so(tmp_path):
     with RunFolder.create(tmp_path / "run", {}) as run:
         run.log_eval(0, result(50))
         run.log_eval(1, result(55))
-    assert "this could be chance" in report(tmp_path, run.path)[1]
+    assert "The 95 % intervals overlap." in report(tmp_path, run.path)[1]
 
 
 def test_after_is_the_policy_that_was_kept_not_the_last_one(tmp_path):
@@ -112,6 +112,7 @@ def test_an_evaluation_at_the_end_is_one_of_the_policy_that_was_kept(tmp_path):
     assert "10 % → 90 %" in text
     assert "90 of 100, 2 errors apart, policy of iteration 2" in text
     assert "Validation success" not in text  # it has no before
+    assert [block["states"] for block in views.thresholds(read_run(run.path))] == ["validation"]
     assert "validation, greedy" in text  # but it has a curve
     curve = page[page.index('<svg class="plot"') :]
     curve = curve[: curve.index("</svg>")]

@@ -12,7 +12,7 @@ from typing import Any
 from ript.errors import ConfigError, DataError
 from ript.report import plots, views
 from ript.report.files import write_text
-from ript.report.read import Row, RunData, VideoPair, read_run
+from ript.report.read import Comparison, Row, RunData, VideoPair, read_run
 from ript.report.video import first_frame, poster
 
 RUN_COLORS = 6
@@ -224,12 +224,12 @@ def _sft_curves(runs: Sequence[tuple[int, RunData]], several: bool) -> dict[str,
 
 
 _LINES = (("-", "solid"), (":", "dotted"), ("-.", "dashdot"))
-_MARKERS = ("o", "s", "^", "D")
+_MARKERS = (("o", "o"), ("s", "square"), ("^", "triangle"), ("D", "diamond"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """How the evaluations of one set of states in one mode are drawn, in every run alike."""
+    """How the evaluations of one set of states in one mode are drawn, in every run alike. `swatch` is its CSS class."""
 
     label: str
     line: str
@@ -245,14 +245,20 @@ def _looks(runs: Sequence[tuple[int, RunData]], several: bool) -> dict[tuple[str
     most: dict[tuple[str, str], int] = {}
     for _, run in runs:
         for one in run.comparisons():
-            key = (one.states, one.mode)
+            key = _look_key(one, several)
             most[key] = max(most.get(key, 0), len(one.evaluations))
     looks: dict[tuple[str, str], Look] = {}
     for place, (key, evaluations) in enumerate(most.items()):
         lines = sum(1 for look in looks.values() if look.line)
-        line, swatch = _LINES[lines % len(_LINES) if several else 0] if evaluations > 2 else ("", "points")
-        looks[key] = Look(label=", ".join(key), line=line, swatch=swatch, marker=_MARKERS[place % len(_MARKERS)])
+        marker, shape = _MARKERS[place % len(_MARKERS)]
+        line, swatch = _LINES[lines % len(_LINES) if several else 0] if evaluations > 2 else ("", f"points {shape}")
+        looks[key] = Look(label=", ".join(key), line=line, swatch=swatch, marker=marker)
     return looks
+
+
+def _look_key(one: Comparison, several: bool) -> tuple[str, str]:
+    """Runs may differ in temperature and still be compared: "sampled" is one mode then."""
+    return one.states, views.short_mode(one.mode) if several else one.mode
 
 
 def _success_series(runs: Sequence[tuple[int, RunData]], axis: Axis, several: bool) -> list[plots.Series]:
@@ -270,7 +276,7 @@ def _success_series(runs: Sequence[tuple[int, RunData]], axis: Axis, several: bo
             )
         )
         for one in run.comparisons():
-            key = (one.states, one.mode)
+            key = _look_key(one, several)
             totals = [row["eval"]["total"] for row in one.evaluations]
             series.append(
                 plots.Series(

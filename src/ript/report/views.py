@@ -290,5 +290,5 @@ def lead(run: RunData, heads: Sequence[Mapping[str, Any]]) -> str:
     elif head["row"]["iteration"] < run.iterations:
         sentence += f" Later iterations, up to {run.iterations}, were not measured."
     if not head["apart"]:
-        sentence += " The 95 % intervals overlap: this could be chance."
+        sentence += " The 95 % intervals overlap."
     return sentence
