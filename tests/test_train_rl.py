@@ -1,0 +1,475 @@
+"""The loop: exact resume, the choice of the best policy, and how runs end."""
+
+import dataclasses
+import importlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toy_runs import Stopped, lively_policy, stop_in, toy_config, weights, without_times
+
+from ript.build import Contexts, for_post_training, load_policy, make_env_pool
+from ript.config import Config
+from ript.errors import (
+    ConfigError,
+    ErrorRateExceeded,
+    NoSignalError,
+    NotFiniteError,
+    PolicyError,
+    RatioError,
+    RunError,
+    SimulatorError,
+)
+from ript.evaluate import tally
+from ript.interfaces import EnvPool
+from ript.policies.quest.policy import QuestPolicy
+from ript.report.checkpoint import list_checkpoints, read_checkpoint
+from ript.report.run import RunFolder
+from ript.rollout.sampling import Collection, collect_groups
+from ript.sims import toy
+from ript.sims.toy import ToySimulator
+from ript.train_rl import RLResult, train_rl
+from ript.types import ChunkResult, EvalResult, InitialState, Rollout, Status, Task
+
+loop = importlib.import_module("ript.train_rl")  # `ript.train_rl` is the function
+
+
+def run(folder: Path, config: Config | None = None, policy: QuestPolicy | None = None) -> RLResult:
+    config = config or toy_config()
+    return train_rl(config, policy or lively_policy(config), folder)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> RLResult:
+    """A run that nothing interrupts."""
+    return run(tmp_path_factory.mktemp("reference") / "run")
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---------------------------------------------------------------------- the same again
+
+
+def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(reference: RLResult, tmp_path: Path) -> None:
+    same = run(tmp_path / "same")
+    assert weights(same.folder) == weights(reference.folder)
+    assert without_times(same.folder) == without_times(reference.folder)
+    assert (same.rollouts, same.env_steps, same.reason) == (reference.rollouts, reference.env_steps, reference.reason)
+    other = run(tmp_path / "other", toy_config(seed=1))
+    assert weights(other.folder) != weights(reference.folder)
+    ids = [set(dict(r.before["sampled"].per_state["reach-centre"])) for r in (reference, other)]
+    assert ids[0] == ids[1]  # the test states belong to eval.seed
+
+
+INTERRUPTIONS: dict[str, tuple[str, Callable[..., bool] | int]] = {
+    "before the first iteration": ("log_eval", lambda call, *_: call == 2),
+    "logging iteration 1": ("log", 1),
+    "logging iteration 2": ("log", 2),
+    "logging iteration 3": ("log", 3),
+    "writing checkpoint 0": ("save_checkpoint", 0),
+    "writing checkpoint 2": ("save_checkpoint", 2),
+    "validating after iteration 2": ("log_eval", lambda call, at, *_: at == 2),
+    "keeping the best": ("replace", lambda call, *_: call == 2),
+    "measuring at the end": ("log_eval", lambda call, at, *_: at == 3 and call > 5),
+    "writing the policy": ("replace", lambda call, folder: folder.name == "policy"),
+    "the last word": ("finish", lambda *_: True),
+}
+
+
+@pytest.mark.parametrize("moment", INTERRUPTIONS)
+def test_a_run_stopped_at_any_moment_goes_on_to_the_same_end(
+    reference: RLResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_in(patch, *INTERRUPTIONS[moment])
+        with pytest.raises(Stopped):
+            run(tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+    torch.manual_seed(99)  # the state of this process does not matter
+    resumed = train_rl(Config(), None, tmp_path / "run", resume=True)
+    assert weights(resumed.folder) == weights(reference.folder)
+    assert without_times(resumed.folder) == without_times(reference.folder)
+    for mode in ("sampled", "greedy"):
+        assert resumed.before[mode].per_state == reference.before[mode].per_state
+        assert resumed.after[mode].per_state == reference.after[mode].per_state
+    assert (resumed.rollouts, resumed.env_steps) == (reference.rollouts, reference.env_steps)
+    assert not [path.name for path in tmp_path.glob("run/**/.*") if path.name != ".lock"]
+
+
+def test_a_run_stopped_twice_goes_on_to_the_same_end(
+    reference: RLResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for moment, resume in ((1, False), (3, True)):
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            stop_in(patch, "log", moment)
+            train_rl(toy_config(), lively_policy(toy_config()), tmp_path / "run", resume=resume)
+    resumed = train_rl(Config(), None, tmp_path / "run", resume=True)
+    assert weights(resumed.folder) == weights(reference.folder)
+
+
+def test_a_finished_run_that_is_resumed_stays_what_it_is(reference: RLResult) -> None:
+    before = weights(reference.folder), without_times(reference.folder)
+    train_rl(Config(), None, reference.folder, resume=True)
+    assert (weights(reference.folder), without_times(reference.folder)) == before
+
+
+def test_workers_give_the_groups_and_the_evaluation_of_this_process(reference: RLResult, tmp_path: Path) -> None:
+    """The first iteration, from equal weights: the same rollouts, up to the rounding of batched arithmetic."""
+    config = toy_config(iterations=1, rollout={"workers": 2, "slots": 4})
+    result = run(tmp_path / "run", config)
+    for mode in ("sampled", "greedy"):
+        assert result.before[mode].per_state == reference.before[mode].per_state
+        assert result.before[mode].env_steps == reference.before[mode].env_steps
+    (ours,), theirs = rows(result.folder), rows(reference.folder)[0]
+    timing = ("time/", "total/seconds", "rollout/dropped", "update/update_seconds")
+    for name in (name for name in theirs if not name.startswith(timing)):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+
+
+def collect(pool: EnvPool, contexts: Contexts) -> Collection:
+    return collect_groups(pool, contexts.training(0), group_size=4, quota=3, max_attempts=6, seed=(0, 0))
+
+
+def test_groups_do_not_depend_on_the_number_of_slots() -> None:
+    config = toy_config()
+    learner = for_post_training(lively_policy(config), config.policy)
+    found: list[Collection] = []
+    with Contexts(config.sim, ("toy/reach-centre",), config.seed) as contexts:
+        for slots in (1, 5, 64):
+            pool = make_env_pool(config.sim, dataclasses.replace(config.rollout, slots=slots), learner)
+            found.append(collect(pool, contexts))
+            pool.close()
+    for other in found[1:]:
+        assert other.position == found[0].position
+        for ours, theirs in zip(found[0].groups, other.groups, strict=True):
+            assert ours.initial_state.id == theirs.initial_state.id
+            for a, b in zip(ours.rollouts, theirs.rollouts, strict=True):
+                assert same_rollout(a, b)
+
+
+def same_rollout(a: Rollout, b: Rollout) -> bool:
+    assert a.sample is not None and b.sample is not None and a.log_prob is not None and b.log_prob is not None
+    return (
+        a.status is b.status
+        and a.env_steps == b.env_steps
+        and np.array_equal(a.sample, b.sample)
+        and np.allclose(a.log_prob, b.log_prob, atol=1e-5)
+    )
+
+
+# ---------------------------------------------------------------------- what a run leaves behind
+
+
+def test_a_run_reports_what_it_spent_and_that_the_first_ratio_was_one(reference: RLResult) -> None:
+    logged = rows(reference.folder)
+    assert [row["iteration"] for row in logged] == [1, 2, 3]
+    assert reference.reason == "all 3 iterations done" and reference.iterations == 3
+    for before, row in zip([None, *logged], logged, strict=False):
+        spent = {k: row[f"total/{k}"] - (before[f"total/{k}"] if before else 0) for k in ("rollouts", "env_steps")}
+        assert spent == {k: row[f"rollout/{k}"] for k in spent}
+        assert row["total/seconds"] > (before["total/seconds"] if before else 0)
+        assert row["rollout/rollouts"] == 4 * row["rollout/attempted"]
+        assert row["rollout/signal_share"] == pytest.approx(1 - row["rollout/rejected_share"])
+        assert row["time/rollout"] + row["time/update"] <= row["time/total"]
+    learned = [row for row in logged if "update/kl" in row]
+    assert len(learned) >= 2
+    assert all(row["update/first_ratio_deviation"] < 1e-4 for row in learned)
+    assert all(row["update/optimiser_steps"] >= 1 and math.isfinite(row["update/grad_norm"]) for row in learned)
+    assert (reference.rollouts, reference.env_steps) == (logged[-1]["total/rollouts"], logged[-1]["total/env_steps"])
+    assert set(reference.seconds) == {"evaluate before", "post-train", "evaluate after"}
+    assert all(seconds > 0 for seconds in reference.seconds.values())
+
+
+def test_the_policy_of_a_run_acts_as_it_was_measured_and_its_card_tells(reference: RLResult) -> None:
+    policy = load_policy(reference.policy)
+    assert policy != load_policy(reference.folder / "start")
+    config = toy_config()
+    with Contexts(config.sim, ("toy/reach-centre",), 0) as contexts:
+        states = contexts.held_out(config.eval.trials, seed=config.eval.seed)
+    pool = make_env_pool(config.sim, config.rollout, policy)
+    measured = loop.run_evaluation(pool, states, name="again", seed=config.eval.seed, modes=("sampled", "greedy"))
+    pool.close()
+    for mode in ("sampled", "greedy"):
+        assert measured[mode].per_state == reference.after[mode].per_state
+    card = (reference.policy / "README.md").read_text()
+    total = reference.after["greedy"].total
+    assert f"| after, greedy | {total.successes}/6" in card and "| tasks | reach-centre |" in card
+
+
+def test_before_and_after_are_measured_on_the_same_states_in_both_modes(reference: RLResult) -> None:
+    ids = [[state for state, _ in results[mode].per_state["reach-centre"]]
+           for results in (reference.before, reference.after) for mode in ("sampled", "greedy")]  # fmt: skip
+    assert len(set(map(tuple, ids))) == 1 and len(set(ids[0])) == 6
+
+
+def test_videos_are_kept_before_and_after(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", toy_config(iterations=1, eval={"trials": 2, "every": 0, "videos": 1}))
+    names = [
+        sorted(p.name.rsplit("__", 1)[0] for p in (result.folder / "videos" / s).iterdir()) for s in ("before", "after")
+    ]
+    assert names[0] == names[1] == [f"reach-centre__{result.before['sampled'].per_state['reach-centre'][0][0]}"]
+
+
+def test_without_a_policy_a_run_starts_from_weights_of_the_seed(tmp_path: Path) -> None:
+    config = toy_config(iterations=0, eval={"trials": 2, "every": 0})
+    first, again, other = (train_rl(c, None, tmp_path / str(i)) for i, c in
+                           enumerate((config, config, dataclasses.replace(config, seed=1))))  # fmt: skip
+    assert weights(first.folder) == weights(again.folder) != weights(other.folder)
+    assert first.iterations == 0 and first.rollouts == 0
+
+
+def test_a_policy_in_memory_is_trained_in_place_and_a_folder_is_left_alone(tmp_path: Path) -> None:
+    config = toy_config(iterations=1, eval={"trials": 2, "every": 0})
+    policy = lively_policy(config)
+    policy.save_pretrained(tmp_path / "start")
+    content = (tmp_path / "start" / "model.safetensors").read_bytes()
+    from_folder = train_rl(config, tmp_path / "start", tmp_path / "a")
+    in_memory = train_rl(config, policy, tmp_path / "b")
+    assert weights(from_folder.folder) == weights(in_memory.folder)
+    assert (tmp_path / "start" / "model.safetensors").read_bytes() == content
+    final = load_policy(in_memory.policy).state_dict()
+    assert all(torch.equal(tensor, final[name]) for name, tensor in policy.state_dict().items())
+
+
+# ---------------------------------------------------------------------- the choice of the best policy
+
+
+@pytest.mark.parametrize(
+    ("validation", "chosen"),
+    [((1, 4, 2), 2), ((4, 1, 2), 1), ((1, 2, 4), 3), ((3, 3, 1), 2), ((0, 0, 0), 3)],
+    ids=["middle", "first", "last", "the later of equals", "never any"],
+)
+def test_the_best_policy_is_chosen_on_validation_states_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: tuple[int, ...], chosen: int
+) -> None:
+    """Validation results are set by hand; test results are set to speak for another iteration."""
+    config = toy_config()
+    kept: list[dict[str, torch.Tensor]] = []
+    asked: list[set[str]] = []
+    evaluate = loop.run_evaluation
+
+    def scripted(pool: EnvPool, states: dict[Task, Sequence[InitialState]], **settings: Any) -> dict[str, EvalResult]:
+        asked.append({state.id for group in states.values() for state in group})
+        results = evaluate(pool, states, **settings)
+        (group,) = states.values()
+        if len(group) == config.eval.every_trials:
+            iteration = len(kept)
+            good = validation[min(iteration, len(validation) - 1)]
+            kept.append({name: tensor.clone() for name, tensor in pool_policy(pool).weights().items()})
+        else:
+            good = 6
+        total = tally([Status.SUCCESS] * good + [Status.FAILURE] * (len(group) - good))
+        return {mode: dataclasses.replace(result, total=total) for mode, result in results.items()}
+
+    monkeypatch.setattr(loop, "run_evaluation", scripted)
+    result = run(tmp_path / "run", config)
+    assert json.loads((result.folder / "result.json").read_text())["policy_iteration"] == chosen
+    final = load_policy(result.policy).weights()
+    assert all(torch.equal(final[name], tensor) for name, tensor in kept[chosen - 1].items())
+    assert len(kept) == 3 and any(not torch.equal(kept[0][n], kept[2][n]) for n in kept[0])
+    test_states, validation_states = asked[0], asked[1]
+    assert not test_states & validation_states and asked == [test_states, *[validation_states] * 3, test_states]
+
+
+def pool_policy(pool: EnvPool) -> QuestPolicy:
+    return pool._recorder.policy  # type: ignore[attr-defined]
+
+
+def test_without_validation_the_last_policy_is_the_result(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", toy_config(iterations=2, eval={"every": 0}))
+    newest = read_checkpoint(list_checkpoints(result.folder / "checkpoints")[-1]).state["weights"]
+    final = load_policy(result.policy).weights()
+    assert all(torch.equal(final[name], tensor) for name, tensor in newest.items())
+    assert json.loads((result.folder / "result.json").read_text())["policy_iteration"] == 2
+    assert not result.folder.joinpath("best").exists()
+
+
+# ---------------------------------------------------------------------- how runs end
+
+
+def test_a_run_without_any_success_gives_up_after_three_iterations_and_keeps_its_checkpoint(tmp_path: Path) -> None:
+    config = toy_config(iterations=9, sim={"horizon": 1}, eval={"every": 0, "trials": 2})
+    with pytest.raises(NoSignalError, match=r"every rollout failed in 3 iterations in a row.*videos"):
+        run(tmp_path / "run", config)
+    assert [row["iteration"] for row in rows(tmp_path / "run")] == [1, 2]
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")][-1].endswith("2")
+    with pytest.raises(NoSignalError):  # it remembers
+        train_rl(config, None, tmp_path / "run", resume=True)
+    assert [row["iteration"] for row in rows(tmp_path / "run")] == [1, 2]
+
+
+def test_a_success_in_between_renews_the_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hopeless iterations 1, 2, then a good one, then hopeless 4, 5: five are done."""
+    collections = iter([1, 1, 24, 1, 1])
+    config = toy_config(iterations=5, eval={"every": 0, "trials": 2})
+    original = loop.collect_groups
+
+    def shortened(pool: EnvPool, states: Iterator[InitialState], **settings: Any) -> Collection:
+        horizon = next(collections)
+        with monkeypatch.context() as patch:
+            patch.setattr(toy, "RADIUS", 0.3 if horizon > 1 else -1.0)
+            return original(pool, states, **settings)
+
+    monkeypatch.setattr(loop, "collect_groups", shortened)
+    assert run(tmp_path / "run", config).iterations == 5
+    successes = [row["rollout/success"] for row in rows(tmp_path / "run")]
+    assert successes[:2] == [0, 0] and successes[2] > 0 and successes[3:] == [0, 0]
+
+
+def test_a_run_that_reaches_its_goal_stops_early(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", toy_config(iterations=9, stop_at=0.01, eval={"every": 0}))
+    assert result.reason.startswith("solved: 1%") and result.iterations < 9
+    assert rows(result.folder)[-1]["rollout/success"] >= 0.01
+    again = train_rl(Config(), None, result.folder, resume=True)
+    assert again.iterations == result.iterations and again.reason == result.reason
+
+
+def test_when_everything_succeeds_there_is_nothing_to_learn_and_the_run_is_solved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy, "RADIUS", 9.0)
+    config = toy_config(eval={"every": 1, "trials": 3})
+    result = run(tmp_path / "run", config)
+    assert result.iterations == 1 and result.reason.startswith("solved: 100%")
+    (row,) = rows(result.folder)
+    assert row["rollout/rejected_all_success"] == row["rollout/attempted"] == 6
+    assert "update/kl" not in row and row["time/update"] == 0
+    assert load_policy(result.policy).weights().keys() == load_policy(result.folder / "start").weights().keys()
+    start, final = load_policy(result.folder / "start").state_dict(), load_policy(result.policy).state_dict()
+    assert all(torch.equal(start[name], final[name]) for name in start)
+
+
+def broken_steps(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    """Every so-manieth chunk raises."""
+    step, calls = ToySimulator.step_chunk, [0]
+
+    def breaking(self: ToySimulator, actions: np.ndarray) -> ChunkResult:
+        calls[0] += 1
+        if calls[0] % every == 0:
+            raise SimulatorError("the table fell over")
+        return step(self, actions)
+
+    monkeypatch.setattr(ToySimulator, "step_chunk", breaking)
+
+
+def test_errors_of_the_simulator_are_counted_and_not_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_steps(monkeypatch, 25)
+    result = run(tmp_path / "run", toy_config(rollout={"max_error_rate": 1.0}, iterations=2))
+    logged = rows(result.folder)
+    assert sum(row["rollout/errors"] for row in logged) > 0
+    assert any("update/kl" in row for row in logged)
+    assert sum(r.total.errors for r in (*result.before.values(), *result.after.values())) > 0
+    for results in (result.before, result.after):
+        assert all(r.total.trials + r.total.errors == 6 for r in results.values())
+
+
+def test_iterations_of_errors_alone_change_nothing_and_are_no_failures_of_the_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_steps(monkeypatch, 1)
+    result = run(tmp_path / "run", toy_config(rollout={"max_error_rate": 1.0}, iterations=4))
+    for row in rows(result.folder):
+        assert row["rollout/errors"] == row["rollout/rollouts"] == 24 and row["rollout/success"] is None
+        assert row["rollout/rejected_invalid"] == row["rollout/attempted"] and "update/kl" not in row
+    start, final = load_policy(result.folder / "start").state_dict(), load_policy(result.policy).state_dict()
+    assert all(torch.equal(start[name], final[name]) for name in start)
+    assert (result.after["greedy"].total.trials, result.after["greedy"].total.errors) == (0, 6)
+
+
+def test_too_many_errors_stop_the_run_with_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_steps(monkeypatch, 2)
+    with pytest.raises(ErrorRateExceeded, match="the table fell over"):
+        run(tmp_path / "run", toy_config(eval={"trials": 30}))
+
+
+def test_a_policy_of_nans_stops_the_run(tmp_path: Path) -> None:
+    config = toy_config()
+    policy = lively_policy(config)
+    with torch.no_grad():
+        policy.autoencoder.action_out.bias[0] = torch.nan
+    with pytest.raises(NotFiniteError, match="the policy returned NaN or infinite actions"):
+        run(tmp_path / "run", config, policy)
+
+
+def test_a_gradient_of_nans_stops_the_run_and_the_last_good_checkpoint_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        log_prob = QuestPolicy.log_prob
+
+        def poisoned(self: QuestPolicy, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            value, entropy = log_prob(self, *args)
+            if (tmp_path / "run" / "metrics.jsonl").exists():  # from the second iteration on
+                value = value + 0.0 * torch.sqrt(value - value.detach())  # 0, with a gradient of NaN
+            return value, entropy
+
+        patch.setattr(QuestPolicy, "log_prob", poisoned)
+        with pytest.raises(NotFiniteError, match=r"update, epoch \d of 2, minibatch \d"):
+            run(tmp_path / "run")
+    kept = read_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    assert kept.iteration == len(rows(tmp_path / "run")) == 1
+    assert all(torch.isfinite(tensor).all() for tensor in kept.state["weights"].values())
+    assert train_rl(Config(), None, tmp_path / "run", resume=True).iterations == 3
+
+
+def test_learning_from_another_density_than_the_one_that_acted_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_prob = QuestPolicy.log_prob
+    monkeypatch.setattr(QuestPolicy, "log_prob", lambda self, *a: log_prob(self.configured(temperature=1.1), *a))
+    with pytest.raises(RatioError, match="before the first update the ratio new / old probability must be 1"):
+        run(tmp_path / "run")
+
+
+# ---------------------------------------------------------------------- what cannot be run or resumed
+
+
+def test_a_run_needs_a_task_and_a_policy_that_fits(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no task to practise on"):
+        run(tmp_path / "run", toy_config(tasks=()))
+    with pytest.raises(PolicyError, match=r"expected \{'top': \(8, 8\)\}, got \{'top': \(16, 16\)\}"):
+        run(tmp_path / "run", toy_config(sim={"image_size": 16}), lively_policy(toy_config()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(reference: RLResult) -> None:
+    before = weights(reference.folder)
+    with pytest.raises(RunError, match="already holds a run"):
+        run(reference.folder)
+    assert weights(reference.folder) == before
+
+
+def test_what_is_no_run_of_this_kind_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="does not exist"):
+        train_rl(Config(), None, tmp_path / "nowhere", resume=True)
+    RunFolder.create(tmp_path / "sft", {"recipe_config": toy_config().to_json()}, "sft").close()
+    with pytest.raises(RunError, match="a run of supervised training: go on with `ript sft --resume"):
+        train_rl(Config(), None, tmp_path / "sft", resume=True)
+
+
+def test_a_run_stopped_before_it_kept_its_policy_starts_again_from_the_folder_it_was_given(
+    reference: RLResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config()
+    lively_policy(config).save_pretrained(tmp_path / "given")
+    with monkeypatch.context() as patch:
+        patch.setattr(QuestPolicy, "save_pretrained", _stop)
+        for start, folder in ((tmp_path / "given", "a"), (lively_policy(config), "b")):
+            with pytest.raises(Stopped):
+                train_rl(config, start, tmp_path / folder)
+    assert weights(train_rl(Config(), None, tmp_path / "a", resume=True).folder) == weights(reference.folder)
+    with pytest.raises(RunError, match="before it kept the policy that it was given"):
+        train_rl(Config(), None, tmp_path / "b", resume=True)
+
+
+def _stop(*args: object) -> None:
+    raise Stopped
