@@ -284,12 +284,14 @@ def babble(policy: QuestPolicy, seed: int, steps: int = 300) -> None:
     optimiser = torch.optim.AdamW(policy.autoencoder.parameters(), lr=3e-3)
     mask = torch.ones(128, policy.config.chunk, dtype=torch.bool)
     policy.autoencoder.train()
-    for _ in range(steps):
-        chunks = torch.from_numpy(rng.uniform(-1, 1, shape)).float().expand(-1, policy.config.chunk, -1)
-        loss, _ = policy.autoencoder_loss(chunks, mask)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of dropout
+        for _ in range(steps):
+            chunks = torch.from_numpy(rng.uniform(-1, 1, shape)).float().expand(-1, policy.config.chunk, -1)
+            loss, _ = policy.autoencoder_loss(chunks, mask)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
     policy.eval()
 
 
