@@ -65,8 +65,8 @@ class PolicyConfig:
     """Sample among the k most likely tokens, in both densities; 0: all."""
     sampling: Literal["exact", "published"] = "exact"
     """"published" samples from the top k but optimises the full softmax: a known mismatch, for comparison only."""
-    rl_trains: Literal["prior", "prior+encoders"] = "prior+encoders"
-    """What post-training updates."""
+    rl_trains: Literal["prior", "prior+projections", "prior+encoders"] = "prior+projections"
+    """What post-training updates; see `QuestConfig`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,8 @@ class QuestConfig:
         top_k: sample among the k most likely tokens, in both densities; 0 for all.
         sampling: "exact" (the density sampled is the density optimised) or "published" (samples from the top k but
             optimises the full softmax at temperature 1: a known mismatch, for comparison only).
-        rl_trains: what post-training updates: "prior", or "prior+encoders".
+        rl_trains: what post-training updates: "prior"; "prior+projections" (also the two linear layers that make the
+            task and the observation token, so that it can attend to other features than SFT did); or "prior+encoders".
     """
 
     action_dim: int = 7
@@ -65,7 +66,7 @@ class QuestConfig:
     temperature: float = 1.0
     top_k: int = 0
     sampling: Literal["exact", "published"] = "exact"
-    rl_trains: Literal["prior", "prior+encoders"] = "prior"
+    rl_trains: Literal["prior", "prior+projections", "prior+encoders"] = "prior"
 
     def __post_init__(self) -> None:
         def need(ok: bool, what: str) -> None:

@@ -89,10 +89,21 @@ class QuestPolicy(nn.Module):
         return {k: v.to(self.device) for k, v in tensors.items()} | {"language": self.embed(observation.instruction)}
 
     def context(self, observation: Observation | Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Context of the skill GPT, `[B, 2, width]`: a task token and an observation token."""
+        """Context of the skill GPT, `[B, 2, width]`: a task token and an observation token.
+
+        Takes an observation, its `inputs`, or what rollouts keep of them (see `act`): the part that training cannot
+        change is computed once.
+        """
         x = self.inputs(observation) if isinstance(observation, Observation) else observation
-        images = {name: x[f"image/{name}"] for name in self.config.cameras}
-        return self.encoder(images, x["proprio"], x["language"])
+        if "context" in x:
+            return x["context"]
+        features = x["features"] if "features" in x else self.features(x)
+        return self.encoder.tokens(features, x["language"])
+
+    def features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What the encoders make of `inputs`, before the projections."""
+        images = {name: inputs[f"image/{name}"] for name in self.config.cameras}
+        return self.encoder.features(images, inputs["proprio"])
 
     # ------------------------------------------------------------------ acting
 
@@ -115,6 +126,8 @@ class QuestPolicy(nn.Module):
     ) -> ActionChunk:
         """See `interfaces.Policy.act`. Rows may be of different tasks."""
         inputs = self.inputs(observation)
+        if self.config.rl_trains != "prior+encoders":
+            inputs = {"features": self.features(inputs), "language": inputs["language"]}
         context = self.context(inputs)
         uniforms = None
         if not greedy:
@@ -138,7 +151,7 @@ class QuestPolicy(nn.Module):
             density = logits.log_softmax(-1) if self.config.sampling == "published" else self._density(logits)
             log_prob = density.gather(-1, tokens[..., None])[..., 0]
         actions = self.autoencoder.decode(tokens)[:, : self.config.execute].clamp(-1, 1)
-        kept = inputs if self.config.rl_trains == "prior+encoders" else {"context": context}
+        kept = {"context": context} if self.config.rl_trains == "prior" else inputs
         return ActionChunk(
             actions=actions.cpu().numpy(),
             sample=tokens.cpu().numpy(),
@@ -154,8 +167,7 @@ class QuestPolicy(nn.Module):
 
     def log_prob(self, context: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `interfaces.LikelihoodPolicy.log_prob`."""
-        prefix = context["context"] if "context" in context else self.context(context)
-        logits = self.prior(prefix, sample)
+        logits = self.prior(self.context(context), sample)
         density = logits.log_softmax(-1) if self.config.sampling == "published" else self._density(logits, sample)
         finite = density.masked_fill(density == -torch.inf, 0.0)
         entropy = -(density.exp() * finite).sum(-1)
@@ -183,8 +195,7 @@ class QuestPolicy(nn.Module):
             mode = self.autoencoder.training
             targets = self.autoencoder.eval().encode(actions)
             self.autoencoder.train(mode)
-        images = {name: inputs[f"image/{name}"] for name in self.config.cameras}
-        features = self.encoder.features(images, inputs["proprio"])
+        features = self.features(inputs)
         logits = self.prior(self.encoder.tokens(features, inputs["language"]), targets)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         n = targets.numel()
@@ -202,17 +213,23 @@ class QuestPolicy(nn.Module):
 
     def rl_parameters(self) -> list[dict]:
         """AdamW groups of what post-training updates: matrices are decayed; biases, norms and embeddings are not."""
-        modules: list[nn.Module] = [self.prior]
-        if self.config.rl_trains == "prior+encoders":
-            modules.append(self.encoder)
-        return parameter_groups(modules)
+        return parameter_groups(list(self._trained().values()))
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {
-            name: tensor.detach()
-            for name, tensor in self.state_dict().items()
-            if name.startswith("prior.") or (self.config.rl_trains == "prior+encoders" and name.startswith("encoder."))
+            f"{name}.{key}": tensor.detach()
+            for name, module in self._trained().items()
+            for key, tensor in module.state_dict().items()
         }
+
+    def _trained(self) -> dict[str, nn.Module]:
+        """Name -> module of what post-training updates."""
+        trained: dict[str, nn.Module] = {"prior": self.prior}
+        if self.config.rl_trains == "prior+encoders":
+            trained["encoder"] = self.encoder
+        elif self.config.rl_trains == "prior+projections":
+            trained |= {"encoder.task": self.encoder.task, "encoder.observation": self.encoder.observation}
+        return trained
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         own = self.state_dict()
