@@ -19,7 +19,7 @@ from ript.config import Config
 from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
-from ript.errors import DataError, NotFiniteError, PolicyError, RunError
+from ript.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
 from ript.interfaces import Demonstrator
 from ript.metrics import Mean, Metrics, merge, values
 from ript.policies.quest.policy import QuestPolicy, parameter_groups
@@ -72,6 +72,7 @@ def train_sft(
         resume: go on with an interrupted run in `out`.
 
     Raises:
+        ConfigError: a base, but no task to fine-tune it toward.
         DataError: the files are unusable or lack a target task.
         NotFiniteError: the loss became NaN; the last checkpoint is kept.
         RunError: `out` is in use or holds another run.
@@ -84,6 +85,8 @@ def train_sft(
         raise DataError(
             f"no demonstration of target task {', '.join(missing)} in the files; there are {', '.join(sorted(have))}"
         )
+    if base is not None and not targets:
+        raise ConfigError("a base policy is fine-tuned toward target tasks, and none is given: give --tasks")
     policy = load_policy(base) if base is not None else _new_policy(config, demo_set)
     windows = Windows(demo_set, policy.config.chunk)
     if base is None:
