@@ -125,13 +125,19 @@ def test_a_rollout_that_always_hangs_becomes_an_error(expected):
     assert f"no sign of life for {limit:g} s while working on fake/plain" in errors[0].error
 
 
-def test_a_worker_that_is_frozen_is_detected_too(expected):
+@pytest.mark.parametrize("when", ["at work", "waiting for work"])
+def test_a_worker_that_is_frozen_is_detected_too(expected, when):
     with pool_of(FakeFactory(delay=0.005), request_timeout=patience(0.5), max_retries=2) as pool:
+        pool.timings()  # all have started
+        if when == "waiting for work":
+            os.kill(workers_of(pool)[0], signal.SIGSTOP)
         stream = pool.run(requests())
         done = [next(stream)]
-        os.kill(workers_of(pool)[0], signal.SIGSTOP)
+        if when == "at work":
+            os.kill(workers_of(pool)[0], signal.SIGSTOP)
         done += list(stream)
         assert split({(r.initial_state_id, r.index): r for r in done}, expected) == []
+        assert values(pool.timings())["worker_restarts"] == 1
 
 
 def test_a_slow_consumer_is_not_taken_for_a_hung_worker(inference, expected):

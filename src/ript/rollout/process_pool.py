@@ -166,7 +166,6 @@ class ProcessPool:
         for worker, message in self._receive():
             if isinstance(message, Finished):
                 self._barren = 0
-                self._spent.update(message.spent)
                 for ticket, result in message.results:
                     del worker.flights[ticket]
                     rollouts.append(result if isinstance(result, Rollout) else self._recorder.rollout(result))
@@ -223,7 +222,8 @@ class ProcessPool:
 
     def _receive(self) -> list[tuple[WorkerProcess, Any]]:
         """Messages of all workers; blocks until there are some, or until it is time to look for hung workers."""
-        arrived = wait([worker.connection for worker in self._workers], timeout=min(1.0, self._timeout / 4))
+        connections = [worker.connection for worker in self._workers if not worker.connection.closed]
+        arrived = wait(connections, timeout=min(1.0, self._timeout / 4))
         messages = []
         for worker in self._workers:
             if worker.connection not in arrived:
@@ -233,6 +233,7 @@ class ProcessPool:
                     worker.ready = True
                 elif isinstance(message, Stopped):
                     worker.stopping = None
+                if isinstance(message, Finished | Stopped):
                     self._spent.update(message.spent)
                 messages.append((worker, message))
         return messages

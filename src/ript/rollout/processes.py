@@ -89,6 +89,9 @@ class WorkerProcess:
             self._lost = "hung: it took no messages"
         except OSError:
             self._lost = "died"
+        except BaseException:
+            self.kill()  # interrupted within a message: the worker would take the next one for its rest
+            raise
 
     def receive(self) -> list[Any]:
         """All messages that have arrived; the last ones of a dead worker too."""
@@ -101,7 +104,7 @@ class WorkerProcess:
         except (EOFError, OSError):
             self._lost = "died"
         except BaseException:
-            self.kill()  # interrupted within a message: the rest of the stream is garbage
+            self.kill()  # likewise
             raise
         if messages:
             self._heard = time.monotonic()
