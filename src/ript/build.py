@@ -17,7 +17,7 @@ from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
 from ript.sims.metaworld_suite import resolve_cameras
-from ript.sims.registry import SUITES, list_tasks, make_simulator
+from ript.sims.registry import SUITES, list_tasks
 from ript.types import InitialState, SimulatorSpec, Split, Task
 
 
@@ -41,8 +41,8 @@ def _check_suite(sim: SimConfig) -> None:
 
 
 def simulator_factory(sim: SimConfig) -> SimulatorFactory:
-    """Task key -> simulator; picklable."""
-    return functools.partial(make_simulator, **simulator_settings(sim))
+    """Task key -> simulator; picklable, and whole: a worker process need not know a suite that was registered here."""
+    return functools.partial(SUITES[sim.suite][0], **simulator_settings(sim))
 
 
 def sim_config_of(policy: LikelihoodPolicy, horizon: int = 500) -> SimConfig:

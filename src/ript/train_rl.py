@@ -233,7 +233,6 @@ class _Run:
 
     def log(self, collection: Collection, metrics: dict[str, float]) -> None:
         sampled = {f"rollout/{k}": v for k, v in values(collection.metrics).items()}
-        sampled["rollout/signal_share"] = 1 - sampled["rollout/rejected_share"]
         totals = {
             "total/rollouts": self.at.rollouts,
             "total/env_steps": self.at.env_steps,
@@ -291,7 +290,7 @@ class _Run:
     def choose_best(self) -> None:
         """The policy with the highest validation success; the last one without validation."""
         if self.at.best_success >= 0 and self.at.best_iteration != self.at.iteration:
-            self.policy.load_weights(load_policy(self.run.best).state_dict())
+            self.policy.load_weights(load_policy(self.run.best).weights())
         else:
             self.at.best_iteration = self.at.iteration
 

@@ -28,7 +28,7 @@ PAIRS = torch.tensor(list(itertools.product(range(9), repeat=2)))
 # ---------------------------------------------------------------------- one density for acting and learning
 
 
-@pytest.mark.parametrize("rl_trains", ["prior", "prior+encoders"])
+@pytest.mark.parametrize("rl_trains", ["prior", "prior+projections", "prior+encoders"])
 @pytest.mark.parametrize("density", DENSITIES, ids=str)
 def test_the_log_prob_of_acting_is_the_log_prob_recomputed(density: dict, rl_trains: str) -> None:
     policy = make_policy(**density, rl_trains=rl_trains)
@@ -38,16 +38,20 @@ def test_the_log_prob_of_acting_is_the_log_prob_recomputed(density: dict, rl_tra
     assert log_prob.requires_grad and entropy.shape == log_prob.shape
 
 
-@pytest.mark.parametrize("rl_trains", ["prior", "prior+encoders"])
+@pytest.mark.parametrize("rl_trains", ["prior", "prior+projections", "prior+encoders"])
 def test_the_context_holds_what_the_trained_part_needs_and_no_more(rl_trains: str) -> None:
     policy = make_policy(rl_trains=rl_trains)
     context = policy.act(make_observation(3), generators(3)).context
-    expected = {"image/front", "image/wrist", "proprio", "language"} if "encoders" in rl_trains else {"context"}
-    assert set(context) == expected
+    kept = {
+        "prior": {"context"},
+        "prior+projections": {"features", "language"},
+        "prior+encoders": {"image/front", "image/wrist", "proprio", "language"},
+    }
+    assert set(context) == kept[rl_trains]
     log_prob, _ = policy.log_prob(*tensors(policy.act(make_observation(3), generators(3))))
     log_prob.sum().backward()
     touched = {name.split(".")[0] for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
-    assert touched == ({"prior", "encoder"} if "encoders" in rl_trains else {"prior"})
+    assert touched == ({"prior"} if rl_trains == "prior" else {"prior", "encoder"})
 
 
 def joint(policy: QuestPolicy, **density: object) -> np.ndarray:
@@ -366,6 +370,15 @@ def test_augmentation_scales_the_brightness_of_each_picture_within_bounds() -> N
 
 
 # ---------------------------------------------------------------------- what post-training updates, what workers get
+
+
+def test_with_projections_post_training_leaves_the_image_encoders_alone() -> None:
+    policy = make_policy(rl_trains="prior+projections")
+    sent = set(policy.weights())
+    assert {"encoder.task.weight", "encoder.observation.bias", "prior.head.weight"} <= sent
+    assert not any(name.startswith(("encoder.images", "encoder.proprio", "autoencoder")) for name in sent)
+    trained = {id(p) for group in policy.rl_parameters() for p in group["params"]}
+    assert {name for name, p in policy.named_parameters() if id(p) in trained} == sent
 
 
 @pytest.mark.parametrize(("rl_trains", "modules"), [("prior", {"prior"}), ("prior+encoders", {"prior", "encoder"})])

@@ -39,6 +39,7 @@ class Collection:
             attempted, accepted, rejected_all_success, rejected_all_failure, rejected_invalid (fewer than two valid
             rollouts): Sum of groups.
             rejected_share: Mean of rejected over attempted groups.
+            signal_share: Mean of groups with a signal over attempted groups, with or without dynamic sampling.
             rollouts, env_steps, errors: Sum over attempted groups.
             dropped_rollouts: Sum of rollouts launched beyond them, whether finished or not. This one depends on timing.
     """
@@ -247,6 +248,7 @@ def _metrics(attempted: tuple[Group, ...], accepted: int, dynamic: bool) -> Metr
         "rejected_all_failure": Sum(success.count(0.0)),
         "rejected_invalid": Sum(len(valid) - len(success)),
         "rejected_share": Mean(len(rejected), len(attempted)),
+        "signal_share": Mean(sum(group.has_signal for group in attempted), len(attempted)),
         "rollouts": Sum(len(rollouts)),
         "env_steps": Sum(sum(rollout.env_steps for rollout in rollouts)),
         "errors": Sum(sum(rollout.status is Status.ERROR for rollout in rollouts)),
