@@ -1,0 +1,292 @@
+"""Supervised stages: they learn, they go on exactly where they stopped, and they say what they cannot do."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
+
+from ript.build import load_policy, make_policy
+from ript.config import Config
+from ript.demos.demo_set import open_demos
+from ript.demos.statistics import Statistics
+from ript.demos.windows import Windows
+from ript.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
+from ript.policies.quest.config import QuestConfig
+from ript.policies.quest.policy import QuestPolicy
+from ript.report.checkpoint import list_checkpoints, read_checkpoint
+from ript.report.run import RunFolder
+from ript.sims.registry import make_simulator
+from ript.train_sft import babble, replay_autoencoded, resume_sft, schedule, train_sft
+
+CONFIG = toy_config(
+    policy={"privileged": True},
+    sft={"autoencoder_learning_rate": 5e-3, "policy_learning_rate": 5e-3, "checkpoint_every": 5},
+)
+BASE = ("reach-left", "reach-corner")
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Demonstrations of two tasks, and of the target."""
+    folder = tmp_path_factory.mktemp("demos")
+    return [toy_demos(folder / "base.hdf5", CONFIG, *BASE), toy_demos(folder / "target.hdf5", CONFIG, "reach-centre")]
+
+
+@pytest.fixture(scope="module")
+def reference(demos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of all three stages that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("sft") / "run"
+    train_sft(CONFIG, demos, folder)
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---------------------------------------------------------------------- it learns
+
+
+def test_every_stage_is_logged_and_its_loss_falls(reference: Path) -> None:
+    logged = rows(reference)
+    assert [row["iteration"] for row in logged] == list(range(5, 55, 5))
+    reconstruction = [row["autoencoder/reconstruction_l1"] for row in logged[:4]]
+    assert reconstruction[-1] < 0.7 * reconstruction[0]
+    assert all(row["autoencoder/codes_per_batch"] >= 1 for row in logged[:4])
+    loss = [row["policy/token_loss"] for row in logged[4:8]]
+    assert loss[-1] < 0.8 * loss[0]
+    assert logged[7]["policy/token_accuracy"] > logged[4]["policy/token_accuracy"]
+    assert logged[7]["policy/privileged_loss"] < logged[4]["policy/privileged_loss"]
+    assert all(row["finetune/token_loss"] > 0 and row["learning_rate"] > 0 for row in logged[8:])
+    stages = ["autoencoder"] * 4 + ["policy"] * 4 + ["finetune"] * 2
+    assert all(math.isfinite(row[f"{stage}/grad_norm"]) for row, stage in zip(logged, stages, strict=True))
+
+
+def test_the_result_is_a_policy_with_statistics_and_a_card_of_how_it_was_made(
+    reference: Path, demos: list[Path]
+) -> None:
+    policy = load_policy(reference / "policy")
+    statistics = Statistics.of(Windows(open_demos(demos), policy.config.chunk))
+    np.testing.assert_array_equal(policy.encoder.proprio_mean.numpy(), statistics.proprio_mean)
+    np.testing.assert_array_equal(policy.encoder.proprio_std.numpy(), statistics.proprio_std)
+    np.testing.assert_array_equal(policy.encoder.privileged_mean.numpy(), statistics.privileged_mean)
+    assert policy.config.privileged_dim == 2
+    card = policy.card["supervised training"]
+    assert card["demonstrations"] == 6 and card["target tasks"] == "reach-centre"
+    assert card["tasks"] == "reach-left, reach-corner, reach-centre"
+    assert card["auxiliary loss on object positions from the simulator"] == "yes"
+    assert json.loads((reference / "result.json").read_text())["reason"] == "all stages done"
+
+
+def test_equal_seeds_give_equal_policies_whatever_the_state_of_this_process(
+    reference: Path, demos: list[Path], tmp_path: Path
+) -> None:
+    torch.manual_seed(1234)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    returned = train_sft(CONFIG, demos, tmp_path / "again")
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+    assert weights(tmp_path / "again") == weights(reference)
+    assert returned == load_policy(tmp_path / "again" / "policy") and not returned.training
+    train_sft(replace(CONFIG, seed=1), demos, tmp_path / "other")
+    assert weights(tmp_path / "other") != weights(reference)
+
+
+# ---------------------------------------------------------------------- it goes on where it stopped
+
+MOMENTS: dict[str, tuple[str, Callable[..., bool] | int]] = {
+    "before the first checkpoint": ("log", 5),
+    "in the autoencoder stage": ("save_checkpoint", 15),
+    "between autoencoder and policy": ("log", 25),
+    "in the policy stage": ("log", 35),
+    "between policy and fine-tuning": ("save_checkpoint", 45),
+    "in fine-tuning": ("log", 50),
+    "writing the policy": ("replace", lambda *_: True),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_training_stopped_at_any_moment_goes_on_to_the_same_end(
+    reference: Path, demos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, *MOMENTS[moment])
+        train_sft(CONFIG, demos, tmp_path / "run")
+    assert not (tmp_path / "run" / "policy").exists()
+    torch.manual_seed(99)
+    resume_sft(tmp_path / "run")
+    assert weights(tmp_path / "run") == weights(reference)
+    assert without_times(tmp_path / "run") == without_times(reference)
+
+
+def test_finished_training_that_is_resumed_stays_what_it_is(reference: Path) -> None:
+    before = weights(reference), without_times(reference)
+    resume_sft(reference)
+    assert (weights(reference), without_times(reference)) == before
+
+
+# ---------------------------------------------------------------------- fine-tuning from a base
+
+
+@pytest.fixture(scope="module")
+def base(demos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "run"
+    train_sft(replace(CONFIG, tasks=()), demos[:1], folder)
+    return folder / "policy"
+
+
+def test_a_base_learns_from_all_its_tasks_without_a_target(base: Path) -> None:
+    assert [row["iteration"] for row in rows(base.parent)] == list(range(5, 45, 5))
+    assert load_policy(base).card["supervised training"]["target tasks"] == "none"
+
+
+def test_fine_tuning_keeps_the_base_s_skills_and_statistics_and_trains_the_rest(
+    base: Path, demos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, sft=replace(CONFIG.sft, finetune_learning_rate=3e-3))
+    tuned = train_sft(config, demos, tmp_path / "run", base=base)
+    assert [row["iteration"] for row in rows(tmp_path / "run")] == [5, 10]
+    old, new = load_policy(base).state_dict(), tuned.state_dict()
+    same = {name for name in old if torch.equal(old[name], new[name])}
+    assert {n for n in old if n.startswith(("autoencoder.", "encoder.proprio_", "encoder.privileged_"))} <= same
+    assert {"prior.head.weight", "encoder.task.weight", "encoder.observation.weight"} & same == set()
+    assert load_policy(base).state_dict().keys() == new.keys()
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 10)
+        train_sft(config, demos, tmp_path / "stopped", base=base)
+    resume_sft(tmp_path / "stopped")
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "run")
+
+
+def test_fine_tuning_batches_have_the_configured_share_of_the_target(
+    base: Path, demos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    loss = QuestPolicy.loss
+    monkeypatch.setattr(
+        QuestPolicy, "loss", lambda self, batch: (seen.extend(batch.observation.instruction), loss(self, batch))[1]
+    )
+    for share in (0.25, 1.0):
+        seen.clear()
+        config = replace(CONFIG, sft=replace(CONFIG.sft, finetune_steps=3, finetune_share=share))
+        train_sft(config, demos, tmp_path / str(share), base=base)
+        instruction = make_simulator("toy/reach-centre").task.instruction
+        assert len(seen) == 3 * 16 and seen.count(instruction) == pytest.approx(share * 48, abs=2)
+
+
+def test_fine_tuning_toward_nothing_is_refused(base: Path, demos: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fine-tuned toward target tasks, and none is given"):
+        train_sft(replace(CONFIG, tasks=()), demos, tmp_path / "run", base=base)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_base_for_another_camera_is_refused(base: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, sim=replace(CONFIG.sim, image_size=16))
+    other = toy_demos(tmp_path / "other.hdf5", config, "reach-centre")
+    with pytest.raises(PolicyError, match=r"does not fit simulator 'toy': cameras .*\(8, 8\).*got .*\(16, 16\)"):
+        train_sft(config, [other], tmp_path / "run", base=base)
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_a_target_without_demonstrations_is_refused_by_name(
+    base: Path, demos: list[Path], tmp_path: Path, with_base: bool
+) -> None:
+    with pytest.raises(DataError, match=r"no demonstration of target task toy/reach-centre .* toy/reach-corner"):
+        train_sft(CONFIG, demos[:1], tmp_path / "run", base=base if with_base else None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_demonstrations_that_are_not_there_or_gone_are_named(
+    demos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.hdf5"):
+        train_sft(CONFIG, [tmp_path / "nowhere.hdf5"], tmp_path / "run")
+    moved = tmp_path / "moved.hdf5"
+    moved.write_bytes(demos[1].read_bytes())
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 5)
+        train_sft(CONFIG, [demos[0], moved], tmp_path / "run")
+    moved.unlink()
+    with pytest.raises(DataError, match=r"moved\.hdf5"):
+        resume_sft(tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(
+    demos: list[Path], tmp_path: Path
+) -> None:
+    config = replace(CONFIG, sft=replace(CONFIG.sft, policy_learning_rate=1e25, max_grad_norm=1e25))
+    with pytest.raises(NotFiniteError, match=r"loss of stage policy became (nan|inf) at step \d+; lower the learning"):
+        train_sft(config, demos, tmp_path / "run")
+    kept = read_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    assert kept.iteration == 20 and rows(tmp_path / "run")[-1]["iteration"] == 20
+    assert all(torch.isfinite(tensor).all() for tensor in kept.state["policy"].values())
+    assert not (tmp_path / "run" / "policy").exists()
+
+
+def test_a_folder_with_another_run_is_neither_overwritten_nor_resumed(
+    reference: Path, demos: list[Path], tmp_path: Path
+) -> None:
+    before = weights(reference)
+    with pytest.raises(RunError, match="already holds a run"):
+        train_sft(CONFIG, demos, reference)
+    assert weights(reference) == before
+    RunFolder.create(tmp_path / "rl", {"recipe_config": Config().to_json()}, "rl").close()
+    with pytest.raises(RunError, match="not a run of supervised training: go on with `ript rl --resume"):
+        resume_sft(tmp_path / "rl")
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
+    rates = [schedule(step, 100, 1.0) for step in range(100)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[5] == 1.0 and all(b < a for a, b in itertools.pairwise(rates[5:]))
+    assert rates[52] == pytest.approx(0.55 + 0.45 * math.cos(math.pi * 47 / 95))
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+    assert schedule(0, 1, 0.5) == 0.5
+
+
+def test_replaying_experts_through_perfect_skills_succeeds_and_through_none_fails() -> None:
+    policy = lively_policy(toy_config())
+    policy.autoencoder.encode = lambda actions: actions  # type: ignore[method-assign,assignment]
+    policy.autoencoder.decode = lambda tokens: tokens  # type: ignore[method-assign,assignment]
+    perfect = replay_autoencoded(policy, CONFIG, "reach-centre", states=6)
+    assert (perfect.total, perfect.count) == (6, 6)
+    policy.autoencoder.decode = torch.zeros_like  # type: ignore[method-assign,assignment]
+    assert replay_autoencoded(policy, CONFIG, "reach-centre", states=6).value == 0
+
+
+def test_babbling_fits_the_skills_and_depends_on_the_seed_alone() -> None:
+    config = toy_config()
+    spec = make_simulator("toy/reach", image_size=8).spec
+    small = make_policy(config, spec, 0).config.to_json()
+    with_dropout = QuestConfig.from_json(small | {"autoencoder_dropout": 0.3})
+
+    def babbled(seed: int, state: int) -> QuestPolicy:
+        torch.manual_seed(0)
+        policy = QuestPolicy(with_dropout, spec)
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        babble(policy, seed, steps=25)
+        assert torch.equal(torch.get_rng_state(), before) and not policy.autoencoder.training
+        return policy
+
+    first, again, other = babbled(0, 5), babbled(0, 6), babbled(1, 5)
+    assert first == again and first != other
+    chunks = torch.linspace(-1, 1, 9)[:, None, None].expand(-1, 4, 2)
+    mask = torch.ones(9, 4, dtype=torch.bool)
+    torch.manual_seed(0)
+    untrained = QuestPolicy(with_dropout, spec).autoencoder_loss(chunks, mask)[0]
+    assert float(first.autoencoder_loss(chunks, mask)[0].detach()) < 0.8 * float(untrained.detach())
