@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -196,12 +196,3 @@ class Contexts:
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
-
-
-def card_entry(config: Config, measured: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What a model card says about training."""
-    return {
-        "recipe": config.recipe,
-        "target_tasks": list(config.tasks),
-        "measured": dict(measured or {}),
-    }

@@ -1,0 +1,244 @@
+"""Configuration -> objects."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from toy_runs import lively_policy, toy_config
+
+from ript.build import (
+    Contexts,
+    for_post_training,
+    load_policy,
+    make_env_pool,
+    make_policy,
+    sim_config_of,
+    sim_config_of_spec,
+    simulator_factory,
+    simulator_settings,
+    task_keys,
+)
+from ript.config import Config, PolicyConfig, RolloutConfig, SimConfig
+from ript.demos.collect import collect_demos
+from ript.demos.demo_set import open_demos
+from ript.demos.initial_states import demo_initial_states
+from ript.errors import ConfigError, PolicyError, UnknownNameError
+from ript.evaluate import run_evaluation
+from ript.sims.registry import make_simulator
+from ript.types import SimulatorSpec
+
+TOY = toy_config().sim
+SPEC = make_simulator("toy/reach", image_size=8).spec
+
+
+# ---------------------------------------------------------------------- names and settings
+
+
+def test_tasks_are_found_by_name_key_or_without_the_version() -> None:
+    names = ("drawer-open-v3", "metaworld/reach-v3", "window-open")
+    assert task_keys(SimConfig(), names) == (
+        "metaworld/drawer-open-v3",
+        "metaworld/reach-v3",
+        "metaworld/window-open-v3",
+    )
+    assert task_keys(TOY, ("reach", "toy/reach-left")) == ("toy/reach", "toy/reach-left")
+    assert task_keys(TOY, ()) == ()
+
+
+@pytest.mark.parametrize(
+    ("sim", "name", "message"),
+    [
+        (SimConfig(), "drawr-open-v3", r"unknown metaworld task 'drawr-open-v3': did you mean drawer-open-v3"),
+        (SimConfig(), "toy/reach", "unknown metaworld task 'toy/reach'"),
+        (TOY, "reach-centr", "did you mean reach-centre"),
+        (SimConfig(suite="metawrld"), "reach-v3", "unknown simulator suite 'metawrld': did you mean metaworld"),
+    ],
+)
+def test_an_unknown_name_suggests_the_nearest(sim: SimConfig, name: str, message: str) -> None:
+    with pytest.raises(UnknownNameError, match=message):
+        task_keys(sim, (name,))
+
+
+def test_an_unknown_camera_or_suite_is_refused_before_anything_is_built() -> None:
+    with pytest.raises(UnknownNameError, match="corner2"):
+        simulator_settings(SimConfig(cameras=("corner22",)))
+    with pytest.raises(UnknownNameError, match="simulator suite"):
+        simulator_settings(SimConfig(suite="libro"))
+
+
+def test_the_factory_makes_the_configured_simulator_and_can_be_sent_to_workers() -> None:
+    factory = pickle.loads(pickle.dumps(simulator_factory(TOY)))
+    with factory("toy/reach-left") as simulator:
+        assert simulator.task.name == "reach-left" and simulator.task.horizon == TOY.horizon
+        assert simulator.spec == SPEC
+
+
+@pytest.mark.parametrize("arm", ["boxes", "hidden"])
+def test_a_policy_remembers_the_simulator_settings_it_was_made_for(arm: str) -> None:
+    sim = SimConfig(cameras=("near",), image_size=32, horizon=60, arm=arm)  # type: ignore[arg-type]
+    with simulator_factory(sim)("metaworld/reach-v3") as simulator:
+        spec = simulator.spec
+    assert sim_config_of_spec(spec, 60) == sim
+    assert sim_config_of(make_policy(Config(policy=PolicyConfig(size="tiny")), spec, 0), 60) == sim
+    assert sim_config_of_spec(SPEC, 16) == TOY
+
+
+@pytest.mark.parametrize("cameras", [{"a": (8, 8), "b": (16, 16)}, {"a": (8, 16)}])
+def test_cameras_of_different_or_oblong_sizes_are_refused(cameras: dict) -> None:
+    spec = SimulatorSpec(suite="toy", cameras=cameras, proprio_dim=2, action_dim=2, render={})
+    with pytest.raises(PolicyError, match="different or oblong sizes"):
+        sim_config_of_spec(spec)
+
+
+# ---------------------------------------------------------------------- policies
+
+
+def test_new_policies_are_drawn_from_the_seed_alone() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = make_policy(toy_config(), SPEC, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    assert make_policy(toy_config(), SPEC, 0) == first
+    assert make_policy(toy_config(seed=1), SPEC, 0) != first
+    assert make_policy(toy_config(), SPEC, 0, seed=1) == make_policy(toy_config(seed=1), SPEC, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "chunk", "execute"),
+    [
+        ({}, 8, 8),
+        ({"chunk": 16}, 16, 16),
+        ({"chunk": 16, "execute": 4}, 16, 4),
+        ({"execute": 4}, 8, 4),
+    ],
+)
+def test_chunk_and_execute_follow_the_size_unless_set(settings: dict, chunk: int, execute: int) -> None:
+    policy = make_policy(Config(policy=PolicyConfig(size="tiny", **settings)), SPEC, 0)
+    assert (policy.config.chunk, policy.config.execute) == (chunk, execute)
+
+
+def test_chunks_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"chunk \(6\) must be a multiple of downsample"):
+        make_policy(Config(policy=PolicyConfig(size="tiny", chunk=6)), SPEC, 0)
+    with pytest.raises(ConfigError, match=r"execute must be in 1\.\.chunk \(8\), got 9"):
+        make_policy(Config(policy=PolicyConfig(size="tiny", execute=9)), SPEC, 0)
+
+
+def test_a_new_policy_fits_the_simulator_and_has_an_auxiliary_head_only_when_asked() -> None:
+    policy = make_policy(toy_config(policy={"privileged": True}), SPEC, 2)
+    policy.check_simulator(SPEC)
+    assert policy.config.privileged_dim == 2 and policy.simulator == SPEC
+    assert make_policy(toy_config(), SPEC, 2).config.privileged_dim == 0
+
+
+def test_post_training_shares_the_weights_and_takes_the_configured_density_and_parts() -> None:
+    policy = lively_policy(toy_config())
+    original = copy.deepcopy(policy.config)
+    settings = PolicyConfig(size="tiny", temperature=0.6, top_k=5, sampling="published", rl_trains="prior")
+    learner = for_post_training(policy, settings)
+    c = learner.config
+    assert (c.temperature, c.top_k, c.sampling, c.rl_trains) == (0.6, 5, "published", "prior")
+    assert policy.config == original
+    ours, theirs = dict(policy.named_parameters()), dict(learner.named_parameters())
+    assert ours.keys() == theirs.keys() and all(ours[name] is theirs[name] for name in ours)
+    with pytest.raises(ConfigError, match=r"top_k must be in 0\.\.25, got 26"):
+        for_post_training(policy, PolicyConfig(size="tiny", top_k=26))
+
+
+def test_a_policy_from_the_hub_that_cannot_be_fetched_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def offline(name: str) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError(f"no connection for {name}")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(PolicyError, match=r"cannot fetch hf://someone/policy from the model hub: .*someone/policy"):
+        load_policy("hf://someone/policy")
+
+
+def test_a_policy_from_the_hub_is_loaded_from_what_was_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    policy = lively_policy(toy_config())
+    policy.save_pretrained(tmp_path / "fetched")
+    asked: list[str] = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name: (asked.append(name), str(tmp_path / "fetched"))[1]
+    )
+    assert load_policy("hf://someone/policy") == policy and asked == ["someone/policy"]
+
+
+# ---------------------------------------------------------------------- contexts
+
+
+def contexts(*tasks: str, seed: int = 0) -> Contexts:
+    return Contexts(TOY, task_keys(TOY, tasks), seed)
+
+
+def take(source: Contexts, n: int, position: int = 0, fixed: int = 0) -> list[str]:
+    stream = source.training(position, fixed)
+    return [next(stream).id for _ in range(n)]
+
+
+def test_training_states_take_tasks_in_turn_and_go_on_from_any_position() -> None:
+    with contexts("reach", "reach-left") as source:
+        states = [next(stream) for stream in [source.training(0)] for _ in range(6)]
+        assert [state.task.name for state in states] == ["reach", "reach-left"] * 3
+        assert len({state.id for state in states}) == 6
+        assert take(source, 4, position=2) == [state.id for state in states[2:]]
+
+
+def test_a_fixed_set_of_contexts_is_gone_through_again_and_again() -> None:
+    with contexts("reach", "reach-left") as source:
+        ids = take(source, 12, fixed=2)
+        assert ids[:4] == ids[4:8] == ids[8:] and len(set(ids)) == 4
+        assert ids[:4] == take(source, 4)
+
+
+def test_states_depend_on_the_seed_and_held_out_ones_on_theirs_alone() -> None:
+    with contexts("reach") as one, contexts("reach", seed=1) as other:
+        assert not set(take(one, 20)) & set(take(other, 20))
+        held_out = [s.id for states in one.held_out(5).values() for s in states]
+        assert held_out == [s.id for states in other.held_out(5).values() for s in states]
+        assert held_out[3:] == [s.id for states in one.held_out(2, 3).values() for s in states]
+        assert not set(held_out) & {s.id for states in one.held_out(5, seed=1).values() for s in states}
+
+
+def test_no_state_of_practice_or_of_a_demonstration_is_ever_held_out(tmp_path: Path) -> None:
+    collect_demos(simulator_factory(TOY), ["toy/reach"], 5, tmp_path / "d.hdf5")
+    shown = {state.id for state in demo_initial_states(open_demos([tmp_path / "d.hdf5"]))}
+    with contexts("reach") as source:
+        practised = set(take(source, 300))
+        held_out = {state.id for seed in range(3) for state in source.states("toy/reach", 200, "heldout", 0, seed)}
+    assert len(shown) == 5 and len(practised) == 300 and len(held_out) == 600
+    assert not held_out & (practised | shown)
+
+
+def test_without_a_task_there_is_nothing_to_practise_on() -> None:
+    with contexts() as source, pytest.raises(ConfigError, match="no task to practise on"):
+        next(source.training(0))
+
+
+def test_simulators_are_built_once_and_closed_at_the_end() -> None:
+    with contexts("reach") as source:
+        simulator = source.simulator("toy/reach")
+        assert source.simulator("toy/reach") is simulator
+        (state,) = source.states("toy/reach", 1, "train")
+        simulator.reset(state)
+        simulator.observe()
+    with pytest.raises(Exception, match="before reset"):
+        simulator.observe()
+
+
+def test_a_pool_refuses_a_policy_that_does_not_fit() -> None:
+    policy = lively_policy(toy_config())
+    other = SimConfig(suite="toy", cameras=("top",), image_size=16, horizon=16)
+    pool = make_env_pool(other, RolloutConfig(workers=0), policy)
+    with contexts("reach") as source:
+        states = source.held_out(1)
+    with pytest.raises(PolicyError, match=r"expected \{'top': \(8, 8\)\}, got \{'top': \(16, 16\)\}"):
+        run_evaluation(pool, states, name="p", seed=0)
+    pool.close()
