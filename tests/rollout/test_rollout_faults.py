@@ -141,7 +141,7 @@ def test_a_worker_that_is_frozen_is_detected_too(expected, when):
 
 
 def test_a_slow_consumer_is_not_taken_for_a_hung_worker(inference, expected):
-    limit = patience(0.3)
+    limit = patience(0.5)
     with pool_of(FakeFactory(), inference=inference, request_timeout=limit) as pool:
         done = {}
         for number, rollout in enumerate(pool.run(requests())):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
 from multiprocessing.connection import wait
@@ -34,6 +35,9 @@ from ript.types import Observation, Rollout, RolloutRequest, Status
 
 if TYPE_CHECKING:
     import torch
+
+_log = logging.getLogger(__name__)
+_log.addHandler(logging.NullHandler())
 
 Inference = Literal["local", "central"]
 BUSY = 8
@@ -246,6 +250,7 @@ class ProcessPool:
             if cause is None:
                 continue
             blamed, flights = worker.blamed(), list(worker.flights.values())
+            _log.warning("%s; it is replaced, and the %d rollouts it had are run again", cause, len(flights))
             worker.kill()
             self._workers[index] = WorkerProcess(worker.settings, self._payload, self._timeout)
             self._spent["worker_restarts"] += 1
