@@ -65,7 +65,7 @@ class PolicyConfig:
     """Sample among the k most likely tokens, in both densities; 0: all."""
     sampling: Literal["exact", "published"] = "exact"
     """"published" samples from the top k but optimises the full softmax: a known mismatch, for comparison only."""
-    rl_trains: Literal["prior", "prior+projections", "prior+encoders"] = "prior+projections"
+    rl_trains: Literal["prior", "prior+projections", "prior+encoders"] = "prior"
     """What post-training updates; see `QuestConfig`."""
 
 
