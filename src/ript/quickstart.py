@@ -21,7 +21,7 @@ from typing import Any
 from ript.build import load_policy, simulator_factory, task_keys
 from ript.config import Config
 from ript.demos import collect as collecting
-from ript.errors import RiptError, RunError
+from ript.errors import ConfigError, RiptError, RunError
 from ript.interfaces import SimulatorFactory
 from ript.recipes import quickstart as recipe
 from ript.recipes import with_tasks
@@ -82,9 +82,16 @@ def quickstart(
         fresh: make the base in the output folder instead of using the cache.
         out: output folder; by default a new one under `runs/`.
         config: another recipe than `quickstart`.
+
+    Raises:
+        ConfigError, UnknownNameError: no target, or none that exists.
+        RunError: the output folder is not empty, or the base is being made by another process.
     """
     config = config or recipe()
-    (key,) = task_keys(config.sim, (target,) if target else config.tasks)
+    targets = (target,) if target else config.tasks
+    if len(targets) != 1:
+        raise ConfigError(f"quickstart takes one target task, got {', '.join(targets) or 'none'}: give --target")
+    (key,) = task_keys(config.sim, targets)
     name = key.partition("/")[2]
     config = replace(with_tasks(config, (name,)), seed=seed)
     folder = output_folder(out, name, seed)
@@ -100,7 +107,7 @@ def quickstart(
     base = folder / "base" if fresh else cache_folder() / f"base-{base_fingerprint(config)}"
     base_config = replace(config, tasks=(), seed=0)
     factory = simulator_factory(config.sim)
-    d, workers = config.demos, max(1, config.rollout.workers)
+    d, workers = config.demos, config.rollout.workers
     with stage("demonstrations"):
         if not (base / "demos.hdf5").exists():
             keys = task_keys(config.sim, config.pretrain_tasks)
@@ -169,8 +176,9 @@ def output_folder(out: str | Path | None, target: str, seed: int) -> Path:
     name = f"quickstart-{target}-seed{seed}"
     if out is not None:
         folder = Path(out)
-        if folder.exists() and any(folder.iterdir()):
-            raise RunError(f"{folder} is not empty: choose another --out, or remove it")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            what = "not empty" if folder.is_dir() else "a file"
+            raise RunError(f"{folder} is {what}: choose another --out, or remove it")
         return folder
     for number in range(1, 10_000):
         folder = Path("runs") / (name if number == 1 else f"{name}-{number}")

@@ -1,0 +1,194 @@
+"""From nothing to a post-trained policy and a report, on the toy simulator."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toy_runs import Stopped, stop_in, toy_config, weights
+
+from ript.build import load_policy
+from ript.config import Config
+from ript.demos.demo_set import open_demos
+from ript.errors import ConfigError, RunError, UnknownNameError
+from ript.quickstart import QuickstartResult, base_fingerprint, cache_folder, output_folder, quickstart
+
+CONFIG = toy_config(
+    iterations=2,
+    pretrain_tasks=("reach-left", "reach-corner"),
+    policy={"privileged": True},
+    sft={"autoencoder_steps": 10, "policy_steps": 10, "finetune_steps": 5, "autoencoder_batch": 16},
+    sampling={"groups": 2, "max_attempts": 4},
+    eval={"trials": 4, "every": 0, "videos": 1, "mode": "greedy"},
+)
+
+
+@pytest.fixture(scope="module")
+def patch(tmp_path_factory: pytest.TempPathFactory) -> pytest.MonkeyPatch:
+    """The module's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RIPT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def first(patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> tuple[QuickstartResult, Path]:
+    folder = tmp_path_factory.mktemp("quickstart") / "out"
+    return quickstart(config=CONFIG, out=folder, seed=3), folder
+
+
+def base() -> Path:
+    (folder,) = cache_folder().glob("base-*")
+    return folder
+
+
+def test_it_leaves_a_policy_a_report_and_everything_in_between(first: tuple[QuickstartResult, Path]) -> None:
+    result, folder = first
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "rl", "sft", "target.hdf5"]
+    assert sorted(path.name for path in base().iterdir()) == ["demos.hdf5", "sft"]
+    policy = load_policy(result.to_json()["policy"])
+    assert policy == load_policy(folder / "rl" / "policy") != load_policy(folder / "sft" / "policy")
+    assert {"supervised training", "interactive post-training"} <= policy.card.keys()
+    html = (folder / "report.html").read_text()
+    assert "reach-centre" in html and html.count("<video") == 2
+    shown = open_demos([folder / "target.hdf5"])
+    assert [task.name for task in shown.tasks] == ["reach-centre"] and len(shown) == 1
+    pretrained = open_demos([base() / "demos.hdf5"])
+    assert [task.name for task in pretrained.tasks] == ["reach-left", "reach-corner"] and len(pretrained) == 4
+
+
+def test_its_document_is_the_documented_one(first: tuple[QuickstartResult, Path]) -> None:
+    result, folder = first
+    document = json.loads(json.dumps(result.to_json()))
+    assert list(document) == [
+        "target",
+        "sft",
+        "rl",
+        "iterations",
+        "rollouts",
+        "env_steps",
+        "seconds",
+        "policy",
+        "report",
+    ]
+    assert document["target"] == "reach-centre" and document["iterations"] == 2
+    for stage in ("sft", "rl"):
+        evaluation = document[stage]
+        assert list(evaluation) == ["policy", "seed", "mode", "tasks", "total"] and evaluation["mode"] == "greedy"
+        assert list(evaluation["tasks"]) == ["reach-centre"] and evaluation["total"]["trials"] == 4
+    assert document["rollouts"] == 4 * sum(
+        json.loads(line)["rollout/attempted"] for line in (folder / "rl" / "metrics.jsonl").read_text().splitlines()
+    )
+    assert document["env_steps"] >= document["rollouts"]
+    stages = [
+        "demonstrations",
+        "pre-training",
+        "fine-tuning",
+        "evaluate before",
+        "post-train",
+        "evaluate after",
+        "report",
+    ]
+    assert list(document["seconds"]) == stages and all(s >= 0 for s in document["seconds"].values())
+    assert Path(document["policy"]).is_dir() and Path(document["report"]).is_file()
+
+
+def test_the_base_is_cached_between_targets_and_seeds_and_not_touched(
+    first: tuple[QuickstartResult, Path], tmp_path: Path
+) -> None:
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in base().rglob("*") if path.is_file()}
+    result = quickstart("reach", config=replace(CONFIG, iterations=0), out=tmp_path / "out", seed=4)
+    assert result.target == "reach" and list(result.rl.before["greedy"].tasks) == ["reach"]
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
+    assert len(list(cache_folder().iterdir())) == 1
+
+
+def test_fresh_uses_no_cache_and_gives_the_same_base(
+    first: tuple[QuickstartResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = weights(base() / "sft")
+    monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "cache"))
+    result = quickstart(config=CONFIG, out=tmp_path / "out", seed=3, fresh=True)
+    assert not (tmp_path / "cache").exists()
+    assert weights(tmp_path / "out" / "base" / "sft") == cached
+    assert weights(tmp_path / "out" / "rl") == weights(first[1] / "rl")  # and, with the same seed, the same result
+    assert result.rl.env_steps == first[0].rl.env_steps
+
+
+def test_a_base_whose_making_was_interrupted_is_finished_by_the_next_run(
+    first: tuple[QuickstartResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = weights(base() / "sft")
+    monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "cache"))
+    config = replace(CONFIG, iterations=0)
+    with monkeypatch.context() as stop, pytest.raises(Stopped):
+        stop_in(stop, "log", 20)
+        quickstart(config=config, out=tmp_path / "a")
+    made = (base() / "demos.hdf5").stat().st_mtime_ns
+    quickstart(config=config, out=tmp_path / "b")
+    assert weights(base() / "sft") == cached and (base() / "demos.hdf5").stat().st_mtime_ns == made
+
+
+def test_an_output_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for out, what in ((tmp_path, "not empty"), (tmp_path / "mine.txt", "a file")):
+        with pytest.raises(RunError, match=f"{out} is {what}: choose another --out"):
+            quickstart(config=CONFIG, out=out)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    (tmp_path / "empty").mkdir()
+    assert output_folder(tmp_path / "empty", "reach", 0) == tmp_path / "empty"
+
+
+def test_without_out_a_new_folder_under_runs_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(1, 4):
+        folder = output_folder(None, "reach", 2)
+        assert folder == Path("runs") / ("quickstart-reach-seed2" + ("" if number == 1 else f"-{number}"))
+        folder.mkdir(parents=True)
+
+
+def test_it_takes_one_known_target(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean reach-centre"):
+        quickstart("reach-centr", config=CONFIG, out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="one target task, got none: give --target"):
+        quickstart(config=replace(CONFIG, tasks=()), out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="one target task, got reach, reach-left"):
+        quickstart(config=replace(CONFIG, tasks=("reach", "reach-left")), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"seed": 5}, True),
+        ({"tasks": ("reach",)}, True),
+        ({"learn": {"learning_rate": 1.0}}, True),
+        ({"sft": {"finetune_steps": 99}}, True),
+        ({"policy": {"temperature": 0.1}}, True),
+        ({"pretrain_tasks": ("reach-left",)}, False),
+        ({"sim": {"image_size": 16}}, False),
+        ({"demos": {"per_task": 9}}, False),
+        ({"demos": {"noise": 0.1}}, False),
+        ({"policy": {"privileged": False}}, False),
+        ({"policy": {"chunk": 8}}, False),
+        ({"sft": {"policy_steps": 99}}, False),
+    ],
+    ids=str,
+)
+def test_a_cached_base_is_used_exactly_where_it_fits(change: dict, same: bool) -> None:
+    config: Config = CONFIG
+    for name, value in change.items():
+        changed = replace(getattr(config, name), **value) if isinstance(value, dict) else value
+        config = replace(config, **{name: changed})
+    assert (base_fingerprint(config) == base_fingerprint(CONFIG)) == same
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "a"))
+    assert cache_folder() == tmp_path / "a"
+    monkeypatch.delenv("RIPT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
+    assert cache_folder() == tmp_path / "b" / "ript"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "ript"
