@@ -5,15 +5,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from fakes import FakeFactory, FakePolicy, Fault, fake_state, fake_task
 from hypothesis import given
 from hypothesis import strategies as st
 from toy_runs import lively_policy, toy_config
 
-from ript.build import Contexts, for_post_training, load_policy, make_env_pool
+from ript.build import Contexts, for_post_training, load_policy, make_env_pool, task_keys
 from ript.config import RolloutConfig
 from ript.errors import ConfigError, PolicyError, UnknownNameError
-from ript.evaluate import evaluate, run_evaluation, tally, wilson
+from ript.evaluate import choose_temperature, evaluate, run_evaluation, tally, wilson
 from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
 from ript.types import EvalResult, Status
@@ -241,3 +242,23 @@ def test_a_pool_acts_with_the_weights_that_it_was_last_given(policy: QuestPolicy
     assert before.per_state == after.per_state and before.env_steps == after.env_steps
     assert (between.per_state, between.env_steps) != (before.per_state, before.env_steps)
     np.testing.assert_array_equal(learner.prior.head.weight.detach(), kept["prior.head.weight"])
+
+
+def test_the_chosen_temperature_gives_the_entropy_that_was_asked_for() -> None:
+    config = toy_config()
+    keys = task_keys(config.sim, config.tasks)
+    policy = lively_policy(config)
+    with torch.no_grad():
+        policy.prior.head.weight.mul_(7)  # an untrained policy is undecided at any temperature
+    with Contexts(config.sim, keys, 0) as contexts:
+        policy.embed([contexts.simulator(keys[0]).task.instruction])
+        states = contexts.states(keys[0], 4, "train")
+        chosen = [choose_temperature(policy, config.sim, states, entropy=e, horizon=16, seed=0) for e in (1.0, 2.0)]
+        observation = contexts.simulator(keys[0]).reset(states[0])
+    assert 0.3 < chosen[0] < chosen[1] < 1.5
+    for temperature, nats in zip(chosen, (1.0, 2.0), strict=True):
+        sampler = policy.configured(temperature=temperature)
+        chunk = sampler.act(observation, [np.random.default_rng(0)])
+        context = {name: torch.from_numpy(array) for name, array in chunk.context.items()}
+        got = float(sampler.log_prob(context, torch.from_numpy(chunk.sample))[1].detach().mean())
+        assert got == pytest.approx(nats, abs=0.4)

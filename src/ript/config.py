@@ -61,6 +61,8 @@ class PolicyConfig:
     """Auxiliary loss on object positions from the simulator, in SFT only."""
     temperature: float = 1.0
     """Softmax temperature of both the sampled and the optimised density, in post-training."""
+    entropy: float = 0.0
+    """Choose the temperature so that the entropy of a sampled token is this many nats at the start; 0: as given."""
     top_k: int = 0
     """Sample among the k most likely tokens, in both densities; 0: all."""
     sampling: Literal["exact", "published"] = "exact"

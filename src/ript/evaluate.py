@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from ript.build import Contexts, load_policy, make_env_pool, sim_config_of, task_keys
-from ript.config import RolloutConfig
-from ript.errors import ConfigError
+from ript.config import RolloutConfig, SimConfig
+from ript.errors import ConfigError, SimulatorError
 from ript.interfaces import EnvPool
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.progress import progress
@@ -97,6 +100,57 @@ def run_evaluation(
             seconds=seconds,
         )  # fmt: skip
     return results
+
+
+TEMPERATURES = (0.3, 1.5)
+"""Bounds of a chosen temperature."""
+
+
+def choose_temperature(
+    policy: QuestPolicy,
+    sim: SimConfig,
+    states: Sequence[InitialState],
+    *,
+    entropy: float,
+    horizon: int | None,
+    seed: int,
+) -> float:
+    """The temperature at which a sampled token's entropy is `entropy` nats, on decisions of the policy's own rollouts.
+
+    A policy fine-tuned on one demonstration may be so sure of itself that the K rollouts of a group end alike, or so
+    unsure that none succeeds; the same number of nats is a start that can be learned from in both cases.
+
+    Args:
+        policy: as it will be post-trained.
+        states: one rollout at temperature 1 is made from each.
+        entropy: mean over tokens, nats.
+        horizon: of these rollouts.
+        seed: of their generators.
+
+    Returns:
+        within `TEMPERATURES`; the nearer bound when the entropy cannot be reached.
+    """
+    requests = [RolloutRequest(initial_state=s, index=0, seed=(seed, SEED_TAG), horizon=horizon) for s in states]
+    pool = make_env_pool(sim, RolloutConfig(workers=0, slots=len(requests)), policy.configured(temperature=1.0))
+    try:
+        done = sorted(pool.run(iter(requests)), key=lambda r: r.initial_state_id)
+    finally:
+        pool.close()
+    kept = [r for r in done if r.context is not None and r.sample is not None]
+    if not kept:
+        raise SimulatorError(f"no rollout to choose the temperature from: {done[0].error}")
+    sample = torch.from_numpy(np.concatenate([r.sample for r in kept if r.sample is not None]))
+    context = {
+        name: torch.from_numpy(np.concatenate([r.context[name] for r in kept if r.context is not None]))
+        for name in kept[0].context or {}
+    }
+    low, high = TEMPERATURES
+    with torch.no_grad():
+        for _ in range(8):
+            middle = math.sqrt(low * high)
+            below = float(policy.configured(temperature=middle).log_prob(context, sample)[1].mean()) < entropy
+            low, high = (middle, high) if below else (low, middle)
+    return round(math.sqrt(low * high), 2)
 
 
 def evaluate(

@@ -44,7 +44,7 @@ def quickstart() -> Config:
         recipe="quickstart",
         tasks=("drawer-open-v3",),
         pretrain_tasks=PRETRAIN_TASKS,
-        policy=PolicyConfig(size="small", privileged=True, temperature=0.6, rl_trains="prior"),
+        policy=PolicyConfig(size="small", privileged=True, entropy=1.0, rl_trains="prior"),
         sft=SFTConfig(
             autoencoder_steps=1000, autoencoder_learning_rate=2e-3, policy_steps=1300, finetune_steps=300,
         ),

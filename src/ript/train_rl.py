@@ -6,6 +6,7 @@ leave-one-out advantages -> a few epochs of the clipped objective -> log -> chec
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ import torch
 from ript.build import Contexts, for_post_training, load_policy, make_env_pool, make_policy, task_keys
 from ript.config import Config
 from ript.errors import ConfigError, NoSignalError, RunError
-from ript.evaluate import run_evaluation
+from ript.evaluate import choose_temperature, run_evaluation
 from ript.interfaces import EnvPool
 from ript.learn.batch import make_batch
 from ript.learn.update import AdaptiveRate, make_optimiser, update
@@ -30,6 +31,9 @@ from ript.report.trackers import make_trackers
 from ript.rollout.sampling import Collection, collect_groups
 from ript.train_sft import babble
 from ript.types import EvalResult, InitialState, Task
+
+CALIBRATION = 24
+"""Training states whose rollouts choose the sampling temperature."""
 
 PATIENCE = 3
 """Iterations in a row in which every rollout failed, after which a run gives up."""
@@ -104,9 +108,14 @@ def train_rl(
     if not keys:
         raise ConfigError("no task to practise on: give --tasks")
     with Contexts(config.sim, keys, config.seed) as contexts:
-        learner = for_post_training(_start(config, policy, contexts, keys[0]), config.policy)
+        start = _start(config, policy, contexts, keys[0])
+        learner = for_post_training(start, config.policy)
         learner.check_simulator(contexts.simulator(keys[0]).spec)
         learner.embed([contexts.simulator(key).task.instruction for key in keys])  # once here, not in each worker
+        if config.policy.entropy:
+            kept = resume and (Path(out) / "start").exists()  # as chosen then
+            temperature = start.config.temperature if kept else _temperature(config, learner, contexts)
+            learner = learner.configured(temperature=temperature)
         with RunFolder.open(out) if resume else RunFolder.create(out, _document(config, learner, policy)) as run:
             if not (run.path / "start").exists():
                 learner.save_pretrained(run.path / "start")
@@ -355,6 +364,14 @@ def _start(config: Config, policy: str | Path | QuestPolicy | None, contexts: Co
         babble(fresh, config.seed)
         return fresh
     return policy if isinstance(policy, QuestPolicy) else load_policy(policy)
+
+
+def _temperature(config: Config, policy: QuestPolicy, contexts: Contexts) -> float:
+    states = list(itertools.islice(contexts.training(0, config.sampling.contexts), CALIBRATION))
+    horizon, entropy = config.sampling.horizon or None, config.policy.entropy
+    temperature = choose_temperature(policy, config.sim, states, entropy=entropy, horizon=horizon, seed=config.seed)
+    status(f"  temperature {temperature:g}, for an entropy of {entropy:g} nats a token")
+    return temperature
 
 
 def _recorded_start(out: Path, config: Mapping[str, Any]) -> QuestPolicy | str | None:
