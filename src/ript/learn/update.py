@@ -79,7 +79,8 @@ def update(
         micro_batch: rows a forward pass, to bound memory; changes no result beyond float rounding. None: all.
         clip_low, clip_high, reduction, entropy_bonus: see `clipped_objective`.
         max_grad_norm: the gradient of each step is scaled down to this norm.
-        target_kl: the update ends, before the step, at the first minibatch whose `kl` is above this.
+        target_kl: the update ends at the first minibatch whose `kl` is above this, and the step that led there is taken
+            back (the weights; the optimiser's moments stay): what it left behind has a measured KL within the target.
         ratio_tolerance: largest |ratio - 1| allowed on the first minibatch, where nothing has changed yet.
         on_minibatch: called with (minibatches done, minibatches in all) after each.
 
@@ -101,6 +102,7 @@ def update(
     objective = partial(weighted_objective, clip_low=clip_low, clip_high=clip_high, entropy_bonus=entropy_bonus)
     plan = _Plan(batch, epochs, reduction, minibatch_decisions, minibatch_trajectories, generator)
     parts: list[Metrics] = []
+    before: list[torch.Tensor] = []
     kl, steps, reason = 0.0, 0, f"all {epochs} epochs done"
     for minibatch in plan:
         optimiser.zero_grad(set_to_none=True)
@@ -112,7 +114,9 @@ def update(
             kl = measured["kl"].value if measured else kl
             if target_kl is not None and kl > target_kl:
                 reason = f"KL {kl:.3g} passed the target {target_kl:.3g} in {minibatch.place}"
+                steps -= _restore(optimiser, before)
                 break
+            before = _copy(optimiser) if target_kl is not None else []
             parts.append(_step(policy, optimiser, max_grad_norm))
         except NotFiniteError as error:
             raise NotFiniteError(f"update, {minibatch.place}: {error}") from error
@@ -254,6 +258,20 @@ def _culprit(policy: LikelihoodPolicy, parameters: list[torch.nn.Parameter]) -> 
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
             return f", first in {names.get(id(parameter), 'a parameter of shape ' + str(tuple(parameter.shape)))}"
     return ""
+
+
+def _copy(optimiser: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p.detach().clone() for group in optimiser.param_groups for p in group["params"]]
+
+
+@torch.no_grad()
+def _restore(optimiser: torch.optim.Optimizer, weights: list[torch.Tensor]) -> int:
+    """Take back the last step; returns how many steps that were."""
+    if not weights:
+        return 0
+    for parameter, old in zip((p for group in optimiser.param_groups for p in group["params"]), weights, strict=True):
+        parameter.copy_(old)
+    return 1
 
 
 def _device(optimiser: torch.optim.Optimizer) -> torch.device:
