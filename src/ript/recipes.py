@@ -49,7 +49,7 @@ def quickstart() -> Config:
             autoencoder_steps=1000, autoencoder_learning_rate=2e-3, policy_steps=1300, finetune_steps=300,
         ),
         sampling=SamplingConfig(group_size=16, groups=24, max_attempts=32, horizon=200),
-        learn=LearnConfig(learning_rate=2e-4, epochs=4, adapt_kl=0.1, target_kl=0.3),
+        learn=LearnConfig(learning_rate=2e-4, epochs=4, adapt_kl=0.1, target_kl=0.2),
         eval=EvalConfig(mode="greedy"),
         stop_at=0.97,
     )  # fmt: skip
