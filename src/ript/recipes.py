@@ -78,7 +78,7 @@ def smoke() -> Config:
         tasks=("reach",),
         iterations=4,
         sim=SimConfig(suite="toy", cameras=("top",), image_size=16, horizon=24),
-        policy=PolicyConfig(size="tiny"),
+        policy=PolicyConfig(size="tiny", rl_trains="prior+encoders"),
         demos=DemoConfig(per_task=4, every=1),
         sft=SFTConfig(autoencoder_steps=50, policy_steps=50, finetune_steps=20, threads=1),
         rollout=RolloutConfig(workers=0, slots=64),
