@@ -1,3 +1,6 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from ript import recipes
@@ -5,6 +8,7 @@ from ript.build import task_keys
 from ript.errors import UnknownNameError
 from ript.policies.quest.config import SIZES
 from ript.sims.metaworld_suite import CAMERAS
+from ript.train_rl import train_rl
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -34,3 +38,11 @@ def test_a_target_that_the_base_learns_from_is_left_out_of_it() -> None:
 def test_an_unknown_recipe_suggests_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean quickstart"):
         recipes.get("quick-start")
+
+
+def test_the_smoke_recipe_learns(tmp_path: Path) -> None:
+    config = recipes.smoke()
+    config = replace(config, eval=replace(config.eval, every=0, trials=40, videos=0))
+    result = train_rl(config, None, tmp_path / "run")
+    before, after = result.before["greedy"].total, result.after["greedy"].total
+    assert before.interval[1] < after.interval[0], (before, after)
