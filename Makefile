@@ -21,7 +21,7 @@ help:
 	@echo "make install      the environment alone, in $(VENV); nothing happens when nothing changed"
 	@echo "make check        lint, format and types"
 	@echo "make format       put the code into the form that check wants"
-	@echo "make bench        measure rollout speed against the stock simulator"
+	@echo "make bench        measure rollouts against the stock simulator, and an iteration part by part"
 	@echo "make clean        remove $(VENV) and caches"
 
 quickstart: $(INSTALLED)
@@ -43,6 +43,7 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/ript bench rollout $(ARGS)
+	$(BIN)/ript bench update $(ARGS)
 
 clean:
 	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache .hypothesis build src/*.egg-info

@@ -240,12 +240,13 @@ def best_inference(policy: QuestPolicy, looks: Sequence[Observation]) -> tuple[f
 
 
 def raw_step_seconds(sim: Simulator) -> float:
-    """Seconds of MuJoCo's own `mj_step`, as often as an environment step calls it, on a model at rest."""
+    """Seconds of MuJoCo's own `mj_step`, as often as an environment step does, after a reset without actions."""
     from ript.sims.metaworld_stock import new_environment
 
     mujoco = import_mujoco()
     env = new_environment(sim.task.name)
-    mujoco.mj_resetData(env.model, env.data)
+    env._freeze_rand_vec = False
+    env.reset()
     seconds = _best_of(REPEATS, lambda: [mujoco.mj_step(env.model, env.data, env.frame_skip) for _ in range(500)])
     env.close()
     return seconds / 500
