@@ -12,6 +12,7 @@ import pytest
 from ript.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.interfaces import Demonstrator
 from ript.sims.check import check_simulator
+from ript.sims.gl import import_mujoco
 from ript.sims.instructions import INSTRUCTIONS
 from ript.sims.metaworld import (
     CAMERAS,
@@ -90,13 +91,29 @@ def follows_stock_to_success(simulator, state):
         # The noise makes the hand bump into things; the expert brings it back.
         noise = generator.normal(0, 0.2, 4) if step < 20 else 0.0
         action = np.clip(simulator.expert_action() + noise, -1.5, 1.5).astype(np.float32)
+        before = stock.env.data.qpos.copy()
         vector, _, success = stock.step(action)
         result = simulator.step_chunk(action[None])
         assert np.array_equal(simulator.state_vector(), vector), step
         assert result.success == success, step
         if success:
+            flips_where_stock_flips(simulator.task.name, stock, before, stock.env.data.qpos.copy(), action)
             return True
     return False
+
+
+def flips_where_stock_flips(task, stock, failure, success, action):
+    """Between the last two poses, bisect to the very threshold: the rule and the stock flag agree all the way."""
+    mujoco = import_mujoco()
+    env, rule = stock.env, SUCCESS[task](stock.env.data, stock.first[-3:])
+    low, high = 0.0, 1.0
+    for _ in range(45):
+        middle = (low + high) / 2
+        env.data.qpos[:] = failure + middle * (success - failure)
+        mujoco.mj_forward(env.model, env.data)
+        expected = bool(env.evaluate_state(env._get_obs(), action)[1]["success"])
+        assert rule() == expected, middle
+        low, high = (low, middle) if expected else (middle, high)
 
 
 def test_a_long_trajectory_in_chunks_equals_stock_in_its_last_frame(simulator):
