@@ -11,6 +11,7 @@ import pytest
 
 from ript.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.interfaces import Demonstrator
+from ript.sims import gl, metaworld
 from ript.sims.check import check_simulator
 from ript.sims.gl import import_mujoco
 from ript.sims.instructions import INSTRUCTIONS
@@ -289,6 +290,13 @@ def test_the_ways_to_draw_the_arm_differ_only_where_the_arm_is(simulator):
 def test_a_video_frame_is_larger_and_does_not_change_what_the_policy_sees(simulator):
     first = simulator.reset(simulator.initial_states(1)[0])
     assert simulator.render().shape == (160, 160, 3)
+    assert np.array_equal(simulator.observe().images["near"], first.images["near"])
+
+
+def test_a_closed_context_frees_its_renderers_and_the_next_look_makes_new_ones(simulator):
+    first = simulator.reset(simulator.initial_states(1)[0])
+    gl.close_context()
+    assert not metaworld._renderers
     assert np.array_equal(simulator.observe().images["near"], first.images["near"])
 
 
