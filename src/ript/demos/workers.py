@@ -93,7 +93,12 @@ class _Worker:
         self._process: BaseProcess = context.Process(
             target=_serve, args=(theirs, *self._serving), name=f"demos-{self.number}", daemon=True
         )
-        self._process.start()
+        # Blocked while it starts, and so in the child: a Ctrl-C must not meet it before it ignores the signal.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
 
     @property
