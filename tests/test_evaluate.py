@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_runs import lively_policy, toy_config
 
-from ript.build import Contexts, for_post_training, load_policy, make_env_pool, task_keys
+from ript.build import Contexts, for_post_training, load_policy, make_env_pool
 from ript.config import RolloutConfig
-from ript.errors import ConfigError, PolicyError, UnknownNameError
-from ript.evaluate import choose_temperature, evaluate, run_evaluation, tally, wilson
+from ript.errors import ConfigError, ErrorRateExceeded, PolicyError, SimulatorError, UnknownNameError
+from ript.evaluate import (
+    SEED_TAG,
+    TEMPERATURES,
+    choose_temperature,
+    evaluate,
+    run_evaluation,
+    tally,
+    wilson,
+)
 from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
-from ript.types import EvalResult, Status
+from ript.sims.toy import ToySimulator
+from ript.types import EvalResult, InitialState, RolloutRequest, Status
 
 HERE = RolloutConfig(workers=0, slots=8)
 S, F, E = Status.SUCCESS, Status.FAILURE, Status.ERROR
@@ -244,21 +254,52 @@ def test_a_pool_acts_with_the_weights_that_it_was_last_given(policy: QuestPolicy
     np.testing.assert_array_equal(learner.prior.head.weight.detach(), kept["prior.head.weight"])
 
 
-def test_the_chosen_temperature_gives_the_entropy_that_was_asked_for() -> None:
-    config = toy_config()
-    keys = task_keys(config.sim, config.tasks)
-    policy = lively_policy(config)
+# ---------------------------------------------------------------------- the temperature to practise at
+
+
+def practice_states(n: int = 8) -> list[InitialState]:
+    with Contexts(toy_config().sim, ("toy/reach-centre",), 0) as contexts:
+        return contexts.states("toy/reach-centre", n, "train")
+
+
+def chosen(policy: QuestPolicy, entropy: float, **settings: Any) -> float:
+    arguments: dict[str, Any] = {"entropy": entropy, "horizon": 8, "seed": 0} | settings
+    return choose_temperature(policy, toy_config().sim, practice_states(), **arguments)
+
+
+def sampled_entropy(policy: QuestPolicy, temperature: float) -> float:
+    """Mean over tokens of the policy's own rollouts at temperature 1, from their densities at another."""
+    pool = make_env_pool(toy_config().sim, HERE, policy.configured(temperature=1.0))
+    requests = [RolloutRequest(initial_state=s, index=0, seed=(0, SEED_TAG), horizon=8) for s in practice_states()]
+    other, total, count = policy.configured(temperature=temperature, sampling="exact"), 0.0, 0
+    for rollout in pool.run(iter(requests)):
+        assert rollout.context is not None and rollout.sample is not None
+        context = {name: torch.from_numpy(value) for name, value in rollout.context.items()}
+        entropy = other.log_prob(context, torch.from_numpy(rollout.sample))[1].detach()
+        total, count = total + float(entropy.sum()), count + entropy.numel()
+    pool.close()
+    return total / count
+
+
+@pytest.mark.parametrize("density", [{}, {"top_k": 5}, {"top_k": 5, "sampling": "published"}], ids=str)
+def test_the_chosen_temperature_gives_the_wanted_entropy_of_what_is_sampled(density: dict) -> None:
+    policy = lively_policy(toy_config()).configured(**density)
     with torch.no_grad():
         policy.prior.head.weight.mul_(10)  # an untrained policy is undecided at any temperature
-    with Contexts(config.sim, keys, 0) as contexts:
-        policy.embed([contexts.simulator(keys[0]).task.instruction])
-        states = contexts.states(keys[0], 4, "train")
-        chosen = [choose_temperature(policy, config.sim, states, entropy=e, horizon=16, seed=0) for e in (1.2, 1.8)]
-        observation = contexts.simulator(keys[0]).reset(states[0])
-    assert 0.3 < chosen[0] < chosen[1] < 1.5
-    for temperature, nats in zip(chosen, (1.2, 1.8), strict=True):
-        sampler = policy.configured(temperature=temperature)
-        chunk = sampler.act(observation, [np.random.default_rng(0)])
-        context = {name: torch.from_numpy(array) for name, array in chunk.context.items()}
-        got = float(sampler.log_prob(context, torch.from_numpy(chunk.sample))[1].detach().mean())
-        assert got == pytest.approx(nats, abs=0.4)
+    aim = sampled_entropy(policy, 0.6)
+    assert sampled_entropy(policy, 0.3) < aim - 0.2 and sampled_entropy(policy, 1.5) > aim + 0.2
+    assert chosen(policy, aim) == pytest.approx(0.6, abs=0.02)
+
+
+def test_an_entropy_out_of_reach_gives_the_nearer_bound(policy: QuestPolicy) -> None:
+    assert chosen(policy, 0.0) == pytest.approx(TEMPERATURES[0], abs=0.02)
+    assert chosen(policy, 99.0) == pytest.approx(TEMPERATURES[1], abs=0.02)
+
+
+def test_without_a_rollout_no_temperature_is_chosen(policy: QuestPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: ToySimulator, actions: object) -> None:
+        raise OSError("the table fell over")
+
+    monkeypatch.setattr(ToySimulator, "step_chunk", broken)
+    with pytest.raises((ErrorRateExceeded, SimulatorError), match="the table fell over"):
+        chosen(policy, 1.0)

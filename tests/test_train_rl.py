@@ -164,6 +164,55 @@ def same_rollout(a: Rollout, b: Rollout) -> bool:
     )
 
 
+def test_every_iteration_practises_on_fresh_states_with_fresh_noise_and_the_newest_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Collection] = []
+    original = loop.collect_groups
+    monkeypatch.setattr(loop, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
+    result = run(tmp_path / "fresh", toy_config(eval={"trials": 2, "every": 0}))
+    ids = [group.initial_state.id for collection in taken for group in collection.attempted]
+    with Contexts(toy_config().sim, ("toy/reach-centre",), 0) as contexts:
+        assert ids == [state.id for state in contexts.states("toy/reach-centre", len(ids), "train")]
+    assert len(set(ids)) == len(ids) == result.rollouts / 4
+    for iteration, collection in enumerate(taken):
+        assert {r.policy_version for group in collection.groups for r in group.rollouts} == {iteration}
+    taken.clear()
+    fixed = {"contexts": 1, "groups": 1, "max_attempts": 1, "dynamic": False}
+    run(tmp_path / "fixed", toy_config(iterations=2, sampling=fixed, learn={"learning_rate": 1e-12}, eval={"every": 0}))
+    first, second = (collection.groups[0] for collection in taken)
+    assert first.initial_state.id == second.initial_state.id
+    assert not any(same_rollout(a, b) for a in first.rollouts for b in second.rollouts)
+
+
+def test_the_learning_rate_follows_the_kl_of_the_iteration_before(tmp_path: Path) -> None:
+    learn = {"learning_rate": 1e-3, "adapt_kl": 0.02, "target_kl": 0.0}
+    result = run(tmp_path / "run", toy_config(iterations=5, learn=learn, eval={"trials": 2, "every": 0}))
+    learned = [row for row in rows(result.folder) if "update/kl" in row]
+    rate, rates = 1e-3, set()
+    for row in learned:
+        assert row["update/learning_rate"] == pytest.approx(rate)
+        kl = row["update/kl_last"]
+        rate *= 0.67 if kl > 0.03 else 1.5 if kl < 0.02 / 1.5 else 1.0
+        rates.add(rate)
+    assert len(learned) >= 3 and len(rates) >= 2
+
+
+def test_a_temperature_chosen_at_the_start_is_kept_when_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(policy={"entropy": 2.9}, eval={"trials": 2, "every": 0})
+    whole = run(tmp_path / "whole", config)
+    temperature = load_policy(whole.policy).config.temperature
+    assert temperature == load_policy(whole.folder / "start").config.temperature != 1
+    assert whole.before["sampled"].mode == f"sampled (temperature {temperature:g})"
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 2)
+        run(tmp_path / "stopped", config)
+    monkeypatch.setattr(loop, "choose_temperature", _stop)
+    assert weights(train_rl(Config(), None, tmp_path / "stopped", resume=True).folder) == weights(whole.folder)
+
+
 # ---------------------------------------------------------------------- what a run leaves behind
 
 

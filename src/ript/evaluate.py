@@ -148,7 +148,8 @@ def choose_temperature(
     with torch.no_grad():
         for _ in range(8):
             middle = math.sqrt(low * high)
-            below = float(policy.configured(temperature=middle).log_prob(context, sample)[1].mean()) < entropy
+            sampled = policy.configured(temperature=middle, sampling="exact")  # "published" reports another density
+            below = float(sampled.log_prob(context, sample)[1].mean()) < entropy
             low, high = (middle, high) if below else (low, middle)
     return round(math.sqrt(low * high), 2)
 
