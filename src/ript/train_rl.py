@@ -89,7 +89,8 @@ def train_rl(
 
     Args:
         config: recipe; `tasks` are practised on.
-        policy: folder or policy to start from; None starts from weights drawn from the seed.
+        policy: folder or policy to start from (one in memory is trained in place); None starts from weights drawn from
+            the seed.
         out: run folder; the result is written to `out/policy`.
         resume: go on with an interrupted run in `out` (its own config and policy are used).
 
