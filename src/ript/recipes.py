@@ -46,10 +46,11 @@ def quickstart() -> Config:
         pretrain_tasks=PRETRAIN_TASKS,
         policy=PolicyConfig(size="small", privileged=True, entropy=1.0, rl_trains="prior"),
         sft=SFTConfig(
-            autoencoder_steps=1000, autoencoder_learning_rate=2e-3, policy_steps=1300, finetune_steps=300,
+            autoencoder_steps=1000, autoencoder_learning_rate=2e-3, policy_steps=1300, finetune_steps=100,
+            finetune_share=0.3,
         ),
         sampling=SamplingConfig(group_size=16, groups=24, max_attempts=32, horizon=200),
-        learn=LearnConfig(learning_rate=2e-4, epochs=4, adapt_kl=0.1, target_kl=0.2),
+        learn=LearnConfig(learning_rate=2e-4, epochs=4, adapt_kl=0.1, target_kl=0.4),
         eval=EvalConfig(mode="greedy"),
         stop_at=0.97,
     )  # fmt: skip
@@ -63,7 +64,7 @@ def multitask() -> Config:
         recipe="multitask",
         tasks=TARGET_TASKS[:8],
         demos=replace(base.demos, target=5),
-        sft=replace(base.sft, finetune_steps=600),
+        sft=replace(base.sft, finetune_steps=400),
         sampling=replace(base.sampling, groups=48, max_attempts=64),
         learn=replace(base.learn, minibatch=1024),
         eval=replace(base.eval, trials=50, every_trials=10, videos=1),
