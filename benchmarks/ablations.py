@@ -32,8 +32,10 @@ CELLS: dict[str, Callable[[Config], Config]] = {
     "no-dynamic-sampling": lambda c: replace(c, sampling=replace(c.sampling, dynamic=False)),
     "std-normalised": lambda c: replace(c, learn=replace(c.learn, normalise_std=True)),
     # The next two draw from the five likeliest tokens at temperature 1; they differ in the density that is optimised.
-    "top5-exact": lambda c: replace(c, policy=replace(c.policy, top_k=5, temperature=1.0)),
-    "top5-mismatch": lambda c: replace(c, policy=replace(c.policy, top_k=5, temperature=1.0, sampling="published")),
+    "top5-exact": lambda c: replace(c, policy=replace(c.policy, top_k=5, temperature=1.0, entropy=0.0)),
+    "top5-mismatch": lambda c: replace(
+        c, policy=replace(c.policy, top_k=5, temperature=1.0, entropy=0.0, sampling="published")
+    ),
 }
 
 
