@@ -425,10 +425,7 @@ def test_ctrl_c_ends_at_once_says_what_is_kept_and_how_to_go_on(tmp_path: Path, 
     assert time.monotonic() - began < 5 * busy
     assert process.returncode == 130
     assert shown == ""
-    assert (
-        said.splitlines()[-1]
-        == f"ript: interrupted: finished iterations are in {out}; go on with: ript rl --resume {out}"
-    )
+    assert said.splitlines()[-1] == f"ript: interrupted: checkpoints are in {out}; go on with: ript rl --resume {out}"
     assert "Traceback" not in said
 
 

@@ -157,7 +157,7 @@ def sft(args: Namespace) -> Answer:
         refuse_with_resume(args, "demos", "base")
         from ript.train_sft import resume_sft
 
-        with saying_what_is_kept(f"checkpoints are in {args.resume}; go on with: ript sft --resume {args.resume}"):
+        with saying_what_is_kept(lambda: kept_of_run(args.resume, "sft")):
             resume_sft(args.resume)
         out = args.resume
     else:
@@ -165,7 +165,7 @@ def sft(args: Namespace) -> Answer:
         config = configure(args)
         from ript.train_sft import train_sft
 
-        with saying_what_is_kept(f"checkpoints are in {args.out}; go on with: ript sft --resume {args.out}"):
+        with saying_what_is_kept(lambda: kept_of_run(args.out, "sft")):
             train_sft(config, args.demos, args.out, base=args.base)
         out = args.out
     from ript.report.files import read_lines
@@ -193,7 +193,7 @@ def rl(args: Namespace) -> Answer:
     from ript.report.page import write_report
     from ript.train_rl import train_rl
 
-    with saying_what_is_kept(f"finished iterations are in {out}; go on with: ript rl --resume {out}"):
+    with saying_what_is_kept(lambda: kept_of_run(out, "rl")):
         result = train_rl(config, args.policy, out, resume=bool(args.resume))
         report = write_report([result.folder], result.folder / "report.html")
     document = {
@@ -224,7 +224,7 @@ def quickstart(args: Namespace) -> Answer:
 
     def kept() -> str:
         if (out / "rl" / "checkpoints").exists():
-            return f"finished iterations are in {out / 'rl'}; go on with: ript rl --resume {out / 'rl'}"
+            return kept_of_run(out / "rl", "rl")
         return "finished demonstrations and checkpoints of the base are kept; run the same command again"
 
     with saying_what_is_kept(kept):
@@ -282,6 +282,13 @@ def refuse_with_resume(args: Namespace, *names: str) -> None:
         raise ConfigError(
             f"--resume goes on with the run's own configuration; leave out {' '.join(given or args.rest)}"
         )
+
+
+def kept_of_run(folder: str | Path, command: str) -> str:
+    """What an interrupted run leaves behind, and how to go on with it."""
+    if not (Path(folder) / "config.json").exists():
+        return "nothing was written"
+    return f"checkpoints are in {folder}; go on with: ript {command} --resume {folder}"
 
 
 @contextmanager

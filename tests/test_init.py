@@ -1,0 +1,36 @@
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ript
+
+
+def test_what_type_checkers_see_is_what_is_imported() -> None:
+    tree = ast.parse(Path(ript.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname or alias.name: node.module for node in block.body for alias in node.names}  # type: ignore[attr-defined]
+    assert seen == {name: f"ript.{home}" for name, home in ript._HOME.items()}
+    assert sorted(seen) == ript.__all__
+
+
+def test_a_module_named_after_its_function_does_not_take_its_place() -> None:
+    code = (
+        "import ript.train_rl, ript.train_sft, ript.quickstart, ript.evaluate\n"
+        "from ript.evaluate import wilson\n"
+        "from ript import evaluate\n"
+        "print(*(type(f).__name__ for f in (ript.train_rl, ript.train_sft, ript.quickstart, ript.evaluate, evaluate)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["function"] * 5
+    assert importlib.import_module("ript.types").__name__ == "ript.types"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'train'"):
+        _ = ript.train  # type: ignore[attr-defined]
+    assert ript.__version__ == importlib.metadata.version("ript")
+    assert set(ript.__all__) < set(dir(ript))
