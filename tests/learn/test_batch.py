@@ -114,3 +114,24 @@ def test_nothing_left_to_learn_from_says_why():
         make_batch(groups, min_abs_advantage=0.01)
     with pytest.raises(NoSignalError, match="0 groups"):
         make_batch([])
+
+
+def test_thinning_keeps_a_random_few_decisions_of_long_rollouts_in_order_and_whole():
+    groups = [make_group(0, [S, F, F], [2, 9, 9])]
+    batch = make_batch(groups, max_decisions=3, generator=torch.Generator().manual_seed(0))
+    assert batch.trajectory.tolist() == [0, 0, 1, 1, 1, 2, 2, 2]
+    codes = batch.sample[:, 0].tolist()
+    assert codes[:2] == [0, 1] and codes[2:5] == sorted(codes[2:5]) and set(codes[2:5]) < set(range(10, 19))
+    assert batch.advantage.tolist() == [1, 1] + [-0.5] * 6
+    assert batch.context["prefix"][:, 0, 0].tolist() == codes
+    assert batch.old_log_prob[:, 1].tolist() == [-c / 8 for c in codes]
+
+
+def test_thinning_draws_every_decision_equally_often():
+    group = make_group(0, [S, F], [1, 5])
+    generator = torch.Generator().manual_seed(0)
+    drawn = np.zeros(5)
+    for _ in range(500):
+        rows = make_batch([group], max_decisions=2, generator=generator).sample[1:, 0].numpy() - 10
+        drawn[rows] += 1
+    assert abs(drawn / 500 - 2 / 5).max() < 0.08  # four standard deviations are 0.088

@@ -366,3 +366,15 @@ def test_a_pool_that_cannot_work_is_refused(changes, named):
 def test_no_workers_means_this_process():
     with make_pool(FakeFactory(), FakePolicy(), workers=0) as pool:
         assert isinstance(pool, InlinePool)
+
+
+def test_a_practice_horizon_ends_a_rollout_as_a_failure_and_never_changes_what_came_before():
+    free, short = run(requests()), run(requests(horizon=CHUNK + 1))
+    assert max(r.env_steps for r in free.values()) > CHUNK + 1
+    for key, rollout in short.items():
+        assert rollout.env_steps <= CHUNK + 1
+        assert np.array_equal(rollout.sample, free[key].sample[: rollout.decisions])
+        if free[key].env_steps > CHUNK + 1:
+            assert (rollout.status, rollout.env_steps) == (Status.FAILURE, CHUNK + 1)
+        else:
+            assert rollout.status is free[key].status
