@@ -113,6 +113,7 @@ def test_a_value_that_cannot_work_is_refused_at_construction_by_the_name_of_its_
         ({"learn": {"epochs": "3"}}, "learn.epochs: expected int, got '3'"),
         ({"learn": {"epochs": 3.5}}, "learn.epochs: expected int, got 3.5"),
         ({"learn": {"epochs": True}}, "learn.epochs: expected int, got True"),
+        ({"learn": {"learning_rate": True}}, "learn.learning_rate: expected float, got True"),
         ({"policy": {"size": "huge"}}, "policy.size: 'huge' is not one of 'tiny', 'small', 'paper'"),
         ({"tasks": "reach"}, "config.tasks: expected a list of words, got 'reach'"),
         ({"tasks": [1]}, r"config.tasks: expected a list of words, got \[1\]"),
