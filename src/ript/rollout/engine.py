@@ -217,8 +217,17 @@ class Slots:
         self._watch(DECIDING)
         looks = Observation.concatenate([slot.observation for slot in active if slot.observation is not None])
         actions = self._brain.decide([slot.ticket for slot in active], looks)
+        # All chunks first, then all looks: physics and renderer would push each other out of the processor's cache.
+        going_on = []
         for slot, chunk in zip(active, actions, strict=True):
             outcome = self._advance(slot, chunk)
+            if outcome is None:
+                going_on.append(slot)
+                continue
+            self._slots.remove(slot)
+            yield outcome
+        for slot in going_on:
+            outcome = self._look(slot)
             if outcome is not None:
                 self._slots.remove(slot)
                 yield outcome
@@ -231,21 +240,19 @@ class Slots:
         self._slots = []
 
     def _advance(self, slot: _Slot, chunk: np.ndarray) -> Outcome | None:
+        """Execute a chunk. Returns an Outcome when the rollout ended with it."""
         simulator = slot.simulator
         assert simulator is not None
         self._watch(slot.ticket)
-        what = "stepping"
         try:
             result = self._execute(slot, simulator, chunk)
-            horizon = slot.request.horizon
-            if not result.done and (horizon is None or slot.env_steps < horizon):
-                what = "looking"
-                slot.observation = _checked(simulator.observe(), simulator.spec)
-                return None
         except FATAL:
             raise
         except Exception as error:
-            return self._failed(slot, error, what)
+            return self._failed(slot, error, "stepping")
+        horizon = slot.request.horizon
+        if not result.done and (horizon is None or slot.env_steps < horizon):
+            return None
         self._simulators.release(simulator)
         return Outcome(
             ticket=slot.ticket,
@@ -254,6 +261,18 @@ class Slots:
             env_steps=slot.env_steps,
             frames=np.stack(slot.frames) if slot.frames else None,
         )
+
+    def _look(self, slot: _Slot) -> Outcome | None:
+        """The observation for the next decision. Returns an Outcome only when that failed (ERROR)."""
+        assert slot.simulator is not None
+        self._watch(slot.ticket)
+        try:
+            slot.observation = _checked(slot.simulator.observe(), slot.simulator.spec)
+        except FATAL:
+            raise
+        except Exception as error:
+            return self._failed(slot, error, "looking")
+        return None
 
     def _execute(self, slot: _Slot, simulator: Simulator, chunk: np.ndarray) -> ChunkResult:
         """A chunk, in one call; for a video in pieces, with a frame after each."""
