@@ -44,7 +44,7 @@ from ript.types import InitialState, Observation, Rollout, RolloutRequest, Statu
 REPLAYED = 6
 """Rollouts whose parts are timed alone."""
 BATCHES = (16, 32, 64, 128)
-REPEATS = 3
+REPEATS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +234,7 @@ def best_inference(policy: QuestPolicy, looks: Sequence[Observation]) -> tuple[f
     for size in BATCHES:
         batch = Observation.concatenate(list(itertools.islice(itertools.cycle(looks), size)))
         generators = [np.random.default_rng(i) for i in range(size)]
-        seconds = _best_of(5, lambda batch=batch, generators=generators: policy.act(batch, generators))  # type: ignore[misc]
+        seconds = _best_of(REPEATS, lambda batch=batch, generators=generators: policy.act(batch, generators))  # type: ignore[misc]
         found.append((seconds / size, size))
     return min(found)
 
