@@ -61,6 +61,14 @@ def test_the_example_of_a_policy_imitates_practises_and_is_saved(tmp_path: Path)
 
 
 @pytest.mark.timeout(300)
+def test_a_policy_of_another_kind_goes_through_the_whole_loop_and_evaluation(tmp_path: Path) -> None:
+    printed = run_example(tmp_path, "practise_linear.py", "adding_a_policy.md")
+    before, after = map(int, re.findall(r"^(\d+) -> (\d+)$", printed, re.MULTILINE)[0])
+    assert after > before + 10, printed  # of 50
+    assert "PracticedLinearPolicy 20" in printed
+
+
+@pytest.mark.timeout(300)
 def test_the_example_of_a_simulator_keeps_the_contract_and_is_practised_in(tmp_path: Path) -> None:
     printed = run_example(tmp_path, "try_slider.py", "adding_a_policy.md", "adding_a_simulator.md")
     assert rate(printed, "after") > rate(printed, "before") + 0.05

@@ -21,6 +21,7 @@ LAYERS = [
     {"overrides"},
     {"build"},
     {"evaluate", "train_sft"},
+    {"rl_measure", "rl_start"},
     {"train_rl"},
     {"quickstart", "bench", "bench_update"},
     {"commands"},

@@ -13,6 +13,8 @@ import pytest
 import torch
 from toy_runs import Stopped, lively_policy, stop_in, toy_config, weights, without_times
 
+from ript import rl_measure as measuring
+from ript import rl_start as starting
 from ript.build import Contexts, for_post_training, load_policy, make_env_pool
 from ript.config import Config
 from ript.errors import (
@@ -209,7 +211,7 @@ def test_a_temperature_chosen_at_the_start_is_kept_when_the_run_goes_on(
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_in(patch, "log", 2)
         run(tmp_path / "stopped", config)
-    monkeypatch.setattr(loop, "choose_temperature", _stop)
+    monkeypatch.setattr(starting, "choose_temperature", _stop)
     assert weights(train_rl(Config(), None, tmp_path / "stopped", resume=True).folder) == weights(whole.folder)
 
 
@@ -243,7 +245,7 @@ def test_the_policy_of_a_run_acts_as_it_was_measured_and_its_card_tells(referenc
     with Contexts(config.sim, ("toy/reach-centre",), 0) as contexts:
         states = contexts.held_out(config.eval.trials, seed=config.eval.seed)
     pool = make_env_pool(config.sim, config.rollout, policy)
-    measured = loop.run_evaluation(pool, states, name="again", seed=config.eval.seed, modes=("sampled", "greedy"))
+    measured = measuring.run_evaluation(pool, states, name="again", seed=config.eval.seed, modes=("sampled", "greedy"))
     pool.close()
     for mode in ("sampled", "greedy"):
         assert measured[mode].per_state == reference.after[mode].per_state
@@ -269,9 +271,9 @@ def test_videos_are_kept_before_and_after(tmp_path: Path) -> None:
 def test_without_a_policy_a_run_starts_from_weights_of_the_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    babble = loop.babble
+    babble = starting.babble
     monkeypatch.setattr(
-        loop, "babble", lambda policy, seed: babble(policy, seed, steps=5)
+        starting, "babble", lambda policy, seed: babble(policy, seed, steps=5)
     )  # enough to tell seeds apart
     config = toy_config(iterations=0, eval={"trials": 2, "every": 0})
     settings = (config, config, dataclasses.replace(config, seed=1))
@@ -308,7 +310,7 @@ def test_the_best_policy_is_chosen_on_validation_states_alone(
     config = toy_config()
     kept: list[dict[str, torch.Tensor]] = []
     asked: list[set[str]] = []
-    evaluate = loop.run_evaluation
+    evaluate = measuring.run_evaluation
 
     def scripted(pool: EnvPool, states: dict[Task, Sequence[InitialState]], **settings: Any) -> dict[str, EvalResult]:
         asked.append({state.id for group in states.values() for state in group})
@@ -323,7 +325,7 @@ def test_the_best_policy_is_chosen_on_validation_states_alone(
         total = tally([Status.SUCCESS] * good + [Status.FAILURE] * (len(group) - good))
         return {mode: dataclasses.replace(result, total=total) for mode, result in results.items()}
 
-    monkeypatch.setattr(loop, "run_evaluation", scripted)
+    monkeypatch.setattr(measuring, "run_evaluation", scripted)
     result = run(tmp_path / "run", config)
     assert json.loads((result.folder / "result.json").read_text())["policy_iteration"] == chosen
     final = load_policy(result.policy).weights()

@@ -20,18 +20,17 @@ import torch
 from ript.build import Contexts, for_post_training, make_env_pool, make_policy, task_keys
 from ript.config import Config
 from ript.errors import ConfigError
-from ript.interfaces import EnvPool
+from ript.interfaces import EnvPool, PostTrainable
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, update
 from ript.metrics import values
-from ript.policies.quest.policy import QuestPolicy
 from ript.report.checkpoint import write_checkpoint
 from ript.report.progress import status
 from ript.rollout.sampling import Collection, collect_groups
 from ript.types import Group, Status
 
 
-def bench_update(config: Config, policy: QuestPolicy | None = None) -> dict[str, Any]:
+def bench_update(config: Config, policy: PostTrainable | None = None) -> dict[str, Any]:
     """Time one iteration.
 
     Args:

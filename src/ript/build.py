@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ript.config import Config, PolicyConfig, RolloutConfig, SimConfig
 from ript.errors import ConfigError, PolicyError, UnknownNameError
-from ript.interfaces import EnvPool, LikelihoodPolicy, Simulator, SimulatorFactory
+from ript.interfaces import EnvPool, LikelihoodPolicy, PostTrainable, Simulator, SimulatorFactory
 from ript.policies import folder as policy_folder
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
@@ -45,9 +46,9 @@ def simulator_factory(sim: SimConfig) -> SimulatorFactory:
     return functools.partial(SUITES[sim.suite][0], **simulator_settings(sim))
 
 
-def sim_config_of(policy: LikelihoodPolicy, horizon: int = 500) -> SimConfig:
+def sim_config_of(policy: PostTrainable, horizon: int = 500) -> SimConfig:
     """The simulator settings that a policy was trained with."""
-    return sim_config_of_spec(policy.simulator, horizon)  # type: ignore[attr-defined]
+    return sim_config_of_spec(policy.simulator, horizon)
 
 
 def sim_config_of_spec(spec: SimulatorSpec, horizon: int = 500) -> SimConfig:
@@ -99,11 +100,17 @@ def make_policy(config: Config, spec: SimulatorSpec, privileged_dim: int, seed: 
         return QuestPolicy(QuestConfig(**changes), spec)
 
 
+POLICIES: dict[str, Callable[[str | Path], PostTrainable]] = {QuestPolicy.KIND: QuestPolicy.from_pretrained}
+"""Kind of a policy folder -> what loads it. A kind of your own: add it here, or as an entry point of `PLUGINS`."""
+
+PLUGINS = "ript.policies"
+"""Entry points of this group load further kinds: name = kind, object = what loads a folder."""
+
 HUB = "hf://"
 """Prefix of a policy on the Hugging Face hub: "hf://owner/name"."""
 
 
-def load_policy(folder: str | Path) -> QuestPolicy:
+def load_policy(folder: str | Path) -> PostTrainable:
     """Load a policy folder, whatever kind of policy it holds; "hf://owner/name" is fetched from the model hub first.
 
     Raises:
@@ -111,11 +118,26 @@ def load_policy(folder: str | Path) -> QuestPolicy:
     """
     if str(folder).startswith(HUB):
         folder = _from_hub(str(folder))
-    kinds = {QuestPolicy.KIND: QuestPolicy.from_pretrained}
     kind = policy_folder.kind(Path(folder))
-    if kind not in kinds:
-        raise PolicyError(f"{folder} holds a {kind!r} policy; this version of ript knows {', '.join(kinds)}")
-    return kinds[kind](folder)
+    plugins = {} if kind in POLICIES else {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGINS)}
+    if kind in plugins:
+        POLICIES[kind] = plugins[kind].load()
+    if kind not in POLICIES:
+        known = ", ".join(sorted({*POLICIES, *plugins}))
+        raise PolicyError(f"{folder} holds a {kind!r} policy, but known here are: {known}")
+    return POLICIES[kind](folder)
+
+
+def load_quest(folder: str | Path) -> QuestPolicy:
+    """`load_policy`, for what knows QueST's parts (its supervised stages).
+
+    Raises:
+        PolicyError: also when the folder holds another kind of policy.
+    """
+    policy = load_policy(folder)
+    if not isinstance(policy, QuestPolicy):
+        raise PolicyError(f"{folder} holds a {policy.KIND!r} policy: the supervised stages here are those of QueST")
+    return policy
 
 
 def _from_hub(name: str) -> Path:
@@ -127,7 +149,7 @@ def _from_hub(name: str) -> Path:
         raise PolicyError(f"cannot fetch {name} from the model hub: {error}") from error
 
 
-def for_post_training(policy: QuestPolicy, settings: PolicyConfig) -> QuestPolicy:
+def for_post_training(policy: PostTrainable, settings: PolicyConfig) -> PostTrainable:
     """The policy with the sampling density and the trained parts that the configuration asks for."""
     return policy.configured(
         temperature=settings.temperature,

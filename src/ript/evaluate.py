@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ import torch
 from ript.build import Contexts, load_policy, make_env_pool, sim_config_of, task_keys
 from ript.config import RolloutConfig, SimConfig
 from ript.errors import ConfigError, SimulatorError
-from ript.interfaces import EnvPool
-from ript.policies.quest.policy import QuestPolicy
+from ript.interfaces import EnvPool, PostTrainable
 from ript.report.progress import progress
 from ript.types import EvalResult, InitialState, Rollout, RolloutRequest, Status, Task, TaskResult
 
@@ -107,7 +105,7 @@ TEMPERATURES = (0.3, 1.5)
 
 
 def choose_temperature(
-    policy: QuestPolicy,
+    policy: PostTrainable,
     sim: SimConfig,
     states: Sequence[InitialState],
     *,
@@ -131,11 +129,9 @@ def choose_temperature(
         within `TEMPERATURES`; the nearer bound when the entropy cannot be reached.
     """
     requests = [RolloutRequest(initial_state=s, index=0, seed=(seed, SEED_TAG), horizon=horizon) for s in states]
-    pool = make_env_pool(sim, RolloutConfig(workers=0, slots=len(requests)), policy.configured(temperature=1.0))
-    try:
+    warm = policy.configured(temperature=1.0)
+    with make_env_pool(sim, RolloutConfig(workers=0, slots=len(requests)), warm) as pool:
         done = sorted(pool.run(iter(requests)), key=lambda r: r.initial_state_id)
-    finally:
-        pool.close()
     kept = [r for r in done if r.context is not None and r.sample is not None]
     if not kept:
         raise SimulatorError(f"no rollout to choose the temperature from: {done[0].error}")
@@ -155,7 +151,7 @@ def choose_temperature(
 
 
 def evaluate(
-    policy: str | Path | QuestPolicy,
+    policy: str | Path | PostTrainable,
     tasks: Sequence[str],
     *,
     trials: int = 100,
@@ -195,12 +191,9 @@ def evaluate(
     with Contexts(sim, keys, seed) as contexts:
         states = contexts.held_out(trials, seed=seed)
         loaded.embed([task.instruction for task in states])  # once here, not once in each worker
-        pool = make_env_pool(sim, rollout or RolloutConfig(), loaded)
-        try:
-            mode = "greedy" if greedy else "sampled"
+        mode = "greedy" if greedy else "sampled"
+        with make_env_pool(sim, rollout or RolloutConfig(), loaded) as pool:
             results = run_evaluation(
-                pool, states, name=name, seed=seed, modes=(mode,), temperature=loaded.config.temperature, videos=videos
+                pool, states, name=name, seed=seed, modes=(mode,), temperature=loaded.temperature, videos=videos
             )
-        finally:
-            pool.close()
-    return replace(results[mode])
+    return results[mode]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -140,6 +141,45 @@ class LikelihoodPolicy(Policy, Protocol):
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None: ...
 
 
+@runtime_checkable
+class PostTrainable(LikelihoodPolicy, Protocol):
+    """What `train_rl`, `evaluate` and the command line take: a policy that knows where it came from."""
+
+    KIND: str
+    """Names the class in a policy folder; `build.POLICIES` maps it to what loads the folder."""
+    simulator: SimulatorSpec
+    """What it was trained on."""
+    card: dict[str, Any]
+    """How it was trained and measured, plain values; saved with it, in its model card."""
+
+    @property
+    def temperature(self) -> float:
+        """Of its sampling density."""
+        ...
+
+    @property
+    def caveats(self) -> Sequence[str]:
+        """What readers of its results should know: privileged information in training, known mismatches, ..."""
+        ...
+
+    def settings(self) -> Mapping[str, Any]:
+        """Its whole configuration as plain JSON values, for the record."""
+        ...
+
+    def configured(self, **changes: Any) -> Self:
+        """The same policy, sharing its weights, with other settings: fields of the `PolicyConfig` section such as
+        `temperature`, `top_k`, `sampling`, `rl_trains`.
+
+        Raises:
+            ConfigError: a setting that it does not have, at another value than "off".
+        """
+        ...
+
+    def embed(self, instructions: Sequence[str]) -> object:
+        """Prepare instructions once, before the policy is copied into workers."""
+        ...
+
+
 class EnvPool(Protocol):
     """Runs rollouts over simulator instances; an instance that finishes is refilled at once. A context manager."""
 
@@ -169,3 +209,9 @@ class EnvPool(Protocol):
         ...
 
     def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ript.build import load_policy, simulator_factory, task_keys
+from ript.build import load_quest, simulator_factory, task_keys
 from ript.config import Config
 from ript.demos import collect as collecting
 from ript.errors import ConfigError, RiptError, RunError
@@ -123,7 +123,7 @@ def quickstart(
             train_sft(base_config, [base / "demos.hdf5"], base / "sft", resume=(base / "sft" / "config.json").exists())
     with stage("fine-tuning"):
         train_sft(config, [base / "demos.hdf5", folder / "target.hdf5"], folder / "sft", base=base / "sft" / "policy")
-        upper = replay_autoencoded(load_policy(folder / "sft" / "policy"), config, name)
+        upper = replay_autoencoded(load_quest(folder / "sft" / "policy"), config, name)
         status(
             f"  expert's actions through the skill autoencoder succeed in {upper.total:.0f} of {upper.count:.0f} states"
         )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ript.build import load_policy, make_policy, simulator_factory, task_keys
+from ript.build import load_quest, make_policy, simulator_factory, task_keys
 from ript.config import Config
 from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.statistics import Statistics
@@ -87,7 +87,7 @@ def train_sft(
         )
     if base is not None and not targets:
         raise ConfigError("a base policy is fine-tuned toward target tasks, and none is given: give --tasks")
-    policy = load_policy(base) if base is not None else _new_policy(config, demo_set)
+    policy = load_quest(base) if base is not None else _new_policy(config, demo_set)
     windows = Windows(demo_set, policy.config.chunk)
     if base is None:
         _set_statistics(policy, Statistics.of(windows))

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ript.errors import UnknownNameError
-from ript.interfaces import Demonstrator
+from ript.interfaces import Simulator
 from ript.sims.metaworld import make_metaworld, metaworld_tasks
 from ript.sims.toy import make_toy, toy_tasks
 from ript.types import Task
 
-Maker = Callable[..., Demonstrator]
+Maker = Callable[..., Simulator]
 SUITES: dict[str, tuple[Maker, Callable[[], tuple[Task, ...]]]] = {
     "metaworld": (make_metaworld, metaworld_tasks),
     "toy": (make_toy, toy_tasks),
@@ -36,7 +36,7 @@ def find_task(key: str) -> Task:
     raise UnknownNameError("task", key, [task.key for task in tasks])
 
 
-def make_simulator(key: str, **settings: Any) -> Demonstrator:
+def make_simulator(key: str, **settings: Any) -> Simulator:
     """A new simulator for "metaworld/drawer-open-v3", "toy/reach", ...
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from ript.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 
 
 class QuestPolicy(nn.Module):
-    """A `LikelihoodPolicy` over skill tokens.
+    """A `PostTrainable` policy over skill tokens.
 
     Args:
         config: sizes and numerics.
@@ -48,6 +49,24 @@ class QuestPolicy(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.prior.head.weight.device
+
+    @property
+    def temperature(self) -> float:
+        return self.config.temperature
+
+    @property
+    def caveats(self) -> list[str]:
+        notes = []
+        if self.config.privileged_dim:
+            notes.append(
+                "Pre-training used an auxiliary loss on object positions from the simulator; acting never sees them."
+            )
+        if self.config.sampling == "published":
+            notes.append("Published sampling: draws from the top k, optimises the full softmax (a known mismatch).")
+        return notes
+
+    def settings(self) -> dict[str, Any]:
+        return self.config.to_json()
 
     def check_simulator(self, spec: SimulatorSpec) -> None:
         """Raise `PolicyError` unless the policy fits the simulator."""

@@ -1,0 +1,82 @@
+"""What a post-training run starts from: the policy, its sampling temperature, and the record of both."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ript.build import Contexts, for_post_training, load_policy, make_policy
+from ript.config import Config
+from ript.errors import RunError
+from ript.evaluate import choose_temperature
+from ript.interfaces import PostTrainable
+from ript.report.progress import status
+from ript.report.run import read_config
+from ript.train_sft import babble
+
+CALIBRATION = 24
+"""Training states whose rollouts choose the sampling temperature."""
+IN_MEMORY = "a policy in memory"
+"""What a run folder records as its start when that was not a folder."""
+
+Start = str | Path | PostTrainable | None
+"""A policy folder, a policy, or None for weights drawn from the seed."""
+
+
+def interrupted(out: Path) -> tuple[Config, Start]:
+    """Configuration and start of a run that goes on; one killed before it kept a copy starts from the original again.
+
+    Raises:
+        RunError: not a post-training run, or what it started from is lost.
+    """
+    document = read_config(out)
+    if document["kind"] != "rl":
+        raise RunError(f"{out} is a run of supervised training: go on with `ript sft --resume {out}`")
+    config, start = Config.from_json(document["config"]["recipe_config"]), document["config"]["start"]
+    if (out / "start").exists():
+        return config, load_policy(out / "start")
+    if start == IN_MEMORY:
+        raise RunError(f"{out} was stopped before it kept the policy that it was given: start again with another --out")
+    return config, start
+
+
+def learner(config: Config, start: Start, contexts: Contexts, *, calibrate: bool) -> PostTrainable:
+    """The policy that the run trains, ready to be copied into workers.
+
+    Args:
+        calibrate: choose the temperature when the configuration asks for that.
+
+    Raises:
+        PolicyError: it does not fit the simulator.
+    """
+    first = contexts.simulator(contexts.tasks[0])
+    if start is None:
+        fresh = make_policy(config, first.spec, 0)
+        babble(fresh, config.seed)
+        start = fresh
+    loaded = load_policy(start) if isinstance(start, str | Path) else start
+    policy = for_post_training(loaded, config.policy)
+    policy.check_simulator(first.spec)
+    policy.embed([contexts.simulator(task).task.instruction for task in contexts.tasks])
+    if not config.policy.entropy:
+        return policy
+    return policy.configured(temperature=_temperature(config, policy, contexts) if calibrate else loaded.temperature)
+
+
+def _temperature(config: Config, policy: PostTrainable, contexts: Contexts) -> float:
+    states = list(itertools.islice(contexts.training(0, config.sampling.contexts), CALIBRATION))
+    horizon, entropy = config.sampling.horizon or None, config.policy.entropy
+    temperature = choose_temperature(policy, config.sim, states, entropy=entropy, horizon=horizon, seed=config.seed)
+    status(f"  temperature {temperature:g}, for an entropy of {entropy:g} nats a token")
+    return temperature
+
+
+def document(config: Config, policy: PostTrainable, start: Start) -> Mapping[str, Any]:
+    """What the run folder records as its configuration."""
+    notes = list(policy.caveats)
+    if config.sim.arm == "hidden":
+        notes.append("The robot's arm is not drawn.")
+    origin = None if start is None else str(Path(start).absolute()) if isinstance(start, str | Path) else IN_MEMORY
+    return {"recipe_config": config.to_json(), "policy": dict(policy.settings()), "start": origin, "notes": notes}
