@@ -365,7 +365,7 @@ def test_quickstart_goes_from_nothing_to_a_policy_and_a_report(tmp_path: Path, c
     assert Path(found["report"]) == tmp_path / "qs" / "report.html"
     assert "<html" in Path(found["report"]).read_text()[:200]
     assert run(*words, "--target", "reach", "--out", tmp_path / "qs") == 1
-    assert "is not empty: choose another --out" in capsys.readouterr().err
+    assert "is a finished quickstart: choose another --out" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ interruption

@@ -12,6 +12,7 @@ from ript.config import Config
 from ript.demos.demo_set import open_demos
 from ript.errors import ConfigError, RunError, UnknownNameError
 from ript.quickstart import QuickstartResult, base_fingerprint, cache_folder, output_folder, quickstart
+from ript.report.run import locked
 
 CONFIG = toy_config(
     iterations=2,
@@ -44,7 +45,8 @@ def base() -> Path:
 
 def test_it_leaves_a_policy_a_report_and_everything_in_between(first: tuple[QuickstartResult, Path]) -> None:
     result, folder = first
-    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "rl", "sft", "target.hdf5"]
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    assert names == ["quickstart.json", "report.html", "rl", "sft", "target.hdf5"]
     assert sorted(path.name for path in base().iterdir()) == ["demos.hdf5", "sft"]
     policy = load_policy(result.to_json()["policy"])
     assert policy == load_policy(folder / "rl" / "policy") != load_policy(folder / "sft" / "policy")
@@ -129,21 +131,50 @@ def test_a_base_whose_making_was_interrupted_is_finished_by_the_next_run(
     assert weights(base() / "sft") == cached and (base() / "demos.hdf5").stat().st_mtime_ns == made
 
 
-def test_an_output_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    for out, what in ((tmp_path, "not empty"), (tmp_path / "mine.txt", "a file")):
-        with pytest.raises(RunError, match=f"{out} is {what}: choose another --out"):
-            quickstart(config=CONFIG, out=out)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-    (tmp_path / "empty").mkdir()
-    assert output_folder(tmp_path / "empty", "reach", 0) == tmp_path / "empty"
-
-
-def test_without_out_a_new_folder_under_runs_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("moment", [5, 1, 2], ids=["fine-tuning", "first iteration", "second iteration"])
+def test_one_that_was_interrupted_goes_on_with_the_same_call_to_the_same_end(
+    first: tuple[QuickstartResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
     monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as stop, pytest.raises(Stopped):
+        stop_in(stop, "log", moment)
+        quickstart(config=CONFIG, seed=3)
+    (folder,) = Path("runs").iterdir()
+    made = (folder / "target.hdf5").stat().st_mtime_ns
+    result = quickstart(config=CONFIG, seed=3)
+    assert list(Path("runs").iterdir()) == [folder] and (folder / "target.hdf5").stat().st_mtime_ns == made
+    assert weights(folder / "rl") == weights(first[1] / "rl") and result.rl.env_steps == first[0].rl.env_steps
+    assert json.loads((folder / "quickstart.json").read_text())["finished"]
+    quickstart(config=CONFIG, seed=3)  # a finished one is not touched
+    assert sorted(path.name for path in Path("runs").iterdir()) == [folder.name, f"{folder.name}-2"]
+
+
+def test_an_output_folder_that_holds_something_else_is_left_alone(
+    first: tuple[QuickstartResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for out, what in ((tmp_path, "not empty"), (tmp_path / "mine.txt", "a file"), (first[1], "a finished quickstart")):
+        with pytest.raises(RunError, match=f"{out} is {what}: choose another --out"):
+            quickstart(config=CONFIG, out=out, seed=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    with monkeypatch.context() as stop, pytest.raises(Stopped):
+        stop_in(stop, "log", 1)
+        quickstart(config=CONFIG, out=tmp_path / "out", seed=3)
+    with pytest.raises(RunError, match="an interrupted quickstart with other settings"):
+        quickstart(config=CONFIG, out=tmp_path / "out", seed=4)
+    with locked(tmp_path / "out"), pytest.raises(RunError, match=r"out is in use by process"):
+        quickstart(config=CONFIG, out=tmp_path / "out", seed=3)
+
+
+def test_an_empty_folder_will_do_and_without_out_one_under_runs_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert output_folder(CONFIG, False, tmp_path / "empty") == tmp_path / "empty"
     for number in range(1, 4):
-        folder = output_folder(None, "reach", 2)
-        assert folder == Path("runs") / ("quickstart-reach-seed2" + ("" if number == 1 else f"-{number}"))
+        folder = output_folder(CONFIG, False, None)
+        assert folder == Path("runs") / ("quickstart-reach-centre-seed0" + ("" if number == 1 else f"-{number}"))
         folder.mkdir(parents=True)
 
 

@@ -219,15 +219,10 @@ def quickstart(args: Namespace) -> Answer:
 
     config = configure(args)
     (target,) = task_names(config, [args.target]) if args.target else config.tasks
-    out = output_folder(args.out, target, config.seed)
+    out = output_folder(recipes.with_tasks(config, (target,)), args.fresh, args.out)
     need_a_working_machine(out)
 
-    def kept() -> str:
-        if (out / "rl" / "checkpoints").exists():
-            return kept_of_run(out / "rl", "rl")
-        return "finished demonstrations and checkpoints of the base are kept; run the same command again"
-
-    with saying_what_is_kept(kept):
+    with saying_what_is_kept(f"finished stages and checkpoints are kept in {out}; the same command goes on from there"):
         result = run(target, seed=config.seed, fresh=args.fresh, out=out, config=config)
     before, after = (results[result.mode].total for results in (result.rl.before, result.rl.after))
     lines = (

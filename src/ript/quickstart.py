@@ -25,9 +25,10 @@ from ript.errors import ConfigError, RiptError, RunError
 from ript.interfaces import SimulatorFactory
 from ript.recipes import quickstart as recipe
 from ript.recipes import with_tasks
-from ript.report.files import make_folder
+from ript.report.files import make_folder, read_json, write_json
 from ript.report.page import write_report
 from ript.report.progress import progress, status
+from ript.report.run import locked
 from ript.train_rl import RLResult, train_rl
 from ript.train_sft import replay_autoencoded, train_sft
 
@@ -76,65 +77,107 @@ def quickstart(
 ) -> QuickstartResult:
     """Demonstrations, supervised training, measurement, post-training, measurement, report.
 
+    One that was interrupted goes on where it was when it is called again with the same arguments.
+
     Args:
         target: Meta-World task; the recipe's by default. It gets one demonstration.
         seed: of everything but the base, which is shared by all seeds.
         fresh: make the base in the output folder instead of using the cache.
-        out: output folder; by default a new one under `runs/`.
+        out: output folder; by default one under `runs/`.
         config: another recipe than `quickstart`.
 
     Raises:
         ConfigError, UnknownNameError: no target, or none that exists.
-        RunError: the output folder is not empty, or the base is being made by another process.
+        RunError: the output folder holds something else, or it or the base is in use by another process.
     """
     config = config or recipe()
     targets = (target,) if target else config.tasks
     if len(targets) != 1:
         raise ConfigError(f"quickstart takes one target task, got {', '.join(targets) or 'none'}: give --target")
     (key,) = task_keys(config.sim, targets)
-    name = key.partition("/")[2]
-    config = replace(with_tasks(config, (name,)), seed=seed)
-    folder = output_folder(out, name, seed)
-    seconds: dict[str, float] = {}
+    config = replace(with_tasks(config, (key.partition("/")[2],)), seed=seed)
+    folder = make_folder(output_folder(config, fresh, out))
+    with locked(folder):
+        return _Quickstart(config, key, fresh, folder).go()
+
+
+class _Quickstart:
+    """The stages, each of which is skipped or goes on where it was when an earlier call had begun it."""
+
+    def __init__(self, config: Config, key: str, fresh: bool, folder: Path):
+        self.config, self.key, self.folder = config, key, folder
+        self.base = folder / "base" if fresh else cache_folder() / f"base-{base_fingerprint(config)}"
+        self.record = _record(config, fresh)
+        if (folder / RECORD).exists():
+            self.record = read_json(folder / RECORD)
+            status(f"going on with {folder}")
+        self.seconds: dict[str, float] = self.record["seconds"]
+
+    def go(self) -> QuickstartResult:
+        with self.stage("demonstrations"):
+            self.demonstrations()
+        with self.stage("pre-training"):
+            base_config = replace(self.config, tasks=(), seed=0)
+            self.train(base_config, [self.base / "demos.hdf5"], self.base / "sft")
+        with self.stage("fine-tuning"):
+            demos = [self.base / "demos.hdf5", self.folder / "target.hdf5"]
+            self.train(self.config, demos, self.folder / "sft", base=self.base / "sft" / "policy")
+            self.say_what_skills_allow()
+        status("post-training")
+        rl = self.folder / "rl"
+        result = train_rl(self.config, self.folder / "sft" / "policy", rl, resume=(rl / "config.json").exists())
+        self.seconds |= {k: round(v, 2) for k, v in result.seconds.items()}
+        with self.stage("report"):
+            write_report([result.folder], self.folder / "report.html")
+        self.keep(finished=True)
+        return QuickstartResult(
+            target=self.config.tasks[0], mode=self.config.eval.mode, rl=result, seconds=self.seconds,
+            report=self.folder / "report.html",
+        )  # fmt: skip
 
     @contextmanager
-    def stage(what: str) -> Iterator[None]:
-        status(f"{what}")
-        began = time.perf_counter()
-        yield
-        seconds[what] = round(time.perf_counter() - began, 2)
+    def stage(self, what: str) -> Iterator[None]:
+        """Say what is done, and add up how long it took, over interruptions too."""
+        status(what)
+        self.keep()
+        began, before = time.perf_counter(), self.seconds.get(what, 0.0)
+        try:
+            yield
+        finally:
+            self.seconds[what] = round(before + time.perf_counter() - began, 2)
+            self.keep()
 
-    base = folder / "base" if fresh else cache_folder() / f"base-{base_fingerprint(config)}"
-    base_config = replace(config, tasks=(), seed=0)
-    factory = simulator_factory(config.sim)
-    d, workers = config.demos, config.rollout.workers
-    with stage("demonstrations"):
-        if not (base / "demos.hdf5").exists():
-            keys = task_keys(config.sim, config.pretrain_tasks)
-            make_folder(base)
-            collect(
-                factory, keys, d.per_task, base / "demos.hdf5", seed=0, noise=d.noise, every=d.every, workers=workers
-            )
-        make_folder(folder)
-        collect(factory, [key], d.target, folder / "target.hdf5", seed=seed, noise=d.noise, every=d.every)
-    with stage("pre-training"):
-        finished = (base / "sft" / "policy").exists()
-        if not finished:
-            train_sft(base_config, [base / "demos.hdf5"], base / "sft", resume=(base / "sft" / "config.json").exists())
-    with stage("fine-tuning"):
-        train_sft(config, [base / "demos.hdf5", folder / "target.hdf5"], folder / "sft", base=base / "sft" / "policy")
-        upper = replay_autoencoded(load_quest(folder / "sft" / "policy"), config, name)
+    def keep(self, finished: bool = False) -> None:
+        write_json(self.folder / RECORD, self.record | {"seconds": self.seconds, "finished": finished})
+
+    def demonstrations(self) -> None:
+        d, factory = self.config.demos, simulator_factory(self.config.sim)
+        settings = {"noise": d.noise, "every": d.every}
+        if not (self.base / "demos.hdf5").exists():
+            make_folder(self.base)
+            keys, workers = task_keys(self.config.sim, self.config.pretrain_tasks), self.config.rollout.workers
+            collect(factory, keys, d.per_task, self.base / "demos.hdf5", seed=0, workers=workers, **settings)
+        if not (self.folder / "target.hdf5").exists():
+            collect(factory, [self.key], d.target, self.folder / "target.hdf5", seed=self.config.seed, **settings)
+
+    def train(self, config: Config, demos: Sequence[Path], out: Path, base: Path | None = None) -> None:
+        if not (out / "policy").exists():
+            train_sft(config, demos, out, base=base, resume=(out / "config.json").exists())
+
+    def say_what_skills_allow(self) -> None:
+        policy = load_quest(self.folder / "sft" / "policy")
+        upper = replay_autoencoded(policy, self.config, self.config.tasks[0])
         status(
             f"  expert's actions through the skill autoencoder succeed in {upper.total:.0f} of {upper.count:.0f} states"
         )
-    status("post-training")
-    result = train_rl(config, folder / "sft" / "policy", folder / "rl")
-    seconds |= {k: round(v, 2) for k, v in result.seconds.items()}
-    with stage("report"):
-        write_report([result.folder], folder / "report.html")
-    return QuickstartResult(
-        target=name, mode=config.eval.mode, rl=result, seconds=seconds, report=folder / "report.html"
-    )
+
+
+RECORD = "quickstart.json"
+"""In the output folder: what was asked for, seconds by stage, and whether all is done."""
+
+
+def _record(config: Config, fresh: bool) -> dict[str, Any]:
+    return {"config": config.to_json(), "fresh": fresh, "seconds": {}, "finished": False}
 
 
 def collect(
@@ -171,17 +214,42 @@ def base_fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def output_folder(out: str | Path | None, target: str, seed: int) -> Path:
-    """`out`, which must be empty or not there, or a new folder under `runs/`."""
-    name = f"quickstart-{target}-seed{seed}"
+def output_folder(config: Config, fresh: bool, out: str | Path | None) -> Path:
+    """`out`, or a folder under `runs/`: one that is empty, not there, or holds the same quickstart, interrupted.
+
+    Raises:
+        RunError: `out` holds something else.
+    """
     if out is not None:
         folder = Path(out)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            what = "not empty" if folder.is_dir() else "a file"
-            raise RunError(f"{folder} is {what}: choose another --out, or remove it")
+        if folder.exists() and not (folder.is_dir() and (_interrupted(folder, config, fresh) or _empty(folder))):
+            raise RunError(f"{folder} is {_content(folder)}: choose another --out, or remove it")
         return folder
+    name = f"quickstart-{config.tasks[0]}-seed{config.seed}"
     for number in range(1, 10_000):
         folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        if not folder.exists():
+        if not folder.exists() or _interrupted(folder, config, fresh):
             return folder
     raise RiptError(f"there are 9,999 folders like runs/{name}: remove some")
+
+
+def _interrupted(folder: Path, config: Config, fresh: bool) -> bool:
+    """The folder holds this very quickstart, unfinished."""
+    if not (folder / RECORD).exists():
+        return False
+    asked = _record(config, fresh)
+    record = read_json(folder / RECORD)
+    return all(record.get(name) == asked[name] for name in ("config", "fresh", "finished"))
+
+
+def _empty(folder: Path) -> bool:
+    return not any(path.name not in (".lock", ".owner.json") for path in folder.iterdir())
+
+
+def _content(folder: Path) -> str:
+    if not folder.is_dir():
+        return "a file"
+    if not (folder / RECORD).exists():
+        return "not empty"
+    finished = read_json(folder / RECORD).get("finished")
+    return "a finished quickstart" if finished else "an interrupted quickstart with other settings"

@@ -331,8 +331,22 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Hold a folder's lock, which the system drops when this process dies, however it dies.
+
+    Raises:
+        RunError: another process holds it; says which.
+    """
+    lock = _acquire(Path(path))
+    try:
+        yield
+    finally:
+        _release(Path(path), lock)
+
+
 def _acquire(path: Path) -> FileLock:
-    """Take the folder's lock at once or not at all. The system drops it when this process dies, however it dies."""
+    """Take the folder's lock at once or not at all."""
     lock = FileLock(path / ".lock", timeout=0)
     with translate_write_errors(path):
         try:
