@@ -194,10 +194,27 @@ def test_the_learning_rate_follows_the_kl_of_the_iteration_before(tmp_path: Path
     rate, rates = 1e-3, set()
     for row in learned:
         assert row["update/learning_rate"] == pytest.approx(rate)
-        kl = row["update/kl_last"]
-        rate *= 0.67 if kl > 0.03 else 1.5 if kl < 0.02 / 1.5 else 1.0
+        kl = row["update/kl_end"]
+        rate *= 0.67 if kl > 0.03 else 1.2 if kl < 0.02 / 1.5 else 1.0
         rates.add(rate)
     assert len(learned) >= 3 and len(rates) >= 2
+
+
+def test_practice_rollouts_end_soon_after_the_time_that_successes_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Collection] = []
+    original = loop.collect_groups
+    monkeypatch.setattr(loop, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
+    sampling = {"horizon_margin": 1.25, "group_size": 16, "groups": 6, "max_attempts": 6, "dynamic": False}
+    config = toy_config(iterations=4, sim={"horizon": 64}, sampling=sampling, eval={"every": 0})
+    horizons = [row["rollout/horizon"] for row in rows(run(tmp_path / "run", config).folder)]
+    assert horizons[0] == 64 and min(horizons) < 64
+    for collection, horizon, following in zip(taken, horizons, [*horizons[1:], None], strict=True):
+        steps = [r.env_steps for g in collection.groups for r in g.rollouts if r.status is Status.SUCCESS]
+        assert max(r.env_steps for g in collection.groups for r in g.rollouts) <= horizon
+        if following is not None and len(steps) >= 8:
+            assert following == min(64, math.ceil(1.25 * np.quantile(steps, 0.9, method="higher")))
 
 
 def test_a_temperature_chosen_at_the_start_is_kept_when_the_run_goes_on(

@@ -109,7 +109,7 @@ def _collect(config: Config, contexts: Contexts, pool: EnvPool, groups: int, dyn
     return collect_groups(
         pool, contexts.training(0), group_size=config.sampling.group_size, quota=groups,
         max_attempts=max(groups, config.sampling.max_attempts), seed=(config.seed, 0), dynamic=dynamic,
-        horizon=config.sampling.horizon or None,
+        horizon=dict.fromkeys(contexts.tasks, config.sampling.horizon or config.sim.horizon),
     )  # fmt: skip
 
 

@@ -155,6 +155,9 @@ class SamplingConfig:
     """Reject groups whose rewards are all equal and draw others."""
     horizon: int = 0
     """Environment steps after which a practice rollout counts as a failure; 0: sim.horizon, which evaluation uses."""
+    horizon_margin: float = 0.0
+    """Shorten a task's practice horizon to this times the 90th percentile of its successes' lengths in the iteration
+    before, e.g. 1.25; 0: keep it."""
     contexts: int = 0
     """Size of the fixed set of initial states to practise on; 0: fresh ones from the simulator in every iteration."""
 
@@ -165,6 +168,8 @@ class SamplingConfig:
         _need(self.groups <= self.max_attempts, "sampling.max_attempts",
               f"the quota of {self.groups} groups can never be met with {self.max_attempts} attempts: raise "
               f"sampling.max_attempts or lower sampling.groups")  # fmt: skip
+        _need(self.horizon_margin == 0 or self.horizon_margin > 1, "sampling.horizon_margin",
+              f"must be above 1 (or 0 for none), got {self.horizon_margin}")  # fmt: skip
         _need(self.contexts >= 0, "sampling.contexts", f"must not be negative, got {self.contexts}")
 
 
@@ -185,7 +190,7 @@ class LearnConfig:
     target_kl: float = 0.12
     """Stop the update when a minibatch's KL passes this; 0: never."""
     adapt_kl: float = 0.05
-    """Adapt the learning rate (x1.5, /1.5) toward this KL per iteration; 0: keep it."""
+    """Adapt the learning rate (x1.2, x0.67) toward this KL at the end of each update; 0: keep it."""
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     entropy_bonus: float = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ript.build import Contexts, load_policy
@@ -30,6 +30,8 @@ class Progress:
     best_success: float = -1.0
     best_iteration: int = 0
     solved: bool = False
+    horizons: dict[str, int] = field(default_factory=dict)
+    """Task key -> practice horizon."""
 
 
 class Measurements:

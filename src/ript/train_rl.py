@@ -26,7 +26,7 @@ from ript.report.run import RunFolder
 from ript.report.trackers import make_trackers
 from ript.rl_measure import Measurements, Progress
 from ript.rl_start import Start, document, interrupted, learner
-from ript.rollout.sampling import Collection, collect_groups
+from ript.rollout.sampling import Collection, collect_groups, practice_horizons
 from ript.types import EvalResult
 
 PATIENCE = 3
@@ -96,7 +96,8 @@ class _Run:
         learn = config.learn
         self.optimiser = make_optimiser(policy, learning_rate=learn.learning_rate, weight_decay=learn.weight_decay)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.at = Progress()
+        self.longest = config.sampling.horizon or config.sim.horizon
+        self.at = Progress(horizons=dict.fromkeys(contexts.tasks, self.longest))
         self.measurements = Measurements(config, policy, contexts, run, pool)
         names = [] if config.tracker == "none" else [config.tracker]
         self.trackers = make_trackers(names, run.path, config.to_json())
@@ -145,6 +146,7 @@ class _Run:
         self.pool.set_policy(self.policy.weights(), self.at.iteration)
         self.pool.timings()  # from here on
         self.clock = time.perf_counter()
+        self.horizons = self.at.horizons
         return collect_groups(
             self.pool,
             self.contexts.training(self.at.position, s.contexts),
@@ -153,7 +155,7 @@ class _Run:
             max_attempts=s.max_attempts,
             seed=(self.config.seed, self.at.iteration),
             dynamic=s.dynamic,
-            horizon=s.horizon or None,
+            horizon=self.horizons,
         )
 
     def learn(self, collection: Collection) -> dict[str, float]:
@@ -195,7 +197,7 @@ class _Run:
             entropy_bonus=learn.entropy_bonus,
         )
         if learn.adapt_kl:
-            self.at.rate_scale = rate.after(result.kl_last).scale
+            self.at.rate_scale = rate.after(result.kl_end).scale
         metrics = {f"update/{k}": v for k, v in values(result.metrics).items()}
         return metrics | times | {"time/update": time.perf_counter() - collected, "update/decisions": float(len(batch))}
 
@@ -206,9 +208,13 @@ class _Run:
         self.at.rollouts += int(spent["rollouts"])
         self.at.env_steps += int(spent["env_steps"])
         self.at.seconds = seconds
+        margin = self.config.sampling.horizon_margin
+        if margin:
+            self.at.horizons = practice_horizons(collection, self.at.horizons, margin=margin, longest=self.longest)
 
     def log(self, collection: Collection, metrics: dict[str, float]) -> None:
         sampled = {f"rollout/{k}": v for k, v in values(collection.metrics).items()}
+        sampled["rollout/horizon"] = sum(self.horizons.values()) / len(self.horizons)
         totals = {
             "total/rollouts": self.at.rollouts,
             "total/env_steps": self.at.env_steps,

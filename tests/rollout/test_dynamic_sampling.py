@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 from ript.errors import ConfigError
 from ript.metrics import values
 from ript.rollout.pool import make_pool
-from ript.rollout.sampling import Collection, collect_groups
+from ript.rollout.sampling import Collection, collect_groups, practice_horizons
 from ript.types import Group, InitialState, Rollout, RolloutRequest, Status
 from tests.fakes import FakeFactory, FakePolicy, fake_state, fake_task, same
 
 STATUS = {1: Status.SUCCESS, 0: Status.FAILURE, None: Status.ERROR}
+STATUS_REWARD = {status: reward for reward, status in STATUS.items()}
 
 
 @dataclass
@@ -373,3 +375,53 @@ def test_accepted_groups_are_not_more_successful_than_the_truth_as_first_finishe
 
     attempted = [group for collection in collections for group in collection.attempted]
     assert abs(excess(success(attempted), success(everything.groups))) < 3, "and so is the reported success rate"
+
+
+# ---------------------------------------------------------------------- practice horizons
+
+
+def collection_of(lengths: dict[str, list[tuple[int, Status]]]) -> Collection:
+    """One group a task, of rollouts with these lengths and outcomes."""
+    groups = tuple(
+        Group(
+            initial_state=dataclasses.replace(fake_state(0), task=dataclasses.replace(fake_task(), name=name)),
+            rollouts=tuple(
+                dataclasses.replace(rollout(status), env_steps=steps, index=i) for i, (steps, status) in enumerate(rows)
+            ),
+        )
+        for name, rows in lengths.items()
+    )
+    return Collection(groups=(), attempted=groups, position=len(groups), metrics={})
+
+
+def rollout(status: Status) -> Rollout:
+    (taken,) = ScriptedPool(rewards=[[STATUS_REWARD[status]]]).run(
+        iter([RolloutRequest(initial_state=fake_state(0), index=0, seed=(0,))])
+    )
+    return taken
+
+
+def test_a_tasks_horizon_follows_the_time_of_its_successes_alone() -> None:
+    ok, bad = Status.SUCCESS, Status.FAILURE
+    collection = collection_of(
+        {
+            "quick": [(10 * i, ok) for i in range(1, 11)] + [(200, bad)] * 6,  # 90th percentile: 100
+            "late": [(190, ok)] * 8,
+            "rare": [(20, ok)] * 7 + [(200, bad)] * 9,  # too few to tell
+            "never": [(200, bad)] * 16,
+        }
+    )
+    keys = {group.initial_state.task.name: group.initial_state.task.key for group in collection.attempted}
+    present = dict.fromkeys(keys.values(), 200) | {keys["rare"]: 150}
+    found = practice_horizons(collection, present, margin=1.25, longest=200)
+    assert {name: found[key] for name, key in keys.items()} == {"quick": 125, "late": 200, "rare": 150, "never": 200}
+    assert present[keys["quick"]] == 200  # not changed in place
+
+
+@given(st.lists(st.integers(1, 300), min_size=8, max_size=64), st.floats(1.12, 3.0), st.integers(300, 500))
+def test_a_horizon_never_cuts_more_than_a_tenth_of_the_successes(
+    lengths: list[int], margin: float, longest: int
+) -> None:
+    collection = collection_of({"task": [(n, Status.SUCCESS) for n in lengths]})
+    (horizon,) = practice_horizons(collection, {}, margin=margin, longest=longest).values()
+    assert np.mean(np.array(lengths) > horizon) <= 0.1 and horizon <= longest

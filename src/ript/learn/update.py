@@ -25,13 +25,15 @@ class UpdateResult:
         metrics: those of `weighted_objective` over all minibatches that were looked at, and: `grad_norm` (before
             clipping, mean over steps), `grad_norm_max`, `grad_clip_fraction` (steps that were clipped), `learning_rate`
             (of the first parameter group), `epochs_done` (may be a fraction), `optimiser_steps`,
-            `first_ratio_deviation` (largest |ratio - 1| on the first minibatch), `kl_last`, `update_seconds`.
+            `first_ratio_deviation` (largest |ratio - 1| on the first minibatch), `kl_last`, `kl_end`, `update_seconds`.
         kl_last: `kl` of the last minibatch looked at, before its step: how far the policy has moved.
+        kl_end: mean `kl` of the last epoch's minibatches: the same, less at the mercy of a few large ratios.
         stop_reason: why the update ended, in words.
     """
 
     metrics: Metrics
     kl_last: float
+    kl_end: float
     stop_reason: str
 
 
@@ -103,7 +105,8 @@ def update(
     plan = _Plan(batch, epochs, reduction, minibatch_decisions, minibatch_trajectories, generator)
     parts: list[Metrics] = []
     before: list[torch.Tensor] = []
-    kl, steps, reason = 0.0, 0, f"all {epochs} epochs done"
+    kls: list[float] = []
+    steps, reason = 0, f"all {epochs} epochs done"
     for minibatch in plan:
         optimiser.zero_grad(set_to_none=True)
         try:
@@ -111,9 +114,9 @@ def update(
             if steps == 0:
                 measured |= _first_ratio(measured, ratio_tolerance)
             parts.append(measured)
-            kl = measured["kl"].value if measured else kl
-            if target_kl is not None and kl > target_kl:
-                reason = f"KL {kl:.3g} passed the target {target_kl:.3g} in {minibatch.place}"
+            kls += [measured["kl"].value] if measured else []
+            if target_kl is not None and kls and kls[-1] > target_kl:
+                reason = f"KL {kls[-1]:.3g} passed the target {target_kl:.3g} in {minibatch.place}"
                 steps -= _restore(optimiser, before)
                 break
             before = _copy(optimiser) if target_kl is not None else []
@@ -125,14 +128,16 @@ def update(
         steps += 1
         if on_minibatch is not None:
             on_minibatch(steps, epochs * plan.per_epoch)
+    kl_last, kl_end = kls[-1], sum(kls[-plan.per_epoch :]) / len(kls[-plan.per_epoch :])
     done: Metrics = {
         "epochs_done": Mean(steps / plan.per_epoch),
         "optimiser_steps": Sum(steps),
         "learning_rate": Mean(optimiser.param_groups[0]["lr"]),
-        "kl_last": Mean(kl),
+        "kl_last": Mean(kl_last),
+        "kl_end": Mean(kl_end),
         "update_seconds": Sum(time.perf_counter() - began),
     }
-    return UpdateResult(metrics=merge([*parts, done]), kl_last=kl, stop_reason=reason)
+    return UpdateResult(metrics=merge([*parts, done]), kl_last=kl_last, kl_end=kl_end, stop_reason=reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +296,7 @@ def make_optimiser(policy: LikelihoodPolicy, *, learning_rate: float, weight_dec
 class AdaptiveRate:
     """A learning-rate scale that follows the KL of each update (a frozen value: checkpoint `scale`).
 
-        rate = rate.after(result.kl_last)
+        rate = rate.after(result.kl_end)
         rate.apply(optimiser)
 
     Attributes:
@@ -310,8 +315,8 @@ class AdaptiveRate:
             raise ConfigError(f"adaptive rate: need target_kl > 0 and 0 < low <= scale <= high, got {self}")
 
     def after(self, kl: float) -> AdaptiveRate:
-        """The next rate: x0.67 when `kl` is above 1.5 target, x1.5 when below target / 1.5, within bounds."""
-        factor = 0.67 if kl > 1.5 * self.target_kl else 1.5 if kl < self.target_kl / 1.5 else 1.0
+        """The next rate: x0.67 when `kl` is above 1.5 target, x1.2 when below target / 1.5, within bounds."""
+        factor = 0.67 if kl > 1.5 * self.target_kl else 1.2 if kl < self.target_kl / 1.5 else 1.0
         return replace(self, scale=min(max(self.scale * factor, self.low), self.high))
 
     def apply(self, optimiser: torch.optim.Optimizer) -> None:

@@ -13,8 +13,9 @@ seeds the collection therefore does not depend on workers, slots or timing.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -59,7 +60,7 @@ def collect_groups(
     max_attempts: int,
     seed: tuple[int, ...],
     dynamic: bool = True,
-    horizon: int | None = None,
+    horizon: Mapping[str, int] | None = None,
     video_for: Callable[[InitialState, int], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Collection:
@@ -83,7 +84,7 @@ def collect_groups(
         max_attempts: groups attempted at most.
         seed: (run seed, iteration).
         dynamic: False accepts the first `quota` groups whatever their rewards.
-        horizon: see `RolloutRequest`.
+        horizon: task key -> `RolloutRequest.horizon`; a task that is missing runs to the simulator's.
         video_for: (initial state, number within the group) -> keep frames.
         progress: called with (accepted, attempted) whenever one more group is settled.
 
@@ -92,7 +93,7 @@ def collect_groups(
     """
     _check(group_size, quota, max_attempts)
     ledger = _Ledger(group_size, quota, max_attempts if dynamic else quota, dynamic)
-    requests = _requests(ledger, pool, iter(initial_states), seed, horizon, video_for)
+    requests = _requests(ledger, pool, iter(initial_states), seed, horizon or {}, video_for)
     run = pool.run(requests)
     try:
         while not ledger.complete:
@@ -204,7 +205,7 @@ def _requests(
     pool: EnvPool,
     states: Iterator[InitialState],
     seed: tuple[int, ...],
-    horizon: int | None,
+    horizon: Mapping[str, int],
     video_for: Callable[[InitialState, int], bool] | None,
 ) -> Iterator[RolloutRequest | None]:
     """Requests of whole groups; None while no further group is wanted."""
@@ -221,9 +222,39 @@ def _requests(
                 initial_state=state,
                 index=entry.first_index + number,
                 seed=seed,
-                horizon=horizon,
+                horizon=horizon.get(state.task.key),
                 video=video_for is not None and video_for(state, number),
             )
+
+
+ENOUGH = 8
+"""Successes of a task in an iteration from which its practice horizon is set."""
+
+
+def practice_horizons(
+    collection: Collection, present: Mapping[str, int], *, margin: float, longest: int
+) -> dict[str, int]:
+    """Task key -> environment steps after which its next practice rollouts are failures.
+
+    What comes after the moment at which successes have happened costs simulation and adds decisions that hardly
+    matter to the gradient. So: `margin` times the 90th percentile of the lengths of the task's successes. Where lengths
+    are spread out up to the horizon, it does not shrink (for a margin above 1 / 0.9).
+
+    Args:
+        collection: the iteration's rollouts.
+        present: horizons so far, kept for tasks with fewer than `ENOUGH` successes.
+        margin: above 1.
+        longest: upper bound.
+    """
+    lengths: dict[str, list[int]] = {}
+    for group in collection.attempted:
+        done = [rollout.env_steps for rollout in group.rollouts if rollout.status is Status.SUCCESS]
+        lengths.setdefault(group.initial_state.task.key, []).extend(done)
+    set_now = {
+        task: min(longest, math.ceil(margin * float(np.quantile(done, 0.9, method="higher"))))
+        for task, done in lengths.items() if len(done) >= ENOUGH
+    }  # fmt: skip
+    return dict(present) | set_now
 
 
 def _stripped(group: Group) -> Group:
