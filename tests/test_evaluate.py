@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from ript.evaluate import (
     TEMPERATURES,
     choose_temperature,
     evaluate,
+    own_decisions,
     run_evaluation,
     tally,
     wilson,
@@ -262,9 +262,9 @@ def practice_states(n: int = 8) -> list[InitialState]:
         return contexts.states("toy/reach-centre", n, "train")
 
 
-def chosen(policy: QuestPolicy, entropy: float, **settings: Any) -> float:
-    arguments: dict[str, Any] = {"entropy": entropy, "horizon": 8, "seed": 0} | settings
-    return choose_temperature(policy, toy_config().sim, practice_states(), **arguments)
+def chosen(policy: QuestPolicy, entropy: float) -> float:
+    context, sample = own_decisions(policy, toy_config().sim, practice_states(), horizon=8, seed=0)
+    return choose_temperature(policy, context, sample, entropy=entropy)
 
 
 def sampled_entropy(policy: QuestPolicy, temperature: float) -> float:

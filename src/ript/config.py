@@ -67,7 +67,7 @@ class PolicyConfig:
     """Sample among the k most likely tokens, in both densities; 0: all."""
     sampling: Literal["exact", "published"] = "exact"
     """"published" samples from the top k but optimises the full softmax: a known mismatch, for comparison only."""
-    rl_trains: Literal["prior", "prior+projections", "prior+encoders"] = "prior"
+    rl_trains: Literal["prior", "prior+adapter", "prior+encoders"] = "prior"
     """What post-training updates; see `QuestConfig`."""
 
 

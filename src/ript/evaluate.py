@@ -100,46 +100,44 @@ def run_evaluation(
     return results
 
 
-TEMPERATURES = (0.3, 1.5)
-"""Bounds of a chosen temperature."""
-
-
-def choose_temperature(
-    policy: PostTrainable,
-    sim: SimConfig,
-    states: Sequence[InitialState],
-    *,
-    entropy: float,
-    horizon: int | None,
-    seed: int,
-) -> float:
-    """The temperature at which a sampled token's entropy is `entropy` nats, on decisions of the policy's own rollouts.
-
-    A policy fine-tuned on one demonstration may be so sure of itself that the K rollouts of a group end alike, or so
-    unsure that none succeeds; the same number of nats is a start that can be learned from in both cases.
-
-    Args:
-        policy: as it will be post-trained.
-        states: one rollout at temperature 1 is made from each.
-        entropy: mean over tokens, nats.
-        horizon: of these rollouts.
-        seed: of their generators.
-
-    Returns:
-        within `TEMPERATURES`; the nearer bound when the entropy cannot be reached.
-    """
+def own_decisions(
+    policy: PostTrainable, sim: SimConfig, states: Sequence[InitialState], *, horizon: int | None, seed: int
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """(context, sample), `[N, ...]` both, of decisions in one rollout from each state, at temperature 1."""
     requests = [RolloutRequest(initial_state=s, index=0, seed=(seed, SEED_TAG), horizon=horizon) for s in states]
     warm = policy.configured(temperature=1.0)
     with make_env_pool(sim, RolloutConfig(workers=0, slots=len(requests)), warm) as pool:
         done = sorted(pool.run(iter(requests)), key=lambda r: r.initial_state_id)
     kept = [r for r in done if r.context is not None and r.sample is not None]
     if not kept:
-        raise SimulatorError(f"no rollout to choose the temperature from: {done[0].error}")
-    sample = torch.from_numpy(np.concatenate([r.sample for r in kept if r.sample is not None]))
+        raise SimulatorError(f"no rollout to prepare post-training from: {done[0].error}")
     context = {
         name: torch.from_numpy(np.concatenate([r.context[name] for r in kept if r.context is not None]))
         for name in kept[0].context or {}
     }
+    return context, torch.from_numpy(np.concatenate([r.sample for r in kept if r.sample is not None]))
+
+
+TEMPERATURES = (0.3, 1.5)
+"""Bounds of a chosen temperature."""
+
+
+def choose_temperature(
+    policy: PostTrainable, context: Mapping[str, torch.Tensor], sample: torch.Tensor, *, entropy: float
+) -> float:
+    """The temperature at which a sampled token's entropy is `entropy` nats, on the policy's own decisions.
+
+    A policy fine-tuned on one demonstration may be so sure of itself that the K rollouts of a group end alike, or so
+    unsure that none succeeds; the same number of nats is a start that can be learned from in both cases.
+
+    Args:
+        policy: as it will be post-trained.
+        context, sample: see `own_decisions`.
+        entropy: mean over tokens, nats.
+
+    Returns:
+        within `TEMPERATURES`; the nearer bound when the entropy cannot be reached.
+    """
     low, high = TEMPERATURES
     with torch.no_grad():
         for _ in range(8):

@@ -175,6 +175,10 @@ class PostTrainable(LikelihoodPolicy, Protocol):
         """
         ...
 
+    def prepared(self, context: Mapping[str, torch.Tensor]) -> Self:
+        """The same policy, made ready for post-training by contexts `[N, ...]` of its own rollouts; or itself."""
+        ...
+
     def embed(self, instructions: Sequence[str]) -> object:
         """Prepare instructions once, before the policy is copied into workers."""
         ...

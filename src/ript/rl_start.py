@@ -10,14 +10,14 @@ from typing import Any
 from ript.build import Contexts, for_post_training, load_policy, make_policy
 from ript.config import Config
 from ript.errors import RunError
-from ript.evaluate import choose_temperature
+from ript.evaluate import choose_temperature, own_decisions
 from ript.interfaces import PostTrainable
 from ript.report.progress import status
 from ript.report.run import read_config
 from ript.train_sft import babble
 
 CALIBRATION = 24
-"""Training states whose rollouts choose the sampling temperature."""
+"""Training states of each task whose rollouts choose the sampling temperature and fit the adapter."""
 IN_MEMORY = "a policy in memory"
 """What a run folder records as its start when that was not a folder."""
 
@@ -46,7 +46,7 @@ def learner(config: Config, start: Start, contexts: Contexts, *, calibrate: bool
     """The policy that the run trains, ready to be copied into workers.
 
     Args:
-        calibrate: choose the temperature when the configuration asks for that.
+        calibrate: choose the temperature and fit an adapter, when the configuration asks for that.
 
     Raises:
         PolicyError: it does not fit the simulator.
@@ -60,17 +60,18 @@ def learner(config: Config, start: Start, contexts: Contexts, *, calibrate: bool
     policy = for_post_training(loaded, config.policy)
     policy.check_simulator(first.spec)
     policy.embed([contexts.simulator(task).task.instruction for task in contexts.tasks])
-    if not config.policy.entropy:
+    if not calibrate:
+        return policy.configured(temperature=loaded.temperature) if config.policy.entropy else policy
+    if not config.policy.entropy and config.policy.rl_trains != "prior+adapter":
         return policy
-    return policy.configured(temperature=_temperature(config, policy, contexts) if calibrate else loaded.temperature)
-
-
-def _temperature(config: Config, policy: PostTrainable, contexts: Contexts) -> float:
-    states = list(itertools.islice(contexts.training(0, config.sampling.contexts), CALIBRATION))
+    states = list(itertools.islice(contexts.training(0, config.sampling.contexts), CALIBRATION * len(contexts.tasks)))
     horizon, entropy = config.sampling.horizon or None, config.policy.entropy
-    temperature = choose_temperature(policy, config.sim, states, entropy=entropy, horizon=horizon, seed=config.seed)
-    status(f"  temperature {temperature:g}, for an entropy of {entropy:g} nats a token")
-    return temperature
+    context, sample = own_decisions(policy, config.sim, states, horizon=horizon, seed=config.seed)
+    policy = policy.prepared(context)
+    if entropy:
+        policy = policy.configured(temperature=choose_temperature(policy, context, sample, entropy=entropy))
+        status(f"  temperature {policy.temperature:g}, for an entropy of {entropy:g} nats a token")
+    return policy
 
 
 def document(config: Config, policy: PostTrainable, start: Start) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from policy_fixtures import SENTENCES, SPEC, generators, make_observation, make_
 
 from ript.errors import ConfigError, PolicyError
 from ript.metrics import merge
+from ript.policies.quest.encoders import Adapter
 from ript.policies.quest.policy import QuestPolicy, augment
 from ript.types import DemoBatch, SimulatorSpec
 
@@ -28,23 +30,23 @@ PAIRS = torch.tensor(list(itertools.product(range(9), repeat=2)))
 # ---------------------------------------------------------------------- one density for acting and learning
 
 
-@pytest.mark.parametrize("rl_trains", ["prior", "prior+projections", "prior+encoders"])
+@pytest.mark.parametrize("rl_trains", ["prior", "prior+adapter", "prior+encoders"])
 @pytest.mark.parametrize("density", DENSITIES, ids=str)
 def test_the_log_prob_of_acting_is_the_log_prob_recomputed(density: dict, rl_trains: str) -> None:
-    policy = make_policy(**density, rl_trains=rl_trains)
+    policy = with_adapter(make_policy(**density, rl_trains=rl_trains))
     chunk = policy.act(make_observation(12), generators(12))
     log_prob, entropy = policy.log_prob(*tensors(chunk))
     np.testing.assert_allclose(log_prob.detach().numpy(), chunk.log_prob, atol=1e-5)
     assert log_prob.requires_grad and entropy.shape == log_prob.shape
 
 
-@pytest.mark.parametrize("rl_trains", ["prior", "prior+projections", "prior+encoders"])
+@pytest.mark.parametrize("rl_trains", ["prior", "prior+adapter", "prior+encoders"])
 def test_the_context_holds_what_the_trained_part_needs_and_no_more(rl_trains: str) -> None:
-    policy = make_policy(rl_trains=rl_trains)
+    policy = with_adapter(make_policy(rl_trains=rl_trains))
     context = policy.act(make_observation(3), generators(3)).context
     kept = {
         "prior": {"context"},
-        "prior+projections": {"features", "language"},
+        "prior+adapter": {"features", "language"},
         "prior+encoders": {"image/front", "image/wrist", "proprio", "language"},
     }
     assert set(context) == kept[rl_trains]
@@ -372,13 +374,65 @@ def test_augmentation_scales_the_brightness_of_each_picture_within_bounds() -> N
 # ---------------------------------------------------------------------- what post-training updates, what workers get
 
 
-def test_with_projections_post_training_leaves_the_image_encoders_alone() -> None:
-    policy = make_policy(rl_trains="prior+projections")
-    sent = set(policy.weights())
-    assert {"encoder.task.weight", "encoder.observation.bias", "prior.head.weight"} <= sent
-    assert not any(name.startswith(("encoder.images", "encoder.proprio", "autoencoder")) for name in sent)
+def with_adapter(policy: QuestPolicy, seed: int = 5) -> QuestPolicy:
+    """Prepared by decisions of its own, when it is to have an adapter, with a linear layer that is no longer zero."""
+    other = policy.prepared(tensors(policy.act(make_observation(40, seed=seed), generators(40)))[0])
+    if other.encoder.adapter is not None:
+        torch.nn.init.normal_(other.encoder.adapter.linear.weight, std=0.1)
+    return other
+
+
+def test_a_policy_that_was_given_an_adapter_acts_as_before_and_is_another_one() -> None:
+    policy = make_policy(rl_trains="prior+adapter")
+    before = policy.state_dict()
+    names = set(before)
+    prepared = policy.prepared(tensors(policy.act(make_observation(40), generators(40)))[0])
+    assert prepared.config.adapter == 10 and policy.config.adapter == 0  # a quarter of 40 decisions
+    assert policy.encoder.adapter is None and set(policy.state_dict()) == names
+    added = set(prepared.state_dict()) - names
+    assert added == {f"encoder.adapter.{name}" for name in ("mean", "basis", "linear.weight")}
+    assert prepared.prior is policy.prior  # trained in place
+    mine, other = (p.act(make_observation(6), generators(6)) for p in (policy, prepared))
+    assert np.array_equal(mine.sample, other.sample) and np.array_equal(mine.actions, other.actions)
+    assert prepared.prepared({}) is prepared and make_policy(rl_trains="prior").prepared({}).config.adapter == 0
+
+
+def test_an_adapter_sees_what_varies_within_tasks_with_unit_variance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    task = torch.arange(3).repeat_interleave(200)
+    scale = torch.tensor([100.0, 1.0, 0.01, 1.0])
+    features = torch.randn(600, 4, generator=generator) * scale + 50.0 * task[:, None]
+    adapter = Adapter(4, 3, 2)
+    adapter.fit(features, task)
+    seen = (features - adapter.mean) @ adapter.basis
+    within = torch.stack([seen[task == t] - seen[task == t].mean(0) for t in range(3)]).flatten(0, 1)
+    torch.testing.assert_close(within.T @ within / 600, torch.eye(3), atol=1e-3, rtol=0)
+    assert adapter(features).abs().max() == 0  # zero until it is trained
+
+
+def test_an_adapter_of_features_that_do_not_vary_stays_finite() -> None:
+    adapter = Adapter(4, 2, 2)
+    adapter.fit(torch.ones(8, 4), torch.zeros(8, dtype=torch.int64))
+    assert torch.isfinite(adapter.basis).all()
+
+
+def test_with_an_adapter_post_training_leaves_the_encoders_alone() -> None:
+    policy = with_adapter(make_policy(rl_trains="prior+adapter"))
     trained = {id(p) for group in policy.rl_parameters() for p in group["params"]}
-    assert {name for name, p in policy.named_parameters() if id(p) in trained} == sent
+    names = {name for name, p in policy.named_parameters() if id(p) in trained}
+    assert {name for name in names if not name.startswith("prior.")} == {"encoder.adapter.linear.weight"}
+    assert {n for n in policy.weights() if n.startswith("encoder")} == {
+        f"encoder.adapter.{name}" for name in ("mean", "basis", "linear.weight")
+    }
+
+
+def test_an_adapter_is_saved_and_loaded_and_reaches_other_copies(tmp_path: Path) -> None:
+    policy = with_adapter(make_policy(rl_trains="prior+adapter"))
+    policy.save_pretrained(tmp_path / "policy")
+    assert QuestPolicy.from_pretrained(tmp_path / "policy") == policy
+    other = with_adapter(make_policy(rl_trains="prior+adapter", seed=1), seed=6)
+    other.load_weights(policy.weights())
+    assert torch.equal(other.encoder.adapter.basis, policy.encoder.adapter.basis)
 
 
 @pytest.mark.parametrize(("rl_trains", "modules"), [("prior", {"prior"}), ("prior+encoders", {"prior", "encoder"})])

@@ -35,8 +35,9 @@ class QuestConfig:
         top_k: sample among the k most likely tokens, in both densities; 0 for all.
         sampling: "exact" (the density sampled is the density optimised) or "published" (samples from the top k but
             optimises the full softmax at temperature 1: a known mismatch, for comparison only).
-        rl_trains: what post-training updates: "prior"; "prior+projections" (also the two linear layers that make the
-            task and the observation token, so that it can attend to other features than SFT did); or "prior+encoders".
+        rl_trains: what post-training updates: "prior"; "prior+adapter" (also a linear layer from whitened features, see
+            `encoders.Adapter`); or "prior+encoders".
+        adapter: whitened directions that the adapter sees; 0: there is none. Set when post-training starts.
     """
 
     action_dim: int = 7
@@ -66,7 +67,8 @@ class QuestConfig:
     temperature: float = 1.0
     top_k: int = 0
     sampling: Literal["exact", "published"] = "exact"
-    rl_trains: Literal["prior", "prior+projections", "prior+encoders"] = "prior"
+    rl_trains: Literal["prior", "prior+adapter", "prior+encoders"] = "prior"
+    adapter: int = 0
 
     def __post_init__(self) -> None:
         def need(ok: bool, what: str) -> None:
@@ -84,6 +86,7 @@ class QuestConfig:
         need(self.image_dim % 2 == 0, "image_dim must be even (a row and a column per key point)")
         need(self.temperature > 0, f"temperature must be above 0, got {self.temperature}; use greedy mode instead")
         need(0 <= self.top_k <= self.codebook, f"top_k must be in 0..{self.codebook}, got {self.top_k}")
+        need(self.adapter >= 0, f"adapter must not be negative, got {self.adapter}")
         need(bool(self.cameras), "at least one camera is needed")
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +19,12 @@ from ript.policies import folder as policy_folder
 from ript.policies import language
 from ript.policies.quest.autoencoder import SkillAutoencoder
 from ript.policies.quest.config import QuestConfig
-from ript.policies.quest.encoders import ContextEncoder
+from ript.policies.quest.encoders import Adapter, ContextEncoder
 from ript.policies.quest.prior import SkillPrior
 from ript.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
+
+ADAPTER = 32
+"""Rank of an adapter, at most."""
 
 
 class QuestPolicy(nn.Module):
@@ -246,8 +250,8 @@ class QuestPolicy(nn.Module):
         trained: dict[str, nn.Module] = {"prior": self.prior}
         if self.config.rl_trains == "prior+encoders":
             trained["encoder"] = self.encoder
-        elif self.config.rl_trains == "prior+projections":
-            trained |= {"encoder.task": self.encoder.task, "encoder.observation": self.encoder.observation}
+        elif self.encoder.adapter is not None and self.config.rl_trains == "prior+adapter":
+            trained["encoder.adapter"] = self.encoder.adapter
         return trained
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -260,6 +264,26 @@ class QuestPolicy(nn.Module):
         other = object.__new__(QuestPolicy)
         other.__dict__ = dict(self.__dict__)
         other.config = dataclasses.replace(self.config, **changes)  # type: ignore[arg-type]
+        return other
+
+    def prepared(self, context: Mapping[str, torch.Tensor]) -> QuestPolicy:
+        """The same policy with an adapter for what varies in these contexts, when `rl_trains` asks for one.
+
+        Acts exactly as before. Shares all other weights. A policy that has an adapter keeps it.
+
+        Args:
+            context: of decisions in the policy's own rollouts, as `act` gives it.
+        """
+        if self.config.rl_trains != "prior+adapter" or self.config.adapter:
+            return self
+        features, task = context["features"], torch.unique(context["language"], dim=0, return_inverse=True)[1]
+        rank = max(1, min(ADAPTER, features.shape[1], len(features) // 4))
+        adapter = Adapter(features.shape[1], rank, self.config.width)
+        adapter.fit(features.cpu(), task.cpu())
+        other, encoder = self.configured(adapter=rank), copy.copy(self.encoder)
+        other._modules, encoder._modules = dict(self._modules), dict(encoder._modules)  # those of `self` stay
+        encoder.adapter = adapter.to(self.device)
+        other.encoder = encoder
         return other
 
     # ------------------------------------------------------------------ on disk
