@@ -26,13 +26,18 @@ from ript.report.progress import status
 from ript.report.run import RunFolder
 
 
-def run(target: str, seed: int, out: Path, threads: int) -> dict:
+def run(target: str, seed: int, out: Path, threads: int, workers: int) -> dict:
     """One row; its run folder is `out/TARGET-seedN`."""
     file = out / f"{target}-seed{seed}.json"
     if file.exists():
         return json.loads(file.read_text())
     config = recipe()
-    config = replace(config, sft=replace(config.sft, threads=threads), learn=replace(config.learn, threads=threads))
+    config = replace(
+        config,
+        sft=replace(config.sft, threads=threads),
+        learn=replace(config.learn, threads=threads),
+        rollout=replace(config.rollout, workers=workers),
+    )
     folder = out / f"{target}-seed{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     began = time.perf_counter()
@@ -90,12 +95,13 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=list(TARGET_TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=2, help="torch threads in training; 1 on a busy machine")
+    parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in args.seeds:
         for target in args.targets:
-            rows.append(run(target, seed, args.out, args.threads))
+            rows.append(run(target, seed, args.out, args.threads, args.workers))
             status(table(rows[-1:]))
     print(table(rows))
 

@@ -44,13 +44,13 @@ def quickstart() -> Config:
         recipe="quickstart",
         tasks=("drawer-open-v3",),
         pretrain_tasks=PRETRAIN_TASKS,
-        policy=PolicyConfig(size="small", privileged=True, entropy=1.0, rl_trains="prior"),
+        policy=PolicyConfig(size="small", privileged=True, entropy=0.8, top_k=16, rl_trains="prior+adapter"),
         sft=SFTConfig(
             autoencoder_steps=1000, autoencoder_learning_rate=2e-3, policy_steps=1300, finetune_steps=100,
             finetune_share=0.3,
         ),
-        sampling=SamplingConfig(group_size=16, groups=24, max_attempts=32, horizon=200),
-        learn=LearnConfig(learning_rate=2e-4, epochs=4, adapt_kl=0.1, target_kl=0.4),
+        sampling=SamplingConfig(group_size=16, groups=36, max_attempts=48, horizon=200, horizon_margin=1.5),
+        learn=LearnConfig(learning_rate=2e-4, epochs=4, adapt_kl=0.1, target_kl=0.3),
         eval=EvalConfig(mode="greedy"),
         stop_at=0.97,
     )  # fmt: skip
