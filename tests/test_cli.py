@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from ript import cli, commands
 from ript.errors import ConfigError
@@ -56,8 +57,10 @@ def demos(folder: Path) -> Path:
 
 
 def commands_and_help() -> list[list[str]]:
-    single = [[c] for c in cli.COMMANDS if c not in ("demos", "bench")]
-    return [*single, *(["demos", c] for c in ("collect", "info", "verify")), ["bench", "rollout"], ["bench", "update"]]
+    groups = {"demos": ("collect", "info", "verify"), "bench": ("rollout", "update"), "import": ("quest",),
+              "export": ("quest",)}  # fmt: skip
+    single = [[c] for c in cli.COMMANDS if c not in groups]
+    return [*single, *([c, kind] for c, kinds in groups.items() for kind in kinds)]
 
 
 @pytest.mark.parametrize("words", commands_and_help(), ids=" ".join)
@@ -432,3 +435,23 @@ def test_ctrl_c_ends_at_once_says_what_is_kept_and_how_to_go_on(tmp_path: Path, 
 def test_the_parser_itself_raises_what_the_command_line_prints() -> None:
     with pytest.raises(ConfigError, match="expected one argument"):
         cli.make_parser().parse_args(["eval", "--policy"])
+
+
+# ------------------------------------------------------------------ published checkpoints
+
+
+def test_a_published_checkpoint_is_imported_and_exported_again(tmp_path: Path, capsys) -> None:
+    golden = Path(__file__).parent / "golden"
+    arrays = np.load(golden / "tiny.npz", allow_pickle=False)
+    torch.save({"model": {key: torch.from_numpy(arrays[key]) for key in arrays.files}}, tmp_path / "tiny.pth")
+    words = ("--config", golden / "tiny_config.json", "--out", tmp_path / "policy", "--json")
+    assert run("import", "quest", tmp_path / "tiny.pth", *words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == 1_784_531 and found["suite"] == "imported"
+    assert run("export", "quest", tmp_path / "policy", tmp_path / "again.pth") == 0
+    again = torch.load(tmp_path / "again.pth", weights_only=True)["model"]
+    assert list(again) == arrays.files and all(np.array_equal(again[key].numpy(), arrays[key]) for key in arrays.files)
+    capsys.readouterr()
+    assert run("import", "quest", tmp_path / "none.pth", "--out", tmp_path / "b") == 1
+    assert capsys.readouterr().err == f"ript: error: there is no file {tmp_path / 'none.pth'}\n"
+    assert not (tmp_path / "b").exists()

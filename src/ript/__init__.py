@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ript.interfaces import LikelihoodPolicy, Policy, Simulator
     from ript.learn.advantage import leave_one_out
     from ript.learn.objective import clipped_objective
+    from ript.policies.quest.checkpoint import export_quest, import_quest
     from ript.policies.quest.policy import QuestPolicy
     from ript.quickstart import quickstart
     from ript.recipes import get as recipe
@@ -49,6 +50,8 @@ __all__ = [
     "clipped_objective",
     "collect_demos",
     "evaluate",
+    "export_quest",
+    "import_quest",
     "leave_one_out",
     "list_tasks",
     "load_policy",
@@ -77,6 +80,8 @@ _HOME = {
     "clipped_objective": "learn.objective",
     "collect_demos": "demos.collect",
     "evaluate": "evaluate",
+    "export_quest": "policies.quest.checkpoint",
+    "import_quest": "policies.quest.checkpoint",
     "leave_one_out": "learn.advantage",
     "list_tasks": "sims.registry",
     "load_policy": "build",

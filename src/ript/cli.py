@@ -45,7 +45,20 @@ ENVIRONMENT = {
 }
 """Set before torch is loaded, unless the user has."""
 
-COMMANDS = ("tasks", "recipes", "demos", "sft", "rl", "eval", "report", "bench", "doctor", "quickstart")
+COMMANDS = (
+    "tasks",
+    "recipes",
+    "demos",
+    "sft",
+    "rl",
+    "eval",
+    "report",
+    "import",
+    "export",
+    "bench",
+    "doctor",
+    "quickstart",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_lists, _add_demos, _add_training, _add_results, _add_machine):
+    for add in (_add_lists, _add_demos, _add_training, _add_results, _add_published, _add_machine):
         add(commands)
     return parser
 
@@ -186,6 +199,28 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
                  "  ript report runs/seed0 runs/seed1 --out seeds.html")  # fmt: skip
     p.add_argument("runs", nargs="+", metavar="DIR", help="run folders")
     p.add_argument("--out", metavar="FILE.html", required=True)
+
+
+def _add_published(commands: argparse._SubParsersAction) -> None:
+    into = commands.add_parser("import", help="turn a published checkpoint into a policy folder",
+                               description="Published checkpoints as policy folders.")  # fmt: skip
+    p = _command(into.add_subparsers(metavar="KIND", parser_class=_Parser, required=True), "quest", "import_quest",
+                 "read a published QueST checkpoint (.pth)",
+                 "  ript import quest model.pth --config libero --out policies/quest-libero\n"
+                 "  ript import quest model.pth --config config.json --out policies/quest-mine")  # fmt: skip
+    p.add_argument("file", metavar="FILE.pth", help="checkpoint of any stage; nothing but tensors is read from it")
+    p.add_argument("--config", default="libero", metavar="NAME",
+                   help="libero or metaworld (sizes are read off the file), or a .json file")  # fmt: skip
+    p.add_argument("--sampling", choices=("exact", "published"), default="exact",
+                   help="published: draw from the top 5 but optimise the full softmax (default exact)")  # fmt: skip
+    p.add_argument("--out", metavar="DIR", required=True, help="policy folder to write")
+    out = commands.add_parser("export", help="turn a policy folder into a published checkpoint",
+                              description="Policy folders as published checkpoints.")  # fmt: skip
+    p = _command(out.add_subparsers(metavar="KIND", parser_class=_Parser, required=True), "quest", "export_quest",
+                 "write a QueST policy as a published checkpoint, key for key",
+                 "  ript export quest policies/quest-libero model.pth")  # fmt: skip
+    p.add_argument("policy", metavar="DIR", help="policy folder")
+    p.add_argument("file", metavar="FILE.pth")
 
 
 def _add_machine(commands: argparse._SubParsersAction) -> None:

@@ -344,6 +344,29 @@ def _run_folder(folder: Path) -> Path:
     return inside if (inside / "config.json").exists() and not (folder / "config.json").exists() else folder
 
 
+def import_quest(args: Namespace) -> Answer:
+    from ript.policies.quest.checkpoint import import_quest as read
+
+    policy = read(args.file, args.config, sampling=args.sampling)
+    policy.save_pretrained(args.out)
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    spec = policy.simulator
+    document = {"policy": str(args.out), "parameters": parameters, "config": policy.settings(), "suite": spec.suite}
+    text = (
+        f"{args.out}: QueST for {spec.suite!r}, {parameters:,} parameters, cameras {', '.join(spec.cameras)}, "
+        f"proprioception {spec.proprio_dim}, actions {spec.action_dim}, {policy.config.sampling} sampling"
+    )
+    return Answer(text="\n".join([text, *policy.caveats]), document=document)
+
+
+def export_quest(args: Namespace) -> Answer:
+    from ript.build import load_quest
+    from ript.policies.quest.checkpoint import export_quest as write
+
+    write(load_quest(args.policy), args.file)
+    return Answer(text=f"written to {args.file}", document={"file": str(args.file), "policy": str(args.policy)})
+
+
 # ------------------------------------------------------------------ this machine
 
 

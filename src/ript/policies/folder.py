@@ -3,6 +3,7 @@
 config.json         kind, format version, configuration, simulator and render settings
 model.safetensors   weights and statistics
 README.md           model card: how it was trained, what it measured
+NAME.safetensors    further tensors, such as instruction embeddings that were given
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ class SavedPolicy:
     card: dict
     weights: dict[str, torch.Tensor]
 
+    def further(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of `NAME.safetensors`; none when there is no such file."""
+        path = self.folder / f"{name}.safetensors"
+        return _tensors(path) if path.exists() else {}
+
 
 def save(
     folder: Path,
@@ -44,8 +50,11 @@ def save(
     simulator: SimulatorSpec,
     weights: Mapping[str, torch.Tensor],
     card: Mapping,
+    **further: Mapping[str, torch.Tensor],
 ) -> None:
     """Write a policy folder, whole or not at all: an existing one is replaced only when the new one is complete.
+
+    `further` tensors, when there are any, go into files of their own, named after the argument.
 
     Raises:
         PolicyError: the disk is full, read-only or forbidden; an old folder is left as it was.
@@ -61,7 +70,7 @@ def save(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         try:
-            _write(temporary, folder.name, document, weights)
+            _write(temporary, folder.name, document, {"model": weights} | {k: v for k, v in further.items() if v})
             _take_place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -70,10 +79,11 @@ def save(
         raise PolicyError(f"cannot write the policy folder {folder}: {why}; nothing half-written was left") from error
 
 
-def _write(folder: Path, name: str, document: Mapping, weights: Mapping[str, torch.Tensor]) -> None:
+def _write(folder: Path, name: str, document: Mapping, files: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
     (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n")
     (folder / "README.md").write_text(model_card(name, document))
-    save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, folder / "model.safetensors")
+    for file, tensors in files.items():
+        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / f"{file}.safetensors")
     folder.chmod(0o755)
 
 
@@ -111,11 +121,15 @@ def load(folder: Path, kind: str | None = None) -> SavedPolicy:
         config, card = document["config"], document["card"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PolicyError(f"{folder / 'config.json'} is corrupt: {type(error).__name__}: {error}") from error
-    try:
-        weights = load_file(folder / "model.safetensors")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise PolicyError(f"{folder / 'model.safetensors'} is corrupt or truncated: {error}") from error
+    weights = _tensors(folder / "model.safetensors")
     return SavedPolicy(folder=folder, config=config, simulator=simulator, card=card, weights=weights)
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PolicyError(f"{path} is corrupt or truncated: {error}") from error
 
 
 def fill(module: nn.Module, saved: SavedPolicy) -> None:

@@ -45,6 +45,7 @@ class QuestPolicy(nn.Module):
         self.encoder = ContextEncoder(config)
         self.prior = SkillPrior(config)
         self._language: dict[str, torch.Tensor] = {}
+        self._remembered: dict[str, torch.Tensor] = {}
         self.check_simulator(simulator)
         self.eval()
 
@@ -100,10 +101,10 @@ class QuestPolicy(nn.Module):
         return torch.stack([self._language[s] for s in instructions]).to(self.device)
 
     def remember(self, instruction: str, vector: torch.Tensor) -> None:
-        """Use `vector` `[language_dim]` as the embedding of `instruction`."""
+        """Use `vector` `[language_dim]` as the embedding of `instruction`; it is saved with the policy."""
         if vector.shape != (self.config.language_dim,):
             raise PolicyError(f"expected an embedding [{self.config.language_dim}], got {list(vector.shape)}")
-        self._language[instruction] = vector.detach().float().cpu()
+        self._language[instruction] = self._remembered[instruction] = vector.detach().float().cpu()
 
     def inputs(self, observation: Observation) -> dict[str, torch.Tensor]:
         """An observation as tensors: "image/<camera>", "proprio", "language"."""
@@ -290,7 +291,10 @@ class QuestPolicy(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json`, `model.safetensors` and the model card `README.md`, whole or not at all."""
-        policy_folder.save(Path(folder), self.KIND, self.config.to_json(), self.simulator, self.state_dict(), self.card)
+        policy_folder.save(
+            Path(folder), self.KIND, self.config.to_json(), self.simulator, self.state_dict(), self.card,
+            instructions=self._remembered,
+        )  # fmt: skip
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> QuestPolicy:
@@ -306,6 +310,8 @@ class QuestPolicy(nn.Module):
             config = Path(folder) / "config.json"
             raise PolicyError(f"{config} describes no policy that can be built: {error}") from error
         policy_folder.fill(policy, saved)
+        for sentence, vector in saved.further("instructions").items():
+            policy.remember(sentence, vector)
         return policy
 
     def __eq__(self, other: object) -> bool:

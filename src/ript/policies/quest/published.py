@@ -6,8 +6,12 @@ constants (coordinate grids, encoding frequencies) that are recomputed here.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
 
 from ript.policies.quest.config import QuestConfig
 
@@ -86,3 +90,139 @@ def config_from_published(hyperparameters: Mapping) -> QuestConfig:
         language_dim=shapes["task"]["dim"],
         temperature=prior["temperature"],
     )
+
+
+Source = str | torch.Tensor
+"""Our name of a published entry, or the constant itself."""
+Entry = tuple[str, tuple[int, ...], torch.dtype, Source]
+"""(key, shape, dtype, source) of an entry of a published state dict."""
+
+
+def published_keys(config: QuestConfig) -> Iterator[Entry]:
+    """Every entry of a published state dict, in its order."""
+    for name, (height, width) in config.cameras.items():
+        yield from _image_encoder(config, f"image_encoders.{name}.", min(height, 128) // 8, min(width, 128) // 8)
+    for name, size in config.proprio.items():
+        yield from _layer(f"lowdim_encoders.{name}.projection.0.", (config.proprio_dim, size))
+    features = config.image_dim * len(config.cameras) + config.proprio_dim * len(config.proprio)
+    yield from _layer("obs_proj.", (config.width, features))
+    yield from _layer("task_encoder.", (config.width, config.language_dim))
+    yield from _autoencoder(config)
+    yield _own("policy_prior.tok_emb.weight", (config.codebook + 1, config.width))
+    yield _constant("policy_prior.add_positional_emb.penc.inv_freq", frequencies(config.width))
+    for i in range(config.layers):
+        yield from _block(f"policy_prior.decoder.layers.{i}.", config.width)
+    yield from _layer("policy_prior.head.", (config.codebook, config.width))
+    yield from _layer("policy_prior.lnf.", (config.width,))
+
+
+def frequencies(width: int) -> torch.Tensor:
+    """Of a sinusoidal encoding: `[width / 2]`."""
+    return 1.0 / (10000 ** (torch.arange(0, width, 2).float() / width))
+
+
+def _own(key: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Entry:
+    source = our_name(key)
+    assert source is not None
+    return key, shape, dtype, source
+
+
+def _constant(key: str, value: torch.Tensor) -> Entry:
+    return key, tuple(value.shape), torch.float32, value
+
+
+def _layer(prefix: str, weight: tuple[int, ...]) -> Iterator[Entry]:
+    yield _own(f"{prefix}weight", weight)
+    yield _own(f"{prefix}bias", weight[:1])
+
+
+def _batch_norm(prefix: str, channels: int) -> Iterator[Entry]:
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        yield _own(f"{prefix}{name}", (channels,))
+    yield _own(f"{prefix}num_batches_tracked", (), torch.int64)
+
+
+def _image_encoder(config: QuestConfig, prefix: str, height: int, width: int) -> Iterator[Entry]:
+    yield _own(f"{prefix}resnet18_base.0.weight", (64, 3, 7, 7))
+    yield from _batch_norm(f"{prefix}resnet18_base.1.", 64)
+    for block, (inputs, outputs) in enumerate(((64, 64), (64, 64), (64, 128), (128, 128)), 1):
+        yield _own(f"{prefix}block_{block}.conv1.weight", (outputs, inputs, 3, 3))
+        yield from _batch_norm(f"{prefix}block_{block}.bn1.", outputs)
+        yield _own(f"{prefix}block_{block}.conv2.weight", (outputs, outputs, 3, 3))
+        yield from _batch_norm(f"{prefix}block_{block}.bn2.", outputs)
+        if inputs != outputs:
+            yield _own(f"{prefix}block_{block}.downsample.0.weight", (outputs, inputs, 1, 1))
+            yield from _batch_norm(f"{prefix}block_{block}.downsample.1.", outputs)
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    yield _constant(
+        f"{prefix}projection_layer.spatial_softmax.pos_x", rows.reshape(1, -1)
+    )  # rows, in spite of its name
+    yield _constant(f"{prefix}projection_layer.spatial_softmax.pos_y", columns.reshape(1, -1))
+    yield from _layer(f"{prefix}projection_layer.spatial_softmax._spatial_conv.", (config.image_dim // 2, 128, 1, 1))
+    yield from _layer(f"{prefix}projection_layer.projection.", (config.image_dim, config.image_dim))
+
+
+def _autoencoder(config: QuestConfig) -> Iterator[Entry]:
+    width, levels = config.autoencoder_width, len(config.fsq_levels)
+    yield from _layer("autoencoder.vq.project_in.", (levels, width))
+    yield from _layer("autoencoder.vq.project_out.", (width, levels))
+    yield from _layer("autoencoder.action_proj.", (width, config.action_dim))
+    yield from _layer("autoencoder.action_head.", (config.action_dim, width))
+    for i in range(config.downsample.bit_length()):
+        yield from _layer(f"autoencoder.conv_block.blocks.{i}.block.0.conv.", (width, width, 3 if i else 5))
+        yield from _layer(f"autoencoder.conv_block.blocks.{i}.block.2.", (width,))
+    for i in range(config.encoder_layers):
+        yield from _block(f"autoencoder.encoder.layers.{i}.", width)
+    for i in range(config.decoder_layers):
+        yield from _block(f"autoencoder.decoder.layers.{i}.", width, cross=True)
+    yield _constant("autoencoder.add_positional_emb.penc.inv_freq", frequencies(width))
+    yield _constant("autoencoder.fixed_positional_emb.inv_freq", frequencies(width))
+
+
+def _block(prefix: str, width: int, cross: bool = False) -> Iterator[Entry]:
+    for attention in ("self_attn", "multihead_attn")[: 1 + cross]:
+        yield _own(f"{prefix}{attention}.in_proj_weight", (3 * width, width))
+        yield _own(f"{prefix}{attention}.in_proj_bias", (3 * width,))
+        yield from _layer(f"{prefix}{attention}.out_proj.", (width, width))
+    yield from _layer(f"{prefix}linear1.", (4 * width, width))
+    yield from _layer(f"{prefix}linear2.", (width, 4 * width))
+    for i in range(1, 3 + cross):
+        yield from _layer(f"{prefix}norm{i}.", (width,))
+
+
+def sizes_in(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The fields of `QuestConfig` that the names and shapes of a published state dict tell.
+
+    Not in them: heads, chunk length, FSQ levels, actions executed, and whether a picture larger than 128 pixels is
+    scaled down to that.
+
+    Raises:
+        KeyError, ValueError: not a published QueST state dict.
+    """
+
+    def shape(key: str) -> torch.Size:
+        return weights[key].shape
+
+    def names(prefix: str) -> list[str]:
+        return list(dict.fromkeys(key.split(".")[1] for key in weights if key.startswith(prefix)))
+
+    def count(prefix: str) -> int:
+        return len({key[len(prefix) :].split(".")[0] for key in weights if key.startswith(prefix)})
+
+    cameras = names("image_encoders.")
+    places = {c: shape(f"image_encoders.{c}.projection_layer.spatial_softmax.pos_x")[1] for c in cameras}
+    proprio = names("lowdim_encoders.")
+    return {
+        "action_dim": shape("autoencoder.action_head.weight")[0],
+        "downsample": 2 ** (count("autoencoder.conv_block.blocks.") - 1),
+        "autoencoder_width": shape("autoencoder.action_head.weight")[1],
+        "encoder_layers": count("autoencoder.encoder.layers."),
+        "decoder_layers": count("autoencoder.decoder.layers."),
+        "width": shape("obs_proj.weight")[0],
+        "layers": count("policy_prior.decoder.layers."),
+        "cameras": {c: (8 * math.isqrt(n), 8 * math.isqrt(n)) for c, n in places.items()},
+        "image_dim": shape(f"image_encoders.{cameras[0]}.projection_layer.projection.weight")[0],
+        "proprio": {p: shape(f"lowdim_encoders.{p}.projection.0.weight")[1] for p in proprio},
+        "proprio_dim": shape(f"lowdim_encoders.{proprio[0]}.projection.0.weight")[0],
+        "language_dim": shape("task_encoder.weight")[1],
+    }

@@ -1,0 +1,170 @@
+"""Published QueST checkpoints (`.pth`): read into a `QuestPolicy`, and written back key for key.
+
+A file holds one dictionary, {"model": state dict}, whose keys start with "module." when a distributed wrapper was
+saved. It carries no configuration: that comes from a file beside it, or from a preset whose sizes are read off the
+shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ript.errors import ConfigError, PolicyError
+from ript.policies.quest.config import QuestConfig
+from ript.policies.quest.policy import QuestPolicy
+from ript.policies.quest.published import config_from_published, our_name, published_keys, sizes_in
+from ript.types import SimulatorSpec
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "libero": {"suite": "libero", "execute": 8},
+    "metaworld": {"suite": "metaworld", "execute": 8},
+}
+"""What the shapes of a published file do not tell, by name."""
+
+PREFIX = "module."
+SHOWN = 6
+
+
+def import_quest(
+    path: str | Path,
+    config: str | Path | Mapping[str, Any] = "libero",
+    *,
+    simulator: SimulatorSpec | None = None,
+    sampling: Literal["exact", "published"] = "exact",
+) -> QuestPolicy:
+    """Read a published checkpoint.
+
+    Args:
+        path: `.pth` file of any stage, with bare keys or with the prefix "module.". Loaded with `weights_only=True`.
+        config: a preset ("libero", "metaworld"), a JSON file with the key "hyperparameters" (the format of the
+            published code's dump), or its content.
+        simulator: what the policy will act in; by default the preset's suite, with the configuration's cameras and
+            sizes, and no render settings.
+        sampling: "exact" draws from the density that is optimised; "published" draws from the top 5 and optimises the
+            full softmax, as the published code does.
+
+    Raises:
+        PolicyError: not such a file, holds more than tensors, or does not fit the configuration; says which keys are
+            missing, extra or of another shape, and which sizes the file implies.
+        ConfigError: a configuration that cannot be read.
+    """
+    weights = read_pth(path)
+    found = _quest_config(config, weights, Path(path))
+    expected = {key: shape for key, shape, _, _ in published_keys(found)}
+    _check(weights, expected, found, Path(path))
+    suite = PRESETS[config]["suite"] if isinstance(config, str) and config in PRESETS else "imported"
+    spec = simulator or SimulatorSpec(
+        suite=suite, cameras=found.cameras, proprio_dim=sum(found.proprio.values()), action_dim=found.action_dim,
+        render={},
+    )  # fmt: skip
+    policy = QuestPolicy(found, spec, card={"imported from": {"file": Path(path).name}})
+    own = policy.state_dict()
+    for key, tensor in weights.items():
+        if (name := our_name(key)) is not None:
+            own[name].copy_(tensor)
+    return policy if sampling == "exact" else policy.configured(sampling=sampling, top_k=5)
+
+
+def export_quest(policy: QuestPolicy, path: str | Path) -> None:
+    """Write a policy as a published checkpoint: same keys, order, shapes and dtypes, so that strict loading accepts it.
+
+    Raises:
+        PolicyError: the policy has parts that the published model has not, or the file cannot be written.
+    """
+    config = policy.config
+    if config.vision != "resnet18" or config.adapter or config.privileged_dim:
+        what = "a small CNN" if config.vision != "resnet18" else "an adapter" if config.adapter else "an auxiliary head"
+        raise PolicyError(f"the policy has {what}, which published QueST checkpoints cannot hold")
+    own = policy.state_dict()
+    state = {
+        key: (own[source] if isinstance(source, str) else source).detach().cpu().clone().to(dtype)
+        for key, _, dtype, source in published_keys(config)
+    }
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model": state}, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise PolicyError(f"cannot write {path}: {error}; nothing half-written was left") from error
+
+
+def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
+    """The state dict of a `.pth` file, without the prefix. Never unpickles anything but tensors.
+
+    Raises:
+        PolicyError: missing, corrupt, holds other things than tensors, or is no state dict.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about files of another pickle protocol, refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise PolicyError(f"there is no file {path}") from error
+    except IsADirectoryError as error:
+        raise PolicyError(f"{path} is a folder: give a .pth file, or load a policy folder as it is") from error
+    except pickle.UnpicklingError as error:
+        raise PolicyError(
+            f"{path} holds more than tensors, or is damaged; it was not opened, since unpickling can run code: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise PolicyError(f"{path} is not a readable .pth file: {str(error).splitlines()[0]}") from error
+    state = content["model"] if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping) else content
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()) or not state:
+        raise PolicyError(f'{path} holds no state dict: expected {{"model": name -> tensor}}')
+    return {str(key).removeprefix(PREFIX): tensor for key, tensor in state.items()}
+
+
+def _quest_config(
+    config: str | Path | Mapping[str, Any], weights: Mapping[str, torch.Tensor], path: Path
+) -> QuestConfig:
+    if isinstance(config, str) and config in PRESETS:
+        try:
+            return QuestConfig(**sizes_in(weights) | {"execute": PRESETS[config]["execute"]})
+        except (KeyError, ValueError, StopIteration) as error:
+            raise PolicyError(f"{path} is not a checkpoint of the published QueST: {error} is missing in it") from error
+    document: Any = config
+    if not isinstance(config, Mapping):
+        try:
+            document = json.loads(Path(config).read_text())
+        except FileNotFoundError as error:
+            presets = ", ".join(PRESETS)
+            raise ConfigError(f"{config} is neither a preset ({presets}) nor a file that exists") from error
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{config} is not a readable JSON file: {error}") from error
+    try:
+        return config_from_published(document["hyperparameters"])
+    except (KeyError, TypeError, IndexError) as error:
+        raise ConfigError(
+            f"the QueST configuration lacks {error}: expected the key hyperparameters with autoencoder, policy_prior, "
+            "image_encoder_factory, lowdim_encoder_factory, shape_meta and action_horizon (docs/quest_checkpoints.md)"
+        ) from error
+
+
+def _check(
+    weights: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], config: QuestConfig, path: Path
+) -> None:
+    missing, extra = expected.keys() - weights.keys(), weights.keys() - expected.keys()
+    wrong = {k for k in expected.keys() & weights.keys() if tuple(weights[k].shape) != expected[k]}
+    if not (missing or extra or wrong):
+        return
+    lines = [f"missing {k}" for k in sorted(missing)] + [f"extra {k}" for k in sorted(extra)]
+    lines += [f"{k}: expected {list(expected[k])}, got {list(weights[k].shape)}" for k in sorted(wrong)]
+    more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    try:
+        implied = {k: v for k, v in sizes_in(weights).items() if v != getattr(config, k)}
+    except (KeyError, ValueError, StopIteration):
+        implied = {}
+    hint = f". The file implies {', '.join(f'{k} = {v}' for k, v in implied.items())}" if implied else ""
+    raise PolicyError(f"{path} does not fit the configuration: {'; '.join(lines[:SHOWN])}{more}{hint}")

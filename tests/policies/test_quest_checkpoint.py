@@ -1,0 +1,181 @@
+"""Published checkpoints in and out, on the tiny reference instance."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ript.errors import ConfigError, PolicyError
+from ript.policies.quest.checkpoint import export_quest, import_quest, read_pth
+from ript.policies.quest.config import QuestConfig
+from ript.policies.quest.policy import QuestPolicy
+from ript.policies.quest.published import published_keys, sizes_in
+from tests.policies.policy_fixtures import make_policy
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CONFIG = json.loads((GOLDEN / "tiny_config.json").read_text())
+
+
+def published() -> dict[str, torch.Tensor]:
+    arrays = np.load(GOLDEN / "tiny.npz", allow_pickle=False)
+    return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
+def write(path: Path, state: Any) -> Path:
+    torch.save({"model": state}, path)
+    return path
+
+
+@pytest.fixture
+def pth(tmp_path: Path) -> Path:
+    return write(tmp_path / "tiny.pth", published())
+
+
+def test_what_is_imported_and_exported_is_the_same_file_key_for_key(pth: Path, tmp_path: Path) -> None:
+    policy = import_quest(pth, GOLDEN / "tiny_config.json")
+    export_quest(policy, tmp_path / "again.pth")
+    before, after = (torch.load(path, weights_only=True) for path in (pth, tmp_path / "again.pth"))
+    assert list(before) == list(after) == ["model"] and list(before["model"]) == list(after["model"])
+    for key, tensor in before["model"].items():
+        other = after["model"][key]
+        assert other.dtype == tensor.dtype and torch.equal(other, tensor), key
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_imported_policy_gives_the_reference_logits_and_is_saved_as_a_folder(pth: Path, tmp_path: Path) -> None:
+    reference = np.load(GOLDEN / "tiny_io.npz", allow_pickle=False)
+    import_quest(pth, CONFIG).save_pretrained(tmp_path / "policy")
+    policy = QuestPolicy.from_pretrained(tmp_path / "policy")
+    context, tokens = (torch.from_numpy(reference[name]) for name in ("context", "prior_tokens"))
+    logits = policy.prior_logits(context, tokens).detach().numpy()
+    np.testing.assert_allclose(logits, reference["prior_logits"], atol=3e-5 * np.abs(reference["prior_logits"]).max())
+    actions = policy.autoencoder.decode(torch.from_numpy(reference["dec_indices"])).detach().numpy()
+    np.testing.assert_allclose(actions, reference["dec_actions"], atol=3e-5 * np.abs(actions).max())
+
+
+def test_the_prefix_of_a_distributed_wrapper_is_taken_off(pth: Path, tmp_path: Path) -> None:
+    wrapped = write(tmp_path / "wrapped.pth", {f"module.{key}": tensor for key, tensor in published().items()})
+    assert import_quest(wrapped, CONFIG) == import_quest(pth, CONFIG)
+
+
+def test_the_entries_of_the_paper_size_are_the_published_ones_in_their_order() -> None:
+    manifest = json.loads((GOLDEN / "full_manifest.json").read_text())["entries"]
+    mine = [
+        (key, list(shape), str(dtype).removeprefix("torch.")) for key, shape, dtype, _ in published_keys(QuestConfig())
+    ]
+    assert mine == [(entry["key"], entry["shape"], entry["dtype"]) for entry in manifest]
+
+
+def test_sizes_are_read_off_the_shapes() -> None:
+    config = QuestConfig(cameras={"front": (64, 64)}, proprio={"state": 8}, action_dim=4, language_dim=384, layers=3)
+    state = {key: torch.empty(shape, dtype=dtype) for key, shape, dtype, _ in published_keys(config)}
+    assert QuestConfig(**sizes_in(state)) == config
+
+
+def test_a_preset_needs_no_configuration_file(tmp_path: Path) -> None:
+    config = QuestConfig(
+        cameras={"corner2": (32, 32)}, proprio={"robot_states": 8}, action_dim=4, layers=1, encoder_layers=1,
+        decoder_layers=1, autoencoder_width=32, width=48,
+    )  # fmt: skip
+    state = {k: torch.zeros(shape, dtype=dtype) for k, shape, dtype, _ in published_keys(config)}
+    policy = import_quest(write(tmp_path / "metaworld.pth", state), "metaworld")
+    assert policy.config == config
+    spec = policy.simulator
+    assert (spec.suite, spec.proprio_dim, spec.action_dim) == ("metaworld", 8, 4)
+
+
+def test_published_sampling_is_asked_for_by_name(pth: Path) -> None:
+    assert import_quest(pth, CONFIG).config.sampling == "exact"
+    config = import_quest(pth, CONFIG, sampling="published").config
+    assert (config.sampling, config.top_k) == ("published", 5)
+
+
+def test_embeddings_of_another_sentence_model_are_given_and_saved(pth: Path, tmp_path: Path) -> None:
+    policy = import_quest(pth, CONFIG)
+    with pytest.raises(PolicyError, match=r"takes instruction embeddings of size 24"):
+        policy.embed(["open the drawer"])
+    policy.remember("open the drawer", torch.arange(24.0))
+    policy.save_pretrained(tmp_path / "policy")
+    loaded = QuestPolicy.from_pretrained(tmp_path / "policy")
+    assert torch.equal(loaded.embed(["open the drawer"])[0], torch.arange(24.0))
+    (tmp_path / "policy" / "instructions.safetensors").write_bytes(b"broken")
+    with pytest.raises(PolicyError, match=r"instructions\.safetensors is corrupt or truncated"):
+        QuestPolicy.from_pretrained(tmp_path / "policy")
+
+
+# ---------------------------------------------------------------------- what cannot be imported
+
+
+def test_a_file_with_more_than_tensors_is_not_opened(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "ran",)
+
+    path = tmp_path / "trap.pth"
+    torch.save({"model": {"a": Trap()}}, path)
+    with pytest.raises(PolicyError, match=r"trap\.pth holds more than tensors"):
+        read_pth(path)
+    path.write_bytes(pickle.dumps({"model": Trap()}))
+    with pytest.raises(PolicyError, match=r"trap\.pth"):
+        read_pth(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_files_that_are_no_checkpoints_are_refused_with_what_they_are(pth: Path, tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="there is no file"):
+        read_pth(tmp_path / "missing.pth")
+    with pytest.raises(PolicyError, match="is a folder"):
+        read_pth(tmp_path)
+    (tmp_path / "cut.pth").write_bytes(pth.read_bytes()[:5000])
+    with pytest.raises(PolicyError, match=r"cut\.pth is not a readable \.pth file"):
+        read_pth(tmp_path / "cut.pth")
+    with pytest.raises(PolicyError, match="holds no state dict"):
+        read_pth(write(tmp_path / "list.pth", [torch.zeros(1)]))
+    with pytest.raises(PolicyError, match="not a checkpoint of the published QueST"):
+        import_quest(write(tmp_path / "other.pth", {"layer.weight": torch.zeros(2, 2)}), "libero")
+
+
+def test_missing_extra_and_misshaped_keys_are_named_and_the_sizes_of_the_file_suggested(tmp_path: Path) -> None:
+    state = published()
+    del state["obs_proj.bias"]
+    state["surprise"] = torch.zeros(1)
+    with pytest.raises(PolicyError, match=r"missing obs_proj\.bias; extra surprise$"):
+        import_quest(write(tmp_path / "a.pth", state), CONFIG)
+    config = json.loads(json.dumps(CONFIG))
+    config["hyperparameters"]["policy_prior"]["n_embd"] = 96
+    with pytest.raises(PolicyError, match=r"obs_proj\.bias: expected \[96\], got \[48\].*The file implies width = 48$"):
+        import_quest(write(tmp_path / "b.pth", published()), config)
+
+
+def test_configurations_that_cannot_be_read_say_what_is_expected(pth: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"neither a preset \(libero, metaworld\) nor a file"):
+        import_quest(pth, "libreo")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"broken\.json is not a readable JSON file"):
+        import_quest(pth, tmp_path / "broken.json")
+    with pytest.raises(ConfigError, match="lacks 'hyperparameters'"):
+        import_quest(pth, {})
+
+
+def test_a_policy_that_the_published_model_cannot_hold_is_not_exported(tmp_path: Path) -> None:
+    policy = make_policy()
+    with pytest.raises(PolicyError, match="cannot hold"):
+        export_quest(policy.configured(adapter=4) if policy.config.vision == "resnet18" else policy, tmp_path / "x.pth")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing_half_written(pth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = import_quest(pth, CONFIG)
+
+    def full(content: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(PolicyError, match=r"cannot write .* No space left"):
+        export_quest(policy, tmp_path / "out.pth")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.pth"]
