@@ -31,6 +31,8 @@ CELLS: dict[str, Callable[[Config], Config]] = {
     "full": lambda c: c,
     "no-dynamic-sampling": lambda c: replace(c, sampling=replace(c.sampling, dynamic=False)),
     "std-normalised": lambda c: replace(c, learn=replace(c.learn, normalise_std=True)),
+    "no-adapter": lambda c: replace(c, policy=replace(c.policy, rl_trains="prior")),
+    "fixed-horizon": lambda c: replace(c, sampling=replace(c.sampling, horizon_margin=0.0)),
     # The next two draw from the five likeliest tokens at temperature 1; they differ in the density that is optimised.
     "top5-exact": lambda c: replace(c, policy=replace(c.policy, top_k=5, temperature=1.0, entropy=0.0)),
     "top5-mismatch": lambda c: replace(
@@ -48,6 +50,7 @@ def run(cell: str, seed: int, args: argparse.Namespace) -> Path:
     config = replace(
         config,
         learn=replace(config.learn, threads=args.threads),
+        rollout=replace(config.rollout, workers=args.workers),
         eval=replace(config.eval, every=3, trials=50, mode="sampled", videos=0),
     )
     status(f"{cell}, seed {seed}")
@@ -88,6 +91,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS))
     parser.add_argument("--iterations", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2, help="torch threads in the update; 1 on a busy machine")
+    parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     folders: dict[str, list[Path]] = {}
     for seed in args.seeds:
