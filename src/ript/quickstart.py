@@ -32,7 +32,7 @@ from ript.report.run import locked
 from ript.train_rl import RLResult, train_rl
 from ript.train_sft import replay_autoencoded, train_sft
 
-BASE_FORMAT = 1
+BASE_FORMAT = 2
 """Raise it when a change of the code makes cached bases stale."""
 
 

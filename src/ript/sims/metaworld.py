@@ -43,6 +43,8 @@ __all__ = [
 ACTION_DIM = 4
 PROPRIO_DIM = 8
 ARM_ROOT = "base"
+LOOK = 1
+"""Raise it when a change of this code changes pictures: policies and demonstrations of another look are then refused."""
 
 _renderers: dict[tuple, ModelRenderer] = {}
 
@@ -93,7 +95,12 @@ class MetaworldSimulator:
             cameras=dict.fromkeys(self._views, self._size),
             proprio_dim=PROPRIO_DIM,
             action_dim=ACTION_DIM,
-            render={"cameras": {k: describe(v) for k, v in self._views.items()}, "size": list(self._size), "arm": arm},
+            render={
+                "cameras": {k: describe(v) for k, v in self._views.items()},
+                "size": list(self._size),
+                "arm": arm,
+                "look": LOOK,
+            },
         )
         self._shared: SharedTask = shared_task(task_name)
         self._mujoco, self._model = self._shared.mujoco, self._shared.model
