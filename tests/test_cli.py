@@ -57,7 +57,7 @@ def demos(folder: Path) -> Path:
 
 
 def commands_and_help() -> list[list[str]]:
-    groups = {"demos": ("collect", "info", "verify"), "bench": ("rollout", "update"), "import": ("quest",),
+    groups = {"demos": ("collect", "info", "verify"), "bench": ("rollout", "update", "policy"), "import": ("quest",),
               "export": ("quest",)}  # fmt: skip
     single = [[c] for c in cli.COMMANDS if c not in groups]
     return [*single, *([c, kind] for c, kinds in groups.items() for kind in kinds)]

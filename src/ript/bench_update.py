@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ript.build import Contexts, for_post_training, make_env_pool, make_policy, task_keys
+from ript.build import Contexts, make_env_pool, make_policy, task_keys
 from ript.config import Config
 from ript.errors import ConfigError
 from ript.interfaces import EnvPool, PostTrainable
@@ -26,6 +26,7 @@ from ript.learn.update import make_optimiser, update
 from ript.metrics import values
 from ript.report.checkpoint import write_checkpoint
 from ript.report.progress import status
+from ript.rl_start import learner as make_learner
 from ript.rollout.sampling import Collection, collect_groups
 from ript.types import Group, Status
 
@@ -56,9 +57,8 @@ def bench_update(config: Config, policy: PostTrainable | None = None) -> dict[st
     keys = task_keys(config.sim, config.tasks)
     with Contexts(config.sim, keys, config.seed) as contexts, tempfile.TemporaryDirectory() as folder:
         real = policy is not None
-        learner = for_post_training(policy or make_policy(config, contexts.simulator(keys[0]).spec, 0), config.policy)
-        learner.check_simulator(contexts.simulator(keys[0]).spec)
-        learner.embed([contexts.simulator(key).task.instruction for key in keys])
+        start = policy or make_policy(config, contexts.simulator(keys[0]).spec, 0)
+        learner = make_learner(config, start, contexts, calibrate=True)
         optimiser = make_optimiser(learner, learning_rate=config.learn.learning_rate)
         with contextlib.closing(make_env_pool(config.sim, config.rollout, learner)) as pool:
             status("a round of rollouts to warm up, then one iteration")

@@ -237,6 +237,13 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--policy", metavar="DIR", help="trained policy (default: random weights and drawn rewards)")
     _recipe(p)
     _fields(p, "tasks", "workers")
+    p = _command(kinds, "policy", "bench_policy", "measure act, log_prob and an update step beside the limit",
+                 "  ript bench policy\n  ript bench policy --size paper --batch 16 --json")  # fmt: skip
+    p.add_argument("--size", default="small", metavar="NAME", help="small, paper or tiny (default small)")
+    p.add_argument("--batch", type=int, default=16, metavar="N", help="observations of one act (default 16)")
+    p.add_argument("--rows", type=int, default=512, metavar="N", help="decisions of one update step (default 512)")
+    p.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda (default cpu)")
+    p.add_argument("--threads", type=int, metavar="N", help="torch threads (default 2)")
     _command(commands, "doctor", "doctor", "check this machine; exit code 1 when something needed is missing",
              "  ript doctor\n  ript doctor --json")  # fmt: skip
     p = _command(commands, "quickstart", "quickstart",

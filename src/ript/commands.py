@@ -391,6 +391,14 @@ def bench_update(args: Namespace) -> Answer:
     return Answer(text=describe_update(document), document=document)
 
 
+def bench_policy(args: Namespace) -> Answer:
+    from ript.bench_policy import bench_policy as measure
+    from ript.bench_policy import describe_policy
+
+    document = measure(args.size, args.batch, args.device, args.threads, args.rows)
+    return Answer(text=describe_policy(document), document=document)
+
+
 def doctor(args: Namespace) -> Answer:
     from ript.doctor import doctor as examine
     from ript.doctor import healthy, to_json

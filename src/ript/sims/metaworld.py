@@ -44,7 +44,7 @@ ACTION_DIM = 4
 PROPRIO_DIM = 8
 ARM_ROOT = "base"
 LOOK = 1
-"""Raise it when a change of this code changes pictures: policies and demonstrations of another look are then refused."""
+"""Raise it when a change of the code changes pictures: policies and demonstrations of another look are then refused."""
 
 _renderers: dict[tuple, ModelRenderer] = {}
 

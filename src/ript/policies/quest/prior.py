@@ -31,13 +31,13 @@ class SkillPrior(nn.Module):
 
         Args:
             context: `[B, 2, width]`, task and observation.
-            tokens: int64 `[B, K]`.
+            tokens: int64 `[B, K]`, or the first few of them.
 
         Returns:
             `[B, K, codebook]`; row i predicts token i.
         """
         start = torch.full_like(tokens[:, :1], self.start)
-        inputs = self.embedding(torch.cat([start, tokens[:, :-1]], 1)) + self.positions[: self.tokens]
+        inputs = self.embedding(torch.cat([start, tokens[:, :-1]], 1)) + self.positions[: tokens.shape[1]]
         x = self.dropout(torch.cat([context, inputs], 1))
         for block in self.blocks:
             x = block(x)

@@ -1,0 +1,351 @@
+"""How fast is a policy: `ript bench policy`.
+
+Act, log_prob and an update step on random pictures and tokens, each beside a naive way of doing the same and beside the
+limit: the floating-point operations that it counts, at the speed of a large matrix product in the same precision on the
+same device. Then what torch offers on top, one thing at a time. Those that change numerics are never on by default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ript.config import LearnConfig
+from ript.errors import ConfigError
+from ript.learn.objective import weighted_objective
+from ript.policies.quest.config import SIZES, QuestConfig
+from ript.policies.quest.policy import QuestPolicy
+from ript.report.progress import status
+from ript.types import Observation, SimulatorSpec
+
+REPEATS = 5
+METAWORLD: dict[str, Any] = {"cameras": {"side": (64, 64)}, "proprio": {"proprio": 8}, "action_dim": 4}
+"""What the quickstart's policy sees; the paper size sees two cameras of 128 pixels, as on LIBERO."""
+ROWS = 512
+"""Decisions of an update step; the minibatch of `LearnConfig`."""
+
+
+def bench_policy(
+    size: str = "small", batch: int = 16, device: str = "cpu", threads: int | None = None, rows: int = ROWS
+) -> dict[str, Any]:
+    """Time a policy with random weights.
+
+    Args:
+        size: of `SIZES`.
+        batch: observations of one `act`.
+        device: "cpu" or "cuda".
+        threads: torch threads on a CPU; the recipe's by default.
+        rows: decisions of one update step.
+
+    Returns:
+        {"size", "parameters", "device", "threads", "matmul_gflops", "act", "log_prob", "update", "options"}. The middle
+        three hold "batch", "milliseconds", "ratio_to_naive", "naive" (what that is), "ratio_to_limit" and "peak_mib";
+        "options" maps a name to {"milliseconds", "ratio", "changes_numerics"} or {"error"}.
+
+    Raises:
+        ConfigError: no such size or device, or a batch below 1.
+    """
+    _check(size, batch, device, rows)
+    torch.set_num_threads(threads or LearnConfig().threads)
+    policy = _random_policy(size).to(device)
+    look = _random_look(policy, batch)
+    status("matrix products: the limit")
+    speed = matmul_speed(device)
+    document: dict[str, Any] = {
+        "size": size, "parameters": sum(p.numel() for p in policy.parameters()), "device": device,
+        "threads": torch.get_num_threads(), "matmul_gflops": speed / 1e9,
+    }  # fmt: skip
+    status("act, log_prob, update")
+    document["act"] = _act(policy, look, device, speed)
+    context, sample = _decisions(policy, look, rows, device)
+    document["log_prob"] = _log_prob(policy, context, sample, device, speed)
+    update = _Update(policy, context, sample)
+    document["update"] = _update(update, device, speed)
+    status("what torch offers")
+    document["options"] = _options(update, document["update"]["milliseconds"], device)
+    return document
+
+
+def _check(size: str, batch: int, device: str, rows: int) -> None:
+    if size not in SIZES:
+        raise ConfigError(f"size: {size!r} is not one of {', '.join(SIZES)}")
+    if batch < 1 or rows < 1:
+        raise ConfigError(f"batch ({batch}) and rows ({rows}) must be at least 1")
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"device: {device!r} is neither cpu nor cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: torch sees no CUDA device here; use --device cpu")
+
+
+def _random_policy(size: str) -> QuestPolicy:
+    settings = dict(SIZES[size]) if size == "paper" else {**SIZES[size], **METAWORLD}
+    config = QuestConfig(**settings, rl_trains="prior")
+    spec = SimulatorSpec(
+        suite="random", cameras=config.cameras, proprio_dim=sum(config.proprio.values()),
+        action_dim=config.action_dim, render={},
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return QuestPolicy(config, spec)
+
+
+def _random_look(policy: QuestPolicy, batch: int) -> Observation:
+    """Random pictures of `batch` different tasks."""
+    rng = np.random.default_rng(0)
+    instructions = tuple(f"task {i}" for i in range(batch))
+    for i, instruction in enumerate(instructions):
+        policy.remember(instruction, torch.full((policy.config.language_dim,), i / batch))
+    images = {c: rng.integers(0, 256, (batch, *size, 3), np.uint8) for c, size in policy.config.cameras.items()}
+    proprio = rng.normal(size=(batch, policy.simulator.proprio_dim)).astype(np.float32)
+    return Observation(images=images, proprio=proprio, instruction=instructions)
+
+
+def _decisions(
+    policy: QuestPolicy, look: Observation, rows: int, device: str
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Contexts and tokens of `rows` decisions."""
+    with torch.no_grad():
+        context = policy.context(look)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randint(0, policy.config.codebook, (rows, policy.config.tokens), generator=generator)
+    return {"context": context[torch.arange(rows) % len(context)]}, sample.to(device)
+
+
+# ------------------------------------------------------------------ the three things a policy does
+
+
+def _act(policy: QuestPolicy, look: Observation, device: str, speed: float) -> dict[str, Any]:
+    generators = [np.random.default_rng(i) for i in range(len(look))]
+
+    def act() -> object:
+        return policy.act(look, generators)
+
+    @torch.no_grad()
+    def naive() -> None:
+        """No key/value cache: the whole sequence again for each token, encoders once."""
+        context = policy.context(look)
+        tokens = torch.zeros((len(look), policy.config.tokens), dtype=torch.int64, device=device)
+        for step in range(policy.config.tokens):
+            logits = policy.prior_logits(context, tokens[:, : step + 1])[:, -1]
+            tokens[:, step] = logits.argmax(-1)
+        policy.autoencoder.decode(tokens)
+
+    def one_by_one() -> None:
+        for i, generator in enumerate(generators):
+            policy.act(_row(look, i), [generator])
+
+    result = _measured(act, naive, "no key/value cache", device, speed, len(look))
+    with torch.no_grad():
+        context = policy.context(look)
+    cached, uncached = (
+        _milliseconds(work, device)
+        for work in (lambda: _generate(policy, context), lambda: _generate_without_cache(policy, context))
+    )
+    result["tokens_milliseconds"], result["tokens_ratio_to_no_cache"] = cached, uncached / cached
+    result["ratio_to_one_by_one"] = _milliseconds(one_by_one, device) / result["milliseconds"]
+    return result
+
+
+def _generate(policy: QuestPolicy, context: torch.Tensor) -> torch.Tensor:
+    return policy.prior.generate(context, lambda logits, step: logits.argmax(-1))[0]
+
+
+@torch.no_grad()
+def _generate_without_cache(policy: QuestPolicy, context: torch.Tensor) -> torch.Tensor:
+    tokens = torch.zeros((len(context), policy.config.tokens), dtype=torch.int64, device=context.device)
+    for step in range(policy.config.tokens):
+        tokens[:, step] = policy.prior_logits(context, tokens[:, : step + 1])[:, -1].argmax(-1)
+    return tokens
+
+
+def _row(look: Observation, i: int) -> Observation:
+    return Observation(
+        images={name: images[i : i + 1] for name, images in look.images.items()},
+        proprio=look.proprio[i : i + 1],
+        instruction=look.instruction[i : i + 1],
+    )
+
+
+def _log_prob(
+    policy: QuestPolicy, context: dict[str, torch.Tensor], sample: torch.Tensor, device: str, speed: float
+) -> dict[str, Any]:
+    @torch.no_grad()
+    def log_prob() -> None:
+        policy.log_prob(context, sample)
+
+    @torch.no_grad()
+    def naive() -> None:
+        for i in range(min(64, len(sample))):
+            policy.log_prob({name: tensor[i : i + 1] for name, tensor in context.items()}, sample[i : i + 1])
+
+    result = _measured(log_prob, naive, "one decision at a time", device, speed, len(sample))
+    result["ratio_to_naive"] *= len(sample) / min(64, len(sample))  # of which 64 were done
+    return result
+
+
+class _Update:
+    """One optimiser step of the clipped objective on the prior."""
+
+    def __init__(self, policy: QuestPolicy, context: dict[str, torch.Tensor], sample: torch.Tensor):
+        self.policy, self.context, self.sample = policy, context, sample
+        self.mask = torch.ones_like(sample, dtype=torch.bool)
+        self.weight = self.mask.float()
+        self.advantage = torch.linspace(-1, 1, len(sample), device=sample.device)
+        with torch.no_grad():
+            self.old = policy.log_prob(context, sample)[0]
+        self.log_prob: Callable[..., Any] = policy.log_prob
+
+    def optimiser(self, **settings: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.policy.rl_parameters(), lr=1e-9, **settings)
+
+    def step(self, optimiser: torch.optim.Optimizer, rows: slice = slice(None)) -> None:
+        context = {name: tensor[rows] for name, tensor in self.context.items()}
+        log_prob, entropy = self.log_prob(context, self.sample[rows])
+        loss, _ = weighted_objective(
+            log_prob.float(), self.old[rows], self.advantage[rows], self.mask[rows], self.weight[rows],
+            normaliser=float(self.mask[rows].sum()), clip_low=0.2, clip_high=0.2, entropy=entropy.float(),
+        )  # fmt: skip
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+
+
+def _update(update: _Update, device: str, speed: float) -> dict[str, Any]:
+    optimiser = update.optimiser()
+
+    def naive() -> None:
+        for start in range(0, len(update.sample), 8):
+            update.step(optimiser, slice(start, start + 8))
+
+    return _measured(
+        lambda: update.step(optimiser), naive, "minibatches of 8 decisions", device, speed, len(update.sample)
+    )
+
+
+# ------------------------------------------------------------------ what torch offers on top
+
+
+def _options(update: _Update, plain: float, device: str) -> dict[str, Any]:
+    """Name -> what an update step takes with it, beside the plain one; measured last, since some cannot be undone."""
+    original = update.log_prob
+
+    @contextlib.contextmanager
+    def half() -> Iterator[None]:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            yield
+
+    def with_autocast() -> None:
+        with half():
+            update.step(plain_optimiser)
+
+    plain_optimiser, fused = update.optimiser(), update.optimiser(fused=True)
+
+    def compiled() -> None:
+        if update.log_prob is original:
+            update.log_prob = torch.compile(original, dynamic=False)
+        update.step(plain_optimiser)
+
+    tried: Sequence[tuple[str, Callable[[], None], bool]] = (
+        ("fused AdamW", lambda: update.step(fused), False),
+        ("bf16 autocast", with_autocast, True),
+        ("torch.compile", compiled, True),
+    )
+    found: dict[str, Any] = {}
+    for name, work, numerics in tried:
+        try:
+            took = _milliseconds(work, device)
+        except Exception as error:  # a missing compiler, an unsupported operation: this machine cannot, and says why
+            found[name] = {"error": str(error).splitlines()[0]}
+        else:
+            found[name] = {"milliseconds": took, "ratio": plain / took, "changes_numerics": numerics}
+        finally:
+            update.log_prob = original
+    return found
+
+
+# ------------------------------------------------------------------ measuring
+
+
+def _measured(
+    work: Callable[[], object], naive: Callable[[], object], what: str, device: str, speed: float, batch: int
+) -> dict[str, Any]:
+    before = _peak_mib(device)
+    took = _milliseconds(work, device)
+    peak = _peak_mib(device) - (before if device == "cpu" else 0.0)
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return {
+        "batch": batch,
+        "milliseconds": took,
+        "naive": what,
+        "ratio_to_naive": _milliseconds(naive, device) / took,
+        "gflop": counter.get_total_flops() / 1e9,
+        "ratio_to_limit": counter.get_total_flops() / speed / (took / 1000),
+        "peak_mib": peak,
+    }
+
+
+def _milliseconds(work: Callable[[], object], device: str) -> float:
+    """The best of a few repeats, after one to warm up."""
+    times = []
+    for _ in range(REPEATS + 1):
+        _synchronise(device)
+        began = time.perf_counter()
+        work()
+        _synchronise(device)
+        times.append(1000 * (time.perf_counter() - began))
+    return min(times[1:])
+
+
+def matmul_speed(device: str, size: int = 1024) -> float:
+    """Floating-point operations a second of a float32 matrix product `[size, size]`."""
+    a = torch.randn(size, size, device=device)
+    return 2 * size**3 / (_milliseconds(lambda: a @ a, device) / 1000)
+
+
+def _synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _peak_mib(device: str) -> float:
+    """On a GPU what torch had allocated at most since the last call; on a CPU the process's largest size ever."""
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def describe_policy(document: dict[str, Any]) -> str:
+    """The numbers of `bench_policy` for a person."""
+    head = f"{document['size']}: {document['parameters']:,} parameters on {document['device']}"
+    lines = [f"{head}, {document['threads']} threads; a matrix product runs at {document['matmul_gflops']:.0f} GFLOP/s"]
+    for name in ("act", "log_prob", "update"):
+        part = document[name]
+        lines.append(
+            f"{name:9s} {part['milliseconds']:8.2f} ms for {part['batch']:4d}, {part['ratio_to_naive']:5.1f} times as "
+            f"fast as with {part['naive']}, {100 * part['ratio_to_limit']:3.0f} % of the limit, "
+            f"+{part['peak_mib']:.0f} MiB"
+        )
+    act = document["act"]
+    lines.append(
+        f"  tokens alone: {act['tokens_milliseconds']:.2f} ms, {act['tokens_ratio_to_no_cache']:.1f} times as fast as "
+        f"without a cache; a batch is {act['ratio_to_one_by_one']:.1f} times as fast as one by one"
+    )
+    for name, option in document["options"].items():
+        if "error" in option:
+            lines.append(f"  update with {name}: not here ({option['error']})")
+            continue
+        changes = ", changes numerics" if option["changes_numerics"] else ""
+        lines.append(f"  update with {name}: {option['milliseconds']:.2f} ms, {option['ratio']:.2f} times{changes}")
+    return "\n".join(lines)
