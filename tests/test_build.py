@@ -1,6 +1,7 @@
 """Configuration -> objects."""
 
 import copy
+import itertools
 import pickle
 from pathlib import Path
 
@@ -242,3 +243,21 @@ def test_a_pool_refuses_a_policy_that_does_not_fit() -> None:
     with pytest.raises(PolicyError, match=r"expected \{'top': \(8, 8\)\}, got \{'top': \(16, 16\)\}"):
         run_evaluation(pool, states, name="p", seed=0)
     pool.close()
+
+
+def test_contexts_with_noise_are_moved_the_same_way_whenever_they_come_up() -> None:
+    sim = SimConfig(image_size=16)
+    with Contexts(sim, ("metaworld/drawer-open-v3",), 0) as contexts:
+        plain = list(itertools.islice(contexts.training(0, 2), 4))
+        moved = list(itertools.islice(contexts.training(0, 2, 0.02), 4))
+        assert [s.id for s in moved[:2]] == [s.id for s in moved[2:]] and len({s.id for s in moved}) == 2
+        assert not {s.id for s in plain} & {s.id for s in moved}
+        further = next(contexts.training(0, 2, 0.05))
+        near, far = (abs(s.state[1] - plain[0].state[1]) for s in (moved[0], further))
+        assert near > 0 and 0 < far < 0.3
+
+
+def test_a_simulator_without_an_object_cannot_be_given_noise() -> None:
+    contexts = Contexts(toy_config().sim, ("toy/reach",), 0)
+    with contexts, pytest.raises(ConfigError, match="no object that could be moved"):
+        next(contexts.training(0, noise=0.1))

@@ -217,6 +217,15 @@ def test_practice_rollouts_end_soon_after_the_time_that_successes_took(
             assert following == min(64, math.ceil(1.25 * np.quantile(steps, 0.9, method="higher")))
 
 
+def test_a_minibatch_can_be_counted_in_trajectories(tmp_path: Path) -> None:
+    learn = {"minibatch_trajectories": 3, "minibatch": 1, "epochs": 2, "target_kl": 0.0}
+    result = run(tmp_path / "run", toy_config(iterations=3, learn=learn, eval={"trials": 2, "every": 0}))
+    learned = [row for row in rows(result.folder) if "update/kl" in row]
+    assert learned
+    for row in learned:
+        assert row["update/optimiser_steps"] == 2 * math.ceil(4 * row["rollout/accepted"] / 3)  # 4 a group, no errors
+
+
 def test_a_temperature_chosen_at_the_start_is_kept_when_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,9 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ript.config import Config, PolicyConfig, RolloutConfig, SimConfig
 from ript.errors import ConfigError, PolicyError, UnknownNameError
-from ript.interfaces import EnvPool, LikelihoodPolicy, PostTrainable, Simulator, SimulatorFactory
+from ript.interfaces import EnvPool, LikelihoodPolicy, Perturbable, PostTrainable, Simulator, SimulatorFactory
 from ript.policies import folder as policy_folder
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
@@ -200,18 +202,32 @@ class Contexts:
         """The held-out states that evaluations use."""
         return {self.simulator(t).task: self.states(t, trials, "heldout", start, seed) for t in self.tasks}
 
-    def training(self, position: int, fixed: int = 0) -> Iterator[InitialState]:
+    def training(self, position: int, fixed: int = 0, noise: float = 0.0) -> Iterator[InitialState]:
         """The endless sequence of training states from `position` on, task after task in turn.
 
         Args:
             position: how many were used before.
             fixed: size of the set per task that is gone through again and again; 0: always fresh ones.
+            noise: standard deviation of Gaussian noise on the object's position, metres; the same for a state whenever
+                it comes up.
+
+        Raises:
+            ConfigError: noise, and a simulator that cannot move its object.
         """
         if not self.tasks:
             raise ConfigError("no task to practise on: give --tasks")
         for i in itertools.count(position):
-            number = i // len(self.tasks)
-            yield self.states(self.tasks[i % len(self.tasks)], 1, "train", number % fixed if fixed else number)[0]
+            task, number = self.tasks[i % len(self.tasks)], i // len(self.tasks)
+            number = number % fixed if fixed else number
+            (state,) = self.states(task, 1, "train", number)
+            yield self._moved(task, state, number, noise) if noise else state
+
+    def _moved(self, task: str, state: InitialState, number: int, noise: float) -> InitialState:
+        simulator = self.simulator(task)
+        if not isinstance(simulator, Perturbable):
+            raise ConfigError(f"sampling.context_noise: the simulator of {task} has no object that could be moved")
+        generator = np.random.default_rng([self.seed, simulator.task.index, number])
+        return simulator.perturbed_state(state, noise, generator)
 
     def __enter__(self) -> Contexts:
         return self

@@ -159,7 +159,9 @@ class SamplingConfig:
     """Shorten a task's practice horizon to this times the 90th percentile of its successes' lengths in the iteration
     before, e.g. 1.25; 0: keep it."""
     contexts: int = 0
-    """Size of the fixed set of initial states to practise on; 0: fresh ones from the simulator in every iteration."""
+    """Initial states of each task in the fixed set to practise on; 0: fresh ones in every iteration."""
+    context_noise: float = 0.0
+    """Standard deviation of Gaussian noise on the object's position in the states to practise on, metres."""
 
     def __post_init__(self) -> None:
         _need(self.group_size >= 2, "sampling.group_size",
@@ -170,6 +172,7 @@ class SamplingConfig:
               f"sampling.max_attempts or lower sampling.groups")  # fmt: skip
         _need(self.horizon_margin == 0 or self.horizon_margin > 1, "sampling.horizon_margin",
               f"must be above 1 (or 0 for none), got {self.horizon_margin}")  # fmt: skip
+        _need(self.context_noise >= 0, "sampling.context_noise", f"must not be negative, got {self.context_noise}")
         _need(self.contexts >= 0, "sampling.contexts", f"must not be negative, got {self.contexts}")
 
 
@@ -181,6 +184,8 @@ class LearnConfig:
     epochs: int = 3
     minibatch: int = 512
     """Decisions per minibatch."""
+    minibatch_trajectories: int = 0
+    """Whole trajectories per minibatch instead; 0: `minibatch` decisions."""
     micro_batch: int = 512
     """Decisions per forward pass; does not change the result."""
     clip_low: float = 0.2

@@ -87,6 +87,19 @@ class Demonstrator(Simulator, Protocol):
         ...
 
 
+@runtime_checkable
+class Perturbable(Simulator, Protocol):
+    """A simulator whose object can be moved."""
+
+    def perturbed_state(self, state: InitialState, std_metres: float, generator: np.random.Generator) -> InitialState:
+        """A state near another: Gaussian noise on the object's position.
+
+        Raises:
+            SimulatorError: no draw gave a state that the task accepts.
+        """
+        ...
+
+
 SimulatorFactory = Callable[[str], Simulator]
 """Task key "suite/name" -> a new simulator. Picklable: worker processes call it."""
 

@@ -64,8 +64,11 @@ def learner(config: Config, start: Start, contexts: Contexts, *, calibrate: bool
         return policy.configured(temperature=loaded.temperature) if config.policy.entropy else policy
     if not config.policy.entropy and config.policy.rl_trains != "prior+adapter":
         return policy
-    states = list(itertools.islice(contexts.training(0, config.sampling.contexts), CALIBRATION * len(contexts.tasks)))
-    horizon, entropy = config.sampling.horizon or None, config.policy.entropy
+    s = config.sampling
+    states = list(
+        itertools.islice(contexts.training(0, s.contexts, s.context_noise), CALIBRATION * len(contexts.tasks))
+    )
+    horizon, entropy = s.horizon or None, config.policy.entropy
     context, sample = own_decisions(policy, config.sim, states, horizon=horizon, seed=config.seed)
     policy = policy.prepared(context)
     if entropy:

@@ -149,7 +149,7 @@ class _Run:
         self.horizons = self.at.horizons
         return collect_groups(
             self.pool,
-            self.contexts.training(self.at.position, s.contexts),
+            self.contexts.training(self.at.position, s.contexts, s.context_noise),
             group_size=s.group_size,
             quota=s.groups,
             max_attempts=s.max_attempts,
@@ -187,7 +187,8 @@ class _Run:
             batch,
             epochs=learn.epochs,
             generator=self.generator,
-            minibatch_decisions=learn.minibatch,
+            minibatch_decisions=None if learn.minibatch_trajectories else learn.minibatch,
+            minibatch_trajectories=learn.minibatch_trajectories or None,
             micro_batch=learn.micro_batch,
             clip_low=learn.clip_low,
             clip_high=learn.clip_high,
