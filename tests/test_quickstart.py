@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from toy_runs import Stopped, stop_in, toy_config, weights
 
+from ript.bases import base_fingerprint, cache_folder
 from ript.build import load_policy
 from ript.config import Config
 from ript.demos.demo_set import open_demos
 from ript.errors import ConfigError, RunError, UnknownNameError
-from ript.quickstart import QuickstartResult, base_fingerprint, cache_folder, output_folder, quickstart
+from ript.quickstart import QuickstartResult, output_folder, quickstart
 from ript.report.run import locked
 
 CONFIG = toy_config(

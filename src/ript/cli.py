@@ -53,6 +53,7 @@ COMMANDS = (
     "rl",
     "eval",
     "report",
+    "study",
     "import",
     "export",
     "bench",
@@ -77,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_lists, _add_demos, _add_training, _add_results, _add_published, _add_machine):
+    for add in (_add_lists, _add_demos, _add_training, _add_results, _add_studies, _add_published, _add_machine):
         add(commands)
     return parser
 
@@ -199,6 +200,20 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
                  "  ript report runs/seed0 runs/seed1 --out seeds.html")  # fmt: skip
     p.add_argument("runs", nargs="+", metavar="DIR", help="run folders")
     p.add_argument("--out", metavar="FILE.html", required=True)
+
+
+def _add_studies(commands: argparse._SubParsersAction) -> None:
+    p = _command(commands, "study", "study", "run a study of the paper: every cell, then one table and one report",
+                 "  ript study\n  ript study demos --dry-run\n  ript study demos --out runs/demos\n"
+                 "  ript study context_size --seeds 0 1 2 --out runs/contexts\n"
+                 "  ript study demos --out runs/demos --resume\n"
+                 "  ript study metaworld_ml45 --scale paper --dry-run")  # fmt: skip
+    p.add_argument("name", nargs="?", metavar="NAME", help="study to run; without one they are listed")
+    p.add_argument("--scale", default="small", metavar="NAME", help="small (two cores, about an hour) or paper")
+    p.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of the study's own")
+    p.add_argument("--out", metavar="DIR", help="folder of the study (default runs/study-NAME-SCALE)")
+    p.add_argument("--resume", action="store_true", help="go on where an earlier call stopped")
+    p.add_argument("--dry-run", action="store_true", help="only say what it would run and cost on this machine")
 
 
 def _add_published(commands: argparse._SubParsersAction) -> None:

@@ -7,7 +7,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +78,8 @@ def show_recipes(args: Namespace) -> Answer:
 
 
 def demos_collect(args: Namespace) -> Answer:
+    from ript.bases import collect
     from ript.build import simulator_factory
-    from ript.quickstart import collect
 
     given = overrides.split_words(args.rest) | ({"workers": [args.field_workers]} if args.field_workers else {})
     config = overrides.apply(overrides.load_recipe(args.recipe), given)
@@ -342,6 +342,32 @@ def _run_folder(folder: Path) -> Path:
     """The folder itself, or the run inside an output folder of `ript quickstart`."""
     inside = folder / "rl"
     return inside if (inside / "config.json").exists() and not (folder / "config.json").exists() else folder
+
+
+def study(args: Namespace) -> Answer:
+    from ript.report.progress import status
+    from ript.studies import STUDIES, get_study
+    from ript.study import cost, run_study
+
+    if args.name is None:
+        found = [get_study(name) for name in STUDIES]
+        return Answer(
+            text=table([["study", "needs", "question"], *([one.name, one.needs, one.question] for one in found)]),
+            document={one.name: one.question for one in found},
+        )
+    chosen = get_study(args.name, args.scale)
+    seeds = args.seeds or list(chosen.seeds)
+    out = args.out or f"runs/study-{args.name}-{args.scale}"
+    expense = cost(chosen, seeds)
+    if args.dry_run:
+        return Answer(text=expense.text(chosen), document={"study": args.name, "scale": args.scale} | asdict(expense))
+    status(expense.text(chosen))
+    need_a_working_machine(Path(out))
+    with saying_what_is_kept(f"finished cells are kept in {out}; go on with --resume"):
+        document = run_study(args.name, out, scale=args.scale, seeds=seeds, resume=args.resume)
+    lines = [Path(document["table"]).read_text(), f"look at  {document['report']}"]
+    lines += [f"failed   {cell}: {why}" for cell, why in document["failed"].items()]
+    return Answer(text="\n".join(lines), document=document, code=1 if document["failed"] else 0)
 
 
 def import_quest(args: Namespace) -> Answer:

@@ -1,39 +1,30 @@
 """From nothing to a post-trained policy: what `make quickstart` runs.
 
 Demonstrations and the pre-trained base do not depend on the target (unless it is one of the base's tasks, which is then
-left out), so they are kept in a cache between targets: `$RIPT_CACHE`, or `ript` in the user's cache folder.
+left out), so they are kept in a cache between targets: see `bases`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ript.bases import base_folder, collect, make_base, make_base_demos, train_unless_done
 from ript.build import load_quest, simulator_factory, task_keys
 from ript.config import Config
-from ript.demos import collect as collecting
 from ript.errors import ConfigError, RiptError, RunError
-from ript.interfaces import SimulatorFactory
 from ript.recipes import quickstart as recipe
 from ript.recipes import with_tasks
 from ript.report.files import make_folder, read_json, write_json
 from ript.report.page import write_report
-from ript.report.progress import progress, status
+from ript.report.progress import status
 from ript.report.run import locked
 from ript.train_rl import RLResult, train_rl
-from ript.train_sft import replay_autoencoded, train_sft
-
-BASE_FORMAT = 2
-"""Raise it when a change of the code makes cached bases stale."""
+from ript.train_sft import replay_autoencoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +49,6 @@ class QuickstartResult:
             "policy": str(self.rl.policy),
             "report": str(self.report),
         }
-
-
-def cache_folder() -> Path:
-    """Where bases are kept between runs."""
-    if "RIPT_CACHE" in os.environ:
-        return Path(os.environ["RIPT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ript"
 
 
 def quickstart(
@@ -106,7 +90,7 @@ class _Quickstart:
 
     def __init__(self, config: Config, key: str, fresh: bool, folder: Path):
         self.config, self.key, self.folder = config, key, folder
-        self.base = folder / "base" if fresh else cache_folder() / f"base-{base_fingerprint(config)}"
+        self.base = folder / "base" if fresh else base_folder(config)
         self.record = _record(config, fresh)
         if (folder / RECORD).exists():
             self.record = read_json(folder / RECORD)
@@ -117,11 +101,10 @@ class _Quickstart:
         with self.stage("demonstrations"):
             self.demonstrations()
         with self.stage("pre-training"):
-            base_config = replace(self.config, tasks=(), seed=0)
-            self.train(base_config, [self.base / "demos.hdf5"], self.base / "sft")
+            make_base(self.config, self.base)
         with self.stage("fine-tuning"):
             demos = [self.base / "demos.hdf5", self.folder / "target.hdf5"]
-            self.train(self.config, demos, self.folder / "sft", base=self.base / "sft" / "policy")
+            train_unless_done(self.config, demos, self.folder / "sft", base=self.base / "sft" / "policy")
             self.say_what_skills_allow()
         status("post-training")
         rl = self.folder / "rl"
@@ -151,18 +134,11 @@ class _Quickstart:
         write_json(self.folder / RECORD, self.record | {"seconds": self.seconds, "finished": finished})
 
     def demonstrations(self) -> None:
-        d, factory = self.config.demos, simulator_factory(self.config.sim)
-        settings = {"noise": d.noise, "every": d.every}
-        if not (self.base / "demos.hdf5").exists():
-            make_folder(self.base)
-            keys, workers = task_keys(self.config.sim, self.config.pretrain_tasks), self.config.rollout.workers
-            collect(factory, keys, d.per_task, self.base / "demos.hdf5", seed=0, workers=workers, **settings)
+        make_base_demos(self.config, self.base)
         if not (self.folder / "target.hdf5").exists():
-            collect(factory, [self.key], d.target, self.folder / "target.hdf5", seed=self.config.seed, **settings)
-
-    def train(self, config: Config, demos: Sequence[Path], out: Path, base: Path | None = None) -> None:
-        if not (out / "policy").exists():
-            train_sft(config, demos, out, base=base, resume=(out / "config.json").exists())
+            d, factory = self.config.demos, simulator_factory(self.config.sim)
+            target = self.folder / "target.hdf5"
+            collect(factory, [self.key], d.target, target, seed=self.config.seed, noise=d.noise, every=d.every)
 
     def say_what_skills_allow(self) -> None:
         policy = load_quest(self.folder / "sft" / "policy")
@@ -178,40 +154,6 @@ RECORD = "quickstart.json"
 
 def _record(config: Config, fresh: bool) -> dict[str, Any]:
     return {"config": config.to_json(), "fresh": fresh, "seconds": {}, "finished": False}
-
-
-def collect(
-    factory: SimulatorFactory, keys: Sequence[str], per_task: int, out: str | Path, **settings: Any
-) -> collecting.Progress:
-    """`collect_demos` with a progress bar."""
-    demos = 0
-
-    def show(done: collecting.Progress) -> None:
-        nonlocal demos
-        bar.advance(done.demos - demos)
-        bar.note(f"{done.tries} tries")
-        demos = done.demos
-
-    with progress[object](len(keys) * per_task, "demonstrations") as bar:
-        return collecting.collect_demos(factory, keys, per_task, out, progress=show, **settings)
-
-
-def base_fingerprint(config: Config) -> str:
-    """What the base depends on, as 12 hex digits."""
-    parts = {
-        "format": BASE_FORMAT,
-        "tasks": config.pretrain_tasks,
-        "simulator": dataclasses.asdict(config.sim),
-        "demos": [config.demos.per_task, config.demos.noise, config.demos.every],
-        "policy": [config.policy.size, config.policy.chunk, config.policy.execute, config.policy.privileged],
-        "sft": [
-            v
-            for k, v in dataclasses.asdict(config.sft).items()
-            if not k.startswith(("finetune", "checkpoint", "threads"))
-        ],
-        "versions": [metadata.version(package) for package in ("ript", "metaworld", "mujoco", "torch")],
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def output_folder(config: Config, fresh: bool, out: str | Path | None) -> Path:

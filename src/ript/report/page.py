@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,13 +90,16 @@ PANELS = (
 )
 
 
-def write_report(folders: Sequence[str | Path], out: str | Path, *, max_videos: int = 6) -> Path:
+def write_report(
+    folders: Sequence[str | Path], out: str | Path, *, max_videos: int = 6, table: Mapping[str, Any] | None = None
+) -> Path:
     """Write one self-contained page about one run, or several side by side.
 
     Args:
         folders: run folders; only their files are read, and no lock is needed.
         out: the HTML file, written atomically.
         max_videos: pairs of videos shown for each run, at most.
+        table: to begin with, such as that of a study: {"title", "columns", "rows", "notes"}, all text.
 
     Raises:
         ConfigError: no folder, or one given twice.
@@ -108,11 +111,11 @@ def write_report(folders: Sequence[str | Path], out: str | Path, *, max_videos: 
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("a run folder was given twice")
     runs = [read_run(path, name) for path, name in zip(paths, views.unique_names(paths), strict=True)]
-    write_text(out, render(runs, max_videos=max_videos))
+    write_text(out, render(runs, max_videos=max_videos, table=table))
     return Path(out)
 
 
-def render(runs: Sequence[RunData], *, max_videos: int = 6) -> str:
+def render(runs: Sequence[RunData], *, max_videos: int = 6, table: Mapping[str, Any] | None = None) -> str:
     """The page as HTML text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -132,6 +135,7 @@ def render(runs: Sequence[RunData], *, max_videos: int = 6) -> str:
             blocks.append({"kind": kind, **draw(of_kind, len(runs) > 1)})
     return environment.get_template("page.html.j2").render(
         title=_title(runs),
+        table=table,
         generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         runs=[_run_view(number, run, max_videos) for number, run in enumerate(runs)],
         curves=blocks,

@@ -1,0 +1,97 @@
+"""Pre-trained bases: demonstrations of many tasks and the policy made from them, kept between targets and studies.
+
+They lie in a cache: `$RIPT_CACHE`, or `ript` in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ript.build import simulator_factory, task_keys
+from ript.config import Config
+from ript.demos import collect as collecting
+from ript.interfaces import SimulatorFactory
+from ript.report.files import make_folder
+from ript.report.progress import progress
+from ript.train_sft import train_sft
+
+BASE_FORMAT = 2
+"""Raise it when a change of the code makes cached bases stale."""
+
+
+def cache_folder() -> Path:
+    """Where bases are kept between runs."""
+    if "RIPT_CACHE" in os.environ:
+        return Path(os.environ["RIPT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ript"
+
+
+def base_folder(config: Config) -> Path:
+    """Of the base that this configuration starts from: `demos.hdf5`, and the run folder `sft`."""
+    return cache_folder() / f"base-{base_fingerprint(config)}"
+
+
+def base_fingerprint(config: Config) -> str:
+    """What the base depends on, as 12 hex digits."""
+    parts = {
+        "format": BASE_FORMAT,
+        "tasks": config.pretrain_tasks,
+        "simulator": dataclasses.asdict(config.sim),
+        "demos": [config.demos.per_task, config.demos.noise, config.demos.every],
+        "policy": [config.policy.size, config.policy.chunk, config.policy.execute, config.policy.privileged],
+        "sft": [
+            v
+            for k, v in dataclasses.asdict(config.sft).items()
+            if not k.startswith(("finetune", "checkpoint", "threads"))
+        ],
+        "versions": [metadata.version(package) for package in ("ript", "metaworld", "mujoco", "torch")],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def make_base(config: Config, base: Path) -> Path:
+    """Demonstrations of the pre-training tasks and the policy made from them, unless they are there."""
+    make_base_demos(config, base)
+    train_unless_done(replace(config, tasks=(), seed=0), [base / "demos.hdf5"], base / "sft")
+    return base
+
+
+def make_base_demos(config: Config, base: Path) -> None:
+    if (base / "demos.hdf5").exists():
+        return
+    make_folder(base)
+    d, keys = config.demos, task_keys(config.sim, config.pretrain_tasks)
+    collect(
+        simulator_factory(config.sim), keys, d.per_task, base / "demos.hdf5", seed=0, noise=d.noise, every=d.every,
+        workers=config.rollout.workers,
+    )  # fmt: skip
+
+
+def train_unless_done(config: Config, demos: Sequence[Path], out: Path, base: Path | None = None) -> None:
+    """Supervised training in the run folder `out`; one that was interrupted goes on, one that is done stays."""
+    if not (out / "policy").exists():
+        train_sft(config, demos, out, base=base, resume=(out / "config.json").exists())
+
+
+def collect(
+    factory: SimulatorFactory, keys: Sequence[str], per_task: int, out: str | Path, **settings: Any
+) -> collecting.Progress:
+    """`collect_demos` with a progress bar."""
+    demos = 0
+
+    def show(done: collecting.Progress) -> None:
+        nonlocal demos
+        bar.advance(done.demos - demos)
+        bar.note(f"{done.tries} tries")
+        demos = done.demos
+
+    with progress[object](len(keys) * per_task, "demonstrations") as bar:
+        return collecting.collect_demos(factory, keys, per_task, out, progress=show, **settings)

@@ -1,0 +1,334 @@
+"""The studies of RIPT-VLA (Tan et al. 2025) by name: lists of cells, each a complete configuration.
+
+A cell names what is pre-trained on, what is practised on and how; `run_study` does the rest. Two scales: "paper" keeps
+the paper's settings; "small" is the same question shrunk to two CPU cores and about an hour, and says what was shrunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ript.config import (
+    Config,
+    DemoConfig,
+    EvalConfig,
+    LearnConfig,
+    PolicyConfig,
+    SamplingConfig,
+    SFTConfig,
+    SimConfig,
+)
+from ript.errors import UnknownNameError
+from ript.recipes import quickstart
+
+Scale = Literal["paper", "small"]
+
+ML45_TEST = tuple(f"{name}-v3" for name in ("box-close", "disassemble", "hand-insert", "pick-place-wall", "stick-pull"))
+"""The five held-out tasks of ML45."""
+
+LIBERO_SUITES = {"goal": 10, "spatial": 10, "object": 10, "long": 10, "90": 90}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A row of a study's table.
+
+    Attributes:
+        name: of the row, and of its run folders.
+        config: complete; `pretrain_tasks` make the base, `tasks` are practised on after fine-tuning on
+            `demos.target` demonstrations each. Tasks that the base was pre-trained on are not fine-tuned.
+        paper: success in %, before and after post-training, where the paper gives it.
+    """
+
+    name: str
+    config: Config
+    paper: tuple[float | None, float | None] = (None, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question and the cells that answer it.
+
+    Attributes:
+        name: see `STUDIES`.
+        question: one sentence.
+        expected: what the paper found.
+        cells: rows of the table.
+        seeds: of every cell, by default.
+        shrunk: what is smaller than in the paper; empty at scale "paper".
+        needs: suite that must be there.
+    """
+
+    name: str
+    question: str
+    expected: str
+    cells: tuple[Cell, ...]
+    seeds: tuple[int, ...]
+    shrunk: tuple[str, ...] = ()
+    needs: str = "metaworld"
+
+
+def get_study(name: str, scale: Scale = "small") -> Study:
+    """The study of that name.
+
+    Raises:
+        UnknownNameError: no such study or scale.
+    """
+    if name not in STUDIES:
+        raise UnknownNameError("study", name, STUDIES)
+    if scale not in ("paper", "small"):
+        raise UnknownNameError("scale", scale, ("paper", "small"))
+    return STUDIES[name](scale)
+
+
+# ------------------------------------------------------------------ Meta-World
+
+
+def ml45_train() -> tuple[str, ...]:
+    from ript.sims.metaworld_suite import SPLITS
+
+    return SPLITS["ML45-train"]
+
+
+PAPER_SEEDS, SMALL_SEEDS = (0, 1, 2), (0,)
+
+SHRUNK = (
+    "policy of 1.1 M instead of 20 M parameters, one 64-pixel camera near the table, chunks of 16 executed whole",
+    "10 demonstrations of each of the 45 pre-training tasks instead of 100; 1,300 optimiser steps, with an auxiliary "
+    "loss on object positions",
+    "8 iterations of 24 groups from at most 32 states, horizon 200 in practice and 500 in evaluation",
+    "20 held-out states a task instead of 50, one seed instead of three",
+)
+
+
+def paper_metaworld(tasks: tuple[str, ...], *, multitask: bool) -> Config:
+    """The paper's settings for QueST on Meta-World; steps stand for epochs over the demonstrations' windows."""
+    return Config(
+        recipe="paper-metaworld",
+        tasks=tasks,
+        pretrain_tasks=ml45_train(),
+        iterations=30 if multitask else 15,
+        stop_at=1.0,
+        sim=SimConfig(cameras=("corner2",), image_size=128, arm="mesh", horizon=500),
+        policy=PolicyConfig(size="paper", temperature=1.0, rl_trains="prior"),
+        demos=DemoConfig(per_task=100, target=5, noise=0.2, every=1),
+        sft=SFTConfig(
+            autoencoder_steps=140_000, autoencoder_batch=256, autoencoder_learning_rate=1e-4, policy_steps=56_000,
+            policy_batch=128, policy_learning_rate=1e-4, finetune_steps=3_500, finetune_learning_rate=1e-4,
+            finetune_share=1.0, weight_decay=1e-4, max_grad_norm=100.0, checkpoint_every=2_000,
+        ),
+        sampling=SamplingConfig(
+            group_size=16, groups=180 if multitask else 10, max_attempts=360 if multitask else 40, contexts=50
+        ),
+        learn=LearnConfig(
+            learning_rate=1e-6, epochs=20, minibatch_trajectories=8, clip_low=0.2, clip_high=0.2, reduction="token",
+            target_kl=0.0, adapt_kl=0.0,
+        ),
+        eval=EvalConfig(trials=50, every=5, every_trials=10, mode="sampled", videos=1),
+    )  # fmt: skip
+
+
+def small_metaworld(tasks: tuple[str, ...]) -> Config:
+    """The quickstart's policy, pre-trained on ML45."""
+    base = quickstart()
+    return replace(
+        base,
+        recipe="small-metaworld",
+        tasks=tasks,
+        pretrain_tasks=ml45_train(),
+        iterations=8,
+        stop_at=1.0,
+        demos=DemoConfig(per_task=10, target=5),
+        sft=replace(base.sft, finetune_steps=300, finetune_share=0.5),
+        sampling=replace(base.sampling, groups=24, max_attempts=32),
+        eval=EvalConfig(trials=20, every=0, mode="greedy", videos=1),
+    )
+
+
+def few_shot(scale: Scale) -> Config:
+    """The five held-out tasks, five demonstrations each."""
+    return paper_metaworld(ML45_TEST, multitask=False) if scale == "paper" else small_metaworld(ML45_TEST)
+
+
+def _study(scale: Scale, cells: list[Cell], **settings: Any) -> Study:
+    small = scale == "small"
+    return Study(
+        cells=tuple(cells), seeds=SMALL_SEEDS if small else PAPER_SEEDS, shrunk=SHRUNK if small else (), **settings
+    )
+
+
+def metaworld_ml45(scale: Scale) -> Study:
+    tasks = ml45_train()
+    if scale == "paper":
+        config = paper_metaworld(tasks, multitask=True)
+    else:
+        config = small_metaworld(tasks)
+        config = replace(
+            config,
+            iterations=6,
+            sampling=replace(config.sampling, groups=90, max_attempts=135),
+            learn=replace(config.learn, minibatch=1024),
+            eval=replace(config.eval, trials=10, videos=0),
+        )
+    return _study(
+        scale, [Cell(name="ML45", config=config, paper=(91.0, 92.2))], name="metaworld_ml45",
+        question="Does post-training on all 45 training tasks at once raise their mean success?",
+        expected="a little: 91.0 -> 92.2",
+    )  # fmt: skip
+
+
+def metaworld_ml45_fewshot(scale: Scale) -> Study:
+    return _study(
+        scale, [Cell(name="5 demonstrations", config=few_shot(scale), paper=(63.6, 76.0))],
+        name="metaworld_ml45_fewshot",
+        question="How much does post-training add on five new tasks with five demonstrations each?",
+        expected="63.6 -> 76.0",
+    )  # fmt: skip
+
+
+def demos(scale: Scale) -> Study:
+    config = few_shot(scale)
+    return _study(
+        scale,
+        [Cell(name=f"{n} demonstrations", config=replace(config, demos=replace(config.demos, target=n)))
+         for n in (1, 3, 5, 10)],
+        name="demos", question="How does the gain depend on the number of demonstrations?",
+        expected="post-training gains most with fewest demonstrations",
+    )  # fmt: skip
+
+
+def context_size(scale: Scale) -> Study:
+    config = few_shot(scale)
+    return _study(
+        scale,
+        [Cell(name=f"{n} contexts", config=_sampling(config, contexts=n)) for n in (1, 5, 10, 25, 40)],
+        name="context_size", question="How many initial states are needed to practise on?",
+        expected="success rises with the number of contexts",
+    )  # fmt: skip
+
+
+def context_noise(scale: Scale) -> Study:
+    config = _sampling(few_shot(scale), contexts=40)
+    return _study(
+        scale,
+        [Cell(name=f"{100 * std:g} cm", config=_sampling(config, context_noise=std))
+         for std in (0.0, 0.025, 0.05, 0.1, 0.175)],
+        name="context_noise", question="What if the practised initial states are not the ones that are measured?",
+        expected="no loss at 2.5 cm, still above SFT at 17.5 cm",
+    )  # fmt: skip
+
+
+def dynamic_sampling(scale: Scale) -> Study:
+    config = few_shot(scale)
+    return _study(
+        scale,
+        [Cell(name="on", config=config, paper=(None, 92.2)),
+         Cell(name="off", config=_sampling(config, dynamic=False), paper=(None, 91.3))],
+        name="dynamic_sampling", question="What is dynamic rollout sampling worth?",
+        expected="on ML45 92.2 with it, 91.3 without",
+    )  # fmt: skip
+
+
+def rollouts_per_context(scale: Scale) -> Study:
+    config = few_shot(scale)
+    s = config.sampling
+
+    def with_k(k: int) -> Config:  # the same number of rollouts
+        return _sampling(
+            config, group_size=k, groups=s.groups * s.group_size // k, max_attempts=s.max_attempts * s.group_size // k
+        )
+
+    return _study(
+        scale, [Cell(name=f"K = {k}", config=with_k(k)) for k in (4, 8, 16)],
+        name="rollouts_per_context",
+        question="How many rollouts from each initial state, at equal numbers of rollouts?",
+        expected="more rollouts per context give steadier gains",
+    )  # fmt: skip
+
+
+def std_normalisation(scale: Scale) -> Study:
+    config = few_shot(scale)
+    return _study(
+        scale,
+        [Cell(name="off", config=config),
+         Cell(name="on", config=replace(config, learn=replace(config.learn, normalise_std=True)))],
+        name="std_normalisation", question="Should advantages be divided by their standard deviation?",
+        expected="no (LOOP: 71.3 without, 61.9 with)",
+    )  # fmt: skip
+
+
+def _sampling(config: Config, **changes: Any) -> Config:
+    return replace(config, sampling=replace(config.sampling, **changes))
+
+
+# ------------------------------------------------------------------ LIBERO
+
+
+def paper_libero(suite: str, *, target: int, few: bool) -> Config:
+    """The paper's settings for QueST on LIBERO; the tasks are those of the suite."""
+    config = paper_metaworld((), multitask=suite == "90")
+    return replace(
+        config,
+        recipe=f"paper-libero-{suite}",
+        pretrain_tasks=(),
+        sim=SimConfig(suite="libero", cameras=("agentview_rgb", "eye_in_hand_rgb"), image_size=128, horizon=600),
+        demos=replace(config.demos, target=target),
+        sft=replace(config.sft, finetune_steps=3_500 if few else 20_000),
+    )
+
+
+def _libero(
+    name: str, suite: str, paper: tuple[float | None, float | None], *, target: int = 50, few: bool = False
+) -> Callable[[Scale], Study]:
+    def study(scale: Scale) -> Study:
+        return Study(
+            name=name, question=f"Post-training on LIBERO-{suite}, {target} demonstrations a task.",
+            expected="see the table", needs="libero", seeds=PAPER_SEEDS,
+            cells=(Cell(name=suite, config=paper_libero(suite, target=target, few=few), paper=paper),),
+        )  # fmt: skip
+
+    return study
+
+
+def _libero_pairs(
+    name: str, question: str, rows: dict[int, tuple[float | None, float | None]]
+) -> Callable[[Scale], Study]:
+    def study(scale: Scale) -> Study:
+        cells = tuple(
+            Cell(name=f"{n} demonstrations", config=paper_libero("90", target=n, few=True), paper=paper)
+            for n, paper in rows.items()
+        )
+        return Study(
+            name=name, question=question, expected="see the table", needs="libero", seeds=PAPER_SEEDS, cells=cells
+        )
+
+    return study
+
+
+STUDIES: dict[str, Callable[[Scale], Study]] = {
+    "metaworld_ml45": metaworld_ml45,
+    "metaworld_ml45_fewshot": metaworld_ml45_fewshot,
+    "demos": demos,
+    "context_size": context_size,
+    "context_noise": context_noise,
+    "dynamic_sampling": dynamic_sampling,
+    "rollouts_per_context": rollouts_per_context,
+    "std_normalisation": std_normalisation,
+    "libero_goal": _libero("libero_goal", "goal", (80.8, 92.7)),
+    "libero_spatial": _libero("libero_spatial", "spatial", (87.4, 95.6)),
+    "libero_object": _libero("libero_object", "object", (93.6, 98.4)),
+    "libero_long": _libero("libero_long", "long", (68.8, 87.5)),
+    "libero_90": _libero("libero_90", "90", (88.6, 94.3)),
+    "libero_long_fewshot": _libero("libero_long_fewshot", "long", (50.2, 71.4), target=5, few=True),
+    "cross_scenario": _libero_pairs(
+        "cross_scenario", "The same goal in another scene, after few demonstrations.",
+        {1: (5.0, None), 3: (None, None), 5: (None, None)},
+    ),
+    "cross_goal": _libero_pairs(
+        "cross_goal", "Another goal in the same scene, after few demonstrations.",
+        {3: (0.7, 59.7), 10: (29.4, 79.7)},
+    ),
+}  # fmt: skip
+"""Name -> what makes the study at a scale."""

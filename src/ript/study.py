@@ -1,0 +1,293 @@
+"""Run a study: every cell and seed, one after another, resumable; then one table and one report.
+
+out/study.json              what was asked for
+out/sft-HASH/               fine-tuned policies; cells that differ in post-training alone share them
+out/CELL-seedN/             a post-training run; its result.json says that it is done
+out/CELL-seedN.error.txt    why a cell failed; it is tried again by the next call
+out/table.md, report.html   made anew after every cell
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ript.bases import base_fingerprint, base_folder, collect, make_base, train_unless_done
+from ript.build import Contexts, make_env_pool, make_policy, simulator_factory, task_keys
+from ript.config import Config
+from ript.errors import DependencyMissing, RiptError, RunError
+from ript.evaluate import wilson
+from ript.report.files import make_folder, read_json, read_lines, write_json, write_text
+from ript.report.page import write_report
+from ript.report.progress import status
+from ript.report.run import locked
+from ript.sims.registry import SUITES
+from ript.studies import Cell, Scale, Study, get_study
+from ript.train_rl import train_rl
+from ript.types import RolloutRequest
+
+RECORD = "study.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a study will take, by the speed measured on this machine.
+
+    Attributes:
+        cells: cells times seeds.
+        rollouts, env_steps: at most: every group attempted, every rollout to the horizon.
+        env_steps_per_second: measured.
+        hours: of rollouts on this machine.
+        machines_for_a_day: like this one.
+    """
+
+    cells: int
+    rollouts: int
+    env_steps: int
+    env_steps_per_second: float
+    hours: float
+    machines_for_a_day: float
+
+    def text(self, study: Study) -> str:
+        lines = [f"{study.name}: {study.question}", *(f"  shrunk: {what}" for what in study.shrunk)]
+        lines += [f"  {cell.name}" for cell in study.cells]
+        return "\n".join(lines) + (
+            f"\n{self.cells} runs: at most {self.rollouts:,} rollouts, {self.env_steps:,} env-steps; at "
+            f"{self.env_steps_per_second:,.0f} env-steps/s {self.hours:.1f} hours of rollouts here, or a day on "
+            f"{self.machines_for_a_day:.1f} machines like this; supervised training and updates come on top"
+        )
+
+
+def run_study(
+    name: str, out: str | Path, *, scale: Scale = "small", seeds: Sequence[int] | None = None, resume: bool = False
+) -> dict[str, Any]:
+    """Run what is not done yet.
+
+    Args:
+        name: of `studies.STUDIES`.
+        out: folder of the study.
+        scale: "small" or "paper".
+        seeds: instead of the study's own.
+        resume: `out` holds this study already.
+
+    Returns:
+        {"study", "scale", "seeds", "question", "expected", "shrunk", "rows", "failed", "table", "report"}; a row is
+        {"cell", "seed", "mode", "before", "after", "iterations", "rollouts", "env_steps"}.
+
+    Raises:
+        UnknownNameError: no such study.
+        DependencyMissing: its simulator is not there.
+        RunError: `out` holds something else, or is in use.
+    """
+    study = checked(get_study(name, scale))
+    chosen = list(seeds or study.seeds)
+    asked = {"study": name, "scale": scale, "seeds": chosen}
+    folder = Path(out)
+    _claim(folder, asked, resume)
+    with locked(folder):
+        write_json(folder / RECORD, asked)
+        for cell, seed in _cells(study, chosen):
+            _run_cell(study, cell, seed, folder)
+            summary(study, asked, folder)
+        return summary(study, asked, folder)
+
+
+def checked(study: Study) -> Study:
+    """The study, when its simulator is there."""
+    if study.needs not in SUITES:
+        raise DependencyMissing(f"study {study.name} needs the simulator suite {study.needs!r}, which is not here yet")
+    return study
+
+
+def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> None:
+    if (folder / RECORD).exists():
+        held = read_json(folder / RECORD)
+        if held != asked:
+            raise RunError(f"{folder} holds another study ({_words(held)}): choose another --out")
+        if not resume:
+            raise RunError(f"{folder} holds this study already: go on with --resume, or choose another --out")
+    elif resume:
+        raise RunError(f"{folder} holds no study: leave --resume out to begin")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} is not empty: choose another --out")
+    make_folder(folder)
+
+
+def _words(asked: dict[str, Any]) -> str:
+    return f"{asked.get('study')}, scale {asked.get('scale')}, seeds {asked.get('seeds')}"
+
+
+def _cells(study: Study, seeds: Sequence[int]) -> Iterator[tuple[Cell, int]]:
+    for seed in seeds:
+        for cell in study.cells:
+            yield cell, seed
+
+
+def cell_folder(folder: Path, cell: Cell, seed: int) -> Path:
+    return folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', cell.name).strip('-')}-seed{seed}"
+
+
+# ------------------------------------------------------------------ one cell
+
+
+def _run_cell(study: Study, cell: Cell, seed: int, folder: Path) -> None:
+    """One run; what goes wrong in it is written down and does not stop the others."""
+    run = cell_folder(folder, cell, seed)
+    trouble = run.with_name(f"{run.name}.error.txt")
+    if (run / "result.json").exists():
+        return
+    status(f"{study.name}: {cell.name}, seed {seed}")
+    try:
+        config = replace(cell.config, seed=seed)
+        policy = start_policy(config, folder)
+        train_rl(config, policy, run, resume=(run / "config.json").exists())
+        trouble.unlink(missing_ok=True)
+    except (RiptError, OSError) as error:
+        status(f"  failed: {error}")
+        write_text(trouble, "".join(traceback.format_exception(error)))
+
+
+def start_policy(config: Config, folder: Path) -> Path:
+    """The base, fine-tuned toward the tasks that it has not seen; made unless it is there."""
+    base = make_base(replace(config, seed=0), base_folder(config))
+    if set(config.tasks) <= set(config.pretrain_tasks):
+        return base / "sft" / "policy"
+    sft = folder / f"sft-{_sft_fingerprint(config)}"
+    target = sft.with_suffix(".hdf5")
+    d = config.demos
+    if not target.exists():
+        keys = task_keys(config.sim, config.tasks)
+        collect(
+            simulator_factory(config.sim), keys, d.target, target, seed=config.seed, noise=d.noise, every=d.every,
+            workers=config.rollout.workers,
+        )  # fmt: skip
+    train_unless_done(config, [base / "demos.hdf5", target], sft, base=base / "sft" / "policy")
+    return sft / "policy"
+
+
+def _sft_fingerprint(config: Config) -> str:
+    parts = {
+        "base": base_fingerprint(config),
+        "tasks": config.tasks,
+        "target": config.demos.target,
+        "sft": {name: value for name, value in asdict(config.sft).items() if name.startswith("finetune")},
+        "seed": config.seed,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# ------------------------------------------------------------------ results
+
+
+def summary(study: Study, asked: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What is done so far; writes the table and the report."""
+    done = [(c, s) for c, s in _cells(study, asked["seeds"]) if (cell_folder(folder, c, s) / "result.json").exists()]
+    rows = [_row(cell, seed, cell_folder(folder, cell, seed)) for cell, seed in done]
+    failed = {path.name.removesuffix(".error.txt"): _last_line(path) for path in sorted(folder.glob("*.error.txt"))}
+    table = study_table(study, rows)
+    write_text(folder / "table.md", markdown(table))
+    report = None
+    if done:
+        report = write_report([cell_folder(folder, c, s) for c, s in done], folder / "report.html", table=table)
+    return asked | {
+        "question": study.question, "expected": study.expected, "shrunk": list(study.shrunk), "rows": rows,
+        "failed": failed, "table": str(folder / "table.md"), "report": None if report is None else str(report),
+    }  # fmt: skip
+
+
+def _last_line(path: Path) -> str:
+    return path.read_text().strip().splitlines()[-1]
+
+
+def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
+    evals = [row for row in read_lines(run / "evals.jsonl") if row["states"] == "held-out"]
+    mode = cell.config.eval.mode
+    before, after = (
+        next(r["eval"]["total"] for r in ordered if r["mode"].startswith(mode)) for ordered in (evals, evals[::-1])
+    )
+    last = read_lines(run / "metrics.jsonl")[-1] if (run / "metrics.jsonl").exists() else {}
+    return {
+        "cell": cell.name, "seed": seed, "mode": mode, "before": before, "after": after,
+        "iterations": last.get("iteration", 0), "rollouts": last.get("total/rollouts", 0),
+        "env_steps": last.get("total/env_steps", 0),
+    }  # fmt: skip
+
+
+def study_table(study: Study, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The study's numbers beside the paper's; see `write_report`."""
+    body = []
+    for cell in study.cells:
+        mine = [row for row in rows if row["cell"] == cell.name]
+        steps = f"{sum(row['env_steps'] for row in mine) // max(1, len(mine)):,}" if mine else "-"
+        numbers = [pooled([row[stage] for row in mine]) for stage in ("before", "after")]
+        paper = ["-" if value is None else f"{value:g} %" for value in cell.paper]
+        seeds = ", ".join(str(row["seed"]) for row in mine) or "-"
+        body.append([cell.name, seeds, *numbers, steps, *paper])
+    return {
+        "title": study.question,
+        "columns": ["", "seeds", "SFT", "post-trained", "env-steps", "paper: SFT", "paper: post-trained"],
+        "rows": body,
+        "notes": [f"The paper: {study.expected}.", *(f"Shrunk: {what}." for what in study.shrunk)],
+    }
+
+
+def markdown(table: dict[str, Any]) -> str:
+    lines = [f"**{table['title']}**", ""]
+    lines += [f"| {' | '.join(row)} |" for row in (table["columns"], ["---"] * len(table["columns"]), *table["rows"])]
+    return "\n".join([*lines, "", *(f"- {note}" for note in table["notes"]), ""])
+
+
+def pooled(totals: Sequence[dict[str, Any]]) -> str:
+    """Successes over the trials of all seeds, with the Wilson 95 % interval."""
+    trials = sum(total["trials"] for total in totals)
+    if not trials:
+        return "-"
+    successes = sum(total["successes"] for total in totals)
+    low, high = wilson(successes, trials)
+    return f"{100 * successes / trials:.0f} % ({successes}/{trials}, {100 * low:.0f}-{100 * high:.0f})"
+
+
+# ------------------------------------------------------------------ what it will cost
+
+
+def cost(study: Study, seeds: Sequence[int]) -> Cost:
+    """Rollouts of practice and evaluation, by the speed of an untrained policy here, which never stops early."""
+    study = checked(study)
+    rollouts = env_steps = 0
+    for cell in study.cells:
+        c = cell.config
+        practice = c.iterations * c.sampling.max_attempts * c.sampling.group_size
+        validations = c.iterations // c.eval.every if c.eval.every else 0
+        measured = len(c.tasks) * (4 * c.eval.trials + validations * c.eval.every_trials)
+        rollouts += practice + measured
+        env_steps += practice * (c.sampling.horizon or c.sim.horizon) + measured * c.sim.horizon
+    speed = measure_speed(study.cells[0].config)
+    hours = len(seeds) * env_steps / speed / 3600
+    return Cost(
+        cells=len(study.cells) * len(seeds), rollouts=len(seeds) * rollouts, env_steps=len(seeds) * env_steps,
+        env_steps_per_second=speed, hours=hours, machines_for_a_day=hours / 24,
+    )  # fmt: skip
+
+
+def measure_speed(config: Config, steps: int = 64) -> float:
+    """Environment steps a second of all workers together, with an untrained policy in the loop."""
+    (key, *_) = task_keys(config.sim, config.tasks)
+    slots = max(1, config.rollout.workers) * config.rollout.slots
+    with Contexts(config.sim, (key,), 0) as contexts:
+        policy = make_policy(config, contexts.simulator(key).spec, 0)
+        policy.embed([contexts.simulator(key).task.instruction])
+        states = contexts.states(key, slots, "train")
+        with make_env_pool(config.sim, config.rollout, policy) as pool:
+            for horizon in (policy.config.execute, steps):  # the first time is for starting up
+                began = time.perf_counter()
+                done = list(
+                    pool.run(RolloutRequest(initial_state=s, index=0, seed=(0,), horizon=horizon) for s in states)
+                )
+    return sum(rollout.env_steps for rollout in done) / (time.perf_counter() - began)

@@ -1,0 +1,189 @@
+"""Studies: their definitions, and the runner on a study of the toy simulator."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toy_runs import Stopped, stop_in, toy_config
+
+from ript import studies
+from ript.cli import main
+from ript.errors import DependencyMissing, NoSignalError, RunError, UnknownNameError
+from ript.studies import ML45_TEST, STUDIES, Cell, Scale, Study, get_study, ml45_train
+from ript.study import cell_folder, cost, run_study
+from ript.train_rl import train_rl
+
+CONFIG = toy_config(
+    iterations=1,
+    pretrain_tasks=("reach-left", "reach-corner"),
+    sft={"autoencoder_steps": 10, "policy_steps": 10, "finetune_steps": 5, "autoencoder_batch": 16},
+    eval={"trials": 4, "every": 0, "videos": 0, "mode": "greedy"},
+)
+
+
+def toy_study(scale: Scale) -> Study:
+    one, two = (replace(CONFIG, sampling=replace(CONFIG.sampling, groups=n, max_attempts=n)) for n in (2, 3))
+    seen = replace(one, tasks=("reach-left",))
+    cells = (
+        Cell(name="2 groups", config=one, paper=(5.0, 97.2)),
+        Cell(name="3 groups", config=two),
+        Cell(name="seen", config=seen),
+    )
+    return Study(
+        name="toy", question="Does it run?", expected="yes", cells=cells, seeds=(0, 1), needs="toy", shrunk=("all",)
+    )
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    monkeypatch.setitem(STUDIES, "toy", toy_study)
+    monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "cache"))
+    return "toy"
+
+
+# ---------------------------------------------------------------------- definitions
+
+
+@pytest.mark.parametrize("scale", ["small", "paper"])
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> None:
+    study = get_study(name, scale)
+    assert study.name == name and study.question and study.cells
+    assert len({cell.name for cell in study.cells}) == len(study.cells)
+    folders = {cell_folder(Path(), cell, 0) for cell in study.cells}
+    assert len(folders) == len(study.cells)
+    assert bool(study.shrunk) == (scale == "small" and study.needs == "metaworld")
+    if scale == "paper":
+        assert study.seeds == (0, 1, 2)
+        for cell in study.cells:
+            c = cell.config
+            assert (c.policy.size, c.sampling.group_size, c.eval.trials) in {("paper", k, 50) for k in (4, 8, 16)}
+            assert (c.learn.learning_rate, c.learn.epochs, c.learn.minibatch_trajectories) == (1e-6, 20, 8)
+            assert c.sim.horizon == {"metaworld": 500, "libero": 600}[study.needs]
+
+
+def test_the_held_out_tasks_are_those_of_ml45() -> None:
+    from ript.sims.metaworld import SPLITS
+
+    assert SPLITS["ML45-test"] == ML45_TEST and SPLITS["ML45-train"] == ml45_train()
+    assert not set(ML45_TEST) & set(ml45_train()) and len(ml45_train()) == 45
+
+
+def test_cells_differ_in_what_the_study_is_about() -> None:
+    assert [c.config.demos.target for c in studies.demos("small").cells] == [1, 3, 5, 10]
+    assert [c.config.sampling.contexts for c in studies.context_size("paper").cells] == [1, 5, 10, 25, 40]
+    assert [c.config.sampling.context_noise for c in studies.context_noise("small").cells] == [
+        0,
+        0.025,
+        0.05,
+        0.1,
+        0.175,
+    ]
+    assert [c.config.sampling.dynamic for c in studies.dynamic_sampling("small").cells] == [True, False]
+    assert [c.config.learn.normalise_std for c in studies.std_normalisation("small").cells] == [False, True]
+    k = [c.config.sampling for c in studies.rollouts_per_context("small").cells]
+    assert [s.group_size for s in k] == [4, 8, 16] and len({s.group_size * s.groups for s in k}) == 1
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean demos"):
+        get_study("demoes")
+    with pytest.raises(UnknownNameError, match="scale"):
+        get_study("demos", "tiny")  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------- running
+
+
+def test_a_study_runs_every_cell_and_puts_the_numbers_beside_the_papers(study: str, tmp_path: Path) -> None:
+    found = run_study(study, tmp_path / "out")
+    assert [(row["cell"], row["seed"]) for row in found["rows"]] == [
+        (cell, seed) for seed in (0, 1) for cell in ("2 groups", "3 groups", "seen")
+    ]
+    assert all(
+        row["before"]["trials"] == row["after"]["trials"] == 4 and row["iterations"] == 1 for row in found["rows"]
+    )
+    assert not found["failed"] and found["shrunk"] == ["all"]
+    table = Path(found["table"]).read_text()
+    assert "| 2 groups | 0, 1 |" in table and "| 5 % | 97.2 % |" in table and "/8, " in table
+    assert "Does it run?" in Path(found["report"]).read_text()
+    fine_tuned = sorted((tmp_path / "out").glob("sft-*.hdf5"))
+    assert len(fine_tuned) == 2  # one a seed: the cells share it, and "seen" needs none
+    with pytest.raises(RunError, match="holds this study already: go on with --resume"):
+        run_study(study, tmp_path / "out")
+
+
+def test_an_interrupted_study_goes_on_and_does_nothing_twice(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as stop, pytest.raises(Stopped):
+        stop_in(stop, "finish", lambda number, *args: number == 4)  # base, fine-tuning, first cell, second cell
+        run_study(study, out, seeds=[0])
+    assert [path.parent.name for path in out.glob("*/result.json") if "groups" in str(path)] == ["2-groups-seed0"]
+    done = (out / "2-groups-seed0" / "policy" / "model.safetensors").stat().st_mtime_ns
+    run_study(study, out, seeds=[0], resume=True)
+    first = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+    found = run_study(study, out, seeds=[0], resume=True)
+    assert len(found["rows"]) == 3
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    assert (out / "2-groups-seed0" / "policy" / "model.safetensors").stat().st_mtime_ns == done
+
+
+def test_a_cell_that_fails_says_why_and_does_not_stop_the_others(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(config, policy, run, **settings):  # type: ignore[no-untyped-def]
+        if run.name.startswith("2-groups"):
+            raise NoSignalError("every rollout failed")
+        return train_rl(config, policy, run, **settings)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr("ript.study.train_rl", broken)
+    found = run_study(study, out, seeds=[0])
+    assert found["failed"] == {"2-groups-seed0": "ript.errors.NoSignalError: every rollout failed"}
+    assert [row["cell"] for row in found["rows"]] == ["3 groups", "seen"]
+    monkeypatch.undo()
+    monkeypatch.setitem(STUDIES, "toy", toy_study)
+    monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "cache"))
+    again = run_study(study, out, seeds=[0], resume=True)
+    assert not again["failed"] and len(again["rows"]) == 3
+
+
+def test_a_folder_of_something_else_is_left_alone(study: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    with pytest.raises(RunError, match="is not empty"):
+        run_study(study, tmp_path / "mine")
+    with pytest.raises(RunError, match="holds no study"):
+        run_study(study, tmp_path / "new", resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "study.json").write_text(json.dumps({"study": "demos", "scale": "small", "seeds": [0]}))
+    with pytest.raises(RunError, match=r"holds another study \(demos, scale small, seeds \[0\]\)"):
+        run_study(study, tmp_path / "other", resume=True)
+
+
+def test_a_study_of_a_simulator_that_is_not_here_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DependencyMissing, match="libero_goal needs the simulator suite 'libero'"):
+        run_study("libero_goal", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_cost_is_an_upper_bound_by_the_speed_here(study: str) -> None:
+    expense = cost(get_study(study), [0, 1])
+    practice = (2 + 3 + 2) * 4
+    assert expense.cells == 6 and expense.rollouts == 2 * (practice + 3 * 4 * 4)
+    assert expense.env_steps == 16 * expense.rollouts and expense.env_steps_per_second > 0
+    assert expense.hours == pytest.approx(expense.env_steps / expense.env_steps_per_second / 3600)
+    assert expense.machines_for_a_day == pytest.approx(expense.hours / 24)
+
+
+def test_the_command_lists_and_estimates_without_running(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["study"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in STUDIES)
+    assert main(["study", study, "--dry-run", "--out", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cells"] == 6 and not (tmp_path / "out").exists()
