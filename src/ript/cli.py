@@ -266,7 +266,7 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
                  "  ript quickstart\n  ript quickstart --target button-press-topdown-v3 --seed 1\n"
                  "  ript quickstart --fresh --out runs/from-nothing", overrides=True)  # fmt: skip
     p.add_argument(
-        "--target", metavar="TASK", help="Meta-World task; it gets one demonstration (default drawer-open-v3)"
+        "--target", metavar="TASK", help="Meta-World task; it gets one demonstration (default faucet-open-v3)"
     )
     p.add_argument("--fresh", action="store_true", help="make the pre-trained base anew, without the cache")
     p.add_argument("--out", metavar="DIR", help="output folder (default: a new one under runs/)")

@@ -42,7 +42,7 @@ def quickstart() -> Config:
     """One demonstration of a new task, then interactive post-training; Meta-World on two CPU cores, in minutes."""
     return Config(
         recipe="quickstart",
-        tasks=("drawer-open-v3",),
+        tasks=("faucet-open-v3",),
         pretrain_tasks=PRETRAIN_TASKS,
         policy=PolicyConfig(size="small", privileged=True, entropy=0.8, top_k=16, rl_trains="prior+adapter"),
         sft=SFTConfig(
