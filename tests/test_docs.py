@@ -139,7 +139,7 @@ def test_the_documented_eval_schema_has_the_keys_of_a_real_evaluation(runs: Path
             return {name: shape(inner) for name, inner in value.items()}
         return sorted(value) if isinstance(value, dict) else type(value).__name__
 
-    written = json.loads(document.replace("drawer-open-v3", "reach"))
+    written = json.loads(document.replace("faucet-open-v3", "reach"))
     assert shape(written) == shape(real.to_json())
 
 
