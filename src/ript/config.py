@@ -123,7 +123,7 @@ class RolloutConfig:
 
     workers: int = 2
     """Worker processes; 0 runs the simulators in this process."""
-    slots: int = 32
+    slots: int = 48
     """Simulator instances per worker; their observations make one batch."""
     inference: Literal["local", "central"] = "local"
     """"local": a copy of the policy in each worker. "central": one batched server for a large policy or a GPU."""
