@@ -7,11 +7,10 @@ same device. Then what torch offers on top, one thing at a time. Those that chan
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,12 +130,7 @@ def _act(policy: QuestPolicy, look: Observation, device: str, speed: float) -> d
     @torch.no_grad()
     def naive() -> None:
         """No key/value cache: the whole sequence again for each token, encoders once."""
-        context = policy.context(look)
-        tokens = torch.zeros((len(look), policy.config.tokens), dtype=torch.int64, device=device)
-        for step in range(policy.config.tokens):
-            logits = policy.prior_logits(context, tokens[:, : step + 1])[:, -1]
-            tokens[:, step] = logits.argmax(-1)
-        policy.autoencoder.decode(tokens)
+        policy.autoencoder.decode(_generate_without_cache(policy, policy.context(look)))
 
     def one_by_one() -> None:
         for i, generator in enumerate(generators):
@@ -237,13 +231,8 @@ def _options(update: _Update, plain: float, device: str) -> dict[str, Any]:
     """Name -> what an update step takes with it, beside the plain one; measured last, since some cannot be undone."""
     original = update.log_prob
 
-    @contextlib.contextmanager
-    def half() -> Iterator[None]:
-        with torch.autocast(device, dtype=torch.bfloat16):
-            yield
-
     def with_autocast() -> None:
-        with half():
+        with torch.autocast(device, dtype=torch.bfloat16):
             update.step(plain_optimiser)
 
     plain_optimiser, fused = update.optimiser(), update.optimiser(fused=True)

@@ -22,13 +22,12 @@ from ript.config import (
 )
 from ript.errors import UnknownNameError
 from ript.recipes import quickstart
+from ript.sims.metaworld_suite import SPLITS
 
 Scale = Literal["paper", "small"]
 
-ML45_TEST = tuple(f"{name}-v3" for name in ("box-close", "disassemble", "hand-insert", "pick-place-wall", "stick-pull"))
-"""The five held-out tasks of ML45."""
-
-LIBERO_SUITES = {"goal": 10, "spatial": 10, "object": 10, "long": 10, "90": 90}
+ML45_TRAIN, ML45_TEST = SPLITS["ML45-train"], SPLITS["ML45-test"]
+"""The 45 training tasks of ML45 and the five that it holds out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +85,6 @@ def get_study(name: str, scale: Scale = "small") -> Study:
 # ------------------------------------------------------------------ Meta-World
 
 
-def ml45_train() -> tuple[str, ...]:
-    from ript.sims.metaworld_suite import SPLITS
-
-    return SPLITS["ML45-train"]
-
-
 PAPER_SEEDS, SMALL_SEEDS = (0, 1, 2), (0,)
 
 SHRUNK = (
@@ -108,7 +101,7 @@ def paper_metaworld(tasks: tuple[str, ...], *, multitask: bool) -> Config:
     return Config(
         recipe="paper-metaworld",
         tasks=tasks,
-        pretrain_tasks=ml45_train(),
+        pretrain_tasks=ML45_TRAIN,
         iterations=30 if multitask else 15,
         stop_at=1.0,
         sim=SimConfig(cameras=("corner2",), image_size=128, arm="mesh", horizon=500),
@@ -137,7 +130,7 @@ def small_metaworld(tasks: tuple[str, ...]) -> Config:
         base,
         recipe="small-metaworld",
         tasks=tasks,
-        pretrain_tasks=ml45_train(),
+        pretrain_tasks=ML45_TRAIN,
         iterations=8,
         stop_at=1.0,
         demos=DemoConfig(per_task=10, target=5),
@@ -160,7 +153,7 @@ def _study(scale: Scale, cells: list[Cell], **settings: Any) -> Study:
 
 
 def metaworld_ml45(scale: Scale) -> Study:
-    tasks = ml45_train()
+    tasks = ML45_TRAIN
     if scale == "paper":
         config = paper_metaworld(tasks, multitask=True)
     else:

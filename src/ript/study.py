@@ -94,8 +94,8 @@ def run_study(
     with locked(folder):
         write_json(folder / RECORD, asked)
         for cell, seed in _cells(study, chosen):
-            _run_cell(study, cell, seed, folder)
-            summary(study, asked, folder)
+            if _run_cell(study, cell, seed, folder):
+                summary(study, asked, folder)
         return summary(study, asked, folder)
 
 
@@ -137,12 +137,12 @@ def cell_folder(folder: Path, cell: Cell, seed: int) -> Path:
 # ------------------------------------------------------------------ one cell
 
 
-def _run_cell(study: Study, cell: Cell, seed: int, folder: Path) -> None:
-    """One run; what goes wrong in it is written down and does not stop the others."""
+def _run_cell(study: Study, cell: Cell, seed: int, folder: Path) -> bool:
+    """One run, unless it is done already; what goes wrong in it is written down and does not stop the others."""
     run = cell_folder(folder, cell, seed)
     trouble = run.with_name(f"{run.name}.error.txt")
     if (run / "result.json").exists():
-        return
+        return False
     status(f"{study.name}: {cell.name}, seed {seed}")
     try:
         config = replace(cell.config, seed=seed)
@@ -152,6 +152,7 @@ def _run_cell(study: Study, cell: Cell, seed: int, folder: Path) -> None:
     except (RiptError, OSError) as error:
         status(f"  failed: {error}")
         write_text(trouble, "".join(traceback.format_exception(error)))
+    return True
 
 
 def start_policy(config: Config, folder: Path) -> Path:

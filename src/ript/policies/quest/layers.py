@@ -7,10 +7,14 @@ from torch import nn
 from torch.nn import functional as F
 
 
+def frequencies(dim: int) -> torch.Tensor:
+    """Of a sinusoidal encoding: 10000^(-2i/dim), `[dim / 2]`."""
+    return 1.0 / (10000 ** (torch.arange(0, dim, 2).float() / dim))
+
+
 def sinusoid(positions: int, dim: int) -> torch.Tensor:
     """Sinusoidal table `[positions, dim]`; sine and cosine interleaved, frequency 10000^(-2i/dim)."""
-    frequency = 1.0 / (10000 ** (torch.arange(0, dim, 2).float() / dim))
-    angle = torch.arange(positions).float()[:, None] * frequency
+    angle = torch.arange(positions).float()[:, None] * frequencies(dim)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :dim]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ript.policies.quest.config import QuestConfig
+from ript.policies.quest.layers import frequencies
 
 _RULES: tuple[tuple[str, str], ...] = (
     (r"image_encoders\.([^.]+)\.resnet18_base\.([01])\.", r"encoder.images.\1.features.\2."),
@@ -114,11 +115,6 @@ def published_keys(config: QuestConfig) -> Iterator[Entry]:
         yield from _block(f"policy_prior.decoder.layers.{i}.", config.width)
     yield from _layer("policy_prior.head.", (config.codebook, config.width))
     yield from _layer("policy_prior.lnf.", (config.width,))
-
-
-def frequencies(width: int) -> torch.Tensor:
-    """Of a sinusoidal encoding: `[width / 2]`."""
-    return 1.0 / (10000 ** (torch.arange(0, width, 2).float() / width))
 
 
 def _own(key: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Entry:
