@@ -3,7 +3,7 @@
     python benchmarks/ablations.py --policy runs/targets/drawer-open-v3-seed0/sft/policy --task drawer-open-v3 \
         --out runs/ablations --seeds 0 1
 
-Resumable. Writes a run folder per cell and seed, `report.html` with all of them overlaid, and prints a table. Success
+Any field of the recipe can be changed (`--learn.threads=1`). Resumable. Writes a run folder per cell and seed, `report.html` with all of them overlaid, and prints a table. Success
 is read off the validation states (40, every 3 iterations) at the largest number of env-steps that every run reached.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ript import overrides
 from ript.config import Config
 from ript.evaluate import wilson
 from ript.recipes import quickstart as recipe
@@ -47,12 +48,8 @@ def run(cell: str, seed: int, args: argparse.Namespace) -> Path:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     config = replace(with_tasks(recipe(), (args.task,)), seed=seed, iterations=args.iterations, stop_at=1.0)
-    config = replace(
-        config,
-        learn=replace(config.learn, threads=args.threads),
-        rollout=replace(config.rollout, workers=args.workers),
-        eval=replace(config.eval, every=3, trials=50, mode="sampled", videos=0),
-    )
+    config = replace(config, eval=replace(config.eval, every=3, trials=50, mode="sampled", videos=0))
+    config = overrides.apply(config, overrides.split_words(args.changes))
     status(f"{cell}, seed {seed}")
     train_rl(CELLS[cell](config), args.policy, folder)
     return folder
@@ -83,16 +80,14 @@ def table(folders: dict[str, list[Path]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--policy", type=Path, required=True)
     parser.add_argument("--task", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS))
     parser.add_argument("--iterations", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2, help="torch threads in the update; 1 on a busy machine")
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    args, args.changes = parser.parse_known_args()
     folders: dict[str, list[Path]] = {}
     for seed in args.seeds:
         for cell in args.cells:

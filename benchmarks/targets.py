@@ -2,8 +2,9 @@
 
     python benchmarks/targets.py --out runs/targets                      # all targets, seed 0
     python benchmarks/targets.py --out runs/targets --seeds 1 2 --targets drawer-open-v3 window-open-v3 plate-slide-v3
+    python benchmarks/targets.py --out runs/no-aux --policy.privileged=false --sft.threads=1
 
-Resumable: a row that is done is not run again, one that failed says why and does not stop the others. The targets are
+Any field of the recipe can be changed. Resumable: a row that is done is not run again, one that failed says why and does not stop the others. The targets are
 `ript.recipes.TARGET_TASKS`, written down before any of them was run.
 """
 
@@ -16,6 +17,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from ript import overrides
+from ript.config import Config
 from ript.errors import RiptError
 from ript.evaluate import wilson
 from ript.quickstart import quickstart
@@ -26,18 +29,11 @@ from ript.report.progress import status
 from ript.report.run import RunFolder
 
 
-def run(target: str, seed: int, out: Path, threads: int, workers: int) -> dict:
+def run(target: str, seed: int, out: Path, config: Config) -> dict:
     """One row; its run folder is `out/TARGET-seedN`."""
     file = out / f"{target}-seed{seed}.json"
     if file.exists():
         return json.loads(file.read_text())
-    config = recipe()
-    config = replace(
-        config,
-        sft=replace(config.sft, threads=threads),
-        learn=replace(config.learn, threads=threads),
-        rollout=replace(config.rollout, workers=workers),
-    )
     folder = out / f"{target}-seed{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     began = time.perf_counter()
@@ -90,18 +86,17 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--targets", nargs="+", default=list(TARGET_TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--threads", type=int, default=2, help="torch threads in training; 1 on a busy machine")
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    args, changes = parser.parse_known_args()
+    config = overrides.apply(recipe(), overrides.split_words(changes))
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in args.seeds:
         for target in args.targets:
-            rows.append(run(target, seed, args.out, args.threads, args.workers))
+            rows.append(run(target, seed, args.out, config))
             status(table(rows[-1:]))
     print(table(rows))
 

@@ -150,6 +150,18 @@ def test_a_cell_that_fails_says_why_and_does_not_stop_the_others(
     assert not again["failed"] and len(again["rows"]) == 3
 
 
+def test_a_field_changes_in_every_cell_and_the_table_says_so(study: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = run_study(study, out, seeds=[0], changes={"iterations": ["2"]})
+    assert [row["iterations"] for row in found["rows"]] == [2, 2, 2]
+    assert "- Changed: iterations = 2." in (out / "table.md").read_text()
+    with pytest.raises(RunError, match="another study"):
+        run_study(study, out, seeds=[0], changes={"iterations": ["3"]}, resume=True)
+    with pytest.raises(UnknownNameError, match="did you mean iterations"):
+        run_study(study, tmp_path / "new", changes={"iteration": ["3"]})
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_of_something_else_is_left_alone(study: str, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("mine")
@@ -159,7 +171,7 @@ def test_a_folder_of_something_else_is_left_alone(study: str, tmp_path: Path) ->
         run_study(study, tmp_path / "new", resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "study.json").write_text(json.dumps({"study": "demos", "scale": "small", "seeds": [0]}))
-    with pytest.raises(RunError, match=r"holds another study \(demos, scale small, seeds \[0\]\)"):
+    with pytest.raises(RunError, match=r"holds another study \(study demos, scale small, seeds \[0\]\)"):
         run_study(study, tmp_path / "other", resume=True)
 
 

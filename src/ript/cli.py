@@ -207,7 +207,8 @@ def _add_studies(commands: argparse._SubParsersAction) -> None:
                  "  ript study\n  ript study demos --dry-run\n  ript study demos --out runs/demos\n"
                  "  ript study context_size --seeds 0 1 2 --out runs/contexts\n"
                  "  ript study demos --out runs/demos --resume\n"
-                 "  ript study metaworld_ml45 --scale paper --dry-run")  # fmt: skip
+                 "  ript study demos --iterations=15 --rollout.workers=8 --out runs/longer\n"
+                 "  ript study metaworld_ml45 --scale paper --dry-run", overrides=True)  # fmt: skip
     p.add_argument("name", nargs="?", metavar="NAME", help="study to run; without one they are listed")
     p.add_argument("--scale", default="small", metavar="NAME", help="small (two cores, about an hour) or paper")
     p.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of the study's own")

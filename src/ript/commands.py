@@ -218,15 +218,17 @@ def quickstart(args: Namespace) -> Answer:
     from ript.quickstart import quickstart as run
 
     config = configure(args)
-    (target,) = task_names(config, [args.target]) if args.target else config.tasks
-    out = output_folder(recipes.with_tasks(config, (target,)), args.fresh, args.out)
+    if args.target:
+        config = recipes.with_tasks(config, task_names(config, [args.target]))
+    out = output_folder(config, args.fresh, args.out)
     need_a_working_machine(out)
 
     with saying_what_is_kept(f"finished stages and checkpoints are kept in {out}; the same command goes on from there"):
-        result = run(target, seed=config.seed, fresh=args.fresh, out=out, config=config)
+        result = run(seed=config.seed, fresh=args.fresh, out=out, config=config)
     before, after = (results[result.mode].total for results in (result.rl.before, result.rl.after))
     lines = (
-        f"before   {rate(before)} of {target} on held-out states, from {count(config.demos.target, 'demonstration')}",
+        f"before   {rate(before)} of {result.target} on held-out states, from "
+        f"{count(config.demos.target, 'demonstration')}{' each' if len(config.tasks) > 1 else ''}",
         f"after    {rate(after)} after {count(result.rl.iterations, 'iteration')} of practice",
         f"look at  {result.report} (policy: {result.rl.policy})",
     )
@@ -347,7 +349,7 @@ def _run_folder(folder: Path) -> Path:
 def study(args: Namespace) -> Answer:
     from ript.report.progress import status
     from ript.studies import STUDIES, get_study
-    from ript.study import cost, run_study
+    from ript.study import cost, run_study, with_changes
 
     if args.name is None:
         found = [get_study(name) for name in STUDIES]
@@ -355,7 +357,8 @@ def study(args: Namespace) -> Answer:
             text=table([["study", "needs", "question"], *([one.name, one.needs, one.question] for one in found)]),
             document={one.name: one.question for one in found},
         )
-    chosen = get_study(args.name, args.scale)
+    changes = overrides.split_words(args.rest)
+    chosen = with_changes(get_study(args.name, args.scale), changes)
     seeds = args.seeds or list(chosen.seeds)
     out = args.out or f"runs/study-{args.name}-{args.scale}"
     expense = cost(chosen, seeds)
@@ -364,7 +367,9 @@ def study(args: Namespace) -> Answer:
     status(expense.text(chosen))
     need_a_working_machine(Path(out))
     with saying_what_is_kept(f"finished cells are kept in {out}; go on with --resume"):
-        document = run_study(args.name, out, scale=args.scale, seeds=seeds, resume=args.resume)
+        document = run_study(
+            args.name, out, scale=args.scale, seeds=seeds, changes=changes, resume=args.resume
+        )
     lines = [Path(document["table"]).read_text(), f"look at  {document['report']}"]
     lines += [f"failed   {cell}: {why}" for cell, why in document["failed"].items()]
     return Answer(text="\n".join(lines), document=document, code=1 if document["failed"] else 0)

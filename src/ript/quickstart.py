@@ -64,32 +64,31 @@ def quickstart(
     One that was interrupted goes on where it was when it is called again with the same arguments.
 
     Args:
-        target: Meta-World task; the recipe's by default. It gets one demonstration.
+        target: task to learn; the recipe's by default, which may be several. Each gets `demos.target` demonstrations.
         seed: of everything but the base, which is shared by all seeds.
         fresh: make the base in the output folder instead of using the cache.
         out: output folder; by default one under `runs/`.
         config: another recipe than `quickstart`.
 
     Raises:
-        ConfigError, UnknownNameError: no target, or none that exists.
+        ConfigError, UnknownNameError: no target, or one that does not exist.
         RunError: the output folder holds something else, or it or the base is in use by another process.
     """
     config = config or recipe()
-    targets = (target,) if target else config.tasks
-    if len(targets) != 1:
-        raise ConfigError(f"quickstart takes one target task, got {', '.join(targets) or 'none'}: give --target")
-    (key,) = task_keys(config.sim, targets)
-    config = replace(with_tasks(config, (key.partition("/")[2],)), seed=seed)
+    keys = task_keys(config.sim, (target,) if target else config.tasks)
+    if not keys:
+        raise ConfigError("no target task: give --target")
+    config = replace(with_tasks(config, tuple(key.partition("/")[2] for key in keys)), seed=seed)
     folder = make_folder(output_folder(config, fresh, out))
     with locked(folder):
-        return _Quickstart(config, key, fresh, folder).go()
+        return _Quickstart(config, keys, fresh, folder).go()
 
 
 class _Quickstart:
     """The stages, each of which is skipped or goes on where it was when an earlier call had begun it."""
 
-    def __init__(self, config: Config, key: str, fresh: bool, folder: Path):
-        self.config, self.key, self.folder = config, key, folder
+    def __init__(self, config: Config, keys: tuple[str, ...], fresh: bool, folder: Path):
+        self.config, self.keys, self.folder = config, keys, folder
         self.base = folder / "base" if fresh else base_folder(config)
         self.record = _record(config, fresh)
         if (folder / RECORD).exists():
@@ -114,7 +113,7 @@ class _Quickstart:
             write_report([result.folder], self.folder / "report.html")
         self.keep(finished=True)
         return QuickstartResult(
-            target=self.config.tasks[0], mode=self.config.eval.mode, rl=result, seconds=self.seconds,
+            target=", ".join(self.config.tasks), mode=self.config.eval.mode, rl=result, seconds=self.seconds,
             report=self.folder / "report.html",
         )  # fmt: skip
 
@@ -138,14 +137,16 @@ class _Quickstart:
         if not (self.folder / "target.hdf5").exists():
             d, factory = self.config.demos, simulator_factory(self.config.sim)
             target = self.folder / "target.hdf5"
-            collect(factory, [self.key], d.target, target, seed=self.config.seed, noise=d.noise, every=d.every)
+            collect(factory, self.keys, d.target, target, seed=self.config.seed, noise=d.noise, every=d.every)
 
     def say_what_skills_allow(self) -> None:
         policy = load_quest(self.folder / "sft" / "policy")
-        upper = replay_autoencoded(policy, self.config, self.config.tasks[0])
-        status(
-            f"  expert's actions through the skill autoencoder succeed in {upper.total:.0f} of {upper.count:.0f} states"
-        )
+        for task in self.config.tasks:
+            upper = replay_autoencoded(policy, self.config, task)
+            status(
+                f"  {task}: the expert's actions through the skill autoencoder succeed in {upper.total:.0f} of "
+                f"{upper.count:.0f} states"
+            )
 
 
 RECORD = "quickstart.json"
@@ -167,7 +168,8 @@ def output_folder(config: Config, fresh: bool, out: str | Path | None) -> Path:
         if folder.exists() and not (folder.is_dir() and (_interrupted(folder, config, fresh) or _empty(folder))):
             raise RunError(f"{folder} is {_content(folder)}: choose another --out, or remove it")
         return folder
-    name = f"quickstart-{config.tasks[0]}-seed{config.seed}"
+    what = f"quickstart-{config.tasks[0]}" if len(config.tasks) == 1 else config.recipe
+    name = f"{what}-seed{config.seed}"
     for number in range(1, 10_000):
         folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
         if not folder.exists() or _interrupted(folder, config, fresh):

@@ -57,6 +57,7 @@ class Study:
         cells: rows of the table.
         seeds: of every cell, by default.
         shrunk: what is smaller than in the paper; empty at scale "paper".
+        changed: fields that were given other values, as "field = value".
         needs: suite that must be there.
     """
 
@@ -66,6 +67,7 @@ class Study:
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...]
     shrunk: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
     needs: str = "metaworld"
 
 

@@ -14,11 +14,12 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ript import overrides
 from ript.bases import base_fingerprint, base_folder, collect, make_base, train_unless_done
 from ript.build import Contexts, make_env_pool, make_policy, simulator_factory, task_keys
 from ript.config import Config
@@ -57,7 +58,7 @@ class Cost:
 
     def text(self, study: Study) -> str:
         lines = [f"{study.name}: {study.question}", *(f"  shrunk: {what}" for what in study.shrunk)]
-        lines += [f"  {cell.name}" for cell in study.cells]
+        lines += [*(f"  changed: {what}" for what in study.changed), *(f"  {cell.name}" for cell in study.cells)]
         return "\n".join(lines) + (
             f"\n{self.cells} runs: at most {self.rollouts:,} rollouts, {self.env_steps:,} env-steps; at "
             f"{self.env_steps_per_second:,.0f} env-steps/s {self.hours:.1f} hours of rollouts here, or a day on "
@@ -66,7 +67,13 @@ class Cost:
 
 
 def run_study(
-    name: str, out: str | Path, *, scale: Scale = "small", seeds: Sequence[int] | None = None, resume: bool = False
+    name: str,
+    out: str | Path,
+    *,
+    scale: Scale = "small",
+    seeds: Sequence[int] | None = None,
+    changes: Mapping[str, Sequence[str]] | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Run what is not done yet.
 
@@ -75,20 +82,23 @@ def run_study(
         out: folder of the study.
         scale: "small" or "paper".
         seeds: instead of the study's own.
+        changes: field -> words, in every cell; see `overrides`.
         resume: `out` holds this study already.
 
     Returns:
-        {"study", "scale", "seeds", "question", "expected", "shrunk", "rows", "failed", "table", "report"}; a row is
+        {"study", "scale", "seeds", "changes", "question", "expected", "shrunk", "rows", "failed", "table", "report"}; a row is
         {"cell", "seed", "mode", "before", "after", "iterations", "rollouts", "env_steps"}.
 
     Raises:
-        UnknownNameError: no such study.
+        UnknownNameError: no such study or field.
+        ConfigError: a value that cannot be.
         DependencyMissing: its simulator is not there.
         RunError: `out` holds something else, or is in use.
     """
-    study = checked(get_study(name, scale))
+    changes = changes or {}
+    study = checked(with_changes(get_study(name, scale), changes))
     chosen = list(seeds or study.seeds)
-    asked = {"study": name, "scale": scale, "seeds": chosen}
+    asked = {"study": name, "scale": scale, "seeds": chosen, "changes": {k: list(v) for k, v in changes.items()}}
     folder = Path(out)
     _claim(folder, asked, resume)
     with locked(folder):
@@ -97,6 +107,14 @@ def run_study(
             if _run_cell(study, cell, seed, folder):
                 summary(study, asked, folder)
         return summary(study, asked, folder)
+
+
+def with_changes(study: Study, changes: Mapping[str, Sequence[str]]) -> Study:
+    """The study with other values in all its cells, which its table then tells."""
+    if not changes:
+        return study
+    cells = tuple(replace(cell, config=overrides.apply(cell.config, changes)) for cell in study.cells)
+    return replace(study, cells=cells, changed=tuple(f"{name} = {' '.join(words)}" for name, words in changes.items()))
 
 
 def checked(study: Study) -> Study:
@@ -121,7 +139,7 @@ def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> None:
 
 
 def _words(asked: dict[str, Any]) -> str:
-    return f"{asked.get('study')}, scale {asked.get('scale')}, seeds {asked.get('seeds')}"
+    return ", ".join(f"{name} {value}" for name, value in asked.items() if value)
 
 
 def _cells(study: Study, seeds: Sequence[int]) -> Iterator[tuple[Cell, int]]:
@@ -235,7 +253,11 @@ def study_table(study: Study, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "title": study.question,
         "columns": ["", "seeds", "SFT", "post-trained", "env-steps", "paper: SFT", "paper: post-trained"],
         "rows": body,
-        "notes": [f"The paper: {study.expected}.", *(f"Shrunk: {what}." for what in study.shrunk)],
+        "notes": [
+            f"The paper: {study.expected}.",
+            *(f"Shrunk: {what}." for what in study.shrunk),
+            *(f"Changed: {what}." for what in study.changed),
+        ],
     }
 
 
