@@ -42,7 +42,9 @@ def test_what_is_imported_and_exported_is_the_same_file_key_for_key(pth: Path, t
     assert list(before) == list(after) == ["model"] and list(before["model"]) == list(after["model"])
     for key, tensor in before["model"].items():
         other = after["model"][key]
-        assert other.dtype == tensor.dtype and torch.equal(other, tensor), key
+        # Frequencies are computed, not copied, and float32 powers differ in the last bit between processors.
+        tolerance = 1e-6 if key.endswith("inv_freq") else 0
+        torch.testing.assert_close(other, tensor, rtol=tolerance, atol=0, msg=lambda text, key=key: f"{key}: {text}")
     assert not list(tmp_path.glob(".*"))
 
 

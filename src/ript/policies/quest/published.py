@@ -110,7 +110,7 @@ def published_keys(config: QuestConfig) -> Iterator[Entry]:
     yield from _layer("task_encoder.", (config.width, config.language_dim))
     yield from _autoencoder(config)
     yield _own("policy_prior.tok_emb.weight", (config.codebook + 1, config.width))
-    yield _constant("policy_prior.add_positional_emb.penc.inv_freq", frequencies(config.width))
+    yield _constant("policy_prior.add_positional_emb.penc.inv_freq", frequencies(config.width).float())
     for i in range(config.layers):
         yield from _block(f"policy_prior.decoder.layers.{i}.", config.width)
     yield from _layer("policy_prior.head.", (config.codebook, config.width))
@@ -171,8 +171,8 @@ def _autoencoder(config: QuestConfig) -> Iterator[Entry]:
         yield from _block(f"autoencoder.encoder.layers.{i}.", width)
     for i in range(config.decoder_layers):
         yield from _block(f"autoencoder.decoder.layers.{i}.", width, cross=True)
-    yield _constant("autoencoder.add_positional_emb.penc.inv_freq", frequencies(width))
-    yield _constant("autoencoder.fixed_positional_emb.inv_freq", frequencies(width))
+    yield _constant("autoencoder.add_positional_emb.penc.inv_freq", frequencies(width).float())
+    yield _constant("autoencoder.fixed_positional_emb.inv_freq", frequencies(width).float())
 
 
 def _block(prefix: str, width: int, cross: bool = False) -> Iterator[Entry]:
