@@ -3,8 +3,9 @@
     python benchmarks/ablations.py --policy runs/targets/drawer-open-v3-seed0/sft/policy --task drawer-open-v3 \
         --out runs/ablations --seeds 0 1
 
-Any field of the recipe can be changed (`--learn.threads=1`). Resumable. Writes a run folder per cell and seed, `report.html` with all of them overlaid, and prints a table. Success
-is read off the validation states (40, every 3 iterations) at the largest number of env-steps that every run reached.
+Any field of the recipe can be changed (`--learn.threads=1`). Resumable. Writes a run folder per cell and seed,
+`report.html` with all of them overlaid, and prints a table. Success is read off the validation states (40, every 3
+iterations) at the largest number of env-steps that every run reached.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ def table(folders: dict[str, list[Path]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--policy", type=Path, required=True)
     parser.add_argument("--task", required=True)
     parser.add_argument("--out", type=Path, required=True)

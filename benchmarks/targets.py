@@ -4,8 +4,8 @@
     python benchmarks/targets.py --out runs/targets --seeds 1 2 --targets drawer-open-v3 window-open-v3 plate-slide-v3
     python benchmarks/targets.py --out runs/no-aux --policy.privileged=false --sft.threads=1
 
-Any field of the recipe can be changed. Resumable: a row that is done is not run again, one that failed says why and does not stop the others. The targets are
-`ript.recipes.TARGET_TASKS`, written down before any of them was run.
+Any field of the recipe can be changed. Resumable: a row that is done is not run again, one that failed says why and
+does not stop the others. The targets are `ript.recipes.TARGET_TASKS`, written down before any of them was run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import json
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from ript import overrides
@@ -86,7 +85,9 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--targets", nargs="+", default=list(TARGET_TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])

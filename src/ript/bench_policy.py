@@ -7,16 +7,18 @@ same device. Then what torch offers on top, one thing at a time. Those that chan
 
 from __future__ import annotations
 
+import functools
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ript.build import use_device
 from ript.config import LearnConfig
 from ript.errors import ConfigError
 from ript.learn.objective import weighted_objective
@@ -45,9 +47,10 @@ def bench_policy(
         rows: decisions of one update step.
 
     Returns:
-        {"size", "parameters", "device", "threads", "matmul_gflops", "act", "log_prob", "update", "options"}. The middle
-        three hold "batch", "milliseconds", "ratio_to_naive", "naive" (what that is), "ratio_to_limit" and "peak_mib";
-        "options" maps a name to {"milliseconds", "ratio", "changes_numerics"} or {"error"}.
+        {"size", "parameters", "device", "threads", "matmul_gflops", "matmul_gflops_bf16", "act", "log_prob", "update",
+        "options"}. Three of them hold "batch", "milliseconds", "ratio_to_naive", "naive" (what that is),
+        "ratio_to_limit" and "peak_mib"; "options" maps a name to {"milliseconds", "ratio", "ratio_to_limit" (of its own
+        precision; not for TF32), "changes_numerics"} or {"error"}.
 
     Raises:
         ConfigError: no such size or device, or a batch below 1.
@@ -57,10 +60,10 @@ def bench_policy(
     policy = _random_policy(size).to(device)
     look = _random_look(policy, batch)
     status("matrix products: the limit")
-    speed = matmul_speed(device)
+    speed, speed_bf16 = matmul_speed(device), matmul_speed(device, torch.bfloat16)
     document: dict[str, Any] = {
         "size": size, "parameters": sum(p.numel() for p in policy.parameters()), "device": device,
-        "threads": torch.get_num_threads(), "matmul_gflops": speed / 1e9,
+        "threads": torch.get_num_threads(), "matmul_gflops": speed / 1e9, "matmul_gflops_bf16": speed_bf16 / 1e9,
     }  # fmt: skip
     status("act, log_prob, update")
     document["act"] = _act(policy, look, device, speed)
@@ -69,7 +72,8 @@ def bench_policy(
     update = _Update(policy, context, sample)
     document["update"] = _update(update, device, speed)
     status("what torch offers")
-    document["options"] = _options(update, document["update"]["milliseconds"], device)
+    limits = {torch.float32: speed, torch.bfloat16: speed_bf16}
+    document["options"] = _options(update, document["update"], device, limits)
     return document
 
 
@@ -78,10 +82,7 @@ def _check(size: str, batch: int, device: str, rows: int) -> None:
         raise ConfigError(f"size: {size!r} is not one of {', '.join(SIZES)}")
     if batch < 1 or rows < 1:
         raise ConfigError(f"batch ({batch}) and rows ({rows}) must be at least 1")
-    if device not in ("cpu", "cuda"):
-        raise ConfigError(f"device: {device!r} is neither cpu nor cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: torch sees no CUDA device here; use --device cpu")
+    use_device(device)
 
 
 def _random_policy(size: str) -> QuestPolicy:
@@ -139,17 +140,14 @@ def _act(policy: QuestPolicy, look: Observation, device: str, speed: float) -> d
     result = _measured(act, naive, "no key/value cache", device, speed, len(look))
     with torch.no_grad():
         context = policy.context(look)
-    cached, uncached = (
-        _milliseconds(work, device)
-        for work in (lambda: _generate(policy, context), lambda: _generate_without_cache(policy, context))
-    )
+    cached = _milliseconds(lambda: policy.generate(context), device)
+    uncached = _milliseconds(lambda: _generate_without_cache(policy, context), device)
     result["tokens_milliseconds"], result["tokens_ratio_to_no_cache"] = cached, uncached / cached
+    if device == "cuda":
+        launched = _milliseconds(lambda: policy.generate(context, graphs=False), device)
+        result["tokens_ratio_to_no_graph"] = launched / cached
     result["ratio_to_one_by_one"] = _milliseconds(one_by_one, device) / result["milliseconds"]
     return result
-
-
-def _generate(policy: QuestPolicy, context: torch.Tensor) -> torch.Tensor:
-    return policy.prior.generate(context, lambda logits, step: logits.argmax(-1))[0]
 
 
 @torch.no_grad()
@@ -177,11 +175,12 @@ def _log_prob(
 
     @torch.no_grad()
     def naive() -> None:
-        for i in range(min(64, len(sample))):
+        for i in range(few):
             policy.log_prob({name: tensor[i : i + 1] for name, tensor in context.items()}, sample[i : i + 1])
 
+    few = min(64, len(sample))
     result = _measured(log_prob, naive, "one decision at a time", device, speed, len(sample))
-    result["ratio_to_naive"] *= len(sample) / min(64, len(sample))  # of which 64 were done
+    result["ratio_to_naive"] *= len(sample) / few  # of which few were done
     return result
 
 
@@ -216,48 +215,69 @@ def _update(update: _Update, device: str, speed: float) -> dict[str, Any]:
     optimiser = update.optimiser()
 
     def naive() -> None:
-        for start in range(0, len(update.sample), 8):
+        for start in range(0, few, 8):
             update.step(optimiser, slice(start, start + 8))
 
-    return _measured(
+    few = min(512, len(update.sample))
+    result = _measured(
         lambda: update.step(optimiser), naive, "minibatches of 8 decisions", device, speed, len(update.sample)
     )
+    result["ratio_to_naive"] *= len(update.sample) / few  # of which few were done
+    return result
 
 
 # ------------------------------------------------------------------ what torch offers on top
 
 
-def _options(update: _Update, plain: float, device: str) -> dict[str, Any]:
+def _options(
+    update: _Update, plain: dict[str, Any], device: str, limits: Mapping[torch.dtype, float]
+) -> dict[str, Any]:
     """Name -> what an update step takes with it, beside the plain one; measured last, since some cannot be undone."""
     original = update.log_prob
-
-    def with_autocast() -> None:
-        with torch.autocast(device, dtype=torch.bfloat16):
-            update.step(plain_optimiser)
-
     plain_optimiser, fused = update.optimiser(), update.optimiser(fused=True)
+    autocast = functools.partial(torch.autocast, device, dtype=torch.bfloat16)
 
-    def compiled() -> None:
-        if update.log_prob is original:
+    def step(optimiser: torch.optim.Optimizer = plain_optimiser, *, compiled: bool = False) -> None:
+        if compiled and update.log_prob is original:
             update.log_prob = torch.compile(original, dynamic=False)
-        update.step(plain_optimiser)
+        update.step(optimiser)
 
-    tried: Sequence[tuple[str, Callable[[], None], bool]] = (
-        ("fused AdamW", lambda: update.step(fused), False),
-        ("bf16 autocast", with_autocast, True),
-        ("torch.compile", compiled, True),
-    )
+    def bf16(**settings: Any) -> None:
+        with autocast():
+            step(**settings)
+
+    # Name, work, precision of its limit, whether results change by more than the order of sums.
+    tried: list[tuple[str, Callable[[], None], torch.dtype | None, bool]] = [
+        ("fused AdamW", lambda: step(fused), torch.float32, False),
+        ("torch.compile", lambda: step(compiled=True), torch.float32, True),
+        ("bf16 autocast", bf16, torch.bfloat16, True),
+        ("bf16 autocast, torch.compile", lambda: bf16(compiled=True), torch.bfloat16, True),
+    ]
+    if device == "cuda":
+        tried.append(("TF32", lambda: _with_tf32(step), None, True))
     found: dict[str, Any] = {}
-    for name, work, numerics in tried:
+    for name, work, precision, numerics in tried:
         try:
             took = _milliseconds(work, device)
         except Exception as error:  # a missing compiler, an unsupported operation: this machine cannot, and says why
             found[name] = {"error": str(error).splitlines()[0]}
         else:
-            found[name] = {"milliseconds": took, "ratio": plain / took, "changes_numerics": numerics}
+            found[name] = {
+                "milliseconds": took, "ratio": plain["milliseconds"] / took, "changes_numerics": numerics,
+                "ratio_to_limit": None if precision is None else 1e9 * plain["gflop"] / limits[precision] / took * 1000,
+            }  # fmt: skip
         finally:
             update.log_prob = original
     return found
+
+
+def _with_tf32(work: Callable[[], None]) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        work()
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 # ------------------------------------------------------------------ measuring
@@ -294,9 +314,10 @@ def _milliseconds(work: Callable[[], object], device: str) -> float:
     return min(times[1:])
 
 
-def matmul_speed(device: str, size: int = 1024) -> float:
-    """Floating-point operations a second of a float32 matrix product `[size, size]`."""
-    a = torch.randn(size, size, device=device)
+def matmul_speed(device: str, dtype: torch.dtype = torch.float32, size: int | None = None) -> float:
+    """Floating-point operations a second of a matrix product `[size, size]`, large enough to fill the device."""
+    size = size or (8192 if device == "cuda" else 1024)
+    a = torch.randn(size, size, device=device, dtype=dtype)
     return 2 * size**3 / (_milliseconds(lambda: a @ a, device) / 1000)
 
 
@@ -318,7 +339,8 @@ def _peak_mib(device: str) -> float:
 def describe_policy(document: dict[str, Any]) -> str:
     """The numbers of `bench_policy` for a person."""
     head = f"{document['size']}: {document['parameters']:,} parameters on {document['device']}"
-    lines = [f"{head}, {document['threads']} threads; a matrix product runs at {document['matmul_gflops']:.0f} GFLOP/s"]
+    speeds = f"{document['matmul_gflops']:,.0f} GFLOP/s, in bf16 at {document['matmul_gflops_bf16']:,.0f}"
+    lines = [f"{head}, {document['threads']} threads; a matrix product runs at {speeds}"]
     for name in ("act", "log_prob", "update"):
         part = document[name]
         lines.append(
@@ -331,10 +353,15 @@ def describe_policy(document: dict[str, Any]) -> str:
         f"  tokens alone: {act['tokens_milliseconds']:.2f} ms, {act['tokens_ratio_to_no_cache']:.1f} times as fast as "
         f"without a cache; a batch is {act['ratio_to_one_by_one']:.1f} times as fast as one by one"
     )
+    if "tokens_ratio_to_no_graph" in act:
+        lines.append(f"  tokens with a CUDA graph: {act['tokens_ratio_to_no_graph']:.1f} times as fast as without")
     for name, option in document["options"].items():
         if "error" in option:
             lines.append(f"  update with {name}: not here ({option['error']})")
             continue
+        limit = "" if option["ratio_to_limit"] is None else f", {100 * option['ratio_to_limit']:.0f} % of the limit"
         changes = ", changes numerics" if option["changes_numerics"] else ""
-        lines.append(f"  update with {name}: {option['milliseconds']:.2f} ms, {option['ratio']:.2f} times{changes}")
+        lines.append(
+            f"  update with {name}: {option['milliseconds']:.2f} ms, {option['ratio']:.2f} times{limit}{changes}"
+        )
     return "\n".join(lines)

@@ -161,6 +161,23 @@ def for_post_training(policy: PostTrainable, settings: PolicyConfig) -> PostTrai
     )
 
 
+def use_device(name: str) -> str:
+    """The device's name, when torch can compute on it; in full float32, so that act and log_prob agree.
+
+    Raises:
+        ConfigError: neither "cpu" nor "cuda", or torch sees no GPU.
+    """
+    import torch
+
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"device: {name!r} is neither cpu nor cuda")
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError("device: torch sees no CUDA device here (see `ript doctor`); use --device cpu")
+        torch.backends.cudnn.allow_tf32 = False
+    return name
+
+
 def make_env_pool(sim: SimConfig, rollout: RolloutConfig, policy: LikelihoodPolicy) -> EnvPool:
     """A pool of simulators with the policy in the loop."""
     return make_pool(

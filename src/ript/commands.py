@@ -367,9 +367,7 @@ def study(args: Namespace) -> Answer:
     status(expense.text(chosen))
     need_a_working_machine(Path(out))
     with saying_what_is_kept(f"finished cells are kept in {out}; go on with --resume"):
-        document = run_study(
-            args.name, out, scale=args.scale, seeds=seeds, changes=changes, resume=args.resume
-        )
+        document = run_study(args.name, out, scale=args.scale, seeds=seeds, changes=changes, resume=args.resume)
     lines = [Path(document["table"]).read_text(), f"look at  {document['report']}"]
     lines += [f"failed   {cell}: {why}" for cell, why in document["failed"].items()]
     return Answer(text="\n".join(lines), document=document, code=1 if document["failed"] else 0)

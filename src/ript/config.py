@@ -248,6 +248,9 @@ class Config:
     """Tasks whose demonstrations the base policy learns from."""
     seed: int = 0
     iterations: int = 15
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where training computes. Workers act on the CPU all the same, unless rollout.inference is "central". To resume is
+    exact on the CPU."""
     stop_at: float = 1.0
     """Stop early when the success over an iteration's attempted groups reaches this; 1.0: only when all succeed."""
     sim: SimConfig = field(default_factory=SimConfig)

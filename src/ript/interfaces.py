@@ -196,6 +196,10 @@ class PostTrainable(LikelihoodPolicy, Protocol):
         """Prepare instructions once, before the policy is copied into workers."""
         ...
 
+    def to(self, device: str) -> Self:
+        """The same policy, computing on "cpu" or "cuda"; what `act` takes and gives stays on the CPU."""
+        ...
+
 
 class EnvPool(Protocol):
     """Runs rollouts over simulator instances; an instance that finishes is refilled at once. A context manager."""

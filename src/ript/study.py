@@ -86,8 +86,8 @@ def run_study(
         resume: `out` holds this study already.
 
     Returns:
-        {"study", "scale", "seeds", "changes", "question", "expected", "shrunk", "rows", "failed", "table", "report"}; a row is
-        {"cell", "seed", "mode", "before", "after", "iterations", "rollouts", "env_steps"}.
+        {"study", "scale", "seeds", "changes", "question", "expected", "shrunk", "rows", "failed", "table", "report"}; a
+        row is {"cell", "seed", "mode", "before", "after", "iterations", "rollouts", "env_steps"}.
 
     Raises:
         UnknownNameError: no such study or field.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ript.build import Contexts, make_env_pool, task_keys
+from ript.build import Contexts, make_env_pool, task_keys, use_device
 from ript.config import Config
 from ript.errors import ConfigError, NoSignalError
 from ript.interfaces import EnvPool, PostTrainable
@@ -76,11 +76,12 @@ def train_rl(config: Config, policy: Start, out: str | Path, *, resume: bool = F
     out = Path(out)
     if resume:
         config, policy = interrupted(out)
-    keys = task_keys(config.sim, config.tasks)
+    device, keys = use_device(config.device), task_keys(config.sim, config.tasks)
     if not keys:
         raise ConfigError("no task to practise on: give --tasks")
     with Contexts(config.sim, keys, config.seed) as contexts:
         trained = learner(config, policy, contexts, calibrate=not (resume and (out / "start").exists()))
+        trained = trained.to(device)
         with RunFolder.open(out) if resume else RunFolder.create(out, document(config, trained, policy)) as run:
             if not (run.path / "start").exists():
                 trained.save_pretrained(run.path / "start")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ript.build import load_quest, make_policy, simulator_factory, task_keys
+from ript.build import load_quest, make_policy, simulator_factory, task_keys, use_device
 from ript.config import Config
 from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.statistics import Statistics
@@ -87,11 +87,12 @@ def train_sft(
         )
     if base is not None and not targets:
         raise ConfigError("a base policy is fine-tuned toward target tasks, and none is given: give --tasks")
+    device = use_device(config.device)
     policy = load_quest(base) if base is not None else _new_policy(config, demo_set)
     windows = Windows(demo_set, policy.config.chunk)
     if base is None:
         _set_statistics(policy, Statistics.of(windows))
-    policy.check_simulator(windows.spec)
+    policy.to(device).check_simulator(windows.spec)
     policy.embed([task.instruction for task in windows.tasks])
     stages = _stages(config, policy, windows, targets, fresh=base is None)
     document = {

@@ -8,6 +8,7 @@ worker in 15 ms, which is also what replacing a dead one costs.
 from __future__ import annotations
 
 import contextlib
+import copy
 import multiprocessing
 import os
 import pickle
@@ -20,6 +21,8 @@ import time
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
+
+from torch import nn
 
 from ript.errors import ConfigError, WorkerError
 from ript.interfaces import Policy, SimulatorFactory
@@ -36,8 +39,10 @@ def make_payload(make_simulator: SimulatorFactory, policy: Policy | None) -> byt
     """What a worker starts from.
 
     Plain pickle on purpose: multiprocessing's own would move the policy's tensors to shared memory, and workers would
-    see the trainer's updates in the middle of a rollout.
+    see the trainer's updates in the middle of a rollout. Workers act on the CPU, wherever training computes.
     """
+    if isinstance(policy, nn.Module) and any(p.device.type != "cpu" for p in policy.parameters()):
+        policy = copy.deepcopy(policy).to("cpu")
     try:
         return pickle.dumps((make_simulator, policy), protocol=5)
     except Exception as error:

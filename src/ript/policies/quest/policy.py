@@ -20,6 +20,7 @@ from ript.policies import language
 from ript.policies.quest.autoencoder import SkillAutoencoder
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.encoders import Adapter, ContextEncoder
+from ript.policies.quest.graphs import Graphs
 from ript.policies.quest.prior import SkillPrior
 from ript.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 
@@ -46,6 +47,7 @@ class QuestPolicy(nn.Module):
         self.prior = SkillPrior(config)
         self._language: dict[str, torch.Tensor] = {}
         self._remembered: dict[str, torch.Tensor] = {}
+        self._graphs = Graphs()
         self.check_simulator(simulator)
         self.eval()
 
@@ -161,15 +163,7 @@ class QuestPolicy(nn.Module):
                 )
             draws = np.stack([g.random(self.config.tokens) for g in generators])
             uniforms = torch.from_numpy(draws).to(self.device)
-
-        def choose(logits: torch.Tensor, step: int) -> torch.Tensor:
-            if uniforms is None:
-                return logits.argmax(-1)
-            # Inverse of the cumulative distribution, in float64: exact to the density, and one draw a token.
-            cumulative = self._density(logits).double().exp().cumsum(-1)
-            return (cumulative <= uniforms[:, step : step + 1] * cumulative[:, -1:]).sum(-1)
-
-        tokens, logits = self.prior.generate(context, choose)
+        tokens, logits = self.generate(context, uniforms)
         log_prob = torch.zeros(tokens.shape)
         if not greedy:
             density = logits.log_softmax(-1) if self.config.sampling == "published" else self._density(logits)
@@ -182,6 +176,35 @@ class QuestPolicy(nn.Module):
             log_prob=log_prob.cpu().numpy(),
             context={name: tensor.cpu().numpy() for name, tensor in kept.items()},
         )
+
+    @torch.no_grad()
+    def generate(
+        self, context: torch.Tensor, uniforms: torch.Tensor | None = None, *, graphs: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens `[B, K]` and their logits `[B, K, codebook]`.
+
+        Args:
+            context: `[B, 2, width]`.
+            uniforms: float64 `[B, K]` in [0, 1), one a token to draw; None takes the likeliest.
+            graphs: on a GPU, replay a CUDA graph: the same computation with one launch.
+        """
+
+        def work(context: torch.Tensor, *uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            def choose(logits: torch.Tensor, step: int) -> torch.Tensor:
+                if not uniforms:
+                    return logits.argmax(-1)
+                # Inverse of the cumulative distribution, in float64: exact to the density, and one draw a token.
+                cumulative = self._density(logits).double().exp().cumsum(-1)
+                return (cumulative <= uniforms[0][:, step : step + 1] * cumulative[:, -1:]).sum(-1)
+
+            return self.prior.generate(context, choose)
+
+        inputs = (context,) if uniforms is None else (context, uniforms)
+        if not (graphs and context.is_cuda):
+            return work(*inputs)
+        key = (len(inputs), self.config.temperature, self.config.top_k, self.prior.head.weight.data_ptr())
+        tokens, logits = self._graphs.run(key, work, *inputs)
+        return tokens, logits
 
     # ------------------------------------------------------------------ learning
 
@@ -199,6 +222,7 @@ class QuestPolicy(nn.Module):
 
     def autoencoder_loss(self, actions: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
         """Mean absolute error of the reconstruction over executed actions; `[B, H, A]` and bool `[B, H]`."""
+        actions, mask = actions.to(self.device), mask.to(self.device)
         reconstruction, tokens = self.autoencoder(actions)
         total, count = ((reconstruction - actions).abs() * mask[..., None]).sum(), mask.sum() * actions.shape[-1]
         return total / count, {
@@ -356,5 +380,5 @@ def augment(images: torch.Tensor, shift: int = 2, brightness: float = 0.1) -> to
     pad = torch.nn.functional.pad(images.permute(0, 3, 1, 2).float(), (shift,) * 4, mode="replicate")
     offsets = torch.randint(0, 2 * shift + 1, (b, 2)).tolist()
     moved = torch.stack([pad[i, :, y : y + h, x : x + w] for i, (y, x) in enumerate(offsets)]).permute(0, 2, 3, 1)
-    scale = (1 + brightness * (2 * torch.rand(b, 1, 1, 1) - 1)) / 255
+    scale = (1 + brightness * (2 * torch.rand(b, 1, 1, 1).to(images.device) - 1)) / 255
     return (moved * scale).clamp(0, 1)

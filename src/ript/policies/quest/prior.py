@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ript.policies.quest.config import QuestConfig
-from ript.policies.quest.layers import Block, sinusoid
+from ript.policies.quest.layers import Block, Cache, few_rows, sinusoid
 
 
 class SkillPrior(nn.Module):
@@ -56,7 +56,7 @@ class SkillPrior(nn.Module):
         Returns:
             (tokens `[B, K]`, logits `[B, K, codebook]`).
         """
-        caches: list[list[torch.Tensor]] = [[] for _ in self.blocks]
+        caches = [Cache(context.shape[1] + self.tokens) for _ in self.blocks]
         token = torch.full((len(context),), self.start, device=context.device)
         tokens, logits = [], []
         for step in range(self.tokens):
@@ -65,7 +65,7 @@ class SkillPrior(nn.Module):
                 x = torch.cat([context, x], 1)
             for block, cache in zip(self.blocks, caches, strict=True):
                 x = block(x, cache=cache)
-            logits.append(self.head(self.norm(x[:, -1])))
+            logits.append(few_rows(self.norm(x[:, -1]), self.head.weight, self.head.bias))
             token = choose(logits[-1], step)
             tokens.append(token)
         return torch.stack(tokens, 1), torch.stack(logits, 1)

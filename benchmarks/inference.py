@@ -1,0 +1,57 @@
+"""Where should the policy act: a copy in each worker, or one batched server? Whole rollouts with random weights.
+
+    python benchmarks/inference.py --workers 2
+    python benchmarks/inference.py --workers 16 --device cuda --sizes small paper --rollouts 64
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import torch
+
+from ript.bench import measure_ours
+from ript.build import Contexts, make_policy, task_keys, use_device
+from ript.config import Config
+from ript.recipes import quickstart
+
+
+def speed(config: Config, rollouts: int) -> tuple[float, dict[str, float]]:
+    """(env-steps a second, shares of the workers' time)."""
+    keys = task_keys(config.sim, config.tasks)
+    with Contexts(config.sim, keys, config.seed) as contexts:
+        policy = make_policy(config, contexts.simulator(keys[0]).spec, 0)
+        for key in keys:  # any embedding will do
+            policy.remember(contexts.simulator(key).task.instruction, torch.zeros(policy.config.language_dim))
+        done = measure_ours(config, policy.to(config.device), contexts, rollouts)
+    return done.env_steps / done.seconds, done.split
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--rollouts", type=int, default=64)
+    parser.add_argument("--device", default="cpu", help="of the batched server: cpu or cuda")
+    parser.add_argument("--sizes", nargs="+", default=["small"])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| policy | acts | env-steps/s | simulate | render | infer | wait |\n|---|---|---|---|---|---|---|")
+    for size in args.sizes:
+        for inference, device in (("local", "cpu"), ("central", use_device(args.device))):
+            base = quickstart()
+            config = replace(
+                base,
+                device=device,
+                policy=replace(base.policy, size=size, rl_trains="prior"),
+                rollout=replace(base.rollout, workers=args.workers, slots=args.slots, inference=inference),
+            )
+            found, split = speed(config, args.rollouts)
+            shares = " | ".join(f"{100 * split[name]:.0f} %" for name in ("simulate", "render", "infer", "wait"))
+            where = "in each worker" if inference == "local" else f"one server, {device}"
+            print(f"| {size} | {where} | {found:,.0f} | {shares} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
