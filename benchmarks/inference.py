@@ -1,7 +1,7 @@
 """Where should the policy act: a copy in each worker, or one batched server? Whole rollouts with random weights.
 
-    python benchmarks/inference.py --workers 2
-    python benchmarks/inference.py --workers 16 --device cuda --sizes small paper --rollouts 64
+python benchmarks/inference.py --workers 2
+python benchmarks/inference.py --workers 16 --device cuda --sizes small paper --rollouts 64
 """
 
 from __future__ import annotations

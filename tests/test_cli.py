@@ -450,7 +450,9 @@ def test_a_published_checkpoint_is_imported_and_exported_again(tmp_path: Path, c
     assert found["parameters"] == 1_784_531 and found["suite"] == "imported"
     assert run("export", "quest", tmp_path / "policy", tmp_path / "again.pth") == 0
     again = torch.load(tmp_path / "again.pth", weights_only=True)["model"]
-    assert list(again) == arrays.files and all(np.array_equal(again[key].numpy(), arrays[key]) for key in arrays.files)
+    assert list(again) == arrays.files
+    for key in arrays.files:  # frequencies are computed anew, and differ in the last bit between processors
+        np.testing.assert_allclose(again[key].numpy(), arrays[key], rtol=1e-6 if key.endswith("inv_freq") else 0)
     capsys.readouterr()
     assert run("import", "quest", tmp_path / "none.pth", "--out", tmp_path / "b") == 1
     assert capsys.readouterr().err == f"ript: error: there is no file {tmp_path / 'none.pth'}\n"

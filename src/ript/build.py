@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,8 @@ from ript.policies import folder as policy_folder
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
-from ript.sims.metaworld_suite import resolve_cameras
+from ript.sims.metaworld_suite import camera_words, metaworld_spec, resolve_cameras
+from ript.sims.mujoco_rendering import ARMS
 from ript.sims.registry import SUITES, list_tasks
 from ript.types import InitialState, SimulatorSpec, Split, Task
 
@@ -59,10 +60,33 @@ def sim_config_of_spec(spec: SimulatorSpec, horizon: int = 500) -> SimConfig:
     if len(sizes) != 1 or len(set(next(iter(sizes)))) != 1:
         raise PolicyError(f"the cameras have different or oblong sizes ({dict(spec.cameras)}): not supported here")
     known = {"arm": spec.render["arm"]} if "arm" in spec.render else {}
+    described = spec.render.get("cameras")
+    cameras = camera_words(described) if isinstance(described, Mapping) else tuple(spec.cameras)
     return SimConfig(
-        suite=spec.suite, cameras=tuple(spec.cameras), image_size=next(iter(sizes))[0], horizon=horizon,
+        suite=spec.suite, cameras=cameras, image_size=next(iter(sizes))[0], horizon=horizon,
         **known,  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def for_metaworld(policy: QuestPolicy, views: Sequence[str], arm: str) -> None:
+    """Say that an imported policy was trained on Meta-World's pictures, with these views for its cameras, in order.
+
+    Raises:
+        ConfigError: not as many views as cameras, or cameras of different sizes.
+        UnknownNameError: no such view.
+        PolicyError: the policy does not fit Meta-World's actions or proprioception.
+    """
+    names, sizes = list(policy.config.cameras), set(policy.config.cameras.values())
+    if len(views) != len(names):
+        raise ConfigError(f"the policy has {len(names)} cameras ({', '.join(names)}), got {len(views)} views for them")
+    if len(sizes) != 1:
+        raise ConfigError(f"Meta-World shows pictures of one size, the policy takes {dict(policy.config.cameras)}")
+    drawn = next((known for known in ARMS if known == arm), None)
+    if drawn is None:
+        raise UnknownNameError("way to draw the arm", arm, ARMS)
+    named = resolve_cameras([f"{name}={view}" for name, view in zip(names, views, strict=True)])
+    policy.simulator = metaworld_spec(named, sizes.pop(), drawn)
+    policy.check_simulator(policy.simulator)
 
 
 def task_keys(sim: SimConfig, names: tuple[str, ...]) -> tuple[str, ...]:

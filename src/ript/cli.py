@@ -223,12 +223,19 @@ def _add_published(commands: argparse._SubParsersAction) -> None:
     p = _command(into.add_subparsers(metavar="KIND", parser_class=_Parser, required=True), "quest", "import_quest",
                  "read a published QueST checkpoint (.pth)",
                  "  ript import quest model.pth --config libero --out policies/quest-libero\n"
-                 "  ript import quest model.pth --config config.json --out policies/quest-mine")  # fmt: skip
+                 "  ript import quest model.pth --config config.json --out policies/quest-mine\n"
+                 "  ript import quest model.pth --config metaworld --cameras corner2 --embeddings clip.safetensors \\\n"
+                 "          --out policies/quest-metaworld")  # fmt: skip
     p.add_argument("file", metavar="FILE.pth", help="checkpoint of any stage; nothing but tensors is read from it")
     p.add_argument("--config", default="libero", metavar="NAME",
                    help="libero or metaworld (sizes are read off the file), or a .json file")  # fmt: skip
     p.add_argument("--sampling", choices=("exact", "published"), default="exact",
                    help="published: draw from the top 5 but optimise the full softmax (default exact)")  # fmt: skip
+    p.add_argument("--cameras", nargs="+", metavar="VIEW", help="Meta-World's views for the file's cameras, in order "
+                   "(default corner2 with --config metaworld)")  # fmt: skip
+    p.add_argument("--arm", default="mesh", metavar="NAME", help="how Meta-World draws the arm (default mesh)")
+    p.add_argument("--embeddings", metavar="FILE.safetensors", help="instruction -> vector, when the policy reads "
+                   "another sentence model than the built-in one")  # fmt: skip
     p.add_argument("--out", metavar="DIR", required=True, help="policy folder to write")
     out = commands.add_parser("export", help="turn a policy folder into a published checkpoint",
                               description="Policy folders as published checkpoints.")  # fmt: skip

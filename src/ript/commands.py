@@ -374,9 +374,15 @@ def study(args: Namespace) -> Answer:
 
 
 def import_quest(args: Namespace) -> Answer:
+    from ript.build import for_metaworld
+    from ript.policies.folder import read_tensors
     from ript.policies.quest.checkpoint import import_quest as read
 
     policy = read(args.file, args.config, sampling=args.sampling)
+    if args.config == "metaworld" or args.cameras:
+        for_metaworld(policy, args.cameras or ["corner2"] * len(policy.config.cameras), args.arm)
+    for sentence, vector in (read_tensors(args.embeddings) if args.embeddings else {}).items():
+        policy.remember(sentence, vector)
     policy.save_pretrained(args.out)
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     spec = policy.simulator

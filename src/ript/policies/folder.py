@@ -40,7 +40,7 @@ class SavedPolicy:
     def further(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of `NAME.safetensors`; none when there is no such file."""
         path = self.folder / f"{name}.safetensors"
-        return _tensors(path) if path.exists() else {}
+        return read_tensors(path) if path.exists() else {}
 
 
 def save(
@@ -121,11 +121,18 @@ def load(folder: Path, kind: str | None = None) -> SavedPolicy:
         config, card = document["config"], document["card"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PolicyError(f"{folder / 'config.json'} is corrupt: {type(error).__name__}: {error}") from error
-    weights = _tensors(folder / "model.safetensors")
+    weights = read_tensors(folder / "model.safetensors")
     return SavedPolicy(folder=folder, config=config, simulator=simulator, card=card, weights=weights)
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        PolicyError: missing, corrupt or truncated.
+    """
+    if not Path(path).is_file():
+        raise PolicyError(f"there is no file {path}")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -17,18 +17,26 @@ from ript.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.sims import gl
 from ript.sims.metaworld_stock import SharedTask, StockMetaworld, StockReward, shared_task
 from ript.sims.metaworld_success import SUCCESS
-from ript.sims.metaworld_suite import CAMERAS, SPLITS, SUITE, metaworld_tasks, resolve_cameras, task_of
+from ript.sims.metaworld_suite import (
+    ACTION_DIM,
+    CAMERAS,
+    SPLITS,
+    SUITE,
+    metaworld_spec,
+    metaworld_tasks,
+    resolve_cameras,
+    task_of,
+)
 from ript.sims.mujoco_rendering import (
     ARMS,
     Arm,
     CameraView,
     ModelRenderer,
     descendants,
-    describe,
     image_shape,
     lean_model,
 )
-from ript.types import ChunkResult, InitialState, Observation, SimulatorSpec, Split
+from ript.types import ChunkResult, InitialState, Observation, Split
 
 __all__ = [
     "CAMERAS",
@@ -40,11 +48,7 @@ __all__ = [
     "metaworld_tasks",
 ]
 
-ACTION_DIM = 4
-PROPRIO_DIM = 8
 ARM_ROOT = "base"
-LOOK = 1
-"""Raise it when a change of the code changes pictures: policies and demonstrations of another look are then refused."""
 
 _renderers: dict[tuple, ModelRenderer] = {}
 
@@ -61,7 +65,7 @@ class MetaworldSimulator:
     Args:
         task_name: such as "drawer-open-v3".
         horizon: steps after which an episode without success is over.
-        cameras: views by name, or names of `CAMERAS`.
+        cameras: views by name, or names of `CAMERAS`; see `resolve_cameras`.
         image_size: pixels of a policy's pictures, one number or (height, width).
         arm: how the robot is drawn for the policy: "boxes" (the boxes around its meshes), "mesh" (the stock look; seven
             times as expensive) or "hidden".
@@ -90,18 +94,7 @@ class MetaworldSimulator:
         self.seconds = {"simulate": 0.0, "render": 0.0}
         self._views, self._size, self._arm = resolve_cameras(cameras), image_shape(image_size), arm
         self._video_size = image_shape(video_size)
-        self.spec = SimulatorSpec(
-            suite=SUITE,
-            cameras=dict.fromkeys(self._views, self._size),
-            proprio_dim=PROPRIO_DIM,
-            action_dim=ACTION_DIM,
-            render={
-                "cameras": {k: describe(v) for k, v in self._views.items()},
-                "size": list(self._size),
-                "arm": arm,
-                "look": LOOK,
-            },
-        )
+        self.spec = metaworld_spec(self._views, self._size, arm)
         self._shared: SharedTask = shared_task(task_name)
         self._mujoco, self._model = self._shared.mujoco, self._shared.model
         self._data = self._mujoco.MjData(self._model)

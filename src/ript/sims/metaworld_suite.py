@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from ript.errors import UnknownNameError
 from ript.sims.instructions import INSTRUCTIONS
-from ript.sims.mujoco_rendering import CameraView
-from ript.types import Task
+from ript.sims.mujoco_rendering import Arm, CameraView, describe
+from ript.types import SimulatorSpec, Task
 
 SUITE = "metaworld"
+ACTION_DIM = 4
+PROPRIO_DIM = 8
+LOOK = 1
+"""Raise it when a change of the code changes pictures: policies and demonstrations of another look are then refused."""
 
 _ML10_TEST = ("door-close-v3", "drawer-open-v3", "lever-pull-v3", "shelf-place-v3", "sweep-into-v3")
 _ML10_TRAIN = (
@@ -79,14 +83,37 @@ def task_of(name: str, horizon: int) -> Task:
 
 
 def resolve_cameras(cameras: Mapping[str, CameraView] | Sequence[str]) -> dict[str, CameraView]:
-    """Views from a mapping, or from names of `CAMERAS`.
+    """Views from a mapping, or from names of `CAMERAS`; "front=corner2" is a camera named front with corner2's view.
 
     Raises:
-        UnknownNameError: a name that is not in `CAMERAS`.
+        UnknownNameError: a view that is not in `CAMERAS`.
     """
     if isinstance(cameras, Mapping):
         return dict(cameras)
-    for name in cameras:
-        if name not in CAMERAS:
-            raise UnknownNameError("camera", name, CAMERAS)
-    return {name: CAMERAS[name] for name in cameras}
+    views = {}
+    for word in cameras:
+        name, _, view = word.partition("=")
+        if (view or name) not in CAMERAS:
+            raise UnknownNameError("camera", view or name, CAMERAS)
+        views[name] = CAMERAS[view or name]
+    return views
+
+
+def camera_words(described: Mapping[str, Mapping[str, object]]) -> tuple[str, ...]:
+    """What `resolve_cameras` takes for cameras that a simulator's `spec.render` describes."""
+    words = []
+    for name, view in described.items():
+        same = [known for known, other in CAMERAS.items() if describe(other) == view]
+        words.append(name if name in same or not same else f"{name}={same[0]}")
+    return tuple(words)
+
+
+def metaworld_spec(views: Mapping[str, CameraView], size: tuple[int, int], arm: Arm) -> SimulatorSpec:
+    """What a policy is shown, and how large actions and proprioception are."""
+    return SimulatorSpec(
+        suite=SUITE, cameras=dict.fromkeys(views, size), proprio_dim=PROPRIO_DIM, action_dim=ACTION_DIM,
+        render={
+            "cameras": {name: describe(view) for name, view in views.items()},
+            "size": list(size), "arm": arm, "look": LOOK,
+        },
+    )  # fmt: skip

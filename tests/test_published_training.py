@@ -1,0 +1,135 @@
+"""Published checkpoints practise like any other policy: nothing in the loop knows where a policy came from."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from toy_runs import toy_config
+
+from ript.build import load_policy, sim_config_of
+from ript.cli import main
+from ript.policies.quest.checkpoint import export_quest, import_quest
+from ript.policies.quest.config import QuestConfig
+from ript.policies.quest.policy import QuestPolicy
+from ript.report.page import write_report
+from ript.report.run import RunFolder
+from ript.sims.instructions import INSTRUCTIONS
+from ript.sims.registry import SUITES
+from ript.sims.toy import ToySimulator
+from ript.train_rl import train_rl
+from ript.types import ChunkResult, Observation, SimulatorSpec, Task
+
+GOLDEN = Path(__file__).parent / "golden"
+CONFIG = json.loads((GOLDEN / "tiny_config.json").read_text())
+SPEC = SimulatorSpec(
+    suite="desk", cameras={"agentview_rgb": (32, 32), "eye_in_hand_rgb": (32, 32)}, proprio_dim=12, action_dim=7,
+    render={},
+)  # fmt: skip
+
+
+class Desk(ToySimulator):
+    """2-D reaching with the cameras, proprioception and actions of the golden checkpoint."""
+
+    def __init__(self, task_name: str, *, horizon: int = 40, image_size: int = 32):
+        super().__init__(task_name, horizon=horizon, image_size=image_size)
+        self.task, self.spec = replace(self.task, suite="desk"), SPEC
+
+    def observe(self) -> Observation:
+        seen = super().observe()
+        (picture,) = seen.images.values()
+        return replace(
+            seen, images=dict.fromkeys(SPEC.cameras, picture), proprio=np.tile(seen.proprio, 6).astype(np.float32)
+        )
+
+    def step_chunk(self, actions: np.ndarray) -> ChunkResult:
+        return super().step_chunk(actions[:, :2])
+
+
+def make_desk(key: str, **settings: int) -> Desk:
+    return Desk(key.removeprefix("desk/"), **settings)
+
+
+def desk_tasks() -> tuple[Task, ...]:
+    return (Task(suite="desk", name="reach-centre", instruction="reach", index=1, horizon=40),)
+
+
+def published(path: Path, state: dict[str, torch.Tensor]) -> Path:
+    torch.save({"model": state}, path)
+    return path
+
+
+@pytest.mark.parametrize("sampling", ["exact", "published"])
+def test_an_imported_checkpoint_is_post_trained_and_exported_again(
+    sampling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SUITES, "desk", (make_desk, desk_tasks))
+    arrays = np.load(GOLDEN / "tiny.npz", allow_pickle=False)
+    pth = published(tmp_path / "tiny.pth", {key: torch.from_numpy(arrays[key]) for key in arrays.files})
+    policy = import_quest(pth, CONFIG, simulator=SPEC, sampling=sampling)  # type: ignore[arg-type]
+    policy.remember(make_desk("desk/reach-centre").task.instruction, torch.ones(24))
+    policy.save_pretrained(tmp_path / "policy")
+    config = toy_config(
+        seed=2, iterations=1, sim={"suite": "desk", "cameras": tuple(SPEC.cameras), "image_size": 32, "horizon": 64},
+        policy={"sampling": sampling, "top_k": 5 if sampling == "published" else 0},
+        sampling={"group_size": 8, "groups": 1, "max_attempts": 24}, eval={"trials": 2, "every": 0},
+        learn={"learning_rate": 1e-4, "target_kl": 0.0},
+    )  # fmt: skip
+    result = train_rl(config, tmp_path / "policy", tmp_path / "run")
+    with RunFolder.open(tmp_path / "run") as run:
+        rows = run.metrics()
+        report = write_report([run.path], tmp_path / "report.html").read_text()
+    assert sum(row.get("update/optimiser_steps", 0) for row in rows) > 0
+    assert ("Published sampling: draws from the top k" in report) == (sampling == "published")
+
+    export_quest(load_policy(result.policy), tmp_path / "trained.pth")  # type: ignore[arg-type]
+    before, after = (torch.load(path, weights_only=True)["model"] for path in (pth, tmp_path / "trained.pth"))
+    changed = {key for key in before if not torch.allclose(before[key], after[key], rtol=1e-6, atol=0)}
+    assert list(before) == list(after)
+    assert changed and all(key.startswith("policy_prior.") for key in changed)
+
+
+def test_a_checkpoint_of_meta_world_practises_from_the_command_line(tmp_path: Path) -> None:
+    sizes = QuestConfig(
+        action_dim=4, chunk=32, execute=16, autoencoder_width=32, encoder_layers=1, decoder_layers=1, width=48,
+        layers=1, heads=4, cameras={"corner_rgb": (32, 32)}, image_dim=16, proprio={"proprio": 8}, proprio_dim=8,
+        language_dim=6,
+    )  # fmt: skip
+    spec = SimulatorSpec(suite="any", cameras=sizes.cameras, proprio_dim=8, action_dim=4, render={})
+    export_quest(QuestPolicy(sizes, spec), tmp_path / "model.pth")
+    save_file({INSTRUCTIONS["reach-v3"]: torch.ones(6)}, tmp_path / "clip.safetensors")
+    hyperparameters = CONFIG["hyperparameters"]
+    (tmp_path / "config.json").write_text(json.dumps({"hyperparameters": hyperparameters | {
+        "autoencoder": hyperparameters["autoencoder"] | {
+            "action_dim": 4, "encoder_layers": 1, "decoder_layers": 1, "encoder_heads": 4},
+        "policy_prior": hyperparameters["policy_prior"] | {"n_layer": 1},
+        "image_encoder_factory": {"output_size": 16}, "lowdim_encoder_factory": {"output_size": 8},
+        "action_horizon": 16,
+        "shape_meta": {"observation": {"rgb": {"corner_rgb": [3, 32, 32]}, "lowdim": {"proprio": 8}},
+                       "task": {"dim": 6}},
+    }}))  # fmt: skip
+
+    def run(*words: object) -> int:
+        return main([str(word) for word in words])
+
+    given = ("import", "quest", tmp_path / "model.pth", "--config", tmp_path / "config.json")
+    assert run(*given, "--cameras", "corner2", "side", "--out", tmp_path / "no") == 2  # one camera, two views
+    assert run(*given, "--cameras", "corner", "--arm", "stick", "--out", tmp_path / "no") == 2
+    assert run(*given, "--embeddings", tmp_path / "none.safetensors", "--out", tmp_path / "no") == 1
+    assert not (tmp_path / "no").exists()
+    embeddings = ("--embeddings", tmp_path / "clip.safetensors")
+    assert run(*given, "--cameras", "corner2", "--arm", "boxes", *embeddings, "--out", tmp_path / "policy") == 0
+    assert sim_config_of(load_policy(tmp_path / "policy")).cameras == ("corner_rgb=corner2",)
+    practise = (
+        "rl", "--recipe", "quickstart", "--policy", tmp_path / "policy", "--tasks", "reach", "--iterations", 1, "--out",
+        tmp_path / "run", "--workers", 0, "--sim.cameras=corner_rgb=corner2", "--sim.image_size=32",
+        "--rollout.slots=2", "--sim.horizon=16", "--sampling.horizon=16", "--sampling.groups=1",
+        "--sampling.max_attempts=2", "--sampling.group_size=2", "--policy.entropy=0",
+        "--policy.rl_trains=prior", "--eval.trials=1", "--eval.every=0", "--eval.videos=0", "--learn.threads=1",
+    )  # fmt: skip
+    assert run(*practise) == 0
+    assert run("eval", "--policy", tmp_path / "run" / "policy", "--tasks", "reach", "--trials", 1, "--horizon", 16,
+               "--workers", 0) == 0  # fmt: skip
