@@ -133,18 +133,30 @@ class QuestPolicy(nn.Module):
 
     # ------------------------------------------------------------------ acting
 
-    def _density(self, logits: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Log-probabilities `[..., codebook]` after temperature and top-k.
-
-        `keep` `[...]` are tokens that count as among the top k whatever their rank: a token drawn from the behaviour
-        policy's top k may leave the top k during an update, and its ratio must then stay finite and change smoothly.
-        """
+    def _density(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities `[..., codebook]` after temperature and top-k."""
         logits = logits / self.config.temperature
         if self.config.top_k:
-            ranked = logits if keep is None else logits.scatter(-1, keep[..., None], torch.inf)
-            best = ranked.topk(self.config.top_k, dim=-1).indices
+            best = logits.topk(self.config.top_k, dim=-1).indices
             logits = torch.full_like(logits, -torch.inf).scatter(-1, best, logits.gather(-1, best))
         return logits.log_softmax(-1)
+
+    def _density_of(self, logits: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log-probability of `sample`, entropy), both `[...]`, in the density that `act` draws from.
+
+        The sampled token counts as among the top k whatever its rank: drawn from the behaviour policy's top k, it may
+        leave them during an update, and its ratio must then stay finite and change smoothly.
+        """
+        if self.config.sampling == "published":
+            kept, place = logits, sample[..., None]
+        elif self.config.top_k:  # among k logits instead of the whole codebook: 15 % of an update is saved
+            ranked = logits.detach().scatter(-1, sample[..., None], torch.inf)  # so that it comes first
+            kept = logits.gather(-1, ranked.topk(self.config.top_k, dim=-1).indices) / self.config.temperature
+            place = torch.zeros_like(sample[..., None])
+        else:
+            kept, place = logits / self.config.temperature, sample[..., None]
+        density = kept.log_softmax(-1)
+        return density.gather(-1, place)[..., 0], -(density.exp() * density).sum(-1)
 
     @torch.no_grad()
     def act(
@@ -214,11 +226,7 @@ class QuestPolicy(nn.Module):
 
     def log_prob(self, context: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `interfaces.LikelihoodPolicy.log_prob`."""
-        logits = self.prior(self.context(context), sample)
-        density = logits.log_softmax(-1) if self.config.sampling == "published" else self._density(logits, sample)
-        finite = density.masked_fill(density == -torch.inf, 0.0)
-        entropy = -(density.exp() * finite).sum(-1)
-        return density.gather(-1, sample[..., None])[..., 0], entropy
+        return self._density_of(self.prior(self.context(context), sample), sample)
 
     def autoencoder_loss(self, actions: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
         """Mean absolute error of the reconstruction over executed actions; `[B, H, A]` and bool `[B, H]`."""
