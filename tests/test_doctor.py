@@ -197,5 +197,5 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
 
 def test_a_gpu_is_named_and_its_absence_is_no_fault():
     check = check_gpu(Outcome({"problems": {}, "gpus": ["NVIDIA X (80 GiB)"]}))
-    assert check.ok and check.detail == "NVIDIA X (80 GiB)"
+    assert check.ok and check.detail == "NVIDIA X (80 GiB); `ript rl --device cuda` trains there"
     assert healthy([check_gpu(Outcome(None, "crashed with SIGSEGV"))])

@@ -376,5 +376,6 @@ def _render_problem(outcome: Outcome) -> str:
 
 def check_gpu(probed: Outcome) -> Check:
     gpus = (probed.value or {}).get("gpus", [])
-    detail = ", ".join(gpus) if gpus else "none that torch can use; the quickstart recipe is made for CPU cores"
+    found = f"{', '.join(gpus)}; `ript rl --device cuda` trains there"
+    detail = found if gpus else "none that torch can use; the quickstart recipe is made for CPU cores"
     return Check(name="GPU", ok=bool(gpus), detail=detail, required=False)

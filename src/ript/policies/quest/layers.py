@@ -38,7 +38,7 @@ class Cache:
 
 
 FEW_ROWS = 128
-"""Up to here a CPU multiplies faster with the weights on the left (measured: see `benchmarks/few_rows.py`)."""
+"""Up to here a CPU multiplies faster with the weights on the left (measured: LOG.md)."""
 
 
 def few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
