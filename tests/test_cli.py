@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ript import cli, commands
 from ript.errors import ConfigError
@@ -154,12 +156,27 @@ def test_a_printed_recipe_is_a_file_that_recipe_reads_back(folder: Path, capsys)
         ("rl --recipe smoke --out OUT --sim.suite toys", 2, "unknown simulator suite 'toys': did you mean toy?"),
         ("rl --recipe smoke --out OUT --iterations many", 2, "iterations: expected a whole number, got 'many'"),
         ("rl --recipe smoke --out OUT --policy nowhere", 1, "no policy folder at nowhere"),
+        ("rl --recipe smoke --out OUT --seed -1", 2, "seed: must be in 0..2^63 - 1, got -1"),
+        ("rl --recipe smoke --out OUT --seed 99999999999999999999", 2, "seed: must be in 0..2^63 - 1"),
+        ("rl --recipe smoke --out OUT --eval.seed=-2", 2, "eval.seed: must be in 0..2^63 - 1, got -2"),
+        ("rl --recipe smoke --out OUT --eval.videos=-2", 2, "eval.videos: must not be negative, got -2"),
+        ("rl --recipe smoke --out OUT --sim.cameras=foo", 2, "unknown camera 'foo'"),
+        pytest.param(
+            "rl --recipe smoke --out OUT --device cuda",
+            2,
+            "torch sees no CUDA device here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
         ("rl --resume OUT", 1, "does not exist"),
+        ("rl --resume /etc/passwd", 1, "is a file, not a run folder"),
         ("rl --resume OUT --iterations 3", 2, "leave out --iterations"),
         ("eval --policy nowhere --tasks reach", 1, "no policy folder at nowhere"),
         ("eval --policy nowhere --tasks reach --trials 0", 2, "--trials must be at least 1, got 0"),
         ("eval --policy nowhere --tasks reach --greedy --temperature 1", 2, "not allowed with argument --greedy"),
         ("report OUT --out OUT/r.html", 1, "does not exist"),
+        ("report OUT --out .", 1, "is a folder: name the page to write"),
+        ("demos info .", 1, "is a folder: give a demonstration file"),
+        ("quickstart --seed -1 --out OUT", 2, "seed: must be in 0..2^63 - 1, got -1"),
         ("bench rollout --recipe smoke", 2, "stock environment exists for metaworld only"),
         ("quickstart --target drawr-open --out OUT", 2, "did you mean drawer-open-v3"),
     ],
@@ -183,6 +200,52 @@ def test_a_policy_that_does_not_fit_the_simulator_is_refused_before_anything_is_
     assert run(*words) == 1
     assert "expected {'top': (16, 16)}, got {'top': (24, 24)}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed_leaves_no_run_folder_behind(
+    tracker: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("wandb", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert run("rl", *QUICK, "--out", tmp_path / "out", f"--tracker={tracker}") == 1
+    assert f"pip install 'ript[{tracker}]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["rl", "sft"])
+def test_a_policy_folder_is_not_taken_for_a_run_folder(command: str, rl: Path, tmp_path: Path, capsys) -> None:
+    assert run(command, "--resume", rl / "policy") == 1
+    assert run("report", rl / "policy", "--out", tmp_path / "page.html") == 1
+    assert capsys.readouterr().err.count("is not a run folder, but holds a 'quest' policy") == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("config", "says"), [([], "config is no table"), ({}, "recipe_config and start missing")])
+def test_a_damaged_configuration_of_a_run_is_named(config: object, says: str, rl: Path, tmp_path: Path, capsys) -> None:
+    document = json.loads((rl / "config.json").read_text()) | {"config": config}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    assert run("rl", "--resume", tmp_path) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_refused(rl: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(rl / "policy", tmp_path / "policy")
+    weights = load_file(tmp_path / "policy" / "model.safetensors")
+    weights["prior.head.bias"][3] = torch.nan
+    save_file(weights, tmp_path / "policy" / "model.safetensors")
+    assert run("rl", *QUICK, "--policy", tmp_path / "policy", "--out", tmp_path / "out") == 1
+    assert "prior.head.bias: holds NaN or infinity" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_update_that_breaks_down_says_in_which_iteration_and_what_is_kept(tmp_path: Path, capsys) -> None:
+    words = ("rl", *QUICK, "--workers", 0, "--learn.learning_rate=1e30", "--out", tmp_path / "out")
+    assert run(*words) == 1
+    err = capsys.readouterr().err
+    assert "ript: error: iteration 1: update, epoch " in err
+    assert f"the last good checkpoint is kept in {tmp_path / 'out' / 'checkpoints'}" in err
+    assert list((tmp_path / "out" / "checkpoints").iterdir())
 
 
 def test_a_partial_policy_folder_is_refused(rl: Path, tmp_path: Path, capsys) -> None:

@@ -96,6 +96,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("errors", "types"):  # all of them are public: `ript.errors.ConfigError`, `ript.types.Group`
+        return importlib.import_module(f"ript.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'ript' has no attribute {name!r}")
     module = importlib.import_module(f"ript.{_HOME[name]}")

@@ -22,6 +22,7 @@ from ript.rollout.pool import make_pool
 from ript.sims.metaworld_suite import camera_words, metaworld_spec, resolve_cameras
 from ript.sims.mujoco_rendering import ARMS
 from ript.sims.registry import SUITES, list_tasks
+from ript.sims.toy import CAMERA as TOY_CAMERA
 from ript.types import InitialState, SimulatorSpec, Split, Task
 
 
@@ -36,6 +37,9 @@ def simulator_settings(sim: SimConfig) -> dict[str, Any]:
     if sim.suite == "metaworld":
         resolve_cameras(sim.cameras)  # here already, not once in each worker
         settings |= {"cameras": sim.cameras, "arm": sim.arm}
+    for camera in sim.cameras if sim.suite == "toy" else ():
+        if camera != TOY_CAMERA:
+            raise UnknownNameError("camera", camera, [TOY_CAMERA])
     return settings
 
 

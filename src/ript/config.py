@@ -26,6 +26,11 @@ def _need(ok: bool, where: str, what: str) -> None:
         raise ConfigError(f"{where}: {what}")
 
 
+def need_seed(seed: int, where: str) -> None:
+    """Raise `ConfigError` unless random generators take the seed."""
+    _need(0 <= seed < 2**63, where, f"must be in 0..2^63 - 1, got {seed}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SimConfig:
     """The simulator and what it shows."""
@@ -231,6 +236,8 @@ class EvalConfig:
     """Videos per task before and after."""
 
     def __post_init__(self) -> None:
+        need_seed(self.seed, "eval.seed")
+        _need(self.videos >= 0, "eval.videos", f"must not be negative, got {self.videos}")
         _need(self.trials >= 1, "eval.trials", f"at least one trial is needed, got {self.trials}")
         _need(self.every_trials >= 1, "eval.every_trials", f"at least one trial is needed, got {self.every_trials}")
         _need(self.every >= 0, "eval.every", f"must not be negative, got {self.every}")
@@ -265,6 +272,7 @@ class Config:
     """Where to send metrics besides the run folder."""
 
     def __post_init__(self) -> None:
+        need_seed(self.seed, "seed")
         _need(self.iterations >= 0, "iterations", f"must not be negative, got {self.iterations}")
         _need(0 < self.stop_at <= 1, "stop_at", f"must be in (0, 1], got {self.stop_at}")
         _need(len(set(self.tasks)) == len(self.tasks), "tasks", f"named twice: {', '.join(self.tasks)}")

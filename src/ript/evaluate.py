@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ript.build import Contexts, load_policy, make_env_pool, sim_config_of, task_keys
-from ript.config import RolloutConfig, SimConfig
+from ript.config import RolloutConfig, SimConfig, need_seed
 from ript.errors import ConfigError, SimulatorError
 from ript.interfaces import EnvPool, PostTrainable
 from ript.report.progress import progress
@@ -178,6 +178,9 @@ def evaluate(
     """
     if trials < 1:
         raise ConfigError(f"trials must be at least 1, got {trials}")
+    if videos < 0:
+        raise ConfigError(f"videos must not be negative, got {videos}")
+    need_seed(seed, "seed")
     if not tasks:
         raise ConfigError("no task to evaluate on: name at least one")
     name = str(policy) if isinstance(policy, str | Path) else "policy"

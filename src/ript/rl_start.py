@@ -34,6 +34,9 @@ def interrupted(out: Path) -> tuple[Config, Start]:
     document = read_config(out)
     if document["kind"] != "rl":
         raise RunError(f"{out} is a run of supervised training: go on with `ript sft --resume {out}`")
+    missing = [name for name in ("recipe_config", "start") if name not in document["config"]]
+    if missing:
+        raise RunError(f"{out / 'config.json'} is incomplete: {' and '.join(missing)} missing")
     config, start = Config.from_json(document["config"]["recipe_config"]), document["config"]["start"]
     if (out / "start").exists():
         return config, load_policy(out / "start")

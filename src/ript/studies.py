@@ -90,7 +90,7 @@ def get_study(name: str, scale: Scale = "small") -> Study:
 PAPER_SEEDS, SMALL_SEEDS = (0, 1, 2), (0,)
 
 SHRUNK = (
-    "policy of 1.1 M instead of 20 M parameters, one 64-pixel camera near the table, chunks of 16 executed whole",
+    "policy of 1.3 M instead of 20 M parameters, one 64-pixel camera near the table, chunks of 16 executed whole",
     "10 demonstrations of each of the 45 pre-training tasks instead of 100; 1,300 optimiser steps, with an auxiliary "
     "loss on object positions",
     "8 iterations of 24 groups from at most 32 states, horizon 200 in practice and 500 in evaluation",

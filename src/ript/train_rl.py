@@ -16,14 +16,14 @@ import torch
 
 from ript.build import Contexts, make_env_pool, task_keys, use_device
 from ript.config import Config
-from ript.errors import ConfigError, NoSignalError
+from ript.errors import ConfigError, NoSignalError, NotFiniteError
 from ript.interfaces import EnvPool, PostTrainable
 from ript.learn.batch import make_batch
 from ript.learn.update import AdaptiveRate, make_optimiser, update
 from ript.metrics import values
 from ript.report.progress import status
 from ript.report.run import RunFolder
-from ript.report.trackers import make_trackers
+from ript.report.trackers import make_trackers, require_trackers
 from ript.rl_measure import Measurements, Progress
 from ript.rl_start import Start, document, interrupted, learner
 from ript.rollout.sampling import Collection, collect_groups, practice_horizons
@@ -77,6 +77,7 @@ def train_rl(config: Config, policy: Start, out: str | Path, *, resume: bool = F
     if resume:
         config, policy = interrupted(out)
     device, keys = use_device(config.device), task_keys(config.sim, config.tasks)
+    require_trackers(_trackers(config))
     if not keys:
         raise ConfigError("no task to practise on: give --tasks")
     with Contexts(config.sim, keys, config.seed) as contexts:
@@ -87,6 +88,10 @@ def train_rl(config: Config, policy: Start, out: str | Path, *, resume: bool = F
                 trained.save_pretrained(run.path / "start")
             with make_env_pool(config.sim, config.rollout, trained) as pool:
                 return _Run(config, trained, contexts, run, pool).go()
+
+
+def _trackers(config: Config) -> list[str]:
+    return [] if config.tracker == "none" else [config.tracker]
 
 
 class _Run:
@@ -100,8 +105,7 @@ class _Run:
         self.longest = config.sampling.horizon or config.sim.horizon
         self.at = Progress(horizons=dict.fromkeys(contexts.tasks, self.longest))
         self.measurements = Measurements(config, policy, contexts, run, pool)
-        names = [] if config.tracker == "none" else [config.tracker]
-        self.trackers = make_trackers(names, run.path, config.to_json())
+        self.trackers = make_trackers(_trackers(config), run.path, config.to_json())
 
     def go(self) -> RLResult:
         torch.set_num_threads(self.config.learn.threads)
@@ -114,7 +118,11 @@ class _Run:
         while self.at.iteration < self.config.iterations and not self.at.solved:
             validated = measured.validate(self.at)
             collection = self.collect()
-            metrics = self.learn(collection) | {"time/eval": validated}
+            try:
+                metrics = self.learn(collection) | {"time/eval": validated}
+            except NotFiniteError as error:
+                kept = f"the last good checkpoint is kept in {self.run.path / 'checkpoints'}"
+                raise NotFiniteError(f"iteration {self.at.iteration + 1}: {error}; {kept}") from error
             self.count(collection, time.perf_counter() - began)
             self.log(collection, metrics)
             self.save()

@@ -227,6 +227,8 @@ def uninterrupted() -> Iterator[None]:
 def _reading(path: Path) -> Iterator[h5py.File]:
     if not path.exists():
         raise DataError(f"there is no demonstration file {path}; make one with `ript demos collect`")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: give a demonstration file, as `ript demos collect --out` names it")
     try:
         file = h5py.File(path, "r")
     except (OSError, RuntimeError) as error:

@@ -17,7 +17,8 @@ from ript.metrics import Max, Mean, Metrics, Min
 Reduction = Literal["token", "trajectory"]
 
 LOG_RATIO_FLOOR = -20.0
-"""A token that has left the support of a top-k density has log-probability -inf; its ratio is 0 to every digit here."""
+"""Below it a ratio is 0 to every digit. A density with a hard edge gives -inf beyond it (QueST's has none: see
+`QuestPolicy._density_of`)."""
 
 
 def clipped_objective(

@@ -149,6 +149,7 @@ def fill(module: nn.Module, saved: SavedPolicy) -> None:
         for k, v in saved.weights.items()
         if k in own and (own[k].shape != v.shape or own[k].dtype != v.dtype)
     ]
+    problems += [f"{k}: holds NaN or infinity" for k, v in saved.weights.items() if not torch.isfinite(v).all()]
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise PolicyError(f"the weights in {saved.folder} do not fit: {'; '.join(sorted(problems)[:5])}{more}")

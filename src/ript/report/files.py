@@ -215,15 +215,16 @@ def append_line(path: str | Path, line: str) -> None:
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Read JSON lines. A missing file is empty; a last line torn by a kill is left out.
+    """Read JSON lines. A missing file is empty; a last line torn by a kill (it does not end) is left out.
 
     Raises:
-        DataError: a line before the last is not a JSON object; names file and line.
+        DataError: a line that ends is not a JSON object; names file and line.
     """
     path = Path(path)
     if not path.exists():
         return []
-    lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+    content = path.read_bytes()
+    lines = [line for line in content.split(b"\n") if line.strip()]
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -231,7 +232,7 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise ValueError(f"expected an object, got {type(row).__name__}")
         except ValueError as error:
-            if number == len(lines):
+            if number == len(lines) and not content.endswith(b"\n"):
                 break
             raise DataError(f"{path}, line {number}: not a JSON object ({error})") from error
         rows.append(row)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ript.errors import ConfigError, DataError
+from ript.errors import ConfigError, DataError, RunError
 from ript.report import plots, views
 from ript.report.files import write_text
 from ript.report.read import Comparison, Row, RunData, VideoPair, read_run
@@ -108,6 +108,8 @@ def write_report(
     paths = [Path(folder) for folder in folders]
     if not paths:
         raise ConfigError("a report needs at least one run folder")
+    if Path(out).is_dir():
+        raise RunError(f"{out} is a folder: name the page to write, such as {Path(out) / 'report.html'}")
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("a run folder was given twice")
     runs = [read_run(path, name) for path, name in zip(paths, views.unique_names(paths), strict=True)]

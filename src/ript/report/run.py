@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -248,6 +248,8 @@ class RunFolder:
             raise RunError(
                 f"no checkpoint of {self.path} can be read ({'; '.join(skipped)}): start again with another --out"
             )
+        if self.metrics():
+            status(f"{self.path} has no checkpoint left: starting over from iteration 0")
         self._cut(-1)
         return None
 
@@ -288,7 +290,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not (path / "config.json").is_file():
-        what = "is not a run folder (it has no config.json)" if path.is_dir() else "does not exist"
+        what = "is not a run folder (it has no config.json)" if path.is_dir() else "is a file, not a run folder"
+        what = what if path.exists() else "does not exist"
         inside = sorted(str(file.parent) for file in path.glob("*/config.json") if (file.parent / ".lock").exists())
         hint = f"it contains {' and '.join(inside)}" if inside else "give the --out folder of an earlier run"
         raise RunError(f"{path} {what}: {hint}")
@@ -303,6 +306,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
     missing = [key for key in ("kind", "config") if key not in document]
     if missing:
         raise RunError(f"{path / 'config.json'} is incomplete: {' and '.join(missing)} missing")
+    if document["kind"] not in get_args(Kind):
+        raise RunError(f"{path} is not a run folder, but holds a {document['kind']!r} policy: give the run's folder")
+    if not isinstance(document["config"], dict):
+        raise RunError(f"{path / 'config.json'} is damaged: config is no table of settings")
     return document
 
 

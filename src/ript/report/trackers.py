@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,11 +24,14 @@ class TensorBoardTracker:
     """Event files in `folder`/tensorboard; look with `tensorboard --logdir`."""
 
     def __init__(self, folder: str | Path, config: Mapping[str, Any]):
+        self._writer = self.package().SummaryWriter(str(Path(folder) / "tensorboard"))
+
+    @staticmethod
+    def package() -> Any:
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            return importlib.import_module("torch.utils.tensorboard")
         except ImportError as error:
             raise _missing("TensorBoard", "tensorboard", error) from error
-        self._writer = SummaryWriter(str(Path(folder) / "tensorboard"))
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         for key, value in _finite(metrics).items():
@@ -42,17 +46,20 @@ class WandbTracker:
     """A Weights & Biases run named after the run folder; a resumed run goes on under the same id."""
 
     def __init__(self, folder: str | Path, config: Mapping[str, Any]):
-        try:
-            import wandb
-        except ImportError as error:
-            raise _missing("Weights & Biases", "wandb", error) from error
-        folder = Path(folder)
+        wandb, folder = self.package(), Path(folder)
         run_id = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:12]
         self._run = wandb.init(
             project="ript", id=run_id, name=folder.name, dir=str(folder), config=dict(config), resume="allow"
         )
         # Its own step may only grow; a run resumed from a checkpoint passes some iterations again.
         self._run.define_metric("*", step_metric="iteration")
+
+    @staticmethod
+    def package() -> Any:
+        try:
+            return importlib.import_module("wandb")
+        except ImportError as error:
+            raise _missing("Weights & Biases", "wandb", error) from error
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         self._run.log({"iteration": iteration, **_finite(metrics)})
@@ -61,23 +68,29 @@ class WandbTracker:
         self._run.finish()
 
 
-TRACKERS: dict[str, Callable[[str | Path, Mapping[str, Any]], Tracker]] = {
+TRACKERS: dict[str, type[TensorBoardTracker] | type[WandbTracker]] = {
     "tensorboard": TensorBoardTracker,
     "wandb": WandbTracker,
 }
 
 
-def make_trackers(names: Iterable[str], folder: str | Path, config: Mapping[str, Any]) -> list[Tracker]:
-    """Start trackers by name ("tensorboard", "wandb") for the run folder `folder`.
+def require_trackers(names: Iterable[str]) -> None:
+    """Before anything is written:
 
     Raises:
         UnknownNameError: no such tracker.
         DependencyMissing: its package is not installed; names the extra.
     """
-    names = list(names)
     for name in names:
         if name not in TRACKERS:
             raise UnknownNameError("tracker", name, TRACKERS)
+        TRACKERS[name].package()
+
+
+def make_trackers(names: Iterable[str], folder: str | Path, config: Mapping[str, Any]) -> list[Tracker]:
+    """Start trackers by name ("tensorboard", "wandb") for the run folder `folder`. Raises as `require_trackers`."""
+    names = list(names)
+    require_trackers(names)
     return [TRACKERS[name](folder, config) for name in names]
 
 

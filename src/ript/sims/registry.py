@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ript.errors import UnknownNameError
+from ript.errors import ConfigError, UnknownNameError
 from ript.interfaces import Simulator
 from ript.sims.metaworld import make_metaworld, metaworld_tasks
 from ript.sims.toy import make_toy, toy_tasks
@@ -44,8 +44,14 @@ def make_simulator(key: str, **settings: Any) -> Simulator:
         settings: of the suite's simulator, such as `horizon` or `image_size`.
 
     Raises:
-        UnknownNameError: no such task, or no such setting.
+        UnknownNameError: no such task.
+        ConfigError: no such setting.
         DependencyMissing: the suite's packages are not installed.
     """
     task = find_task(key)
-    return SUITES[task.suite][0](task.key, **settings)
+    try:
+        return SUITES[task.suite][0](task.key, **settings)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise ConfigError(f"simulators of suite {task.suite} have no such setting: {error}") from error

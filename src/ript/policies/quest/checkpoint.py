@@ -115,8 +115,7 @@ def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
         raise PolicyError(f"{path} is a folder: give a .pth file, or load a policy folder as it is") from error
     except pickle.UnpicklingError as error:
         raise PolicyError(
-            f"{path} holds more than tensors, or is damaged; it was not opened, since unpickling can run code: "
-            f"{str(error).splitlines()[0]}"
+            f"{path} holds more than tensors, or is no .pth file; it was not opened, since unpickling can run code"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise PolicyError(f"{path} is not a readable .pth file: {str(error).splitlines()[0]}") from error
