@@ -23,6 +23,7 @@ from ript.config import (
 from ript.errors import UnknownNameError
 from ript.recipes import quickstart
 from ript.sims.metaworld_suite import SPLITS
+from ript.tables import count
 
 Scale = Literal["paper", "small"]
 
@@ -187,7 +188,7 @@ def demos(scale: Scale) -> Study:
     config = few_shot(scale)
     return _study(
         scale,
-        [Cell(name=f"{n} demonstrations", config=replace(config, demos=replace(config.demos, target=n)))
+        [Cell(name=count(n, "demonstration"), config=replace(config, demos=replace(config.demos, target=n)))
          for n in (1, 3, 5, 10)],
         name="demos", question="How does the gain depend on the number of demonstrations?",
         expected="post-training gains most with fewest demonstrations",
@@ -292,7 +293,7 @@ def _libero_pairs(
 ) -> Callable[[Scale], Study]:
     def study(scale: Scale) -> Study:
         cells = tuple(
-            Cell(name=f"{n} demonstrations", config=paper_libero("90", target=n, few=True), paper=paper)
+            Cell(name=count(n, "demonstration"), config=paper_libero("90", target=n, few=True), paper=paper)
             for n, paper in rows.items()
         )
         return Study(
