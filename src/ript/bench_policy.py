@@ -257,6 +257,9 @@ def _options(
         tried.append(("TF32", lambda: _with_tf32(step), None, True))
     found: dict[str, Any] = {}
     for name, work, precision, numerics in tried:
+        if precision is torch.bfloat16 and limits[torch.bfloat16] < limits[torch.float32] / 4:
+            found[name] = {"error": "bf16 products are many times slower than float32's"}  # minutes for nothing
+            continue
         try:
             took = _milliseconds(work, device)
         except Exception as error:  # a missing compiler, an unsupported operation: this machine cannot, and says why
@@ -316,7 +319,7 @@ def _milliseconds(work: Callable[[], object], device: str) -> float:
 
 def matmul_speed(device: str, dtype: torch.dtype = torch.float32, size: int | None = None) -> float:
     """Floating-point operations a second of a matrix product `[size, size]`, large enough to fill the device."""
-    size = size or (8192 if device == "cuda" else 1024)
+    size = size or (8192 if device == "cuda" else 1024 if dtype is torch.float32 else 512)
     a = torch.randn(size, size, device=device, dtype=dtype)
     return 2 * size**3 / (_milliseconds(lambda: a @ a, device) / 1000)
 
