@@ -28,10 +28,7 @@ class TensorBoardTracker:
 
     @staticmethod
     def package() -> Any:
-        try:
-            return importlib.import_module("torch.utils.tensorboard")
-        except ImportError as error:
-            raise _missing("TensorBoard", "tensorboard", error) from error
+        return _imported("torch.utils.tensorboard", "TensorBoard", "tensorboard")
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         for key, value in _finite(metrics).items():
@@ -56,10 +53,7 @@ class WandbTracker:
 
     @staticmethod
     def package() -> Any:
-        try:
-            return importlib.import_module("wandb")
-        except ImportError as error:
-            raise _missing("Weights & Biases", "wandb", error) from error
+        return _imported("wandb", "Weights & Biases", "wandb")
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         self._run.log({"iteration": iteration, **_finite(metrics)})
@@ -98,7 +92,10 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {key: float(value) for key, value in metrics.items() if value is not None and math.isfinite(value)}
 
 
-def _missing(what: str, extra: str, error: ImportError) -> DependencyMissing:
-    return DependencyMissing(
-        f"the {what} tracker was asked for but cannot be imported ({error}): pip install 'ript[{extra}]'"
-    )
+def _imported(module: str, what: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DependencyMissing(
+            f"the {what} tracker was asked for but cannot be imported ({error}): pip install 'ript[{extra}]'"
+        ) from error
