@@ -25,7 +25,7 @@ from ript.config import Config, PolicyConfig, RolloutConfig, SimConfig
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
-from ript.errors import ConfigError, PolicyError, UnknownNameError
+from ript.errors import ConfigError, DataError, PolicyError, UnknownNameError
 from ript.evaluate import run_evaluation
 from ript.sims.registry import make_simulator
 from ript.types import SimulatorSpec
@@ -197,6 +197,21 @@ def test_a_fixed_set_of_contexts_is_gone_through_again_and_again() -> None:
         ids = take(source, 12, fixed=2)
         assert ids[:4] == ids[4:8] == ids[8:] and len(set(ids)) == 4
         assert ids[:4] == take(source, 4)
+
+
+def test_demonstrated_states_are_practised_on_in_order_and_again(tmp_path: Path) -> None:
+    keys = task_keys(TOY, ("reach", "reach-left"))
+    file = str(tmp_path / "d.hdf5")
+    collect_demos(simulator_factory(TOY), keys, 3, file)
+    shown = {key: [s.id for s in demo_initial_states(open_demos([file]), [key])] for key in keys}
+    in_turn = [shown[key][i] for i in range(3) for key in keys]
+    with Contexts(TOY, keys, 0, [file]) as source:
+        assert take(source, 12) == in_turn * 2
+        assert take(source, 8, fixed=2) == in_turn[:4] * 2
+        with pytest.raises(ConfigError, match="4 states wanted; toy/reach has 3 demonstrated"):
+            take(source, 1, fixed=4)
+    with pytest.raises(DataError, match="no demonstration of toy/reach-centre"):
+        Contexts(TOY, ("toy/reach-centre",), 0, [file])
 
 
 def test_states_depend_on_the_seed_and_held_out_ones_on_theirs_alone() -> None:

@@ -24,6 +24,7 @@ LAYERS = [
     {"bases", "rl_measure", "rl_start"},
     {"train_rl"},
     {"quickstart", "study", "bench", "bench_update", "bench_policy"},
+    {"arguments"},
     {"commands"},
     {"cli"},
     {"__main__", "__init__"},

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_runs import Stopped, lively_policy, stop_in, toy_config, weights, without_times
+from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
 from ript import rl_measure as measuring
 from ript import rl_start as starting
 from ript.build import Contexts, for_post_training, load_policy, make_env_pool
 from ript.config import Config
+from ript.demos.demo_set import open_demos
+from ript.demos.initial_states import demo_initial_states
 from ript.errors import (
     ConfigError,
     ErrorRateExceeded,
@@ -185,6 +187,28 @@ def test_every_iteration_practises_on_fresh_states_with_fresh_noise_and_the_newe
     first, second = (collection.groups[0] for collection in taken)
     assert first.initial_state.id == second.initial_state.id
     assert not any(same_rollout(a, b) for a in first.rollouts for b in second.rollouts)
+
+
+def test_the_initial_states_of_demonstrations_can_be_practised_on_and_are_found_when_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(sampling={"demos": ("two.hdf5",)}, eval={"trials": 2, "every": 0})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    toy_demos(tmp_path / "two.hdf5", config, "reach-centre")
+    shown = [state.id for state in demo_initial_states(open_demos(tmp_path / "two.hdf5"))]
+    taken: list[Collection] = []
+    original = loop.collect_groups
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
+        whole = run(tmp_path / "whole", config)
+    ids = [group.initial_state.id for collection in taken for group in collection.attempted]
+    assert len(ids) > 2 and ids == [shown[i % 2] for i in range(len(ids))]
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 2)
+        run(tmp_path / "stopped", config)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert weights(train_rl(Config(), None, tmp_path / "stopped", resume=True).folder) == weights(whole.folder)
 
 
 def test_the_learning_rate_follows_the_kl_of_the_iteration_before(tmp_path: Path) -> None:

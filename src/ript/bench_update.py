@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ript.build import Contexts, make_env_pool, make_policy, task_keys
+from ript.build import Contexts, make_env_pool, make_policy, task_keys, update_settings
 from ript.config import Config
 from ript.errors import ConfigError
 from ript.interfaces import EnvPool, PostTrainable
@@ -82,12 +82,8 @@ def bench_update(config: Config, policy: PostTrainable | None = None) -> dict[st
             )  # fmt: skip
         torch.set_num_threads(config.learn.threads)
         with stage("update"):
-            result = update(
-                learner, optimiser, batch, epochs=config.learn.epochs, generator=torch.Generator().manual_seed(0),
-                minibatch_decisions=config.learn.minibatch, micro_batch=config.learn.micro_batch,
-                clip_low=config.learn.clip_low, clip_high=config.learn.clip_high, reduction=config.learn.reduction,
-                max_grad_norm=config.learn.max_grad_norm, target_kl=(config.learn.target_kl or None) if real else None,
-            )  # fmt: skip
+            settings = update_settings(config.learn) | ({} if real else {"target_kl": None})
+            result = update(learner, optimiser, batch, generator=torch.Generator().manual_seed(0), **settings)
         with stage("checkpoint"):
             write_checkpoint(folder, 1, {"weights": learner.weights(), "optimiser": optimiser.state_dict()})
     seconds["total"] = sum(seconds.values())

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ript.config import Config, PolicyConfig, RolloutConfig, SimConfig
+from ript.config import Config, LearnConfig, PolicyConfig, RolloutConfig, SimConfig
+from ript.demos.demo_set import open_demos
+from ript.demos.initial_states import demo_initial_states
 from ript.errors import ConfigError, PolicyError, UnknownNameError
 from ript.interfaces import EnvPool, LikelihoodPolicy, Perturbable, PostTrainable, Simulator, SimulatorFactory
 from ript.policies import folder as policy_folder
@@ -220,6 +222,23 @@ def make_env_pool(sim: SimConfig, rollout: RolloutConfig, policy: LikelihoodPoli
     )
 
 
+def update_settings(learn: LearnConfig) -> dict[str, Any]:
+    """Keyword arguments of `learn.update.update` for this configuration."""
+    return {
+        "epochs": learn.epochs,
+        "minibatch_decisions": None if learn.minibatch_trajectories else learn.minibatch,
+        "minibatch_trajectories": learn.minibatch_trajectories or None,
+        "micro_batch": learn.micro_batch,
+        "clip_low": learn.clip_low,
+        "clip_high": learn.clip_high,
+        "reduction": learn.reduction,
+        "max_grad_norm": learn.max_grad_norm,
+        "target_kl": learn.target_kl or None,
+        "entropy_bonus": learn.entropy_bonus,
+        "threads": learn.threads,
+    }
+
+
 class Contexts:
     """Initial states to practise on or to be measured on. A context manager that owns one simulator per task.
 
@@ -227,10 +246,15 @@ class Contexts:
         sim: simulator settings.
         tasks: task keys.
         seed: of the states.
+        demos: demonstration files whose initial states are practised on; none: states that the simulator draws.
+
+    Raises:
+        DataError: a task has no demonstration in `demos`, or a file is damaged.
     """
 
-    def __init__(self, sim: SimConfig, tasks: tuple[str, ...], seed: int):
+    def __init__(self, sim: SimConfig, tasks: tuple[str, ...], seed: int, demos: Sequence[str] = ()):
         self.tasks, self.seed = tasks, seed
+        self._demonstrated = {t: demo_initial_states(open_demos(demos), [t]) for t in tasks} if demos else {}
         self._factory, self._stack = simulator_factory(sim), ExitStack()
         self._simulators: dict[str, Simulator] = {}
 
@@ -252,19 +276,25 @@ class Contexts:
 
         Args:
             position: how many were used before.
-            fixed: size of the set per task that is gone through again and again; 0: always fresh ones.
+            fixed: size of the set per task that is gone through again and again; 0: always fresh ones, or all that
+                were demonstrated.
             noise: standard deviation of Gaussian noise on the object's position, metres; the same for a state whenever
                 it comes up.
 
         Raises:
-            ConfigError: noise, and a simulator that cannot move its object.
+            ConfigError: noise, and a simulator that cannot move its object; or fewer demonstrated states than `fixed`.
         """
         if not self.tasks:
             raise ConfigError("no task to practise on: give --tasks")
+        for task, states in self._demonstrated.items():
+            if len(states) < fixed:
+                raise ConfigError(f"sampling.contexts: {fixed} states wanted; {task} has {len(states)} demonstrated")
         for i in itertools.count(position):
             task, number = self.tasks[i % len(self.tasks)], i // len(self.tasks)
-            number = number % fixed if fixed else number
-            (state,) = self.states(task, 1, "train", number)
+            demonstrated = self._demonstrated.get(task)
+            among = fixed or len(demonstrated or ())
+            number = number % among if among else number
+            state = demonstrated[number] if demonstrated else self.states(task, 1, "train", number)[0]
             yield self._moved(task, state, number, noise) if noise else state
 
     def _moved(self, task: str, state: InitialState, number: int, noise: float) -> InitialState:

@@ -163,8 +163,11 @@ class SamplingConfig:
     horizon_margin: float = 0.0
     """Shorten a task's practice horizon to this times the 90th percentile of its successes' lengths in the iteration
     before, e.g. 1.25; 0: keep it."""
+    demos: tuple[str, ...] = ()
+    """Demonstration files whose initial states are practised on; none: states drawn by the simulator."""
     contexts: int = 0
-    """Initial states of each task in the fixed set to practise on; 0: fresh ones in every iteration."""
+    """Initial states of each task in the fixed set to practise on; 0: fresh ones in every iteration, or all those of
+    `demos`."""
     context_noise: float = 0.0
     """Standard deviation of Gaussian noise on the object's position in the states to practise on, metres."""
 
@@ -192,7 +195,7 @@ class LearnConfig:
     minibatch_trajectories: int = 0
     """Whole trajectories per minibatch instead; 0: `minibatch` decisions."""
     micro_batch: int = 512
-    """Decisions per forward pass; does not change the result."""
+    """Decisions per forward pass at most; changes no result beyond rounding."""
     clip_low: float = 0.2
     clip_high: float = 0.2
     reduction: Literal["token", "trajectory"] = "trajectory"
@@ -211,7 +214,7 @@ class LearnConfig:
     min_abs_advantage: float = 0.0
     """Drop rollouts whose advantage is smaller than this."""
     threads: int = 2
-    """Torch threads in the update (workers are idle then)."""
+    """Threads of the update (workers are idle then): so many parts of a minibatch are worked on side by side."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epochs", "minibatch", "micro_batch", "clip_low", "clip_high", "max_grad_norm",

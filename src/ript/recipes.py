@@ -57,7 +57,7 @@ def quickstart() -> Config:
 
 
 def multitask() -> Config:
-    """One policy on eight new tasks at once, five demonstrations each; `ript sft --base` then `ript rl`."""
+    """One policy on eight new tasks at once, five demonstrations each."""
     base = quickstart()
     return replace(
         base,

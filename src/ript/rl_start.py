@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,4 +87,6 @@ def document(config: Config, policy: PostTrainable, start: Start) -> Mapping[str
     if config.sim.arm == "hidden":
         notes.append("The robot's arm is not drawn.")
     origin = None if start is None else str(Path(start).absolute()) if isinstance(start, str | Path) else IN_MEMORY
+    demos = tuple(str(Path(file).absolute()) for file in config.sampling.demos)
+    config = replace(config, sampling=replace(config.sampling, demos=demos))
     return {"recipe_config": config.to_json(), "policy": dict(policy.settings()), "start": origin, "notes": notes}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ript.build import Contexts, make_env_pool, task_keys, use_device
+from ript.build import Contexts, make_env_pool, task_keys, update_settings, use_device
 from ript.config import Config
 from ript.errors import ConfigError, NoSignalError, NotFiniteError
 from ript.interfaces import EnvPool, PostTrainable
@@ -80,7 +80,7 @@ def train_rl(config: Config, policy: Start, out: str | Path, *, resume: bool = F
     require_trackers(_trackers(config))
     if not keys:
         raise ConfigError("no task to practise on: give --tasks")
-    with Contexts(config.sim, keys, config.seed) as contexts:
+    with Contexts(config.sim, keys, config.seed, config.sampling.demos) as contexts:
         trained = learner(config, policy, contexts, calibrate=not (resume and (out / "start").exists()))
         trained = trained.to(device)
         with RunFolder.open(out) if resume else RunFolder.create(out, document(config, trained, policy)) as run:
@@ -190,22 +190,7 @@ class _Run:
         )  # fmt: skip
         rate = AdaptiveRate(target_kl=learn.adapt_kl or 1.0, scale=self.at.rate_scale)
         rate.apply(self.optimiser)
-        result = update(
-            self.policy,
-            self.optimiser,
-            batch,
-            epochs=learn.epochs,
-            generator=self.generator,
-            minibatch_decisions=None if learn.minibatch_trajectories else learn.minibatch,
-            minibatch_trajectories=learn.minibatch_trajectories or None,
-            micro_batch=learn.micro_batch,
-            clip_low=learn.clip_low,
-            clip_high=learn.clip_high,
-            reduction=learn.reduction,
-            max_grad_norm=learn.max_grad_norm,
-            target_kl=learn.target_kl or None,
-            entropy_bonus=learn.entropy_bonus,
-        )
+        result = update(self.policy, self.optimiser, batch, generator=self.generator, **update_settings(learn))
         if learn.adapt_kl:
             self.at.rate_scale = rate.after(result.kl_end).scale
         metrics = {f"update/{k}": v for k, v in values(result.metrics).items()}

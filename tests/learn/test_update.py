@@ -1,11 +1,12 @@
 import copy
 import math
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from ript.errors import ConfigError, NoSignalError, NotFiniteError, RatioError, TrainingError
+from ript.errors import ConfigError, NoSignalError, NotFiniteError, PolicyError, RatioError, TrainingError
 from ript.learn.batch import make_batch
 from ript.learn.objective import clipped_objective
 from ript.learn.update import AdaptiveRate, make_optimiser, update
@@ -166,6 +167,54 @@ def test_micro_batches_change_neither_gradients_nor_metrics(reduction, unit, mic
     torch.testing.assert_close(cut, whole)
     for key in metrics.keys() - {"update_seconds"}:
         assert cut_metrics[key].value == pytest.approx(metrics[key].value, rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.parametrize("reduction", ["token", "trajectory"])
+@pytest.mark.parametrize("unit", [{"minibatch_decisions": 7}, {"minibatch_trajectories": 4}])
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_threads_change_neither_gradients_nor_metrics(reduction, unit, micro_batch):
+    policy = Bandit()
+    batch = make_update_batch(policy, spread=0.2)
+    whole, metrics = gradients(policy, batch, reduction=reduction, entropy_bonus=0.1, **unit)
+    runs = [gradients(policy, batch, reduction=reduction, entropy_bonus=0.1, micro_batch=micro_batch, threads=3, **unit)
+            for _ in range(2)]  # fmt: skip
+    assert len(whole) > 1
+    torch.testing.assert_close(runs[0][0], whole)
+    assert torch.equal(runs[0][0], runs[1][0])
+    for key in metrics.keys() - {"update_seconds"}:
+        assert runs[0][1][key].value == pytest.approx(metrics[key].value, rel=1e-4, abs=1e-6), key
+
+
+def test_threads_each_take_a_part_of_a_minibatch_with_one_torch_thread():
+    class Threaded(Watching):
+        def log_prob(self, context, sample):
+            self.workers.add((threading.get_ident(), torch.get_num_threads()))
+            together.wait(timeout=20)  # both parts are under way at the same time
+            return super().log_prob(context, sample)
+
+    torch_threads = torch.get_num_threads()
+    together = threading.Barrier(2)
+    policy = Threaded()
+    policy.workers = set()
+    batch = make_update_batch(Bandit())
+    update(policy, Recorder(policy), batch, epochs=1, minibatch_decisions=8, threads=2, generator=None)
+    assert [len(rows) for rows in policy.seen] == [4] * 4
+    assert len(policy.workers) == 2 and {threads for _, threads in policy.workers} == {1}
+    assert threading.get_ident() not in {worker for worker, _ in policy.workers}
+    assert torch.get_num_threads() == torch_threads
+
+
+def test_what_goes_wrong_in_a_thread_stops_the_update_and_leaves_no_thread():
+    class Broken(Bandit):
+        def log_prob(self, context, sample):
+            raise PolicyError("no such head")
+
+    before = threading.active_count()
+    batch = make_update_batch(Bandit())
+    with pytest.raises(PolicyError, match="no such head"):
+        policy = Broken()
+        update(policy, Recorder(policy), batch, epochs=1, minibatch_decisions=8, threads=2, generator=None)
+    assert threading.active_count() == before
 
 
 def test_minibatches_of_trajectories_each_have_their_own_trajectory_mean():
@@ -409,6 +458,7 @@ def test_without_a_target_all_epochs_are_done_and_said_to_be():
         ({"minibatch_decisions": 0}, "at least 1"),
         ({"minibatch_decisions": 4, "epochs": 0}, "epochs"),
         ({"minibatch_decisions": 4, "micro_batch": 0}, "micro_batch"),
+        ({"minibatch_decisions": 4, "threads": 0}, "threads"),
         ({"minibatch_decisions": 4, "max_grad_norm": 0.0}, "max_grad_norm"),
         ({"minibatch_decisions": 4, "clip_low": 1.5}, "clip_low"),
         ({"minibatch_decisions": 4, "reduction": "mean"}, "reduction"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -53,6 +54,7 @@ def update(
     max_grad_norm: float = 1.0,
     target_kl: float | None = None,
     entropy_bonus: float = 0.0,
+    threads: int = 1,
     ratio_tolerance: float = 1e-3,
     on_minibatch: Callable[[int, int], None] | None = None,
 ) -> UpdateResult:
@@ -83,6 +85,9 @@ def update(
         max_grad_norm: the gradient of each step is scaled down to this norm.
         target_kl: the update ends at the first minibatch whose `kl` is above this, and the step that led there is taken
             back (the weights; the optimiser's moments stay): what it left behind has a measured KL within the target.
+        threads: on a CPU, so many parts of a minibatch are worked on side by side, each with one torch thread: with two
+            1.4 times as fast as one part with two torch threads (LOG.md). `policy.log_prob` must then be callable from
+            several threads. The order of sums is fixed, so runs repeat; other numbers of threads round differently.
         ratio_tolerance: largest |ratio - 1| allowed on the first minibatch, where nothing has changed yet.
         on_minibatch: called with (minibatches done, minibatches in all) after each.
 
@@ -94,9 +99,9 @@ def update(
     """
     began = time.perf_counter()
     check_clip(clip_low, clip_high)
-    if epochs < 1 or (micro_batch is not None and micro_batch < 1) or not max_grad_norm > 0:
+    if epochs < 1 or threads < 1 or (micro_batch is not None and micro_batch < 1) or not max_grad_norm > 0:
         raise ConfigError(
-            f"update: epochs ({epochs}) and micro_batch ({micro_batch}) must be at least 1, "
+            f"update: epochs ({epochs}), micro_batch ({micro_batch}) and threads ({threads}) must be at least 1, "
             f"max_grad_norm ({max_grad_norm}) positive"
         )
     if isinstance(policy, torch.nn.Module):
@@ -107,27 +112,28 @@ def update(
     before: list[torch.Tensor] = []
     kls: list[float] = []
     steps, reason = 0, f"all {epochs} epochs done"
-    for minibatch in plan:
-        optimiser.zero_grad(set_to_none=True)
-        try:
-            measured = _backward(policy, objective, batch, minibatch, plan.weight, micro_batch, _device(optimiser))
-            if steps == 0:
-                measured |= _first_ratio(measured, ratio_tolerance)
-            parts.append(measured)
-            kls += [measured["kl"].value] if measured else []
-            if target_kl is not None and kls and kls[-1] > target_kl:
-                reason = f"KL {kls[-1]:.3g} passed the target {target_kl:.3g} in {minibatch.place}"
-                steps -= _restore(optimiser, before)
-                break
-            before = _copy(optimiser) if target_kl is not None else []
-            parts.append(_step(policy, optimiser, max_grad_norm))
-        except NotFiniteError as error:
-            raise NotFiniteError(f"update, {minibatch.place}: {error}") from error
-        finally:
+    with _Gradient(policy, objective, batch, plan.weight, optimiser, micro_batch, threads) as gradient:
+        for minibatch in plan:
             optimiser.zero_grad(set_to_none=True)
-        steps += 1
-        if on_minibatch is not None:
-            on_minibatch(steps, epochs * plan.per_epoch)
+            try:
+                measured = gradient.add(minibatch)
+                if steps == 0:
+                    measured |= _first_ratio(measured, ratio_tolerance)
+                parts.append(measured)
+                kls += [measured["kl"].value] if measured else []
+                if target_kl is not None and kls and kls[-1] > target_kl:
+                    reason = f"KL {kls[-1]:.3g} passed the target {target_kl:.3g} in {minibatch.place}"
+                    steps -= _restore(optimiser, before)
+                    break
+                before = _copy(optimiser) if target_kl is not None else []
+                parts.append(_step(policy, optimiser, max_grad_norm))
+            except NotFiniteError as error:
+                raise NotFiniteError(f"update, {minibatch.place}: {error}") from error
+            finally:
+                optimiser.zero_grad(set_to_none=True)
+            steps += 1
+            if on_minibatch is not None:
+                on_minibatch(steps, epochs * plan.per_epoch)
     kl_last, kl_end = kls[-1], sum(kls[-plan.per_epoch :]) / len(kls[-plan.per_epoch :])
     done: Metrics = {
         "epochs_done": Mean(steps / plan.per_epoch),
@@ -188,34 +194,75 @@ class _Plan:
                 )
 
 
-def _backward(
-    policy: LikelihoodPolicy,
-    objective: Callable[..., tuple[torch.Tensor, Metrics]],
-    batch: UpdateBatch,
-    minibatch: _Minibatch,
-    weight: torch.Tensor,
-    micro_batch: int | None,
-    device: torch.device,
-) -> Metrics:
-    """Add the minibatch's gradient to the parameters', one micro-batch after another."""
-    parts = []
-    for rows in minibatch.rows.split(micro_batch or len(minibatch.rows)):
+class _Gradient:
+    """Adds minibatches' gradients to the parameters' `grad`, micro-batch after micro-batch or some side by side."""
+
+    def __init__(
+        self,
+        policy: LikelihoodPolicy,
+        objective: Callable[..., tuple[torch.Tensor, Metrics]],
+        batch: UpdateBatch,
+        weight: torch.Tensor,
+        optimiser: torch.optim.Optimizer,
+        micro_batch: int | None,
+        threads: int,
+    ):
+        self.policy, self.objective, self.batch, self.weight = policy, objective, batch, weight
+        self.parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        self.device: torch.device = self.parameters[0].device
+        self.micro_batch = micro_batch
+        self.threads = threads if self.device.type == "cpu" else 1
+        self.executor: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> _Gradient:
+        if self.threads > 1:
+            self.executor = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.executor is not None:
+            self.executor.shutdown(cancel_futures=True)
+
+    def add(self, minibatch: _Minibatch) -> Metrics:
+        """Returns the minibatch's metrics."""
+        loss = partial(self._loss, normaliser=minibatch.normaliser)
+        parts = []
+        if self.executor is None:
+            for rows in minibatch.rows.split(self.micro_batch or len(minibatch.rows)):
+                total, metrics = loss(rows)
+                total.backward()
+                parts.append(metrics)
+            return merge(parts)
+        size = math.ceil(len(minibatch.rows) / self.threads)
+        cut = minibatch.rows.split(min(size, self.micro_batch or size))
+        for gradients, metrics in self.executor.map(partial(self._gradients, loss), cut):
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
+            parts.append(metrics)
+        return merge(parts)
+
+    def _gradients(
+        self, loss: Callable[[torch.Tensor], tuple[torch.Tensor, Metrics]], rows: torch.Tensor
+    ) -> tuple[tuple[torch.Tensor | None, ...], Metrics]:
+        total, metrics = loss(rows)
+        return torch.autograd.grad(total, self.parameters, allow_unused=True), metrics
+
+    def _loss(self, rows: torch.Tensor, normaliser: float) -> tuple[torch.Tensor, Metrics]:
+        batch, device = self.batch, self.device
         context = {name: tensor[rows].to(device) for name, tensor in batch.context.items()}
-        log_prob, entropy = policy.log_prob(context, batch.sample[rows].to(device))
+        log_prob, entropy = self.policy.log_prob(context, batch.sample[rows].to(device))
         if not log_prob.requires_grad:
             raise TrainingError("policy.log_prob returned no gradient: no parameter that it depends on is trained")
-        loss, metrics = objective(
+        return self.objective(
             log_prob,
             batch.old_log_prob[rows].to(device),
             batch.advantage[rows].to(device),
             batch.mask[rows].to(device),
-            weight[rows].to(device),
-            normaliser=minibatch.normaliser,
+            self.weight[rows].to(device),
+            normaliser=normaliser,
             entropy=entropy,
         )
-        loss.backward()
-        parts.append(metrics)
-    return merge(parts)
 
 
 def _first_ratio(measured: Metrics, tolerance: float) -> Metrics:
@@ -277,11 +324,6 @@ def _restore(optimiser: torch.optim.Optimizer, weights: list[torch.Tensor]) -> i
     for parameter, old in zip((p for group in optimiser.param_groups for p in group["params"]), weights, strict=True):
         parameter.copy_(old)
     return 1
-
-
-def _device(optimiser: torch.optim.Optimizer) -> torch.device:
-    device: torch.device = optimiser.param_groups[0]["params"][0].device
-    return device
 
 
 def make_optimiser(policy: LikelihoodPolicy, *, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.AdamW:

@@ -1,0 +1,88 @@
+"""What the commands share: from arguments to a configuration, and what is said when one is stopped."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ript import overrides, recipes
+from ript.config import Config
+from ript.errors import ConfigError, DependencyMissing
+
+
+def configure(args: Namespace) -> Config:
+    """The recipe with what was given for its fields; names of tasks are the simulator's own."""
+    given = overrides.split_words(args.rest)
+    for name, value in vars(args).items():
+        if name.startswith("field_") and value is not None:
+            given[name.removeprefix("field_")] = value if isinstance(value, list) else [value]
+    config = overrides.apply(overrides.load_recipe(args.recipe), given)
+    if "tasks" in given:
+        config = recipes.with_tasks(config, task_names(config, config.tasks))
+    return config
+
+
+def task_names(config: Config, words: Sequence[str]) -> tuple[str, ...]:
+    """Task names of the configuration's suite from names, keys, comma-separated lists and named lists.
+
+    Raises:
+        UnknownNameError: no such task; the nearest are suggested.
+    """
+    from ript.build import task_keys
+    from ript.sims.metaworld import SPLITS
+
+    parts = [part.strip() for word in words for part in word.split(",") if part.strip()]
+    if config.sim.suite == "metaworld":
+        parts = [name for part in parts for name in SPLITS.get(part, (part,))]
+    keys = task_keys(config.sim, tuple(parts))
+    return tuple(key.partition("/")[2] for key in dict.fromkeys(keys))
+
+
+def require(args: Namespace, *names: str) -> None:
+    missing = [f"--{name}" for name in names if not getattr(args, name)]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} needed (or --resume DIR; see --help)")
+
+
+def refuse_with_resume(args: Namespace, *names: str) -> None:
+    given = [f"--{name}" for name in ("recipe", "out", *names) if getattr(args, name)]
+    given += [
+        f"--{k.removeprefix('field_')}" for k, v in vars(args).items() if k.startswith("field_") and v is not None
+    ]
+    given += [word for word in args.rest if word.startswith("--")]
+    if given or args.rest:
+        raise ConfigError(
+            f"--resume goes on with the run's own configuration; leave out {' '.join(given or args.rest)}"
+        )
+
+
+def kept_of_run(folder: str | Path, command: str) -> str:
+    """What an interrupted run leaves behind, and how to go on with it."""
+    if not (Path(folder) / "config.json").exists():
+        return "nothing was written"
+    return f"checkpoints are in {folder}; go on with: ript {command} --resume {folder}"
+
+
+@contextmanager
+def saying_what_is_kept(kept: Any) -> Iterator[None]:
+    """Ctrl-C inside says what was kept and how to go on: a sentence, or a function that makes it then."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(kept() if callable(kept) else kept)
+        raise
+
+
+def need_a_working_machine(folder: Path) -> None:
+    """Raise `DependencyMissing`, saying what to do, unless everything that `ript` needs is here."""
+    from ript.doctor import doctor as examine
+    from ript.report.progress import status
+
+    status("checking this machine")
+    missing = [check for check in examine(folder) if check.required and not check.ok]
+    if missing:
+        listed = "; ".join(f"{c.name}: {c.detail} ({c.remedy})" for c in missing)
+        raise DependencyMissing(f"this machine is not ready: {listed}; `ript doctor` says more")
