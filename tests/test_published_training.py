@@ -74,7 +74,6 @@ def test_an_imported_checkpoint_is_post_trained_and_exported_again(
     policy.save_pretrained(tmp_path / "policy")
     config = toy_config(
         seed=2, iterations=1, sim={"suite": "desk", "cameras": tuple(SPEC.cameras), "image_size": 32, "horizon": 64},
-        policy={"sampling": sampling, "top_k": 5 if sampling == "published" else 0},
         sampling={"group_size": 8, "groups": 1, "max_attempts": 24}, eval={"trials": 2, "every": 0},
         learn={"learning_rate": 1e-4, "target_kl": 0.0},
     )  # fmt: skip

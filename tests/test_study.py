@@ -1,6 +1,8 @@
 """Studies: their definitions, and the runner on a study of the toy simulator."""
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from toy_runs import Stopped, stop_in, toy_config
 
 from ript import studies
 from ript.cli import main
-from ript.errors import DependencyMissing, NoSignalError, RunError, UnknownNameError
+from ript.errors import ConfigError, DependencyMissing, NoSignalError, RunError, UnknownNameError
 from ript.studies import ML45_TEST, ML45_TRAIN, STUDIES, Cell, Scale, Study, get_study
 from ript.study import cell_folder, cost, run_study
 from ript.train_rl import train_rl
@@ -53,14 +55,36 @@ def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> Non
     assert len({cell.name for cell in study.cells}) == len(study.cells)
     folders = {cell_folder(Path(), cell, 0) for cell in study.cells}
     assert len(folders) == len(study.cells)
-    assert bool(study.shrunk) == (scale == "small" and study.needs == "metaworld")
-    if scale == "paper":
-        assert study.seeds == (0, 1, 2)
-        for cell in study.cells:
-            c = cell.config
-            assert (c.policy.size, c.sampling.group_size, c.eval.trials) in {("paper", k, 50) for k in (4, 8, 16)}
-            assert (c.learn.learning_rate, c.learn.epochs, c.learn.minibatch_trajectories) == (1e-6, 20, 8)
-            assert c.sim.horizon == {"metaworld": 500, "libero": 600}[study.needs]
+    assert bool(study.shrunk) == (scale == "small") and bool(study.differs) == (scale == "paper")
+    assert all(cell.config.tasks and cell.config.pretrain_tasks for cell in study.cells)
+    if scale == "small":
+        s = study.cells[0].config.sampling
+        assert f"iterations of {s.groups} groups of {s.group_size} from at most {s.max_attempts}" in study.shrunk[2]
+        return
+    assert study.seeds == (0, 1, 2)
+    for cell in study.cells:
+        c = cell.config
+        assert (c.policy.size, c.sampling.group_size, c.eval.trials) in {("paper", k, 50) for k in (4, 8, 16)}
+        assert (c.learn.learning_rate, c.learn.epochs, c.learn.minibatch_trajectories) == (1e-6, 20, 8)
+        assert (c.learn.clip_low, c.learn.clip_high, c.learn.weight_decay) == (0.2, 0.2, 1e-4)
+        assert c.sim.horizon == {"metaworld": 500, "libero": 600}[study.needs]
+        assert (c.sft.autoencoder_epochs, c.sft.autoencoder_batch, c.sft.policy_batch) == (100, 256, 128)
+        assert c.sft.finetune_epochs == 200 and c.policy.sampling == "exact"
+    c = study.cells[-1].config
+    many = name.startswith("libero") or name in ("metaworld_ml45", "dynamic_sampling")
+    one = name.startswith("cross")
+    assert c.iterations == (30 if many else 15)
+    assert c.sampling.groups * c.sampling.group_size == 16 * (180 if many else 10 if one else 50)
+    assert c.sft.policy_epochs == (
+        200 if name in {f"libero_{s}" for s in ("goal", "spatial", "object", "long")} or one else 20
+    )
+
+
+def test_no_two_cells_of_a_study_or_of_libero_are_the_same() -> None:
+    for scale in ("small", "paper"):
+        configs = [replace(cell.config, recipe="") for name in STUDIES if STUDIES[name](scale).needs == "libero"
+                   for cell in STUDIES[name](scale).cells]  # fmt: skip
+        assert all(a != b for i, a in enumerate(configs) for b in configs[:i])
 
 
 def test_the_held_out_tasks_are_those_of_ml45() -> None:
@@ -170,7 +194,10 @@ def test_a_folder_of_something_else_is_left_alone(study: str, tmp_path: Path) ->
     with pytest.raises(RunError, match="holds no study"):
         run_study(study, tmp_path / "new", resume=True)
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "study.json").write_text(json.dumps({"study": "demos", "scale": "small", "seeds": [0]}))
+    record = {"study": "demos", "scale": "small", "seeds": [0], "changes": {}}
+    (tmp_path / "other" / "study.json").write_text(
+        json.dumps({"study": "demos", "scale": "small", "seeds": [0], "changes": {}})
+    )
     with pytest.raises(RunError, match=r"holds another study \(study demos, scale small, seeds \[0\]\)"):
         run_study(study, tmp_path / "other", resume=True)
 
@@ -198,3 +225,60 @@ def test_the_command_lists_and_estimates_without_running(
     assert all(name in listed for name in STUDIES)
     assert main(["study", study, "--dry-run", "--out", str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cells"] == 6 and not (tmp_path / "out").exists()
+
+
+def test_a_cell_that_breaks_in_any_way_does_not_stop_the_others(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(config, policy, run, **settings):  # type: ignore[no-untyped-def]
+        if run.name.startswith("2-groups"):
+            raise RuntimeError("out of memory")
+        return train_rl(config, policy, run, **settings)
+
+    monkeypatch.setattr("ript.study.train_rl", broken)
+    found = run_study(study, tmp_path / "out", seeds=[0])
+    assert found["failed"] == {"2-groups-seed0": "RuntimeError: out of memory"} and len(found["rows"]) == 2
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda run: shutil.rmtree(run / "policy"), "no policy folder at"),
+        (lambda run: (run / "result.json").write_text("{"), "result.json is not a readable JSON"),
+        (lambda run: (run / "evals.jsonl").unlink(), "lacks the evaluation before or after"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl is missing or empty"),
+        (lambda run: (run / "config.json").unlink(), "config.json"),
+    ],
+)
+def test_a_damaged_cell_is_listed_with_what_to_do_and_the_rest_stays(
+    damage: Callable[[Path], object], message: str, study: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run_study(study, out, seeds=[0])
+    damage(out / "2-groups-seed0")
+    found = run_study(study, out, seeds=[0], resume=True)
+    assert list(found["failed"]) == ["2-groups-seed0"] and message in found["failed"]["2-groups-seed0"]
+    assert f"delete {out / '2-groups-seed0'} and use --resume" in found["failed"]["2-groups-seed0"]
+    assert [row["cell"] for row in found["rows"]] == ["3 groups", "seen"]
+    shutil.rmtree(out / "2-groups-seed0")
+    again = run_study(study, out, seeds=[0], resume=True)
+    assert not again["failed"] and len(again["rows"]) == 3
+
+
+def test_seeds_are_added_to_a_study_and_results_merge(study: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = run_study(study, out, seeds=[1])
+    both = run_study(study, out, seeds=[0], resume=True)
+    assert {row["seed"] for row in first["rows"]} == {1} and {row["seed"] for row in both["rows"]} == {0, 1}
+    assert both["seeds"] == [1, 0] and "/8, " in (out / "table.md").read_text()
+    for seeds in ([0, 0], [-1]):
+        with pytest.raises(ConfigError, match="each once and none negative"):
+            run_study(study, out, seeds=seeds, resume=True)
+    with pytest.raises(ConfigError, match="give them with --seeds"):
+        run_study(study, tmp_path / "new", changes={"seed": ["5"]})
+    (out / "study.json").write_text("[1]")
+    with pytest.raises(RunError, match="damaged"):
+        run_study(study, out, seeds=[0], resume=True)
+    (out / "study.json").unlink()
+    with pytest.raises(RunError, match=r"study\.json is missing"):
+        run_study(study, out, seeds=[0], resume=True)

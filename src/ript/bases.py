@@ -50,7 +50,7 @@ def base_fingerprint(config: Config) -> str:
         "sft": [
             v
             for k, v in dataclasses.asdict(config.sft).items()
-            if not k.startswith(("finetune", "checkpoint", "threads"))
+            if not k.startswith(("finetune", "checkpoint", "threads")) and not (k.endswith("_epochs") and not v)
         ],
         "versions": [metadata.version(package) for package in ("ript", "metaworld", "mujoco", "torch")],
     }

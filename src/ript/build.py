@@ -182,13 +182,14 @@ def _from_hub(name: str) -> Path:
 
 
 def for_post_training(policy: PostTrainable, settings: PolicyConfig) -> PostTrainable:
-    """The policy with the sampling density and the trained parts that the configuration asks for."""
-    return policy.configured(
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        sampling=settings.sampling,
-        rl_trains=settings.rl_trains,
-    )
+    """The policy with the sampling density and the trained parts that the configuration asks for.
+
+    One that was imported with published sampling keeps it.
+    """
+    density = {"top_k": settings.top_k, "sampling": settings.sampling}
+    if policy.settings().get("sampling") == "published":
+        density = {}
+    return policy.configured(temperature=settings.temperature, rl_trains=settings.rl_trains, **density)
 
 
 def use_device(name: str) -> str:

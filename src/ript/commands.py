@@ -74,11 +74,23 @@ def _matching(pattern: str) -> list[Task]:
 
 
 def show_recipes(args: Namespace) -> Answer:
+    from ript.studies import STUDIES, get_study
+
+    if args.name in STUDIES:
+        study = get_study(args.name, "paper")
+        cells = "\n".join(f"# {cell.name}" for cell in study.cells)
+        text = f"# {study.question} The first of these cells (`ript study {study.name}` runs them all):\n{cells}"
+        config = study.cells[0].config
+        return Answer(
+            text=f"{text}\n\n{describe(config)}", document={cell.name: cell.config.to_json() for cell in study.cells}
+        )
     if args.name is not None:
         config = overrides.load_recipe(args.name)
         return Answer(text=describe(config), document=config.to_json())
     known = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in recipes.RECIPES.items()}
-    return Answer(text=table(list(known.items())), document=known)
+    studies = {name: get_study(name, "paper").question for name in STUDIES}
+    text = f"{table(list(known.items()))}\n\nstudies of the paper (run with `ript study NAME`):\n"
+    return Answer(text=text + table(list(studies.items())), document=known | studies)
 
 
 # ------------------------------------------------------------------ demonstrations
@@ -293,7 +305,7 @@ def _run_folder(folder: Path) -> Path:
 def study(args: Namespace) -> Answer:
     from ript.report.progress import status
     from ript.studies import STUDIES, get_study
-    from ript.study import cost, run_study, with_changes
+    from ript.study import checked_seeds, cost, run_study, with_changes
 
     if args.name is None:
         found = [get_study(name) for name in STUDIES]
@@ -303,7 +315,7 @@ def study(args: Namespace) -> Answer:
         )
     changes = overrides.split_words(args.rest)
     chosen = with_changes(get_study(args.name, args.scale), changes)
-    seeds = args.seeds or list(chosen.seeds)
+    seeds = checked_seeds(args.seeds or chosen.seeds)
     out = args.out or f"runs/study-{args.name}-{args.scale}"
     expense = cost(chosen, seeds)
     if args.dry_run:

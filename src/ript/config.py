@@ -100,12 +100,17 @@ class SFTConfig:
     """Supervised stages: skill autoencoder, policy on all tasks, then fine-tuning toward the target tasks."""
 
     autoencoder_steps: int = 1500
+    autoencoder_epochs: float = 0.0
+    """Passes over the windows instead of steps, here and below; 0: steps."""
     autoencoder_batch: int = 256
     autoencoder_learning_rate: float = 1e-3
     policy_steps: int = 1300
+    policy_epochs: float = 0.0
     policy_batch: int = 128
     policy_learning_rate: float = 5e-4
     finetune_steps: int = 400
+    finetune_epochs: float = 0.0
+    """Passes over the target tasks' windows."""
     finetune_learning_rate: float = 2e-4
     finetune_share: float = 0.5
     """Share of each fine-tuning batch that comes from the target tasks."""
@@ -120,6 +125,8 @@ class SFTConfig:
         _need(0 < self.finetune_share <= 1, "sft.finetune_share", f"must be in (0, 1], got {self.finetune_share}")
         for name in ("autoencoder_batch", "policy_batch", "threads", "checkpoint_every"):
             _need(getattr(self, name) >= 1, f"sft.{name}", f"must be at least 1, got {getattr(self, name)}")
+        for name in ("autoencoder_epochs", "policy_epochs", "finetune_epochs"):
+            _need(getattr(self, name) >= 0, f"sft.{name}", f"must not be negative, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 out/study.json              what was asked for
 out/sft-HASH/               fine-tuned policies; cells that differ in post-training alone share them
 out/CELL-seedN/             a post-training run; its result.json says that it is done
-out/CELL-seedN.error.txt    why a cell failed; it is tried again by the next call
+out/CELL-seedN.error.txt    why a cell failed; it is tried again by the next call with --resume
 out/table.md, report.html   made anew after every cell
 """
 
@@ -23,12 +23,13 @@ from ript import overrides
 from ript.bases import base_fingerprint, base_folder, collect, make_base, train_unless_done
 from ript.build import Contexts, make_env_pool, make_policy, simulator_factory, task_keys
 from ript.config import Config
-from ript.errors import DependencyMissing, RiptError, RunError
+from ript.errors import ConfigError, DependencyMissing, RiptError, RunError
 from ript.evaluate import wilson
+from ript.policies.folder import kind as policy_kind
 from ript.report.files import make_folder, read_json, read_lines, write_json, write_text
 from ript.report.page import write_report
 from ript.report.progress import status
-from ript.report.run import locked
+from ript.report.run import locked, read_config
 from ript.sims.registry import SUITES
 from ript.studies import Cell, Scale, Study, get_study
 from ript.train_rl import train_rl
@@ -58,6 +59,7 @@ class Cost:
 
     def text(self, study: Study) -> str:
         lines = [f"{study.name}: {study.question}", *(f"  shrunk: {what}" for what in study.shrunk)]
+        lines += [f"  differs: {what}" for what in study.differs]
         lines += [*(f"  changed: {what}" for what in study.changed), *(f"  {cell.name}" for cell in study.cells)]
         return "\n".join(lines) + (
             f"\n{self.cells} runs: at most {self.rollouts:,} rollouts, {self.env_steps:,} env-steps; at "
@@ -81,29 +83,31 @@ def run_study(
         name: of `studies.STUDIES`.
         out: folder of the study.
         scale: "small" or "paper".
-        seeds: instead of the study's own.
+        seeds: instead of the study's own; with `resume`, further ones are added to those that are there.
         changes: field -> words, in every cell; see `overrides`.
         resume: `out` holds this study already.
 
     Returns:
-        {"study", "scale", "seeds", "changes", "question", "expected", "shrunk", "rows", "failed", "table", "report"}; a
-        row is {"cell", "seed", "mode", "before", "after", "iterations", "rollouts", "env_steps"}.
+        {"study", "scale", "seeds", "changes", "question", "expected", "shrunk", "differs", "rows", "failed", "table",
+        "report"}; a row is {"cell", "seed", "mode", "before", "after", "iterations", "rollouts", "env_steps"}.
 
     Raises:
         UnknownNameError: no such study or field.
-        ConfigError: a value that cannot be.
+        ConfigError: a value that cannot be, or a seed given twice.
         DependencyMissing: its simulator is not there.
         RunError: `out` holds something else, or is in use.
     """
     changes = changes or {}
     study = checked(with_changes(get_study(name, scale), changes))
-    chosen = list(seeds or study.seeds)
-    asked = {"study": name, "scale": scale, "seeds": chosen, "changes": {k: list(v) for k, v in changes.items()}}
+    asked: dict[str, Any] = {"study": name, "scale": scale, "seeds": checked_seeds(seeds or study.seeds),
+                             "changes": {k: list(v) for k, v in changes.items()}}  # fmt: skip
     folder = Path(out)
     _claim(folder, asked, resume)
     with locked(folder):
+        if resume:  # seeds that are there stay
+            asked["seeds"] = list(dict.fromkeys([*read_json(folder / RECORD)["seeds"], *asked["seeds"]]))
         write_json(folder / RECORD, asked)
-        for cell, seed in _cells(study, chosen):
+        for cell, seed in _cells(study, asked["seeds"]):
             if _run_cell(study, cell, seed, folder):
                 summary(study, asked, folder)
         return summary(study, asked, folder)
@@ -113,8 +117,17 @@ def with_changes(study: Study, changes: Mapping[str, Sequence[str]]) -> Study:
     """The study with other values in all its cells, which its table then tells."""
     if not changes:
         return study
+    if "seed" in changes:
+        raise ConfigError("seed: a study has several; give them with --seeds")
     cells = tuple(replace(cell, config=overrides.apply(cell.config, changes)) for cell in study.cells)
     return replace(study, cells=cells, changed=tuple(f"{name} = {' '.join(words)}" for name, words in changes.items()))
+
+
+def checked_seeds(seeds: Sequence[int]) -> list[int]:
+    """The seeds, when each is there once and none is negative."""
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"--seeds: each once and none negative, got {' '.join(map(str, seeds))}")
+    return list(seeds)
 
 
 def checked(study: Study) -> Study:
@@ -127,14 +140,16 @@ def checked(study: Study) -> Study:
 def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> None:
     if (folder / RECORD).exists():
         held = read_json(folder / RECORD)
-        if held != asked:
+        if not isinstance(held, dict) or set(held) != set(asked) or not isinstance(held["seeds"], list):
+            raise RunError(f"{folder / RECORD} is damaged: choose another --out")
+        if held | {"seeds": 0} != asked | {"seeds": 0} or (not resume and held != asked):
             raise RunError(f"{folder} holds another study ({_words(held)}): choose another --out")
         if not resume:
             raise RunError(f"{folder} holds this study already: go on with --resume, or choose another --out")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} is not empty, and no study ({RECORD} is missing): choose another --out")
     elif resume:
         raise RunError(f"{folder} holds no study: leave --resume out to begin")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} is not empty: choose another --out")
     make_folder(folder)
 
 
@@ -167,7 +182,7 @@ def _run_cell(study: Study, cell: Cell, seed: int, folder: Path) -> bool:
         policy = start_policy(config, folder)
         train_rl(config, policy, run, resume=(run / "config.json").exists())
         trouble.unlink(missing_ok=True)
-    except (RiptError, OSError) as error:
+    except Exception as error:  # whatever it is, out of memory too: the other cells go on
         status(f"  failed: {error}")
         write_text(trouble, "".join(traceback.format_exception(error)))
     return True
@@ -206,18 +221,25 @@ def _sft_fingerprint(config: Config) -> str:
 
 
 def summary(study: Study, asked: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What is done so far; writes the table and the report."""
-    done = [(c, s) for c, s in _cells(study, asked["seeds"]) if (cell_folder(folder, c, s) / "result.json").exists()]
-    rows = [_row(cell, seed, cell_folder(folder, cell, seed)) for cell, seed in done]
+    """What is done so far; writes the table and the report. A cell whose files are damaged or gone counts as failed."""
+    rows, runs = [], []
     failed = {path.name.removesuffix(".error.txt"): _last_line(path) for path in sorted(folder.glob("*.error.txt"))}
+    for cell, seed in _cells(study, asked["seeds"]):
+        run = cell_folder(folder, cell, seed)
+        if not (run / "result.json").exists():
+            continue
+        try:
+            rows.append(_row(cell, seed, run))
+            runs.append(run)
+        except (RiptError, OSError, LookupError, TypeError, ValueError) as error:
+            failed[run.name] = f"{error}; to run it again, delete {run} and use --resume"
     table = study_table(study, rows)
     write_text(folder / "table.md", markdown(table))
-    report = None
-    if done:
-        report = write_report([cell_folder(folder, c, s) for c, s in done], folder / "report.html", table=table)
+    report = write_report(runs, folder / "report.html", table=table) if runs else None
     return asked | {
-        "question": study.question, "expected": study.expected, "shrunk": list(study.shrunk), "rows": rows,
-        "failed": failed, "table": str(folder / "table.md"), "report": None if report is None else str(report),
+        "question": study.question, "expected": study.expected, "shrunk": list(study.shrunk),
+        "differs": list(study.differs), "rows": rows, "failed": failed, "table": str(folder / "table.md"),
+        "report": None if report is None else str(report),
     }  # fmt: skip
 
 
@@ -226,14 +248,20 @@ def _last_line(path: Path) -> str:
 
 
 def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
+    read_json(run / "result.json")
+    read_config(run)
+    policy_kind(run / "policy")
     evals = [row for row in read_lines(run / "evals.jsonl") if row["states"] == "held-out"]
     mode = cell.config.eval.mode
-    before, after = (
-        next(r["eval"]["total"] for r in ordered if r["mode"].startswith(mode)) for ordered in (evals, evals[::-1])
-    )
-    last = read_lines(run / "metrics.jsonl")[-1] if (run / "metrics.jsonl").exists() else {}
+    totals = [row["eval"]["total"] for row in evals if row["mode"].startswith(mode)]
+    if len(totals) < 2:
+        raise RunError(f"{run / 'evals.jsonl'} lacks the evaluation before or after post-training")
+    metrics = read_lines(run / "metrics.jsonl")
+    if cell.config.iterations and not metrics:
+        raise RunError(f"{run / 'metrics.jsonl'} is missing or empty")
+    last = metrics[-1] if metrics else {}
     return {
-        "cell": cell.name, "seed": seed, "mode": mode, "before": before, "after": after,
+        "cell": cell.name, "seed": seed, "mode": mode, "before": totals[0], "after": totals[-1],
         "iterations": last.get("iteration", 0), "rollouts": last.get("total/rollouts", 0),
         "env_steps": last.get("total/env_steps", 0),
     }  # fmt: skip
@@ -256,6 +284,7 @@ def study_table(study: Study, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "notes": [
             f"The paper: {study.expected}.",
             *(f"Shrunk: {what}." for what in study.shrunk),
+            *(f"Differs: {what}." for what in study.differs),
             *(f"Changed: {what}." for what in study.changed),
         ],
     }

@@ -175,19 +175,26 @@ def _stages(config: Config, policy: QuestPolicy, windows: Windows, targets: Sequ
     def demo_batches(weights: dict[str, float] | None) -> Callable[[np.random.Generator], Iterator[DemoBatch]]:
         return lambda rng: windows.batches(s.policy_batch, rng, task_weights=weights)
 
+    def steps(epochs: float, steps: int, windows: int, batch: float) -> int:
+        return math.ceil(epochs * windows / batch) if epochs else steps
+
     actor = [policy.encoder, policy.prior]
     stages = []
     if fresh:
         stages += [
-            Stage(name="autoencoder", steps=s.autoencoder_steps, learning_rate=s.autoencoder_learning_rate,
+            Stage(name="autoencoder", learning_rate=s.autoencoder_learning_rate,
+                  steps=steps(s.autoencoder_epochs, s.autoencoder_steps, len(chunks), s.autoencoder_batch),
                   modules=[policy.autoencoder], batches=chunk_batches, loss=lambda b: policy.autoencoder_loss(*b)),
-            Stage(name="policy", steps=s.policy_steps, learning_rate=s.policy_learning_rate, modules=actor,
+            Stage(name="policy", learning_rate=s.policy_learning_rate, modules=actor,
+                  steps=steps(s.policy_epochs, s.policy_steps, len(windows), s.policy_batch),
                   batches=demo_batches(None), loss=policy.loss),
         ]  # fmt: skip
     if targets:
         weights = windows.target_weights(targets, s.finetune_share)
+        own = sum(windows.tasks[i].key in targets for i in windows.task_index)
         stages.append(
-            Stage(name="finetune", steps=s.finetune_steps, learning_rate=s.finetune_learning_rate, modules=actor,
+            Stage(name="finetune", learning_rate=s.finetune_learning_rate, modules=actor,
+                  steps=steps(s.finetune_epochs, s.finetune_steps, own, s.policy_batch * s.finetune_share),
                   batches=demo_batches(weights), loss=policy.loss)
         )  # fmt: skip
     return stages

@@ -263,9 +263,9 @@ def test_a_parent_that_cannot_be_a_folder_is_a_clear_error(tmp_path: Path) -> No
 
 
 def test_saving_replaces_an_older_policy_whole(saved: Path) -> None:
-    (saved / "stale.txt").touch()
+    (saved / "stale.safetensors").touch()
     make_policy(seed=1).save_pretrained(saved)
-    assert load_policy(saved) == make_policy(seed=1) and not (saved / "stale.txt").exists()
+    assert load_policy(saved) == make_policy(seed=1) and not (saved / "stale.safetensors").exists()
     assert [path.name for path in saved.parent.iterdir()] == ["policy"]
 
 
@@ -310,3 +310,24 @@ def test_no_file_is_ever_unpickled_by_the_source() -> None:
                 readers.add(str(path.relative_to(root)))
     assert readers <= {"rollout/worker.py"}
     assert len(list(root.rglob("*.py"))) > 40
+
+
+def test_saving_a_policy_deletes_nothing_but_a_policy(tmp_path: Path) -> None:
+    policy = make_policy()
+    (tmp_path / "policies" / "other").mkdir(parents=True)
+    (tmp_path / "notes.txt").write_text("keep")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "foreign" / "model.safetensors").write_bytes(b"weights")
+    for name, message in (
+        ("policies", r"holds more than a policy \(other\)"),
+        ("notes.txt", "is a file"),
+        ("foreign", "is not a policy's configuration"),
+    ):
+        with pytest.raises(PolicyError, match=message):
+            policy.save_pretrained(tmp_path / name)
+    assert (tmp_path / "policies" / "other").is_dir() and (tmp_path / "notes.txt").read_text() == "keep"
+    policy.save_pretrained(tmp_path / "policy")
+    policy.save_pretrained(tmp_path / "policy")
+    (tmp_path / "empty").mkdir()
+    policy.save_pretrained(tmp_path / "empty")

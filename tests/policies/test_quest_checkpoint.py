@@ -12,8 +12,10 @@ import torch
 from ript.errors import ConfigError, PolicyError
 from ript.policies.quest.checkpoint import export_quest, import_quest, read_pth
 from ript.policies.quest.config import QuestConfig
+from ript.policies.quest.encoders import ImageEncoder
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.published import published_keys, sizes_in
+from ript.types import SimulatorSpec
 from tests.policies.policy_fixtures import make_policy
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -181,3 +183,108 @@ def test_a_full_disk_leaves_nothing_half_written(pth: Path, tmp_path: Path, monk
     with pytest.raises(PolicyError, match=r"cannot write .* No space left"):
         export_quest(policy, tmp_path / "out.pth")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.pth"]
+
+
+def test_statistics_of_proprioception_are_exported_inside_its_layers(pth: Path, tmp_path: Path) -> None:
+    policy = import_quest(pth, CONFIG)
+    generator = torch.Generator().manual_seed(0)
+    policy.encoder.proprio_mean.uniform_(-1, 1, generator=generator)
+    policy.encoder.proprio_std.uniform_(0.1, 2, generator=generator)
+    export_quest(policy, tmp_path / "out.pth")
+    again = import_quest(tmp_path / "out.pth", CONFIG)
+    observation = {
+        **{f"image/{c}": torch.zeros(3, *size, 3, dtype=torch.uint8) for c, size in policy.config.cameras.items()},
+        "proprio": torch.randn(3, 12, generator=generator), "language": torch.randn(3, 24, generator=generator),
+    }  # fmt: skip
+    plain = import_quest(pth, CONFIG).context(observation)
+    assert (policy.context(observation) - plain).abs().max() > 0.1
+    torch.testing.assert_close(again.context(observation), policy.context(observation), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(84, 84), (96, 64), (256, 96)])
+def test_pictures_of_any_size_are_exported_with_the_grid_that_the_network_has(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    config = QuestConfig(
+        cameras={"view": size}, proprio={"state": 2}, action_dim=4, layers=1, encoder_layers=1, decoder_layers=1,
+        autoencoder_width=32, width=48,
+    )  # fmt: skip
+    spec = SimulatorSpec(suite="any", cameras=config.cameras, proprio_dim=2, action_dim=4, render={})
+    policy = QuestPolicy(config, spec)
+    with torch.no_grad():
+        seen = policy.encoder.images["view"].features(torch.zeros(1, 3, *ImageEncoder.size_seen(*size)))
+        policy.features({"image/view": torch.zeros(1, *size, 3, dtype=torch.uint8), "proprio": torch.zeros(1, 2)})
+    export_quest(policy, tmp_path / "x.pth")
+    grid = read_pth(tmp_path / "x.pth")["image_encoders.view.projection_layer.spatial_softmax.pos_x"]
+    assert grid.shape == (1, seen.shape[2] * seen.shape[3])
+
+
+def changed(*path: str, to: Any) -> dict:
+    config = json.loads(json.dumps(CONFIG))
+    at = config["hyperparameters"]
+    for name in path[:-1]:
+        at = at[name]
+    at[path[-1]] = to
+    return config
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        (("autoencoder", "vq_type"), "vq", r"autoencoder\.vq_type = 'vq': only 'fsq' is supported"),
+        (("autoencoder", "use_causal_encoder"), False, "use_causal_encoder = False: only True"),
+        (("lowdim_encoder_factory", "num_layers"), 2, "num_layers = 2: only 1"),
+        (("policy_prior", "start_token"), 7, "start_token = 7: the other values say 1000"),
+        (("policy_prior", "n_head"), 0, "n_head: expected a whole number above 0, got 0"),
+        (("policy_prior", "n_embd"), "48", "n_embd: expected a whole number above 0, got '48'"),
+        (("fsq_levels",), [8, 5, 5], r"vocab_size = 1000: the other values say 200|start_token = 1000"),
+    ],
+)
+def test_a_configuration_of_what_is_not_implemented_is_refused(
+    path: tuple[str, ...], value: Any, message: str, pth: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        import_quest(pth, changed(*path, to=value))
+
+
+def test_other_levels_of_the_same_codebook_are_used(pth: Path) -> None:
+    assert import_quest(pth, changed("fsq_levels", to=[10, 10, 5, 2])).config.fsq_levels == (10, 10, 5, 2)
+
+
+def test_cameras_and_proprioception_are_named_in_the_order_of_the_file(pth: Path) -> None:
+    for kind, prefix in (("rgb", "image_encoders"), ("lowdim", "lowdim_encoders")):
+        entries = CONFIG["hyperparameters"]["shape_meta"]["observation"][kind]
+        swapped = changed("shape_meta", "observation", kind, to=dict(reversed(entries.items())))
+        with pytest.raises(PolicyError, match=rf"{prefix}\.\* in the order"):
+            import_quest(pth, swapped)
+
+
+def test_weights_that_are_not_finite_or_of_another_type_are_refused(tmp_path: Path) -> None:
+    state = published()
+    state["obs_proj.bias"] = torch.full_like(state["obs_proj.bias"], torch.nan)
+    with pytest.raises(PolicyError, match=r"obs_proj\.bias holds NaN"):
+        import_quest(write(tmp_path / "nan.pth", state), CONFIG)
+    half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in published().items()}
+    with pytest.raises(PolicyError, match=r"expected torch\.float32, got torch\.float16"):
+        import_quest(write(tmp_path / "half.pth", half), CONFIG)
+
+
+def test_odd_files_get_a_message(pth: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.pth").write_bytes(b"")
+    with pytest.raises(PolicyError, match=r"empty\.pth is not a readable \.pth file: it is empty"):
+        read_pth(tmp_path / "empty.pth")
+    (tmp_path / "text.pth").write_text("epoch loss")
+    with pytest.raises(PolicyError, match=r"text\.pth"):
+        read_pth(tmp_path / "text.pth")
+    for prefix in ("image_encoders.", "lowdim_encoders.", "autoencoder.conv_block."):
+        rest = {key: tensor for key, tensor in published().items() if not key.startswith(prefix)}
+        with pytest.raises(PolicyError, match=rf"not a checkpoint of the published QueST.*{prefix}"):
+            import_quest(write(tmp_path / "part.pth", rest), "libero")
+        with pytest.raises(PolicyError, match=rf"missing {prefix}"):
+            import_quest(tmp_path / "part.pth", CONFIG)
+    flat = published() | {"task_encoder.weight": torch.zeros(48)}
+    with pytest.raises(PolicyError, match=r"task_encoder\.weight"):
+        import_quest(write(tmp_path / "flat.pth", flat), "libero")
+    twice = published() | {"module.obs_proj.bias": torch.zeros(48)}
+    with pytest.raises(PolicyError, match=r"obs_proj\.bias twice"):
+        read_pth(write(tmp_path / "twice.pth", twice))

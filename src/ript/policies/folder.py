@@ -57,7 +57,8 @@ def save(
     `further` tensors, when there are any, go into files of their own, named after the argument.
 
     Raises:
-        PolicyError: the disk is full, read-only or forbidden; an old folder is left as it was.
+        PolicyError: the disk is full, read-only or forbidden, or the folder holds anything but a policy; what was there
+            is left as it was.
     """
     document = {
         "format": FORMAT,
@@ -67,6 +68,7 @@ def save(
         "card": dict(card),
     }
     try:
+        refuse_to_replace(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         try:
@@ -77,6 +79,26 @@ def save(
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise PolicyError(f"cannot write the policy folder {folder}: {why}; nothing half-written was left") from error
+
+
+def refuse_to_replace(folder: Path) -> None:
+    """Raise unless the folder is new, empty, or holds a policy and nothing else.
+
+    Raises:
+        PolicyError: saving a policy there would delete something else.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise PolicyError(f"{folder} is a file: a policy is saved as a folder, choose another name")
+    names = {path.name for path in folder.iterdir()}
+    ours = {name for name in names if name in ("config.json", "README.md") or name.endswith(".safetensors")}
+    strange = sorted(names - ours)
+    if not strange and names:
+        kind(folder)  # another library's model is none of ours
+    if strange:
+        listed = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
+        raise PolicyError(f"{folder} holds more than a policy ({listed}): choose another folder, nothing was written")
 
 
 def _write(folder: Path, name: str, document: Mapping, files: Mapping[str, Mapping[str, torch.Tensor]]) -> None:

@@ -57,8 +57,7 @@ def import_quest(
     """
     weights = read_pth(path)
     found = _quest_config(config, weights, Path(path))
-    expected = {key: shape for key, shape, _, _ in published_keys(found)}
-    _check(weights, expected, found, Path(path))
+    _check(weights, found, Path(path))
     suite = PRESETS[config]["suite"] if isinstance(config, str) and config in PRESETS else "imported"
     spec = simulator or SimulatorSpec(
         suite=suite, cameras=found.cameras, proprio_dim=sum(found.proprio.values()), action_dim=found.action_dim,
@@ -82,7 +81,7 @@ def export_quest(policy: QuestPolicy, path: str | Path) -> None:
     if config.vision != "resnet18" or config.adapter or config.privileged_dim:
         what = "a small CNN" if config.vision != "resnet18" else "an adapter" if config.adapter else "an auxiliary head"
         raise PolicyError(f"the policy has {what}, which published QueST checkpoints cannot hold")
-    own = policy.state_dict()
+    own = policy.state_dict() | _with_statistics(policy)
     state = {
         key: (own[source] if isinstance(source, str) else source).detach().cpu().clone().to(dtype)
         for key, _, dtype, source in published_keys(config)
@@ -96,6 +95,18 @@ def export_quest(policy: QuestPolicy, path: str | Path) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise PolicyError(f"cannot write {path}: {error}; nothing half-written was left") from error
+
+
+def _with_statistics(policy: QuestPolicy) -> dict[str, torch.Tensor]:
+    """The proprioception layers as they act on values that nobody has normalised, as the published model does."""
+    encoder = policy.encoder
+    folded: dict[str, torch.Tensor] = {}
+    parts = zip(*(t.split(encoder.sizes) for t in (encoder.proprio_mean, encoder.proprio_std)), strict=True)
+    for (name, layer), (mean, std) in zip(encoder.proprio.items(), parts, strict=True):
+        assert isinstance(layer, torch.nn.Linear)
+        folded[f"encoder.proprio.{name}.weight"] = layer.weight / std
+        folded[f"encoder.proprio.{name}.bias"] = layer.bias - layer.weight @ (mean / std)
+    return folded
 
 
 def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
@@ -117,12 +128,17 @@ def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
         raise PolicyError(
             f"{path} holds more than tensors, or is no .pth file; it was not opened, since unpickling can run code"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise PolicyError(f"{path} is not a readable .pth file: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever torch's reader trips over
+        why = "it is empty" if path.exists() and not path.stat().st_size else f"{type(error).__name__}: {error}"
+        raise PolicyError(f"{path} is not a readable .pth file: {why.splitlines()[0]}") from error
     state = content["model"] if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping) else content
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()) or not state:
         raise PolicyError(f'{path} holds no state dict: expected {{"model": name -> tensor}}')
-    return {str(key).removeprefix(PREFIX): tensor for key, tensor in state.items()}
+    bare = {str(key).removeprefix(PREFIX): tensor for key, tensor in state.items()}
+    if len(bare) < len(state):
+        twice = next(key for key in bare if key in state and PREFIX + key in state)
+        raise PolicyError(f"{path} holds {twice} twice, with and without the prefix {PREFIX!r}: which one is meant?")
+    return bare
 
 
 def _quest_config(
@@ -131,7 +147,7 @@ def _quest_config(
     if isinstance(config, str) and config in PRESETS:
         try:
             return QuestConfig(**sizes_in(weights) | {"execute": PRESETS[config]["execute"]})
-        except (KeyError, ValueError, StopIteration) as error:
+        except (KeyError, ValueError, IndexError) as error:
             raise PolicyError(f"{path} is not a checkpoint of the published QueST: {error} is missing in it") from error
     document: Any = config
     if not isinstance(config, Mapping):
@@ -144,18 +160,30 @@ def _quest_config(
             raise ConfigError(f"{config} is not a readable JSON file: {error}") from error
     try:
         return config_from_published(document["hyperparameters"])
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(
             f"the QueST configuration lacks {error}: expected the key hyperparameters with autoencoder, policy_prior, "
             "image_encoder_factory, lowdim_encoder_factory, shape_meta and action_horizon (docs/quest_checkpoints.md)"
         ) from error
 
 
-def _check(
-    weights: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], config: QuestConfig, path: Path
-) -> None:
+def _check(weights: Mapping[str, torch.Tensor], config: QuestConfig, path: Path) -> None:
+    entries = {key: (shape, dtype) for key, shape, dtype, _ in published_keys(config)}
+    expected = {key: shape for key, (shape, _) in entries.items()}
     missing, extra = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     wrong = {k for k in expected.keys() & weights.keys() if tuple(weights[k].shape) != expected[k]}
+    for key, (_, dtype) in entries.items():
+        if key in weights and weights[key].dtype != dtype:
+            raise PolicyError(f"{path}: {key}: expected {dtype}, got {weights[key].dtype}")
+        if key in weights and not torch.isfinite(weights[key]).all():
+            raise PolicyError(f"{path}: {key} holds NaN or infinity")
+    for prefix, named in (("image_encoders.", config.cameras), ("lowdim_encoders.", config.proprio)):
+        there = list(dict.fromkeys(key.split(".")[1] for key in weights if key.startswith(prefix)))
+        if sorted(there) == sorted(named) and there != list(named):
+            raise PolicyError(f"{path} has {prefix}* in the order {there}, the configuration {list(named)}: they are "
+                              "concatenated in that order, so name them as the file does")  # fmt: skip
     if not (missing or extra or wrong):
         return
     lines = [f"missing {k}" for k in sorted(missing)] + [f"extra {k}" for k in sorted(extra)]
@@ -163,7 +191,7 @@ def _check(
     more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     try:
         implied = {k: v for k, v in sizes_in(weights).items() if v != getattr(config, k)}
-    except (KeyError, ValueError, StopIteration):
+    except (KeyError, ValueError, IndexError):
         implied = {}
     hint = f". The file implies {', '.join(f'{k} = {v}' for k, v in implied.items())}" if implied else ""
     raise PolicyError(f"{path} does not fit the configuration: {'; '.join(lines[:SHOWN])}{more}{hint}")

@@ -75,15 +75,21 @@ class ImageEncoder(nn.Module):
         super().__init__()
         channels, stride = (128, 8) if vision == "resnet18" else (64, 4)
         self.features = resnet18_two_stages() if vision == "resnet18" else three_convolutions()
-        height, width = min(height, self.MAX_SIZE), min(width, self.MAX_SIZE)
+        height, width = self.size_seen(height, width)
         self.keypoints = SpatialSoftArgmax(channels, image_dim // 2, -(-height // stride), -(-width // stride))
         self.projection = nn.Linear(image_dim, image_dim)
+
+    @classmethod
+    def size_seen(cls, height: int, width: int) -> tuple[int, int]:
+        """What the network sees of a picture: one with a longer side than `MAX_SIZE` is scaled to that square."""
+        return (cls.MAX_SIZE, cls.MAX_SIZE) if max(height, width) > cls.MAX_SIZE else (height, width)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images.permute(0, 3, 1, 2)  # stored channels-last, which is also what convolutions like
         x = x.float() / 255 if x.dtype == torch.uint8 else x
-        if max(x.shape[2:]) > self.MAX_SIZE:
-            x = F.interpolate(x, (self.MAX_SIZE, self.MAX_SIZE), mode="bilinear", align_corners=False)
+        size = self.size_seen(x.shape[2], x.shape[3])
+        if size != tuple(x.shape[2:]):
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         return self.projection(self.keypoints(self.features(x)))
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from ript.errors import ConfigError
 from ript.policies.quest.config import QuestConfig
+from ript.policies.quest.encoders import ImageEncoder
 from ript.policies.quest.layers import frequencies
 
 _RULES: tuple[tuple[str, str], ...] = (
@@ -64,33 +66,87 @@ def our_name(key: str) -> str | None:
     return name
 
 
+_FIXED: dict[tuple[str, ...], tuple[Any, ...]] = {
+    ("autoencoder", "vq_type"): ("fsq",),
+    ("autoencoder", "use_causal_encoder"): (True,),
+    ("autoencoder", "use_causal_decoder"): (True,),
+    ("image_encoder_factory", "remove_layer_num"): (4,),
+    ("image_encoder_factory", "no_stride"): (False,),
+    ("image_encoder_factory", "language_fusion"): ("none", None),
+    ("lowdim_encoder_factory", "num_layers"): (1,),
+    ("obs_reduction",): ("cat",),
+}
+"""What a published configuration may say about parts that come in one form here."""
+_MISSING = object()
+
+
 def config_from_published(hyperparameters: Mapping) -> QuestConfig:
-    """The published configuration file (key "hyperparameters") as a `QuestConfig`."""
+    """The published configuration file (key "hyperparameters") as a `QuestConfig`.
+
+    Raises:
+        KeyError, TypeError: something is missing.
+        ConfigError: a value that is none, or that the policy here does not implement.
+    """
     h = hyperparameters
     auto, prior, shapes = h["autoencoder"], h["policy_prior"], h["shape_meta"]
-    return QuestConfig(
-        action_dim=auto["action_dim"],
-        chunk=auto["skill_block_size"],
-        execute=h["action_horizon"],
-        downsample=auto["downsample_factor"],
-        autoencoder_width=auto["encoder_dim"],
-        encoder_layers=auto["encoder_layers"],
-        decoder_layers=auto["decoder_layers"],
-        encoder_heads=auto["encoder_heads"],
-        decoder_heads=auto["decoder_heads"],
-        width=prior["n_embd"],
-        layers=prior["n_layer"],
-        heads=prior["n_head"],
-        dropout=prior["attn_pdrop"],
-        autoencoder_dropout=auto["attn_pdrop"],
-        cameras={name: (s[1], s[2]) for name, s in shapes["observation"]["rgb"].items()},
+    for path, allowed in _FIXED.items():
+        if (value := _get(h, *path)) is not _MISSING and value not in allowed:
+            raise ConfigError(f"hyperparameters.{'.'.join(path)} = {value!r}: only {allowed[0]!r} is supported")
+    given = [levels for levels in (_get(auto, "fsq_level"), _get(h, "fsq_levels")) if levels not in (_MISSING, None)]
+    config = QuestConfig(
+        action_dim=_whole(h, "autoencoder", "action_dim"),
+        chunk=_whole(h, "autoencoder", "skill_block_size"),
+        execute=_whole(h, "action_horizon"),
+        downsample=_whole(h, "autoencoder", "downsample_factor"),
+        autoencoder_width=_whole(h, "autoencoder", "encoder_dim"),
+        encoder_layers=_whole(h, "autoencoder", "encoder_layers"),
+        decoder_layers=_whole(h, "autoencoder", "decoder_layers"),
+        encoder_heads=_whole(h, "autoencoder", "encoder_heads"),
+        decoder_heads=_whole(h, "autoencoder", "decoder_heads"),
+        fsq_levels=tuple(int(level) for level in given[0]) if given else QuestConfig().fsq_levels,
+        width=_whole(h, "policy_prior", "n_embd"),
+        layers=_whole(h, "policy_prior", "n_layer"),
+        heads=_whole(h, "policy_prior", "n_head"),
+        dropout=float(prior["attn_pdrop"]),
+        autoencoder_dropout=float(auto["attn_pdrop"]),
+        cameras={name: (int(s[1]), int(s[2])) for name, s in shapes["observation"]["rgb"].items()},
         vision="resnet18",
-        image_dim=h["image_encoder_factory"]["output_size"],
-        proprio=shapes["observation"]["lowdim"],
-        proprio_dim=h["lowdim_encoder_factory"]["output_size"],
-        language_dim=shapes["task"]["dim"],
-        temperature=prior["temperature"],
+        image_dim=_whole(h, "image_encoder_factory", "output_size"),
+        proprio={name: int(size) for name, size in shapes["observation"]["lowdim"].items()},
+        proprio_dim=_whole(h, "lowdim_encoder_factory", "output_size"),
+        language_dim=_whole(h, "shape_meta", "task", "dim"),
+        temperature=float(prior["temperature"]),
     )
+    implied = {
+        ("autoencoder", "decoder_dim"): config.autoencoder_width,
+        ("policy_prior", "start_token"): config.codebook,
+        ("policy_prior", "vocab_size"): config.codebook,
+        ("policy_prior", "block_size"): config.tokens,
+    }
+    for path, expected in implied.items():
+        if (value := _get(h, *path)) not in (_MISSING, expected):
+            raise ConfigError(
+                f"hyperparameters.{'.'.join(path)} = {value!r} contradicts the rest, which says {expected}"
+            )
+    return config
+
+
+def _get(mapping: Any, *path: str) -> Any:
+    """The value at a path of keys, or `_MISSING`."""
+    for name in path:
+        if not isinstance(mapping, Mapping) or name not in mapping:
+            return _MISSING
+        mapping = mapping[name]
+    return mapping
+
+
+def _whole(h: Mapping, *path: str) -> int:
+    value = _get(h, *path)
+    if value is _MISSING:
+        raise KeyError(".".join(path))
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"hyperparameters.{'.'.join(path)}: expected a whole number above 0, got {value!r}")
+    return value
 
 
 Source = str | torch.Tensor
@@ -102,7 +158,8 @@ Entry = tuple[str, tuple[int, ...], torch.dtype, Source]
 def published_keys(config: QuestConfig) -> Iterator[Entry]:
     """Every entry of a published state dict, in its order."""
     for name, (height, width) in config.cameras.items():
-        yield from _image_encoder(config, f"image_encoders.{name}.", min(height, 128) // 8, min(width, 128) // 8)
+        rows, columns = (-(-side // 8) for side in ImageEncoder.size_seen(height, width))
+        yield from _image_encoder(config, f"image_encoders.{name}.", rows, columns)
     for name, size in config.proprio.items():
         yield from _layer(f"lowdim_encoders.{name}.projection.0.", (config.proprio_dim, size))
     features = config.image_dim * len(config.cameras) + config.proprio_dim * len(config.proprio)
@@ -203,10 +260,21 @@ def sizes_in(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         return list(dict.fromkeys(key.split(".")[1] for key in weights if key.startswith(prefix)))
 
     def count(prefix: str) -> int:
-        return len({key[len(prefix) :].split(".")[0] for key in weights if key.startswith(prefix)})
+        found = len({key[len(prefix) :].split(".")[0] for key in weights if key.startswith(prefix)})
+        if not found:
+            raise KeyError(prefix + "*")
+        return found
 
+    for prefix in ("image_encoders.", "lowdim_encoders."):
+        count(prefix)
+    for key in ("task_encoder.weight", "obs_proj.weight", "autoencoder.action_head.weight"):
+        if weights[key].ndim != 2:
+            raise ValueError(f"a matrix {key}")
     cameras = names("image_encoders.")
     places = {c: shape(f"image_encoders.{c}.projection_layer.spatial_softmax.pos_x")[1] for c in cameras}
+    for camera, n in places.items():
+        if math.isqrt(n) ** 2 != n:
+            raise ValueError(f"a square grid of {camera}'s features (give a configuration file)")
     proprio = names("lowdim_encoders.")
     return {
         "action_dim": shape("autoencoder.action_head.weight")[0],
