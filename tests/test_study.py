@@ -194,7 +194,6 @@ def test_a_folder_of_something_else_is_left_alone(study: str, tmp_path: Path) ->
     with pytest.raises(RunError, match="holds no study"):
         run_study(study, tmp_path / "new", resume=True)
     (tmp_path / "other").mkdir()
-    record = {"study": "demos", "scale": "small", "seeds": [0], "changes": {}}
     (tmp_path / "other" / "study.json").write_text(
         json.dumps({"study": "demos", "scale": "small", "seeds": [0], "changes": {}})
     )

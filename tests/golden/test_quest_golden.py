@@ -82,6 +82,7 @@ def test_the_autoencoder_gives_the_reference_arrays(policy: QuestPolicy) -> None
     for i, block in enumerate(autoencoder.convs):
         x = block(x)
         assert_equal(x, IO[f"ae_conv_block{i}"], f"convolution {i}")
+    assert_equal(x.transpose(1, 2), IO["ae_conv_out"])
     x = x.transpose(1, 2) + autoencoder.positions
     for i, block in enumerate(autoencoder.encoder):
         x = block(x)
@@ -93,6 +94,10 @@ def test_the_autoencoder_gives_the_reference_arrays(policy: QuestPolicy) -> None
     codes, indices = fsq(x)
     assert_equal(indices, IO["ae_indices"])
     assert_equal(codes, IO["ae_quantized"])
+    assert_equal(fsq_table(policy)[indices], IO["ae_fsq_code"])
+    assert_equal(torch.tensor(len(indices.unique()) / 1000), IO["ae_codes_used_fraction"])
+    per_sequence = torch.tensor([len(row.unique()) / row.numel() for row in indices]).mean()
+    assert_equal(per_sequence, IO["ae_codes_used_fraction_per_sequence"])
     y = autoencoder.queries.expand(len(codes), -1, -1)
     for i, block in enumerate(autoencoder.decoder):
         y = block(y, codes)
@@ -104,11 +109,16 @@ def test_the_autoencoder_gives_the_reference_arrays(policy: QuestPolicy) -> None
     assert_equal(loss, IO["ae_l1"])
 
 
-def test_every_code_has_the_reference_vector_and_index(policy: QuestPolicy) -> None:
+def fsq_table(policy: QuestPolicy) -> torch.Tensor:
     fsq = policy.autoencoder.fsq
     half = fsq.levels // 2
-    table = (torch.arange(1000)[:, None] // fsq.basis % fsq.levels - half) / half
-    assert_equal(table, IO["fsq_table"])
+    return (torch.arange(1000)[:, None] // fsq.basis % fsq.levels - half) / half
+
+
+def test_every_code_has_the_reference_vector_and_index(policy: QuestPolicy) -> None:
+    fsq = policy.autoencoder.fsq
+    assert_equal(fsq_table(policy), IO["fsq_table"])
+    assert_equal(fsq_table(policy)[tensor("dec_indices")], IO["dec_fsq_code"])
     assert_equal(fsq.lookup(tensor("dec_indices")), IO["dec_quantized"])
     assert_equal(policy.autoencoder.decode(tensor("dec_indices")), IO["dec_actions"])
 
@@ -131,6 +141,8 @@ def test_the_encoders_give_the_reference_context(policy: QuestPolicy, context: t
         assert_equal(x, IO[f"ctx_{name}_block4"])
         assert_equal(encoder.keypoints(x), IO[f"ctx_{name}_keypoints"])
         assert_equal(encoder(inputs[f"image/{name}"]), IO[f"ctx_{name}_feature"])
+    for name, layer in policy.encoder.proprio.items():
+        assert_equal(layer(tensor(f"in_{name}")), IO[f"ctx_{name}_feature"], name)
     images = {name: inputs[f"image/{name}"] for name in policy.config.cameras}
     assert_equal(policy.encoder.features(images, inputs["proprio"])[:, None], IO["ctx_obs_concat"])
     assert_equal(context[:, 1:], IO["ctx_obs_token"])
@@ -150,7 +162,12 @@ def test_the_spatial_soft_argmax_applies_its_convolution_when_it_changes_the_cha
 
 
 def test_the_prior_gives_the_reference_logits_and_log_probabilities(policy: QuestPolicy, context: torch.Tensor) -> None:
-    tokens = tensor("prior_tokens")
+    tokens, prior = tensor("prior_tokens"), policy.prior
+    assert torch.equal(torch.cat([torch.full((4, 1), prior.start), tokens[:, :-1]], 1), tensor("prior_input"))
+    x = torch.cat([context, prior.embedding(tensor("prior_input")) + prior.positions[:8]], 1)
+    for i, block in enumerate(prior.blocks):
+        x = block(x)
+        assert_equal(x, IO[f"prior_layer{i}"], f"layer {i}")
     assert_equal(policy.prior_logits(context, tokens), IO["prior_logits"])
     log_prob, _ = policy.log_prob({"context": context}, tokens)
     assert_equal(log_prob, IO["prior_logprobs"])
@@ -220,6 +237,65 @@ def test_the_paper_size_has_the_published_parameters_shapes_and_decay_groups() -
         groups = {group for group in (entry.get("optimizer_group") or {}).values() if group}
         if name in named and groups:
             assert (groups == {"decay"}) == (id(named[name]) in decayed_ids), (name, groups)
+    # Which stage trains what. Our few-shot stage leaves the action decoder out (studies.DIFFERS); in post-training only
+    # the prior gets a gradient, there as here.
+    stages = {"stage0": ("autoencoder.",), "stage1": ("encoder.", "prior."), "stage2": ("encoder.", "prior.")}
+    for entry in manifest["entries"]:
+        name = our_name(entry["key"])
+        for stage, prefixes in stages.items() if name in named else ():
+            theirs = bool(entry["optimizer_group"][stage])
+            if stage == "stage2" and name.startswith("autoencoder.decoder."):
+                continue
+            assert theirs == name.startswith(prefixes), (stage, name)
+
+
+def test_the_objective_gives_the_reference_ratios_and_losses_token_by_token() -> None:
+    rewards = LOOP["rewards"]
+    valid = LOOP["trajectory_valid"].reshape(6, 8)
+    advantages = leave_one_out(rewards)
+    np.testing.assert_allclose(rewards - advantages, LOOP["loo_baseline"], atol=3e-5)
+    steps = np.arange(6)[None] < LOOP["valid_steps"][:, None]
+    assert (LOOP["recorded_steps"] >= LOOP["valid_steps"]).all()
+    mask = np.repeat(steps[..., None], 8, -1)
+    np.testing.assert_array_equal(mask, LOOP["action_token_mask"])
+    np.testing.assert_array_equal(mask.reshape(48, 48) & LOOP["trajectory_valid"][:, None], LOOP["token_valid"])
+    assert np.isclose(rewards[valid].mean(), LOOP["metric_mean_score"])
+    assert np.isclose(advantages[valid].mean(), LOOP["metric_mean_advantage"], atol=3e-5)
+
+    def one(array: np.ndarray, n: int, i: int) -> torch.Tensor:
+        return torch.tensor(array[n, i]).float().view(1, 1, 1)
+
+    flat = torch.from_numpy(advantages).float().flatten()
+    for n, i in np.argwhere(LOOP["token_valid"])[::7]:
+        loss, metrics = clipped_objective(
+            one(LOOP["new_logprobs"], n, i), one(LOOP["old_logprobs"], n, i), flat[n : n + 1],
+            torch.ones(1, 1, 1, dtype=torch.bool),
+        )  # fmt: skip
+        assert metrics["ratio_mean"].value == pytest.approx(LOOP["ratio"][n, i], abs=3e-5)
+        assert float(loss) == pytest.approx(LOOP["token_loss_max"][n, i], abs=3e-5)
+        clipped = LOOP["token_loss_clipped"][n, i] > LOOP["token_loss_unclipped"][n, i]
+        assert metrics["clip_fraction"].value == clipped
+
+
+def test_dropout_is_where_the_published_model_has_it_and_only_in_training(
+    policy: QuestPolicy, context: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prior: on its input, and in each layer in the attention weights, after attention and twice in the feed-forward."""
+    dropped, attention = [], []
+    plain, kernel = torch.nn.Dropout.forward, torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: (dropped.append(self.p), plain(self, x))[1])
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention",
+        lambda *a, dropout_p=0.0, **k: (attention.append(dropout_p), kernel(*a, dropout_p=dropout_p, **k))[1],
+    )  # fmt: skip
+    layers, tokens = policy.config.layers, tensor("prior_tokens")
+    quiet = policy.prior_logits(context, tokens)
+    assert attention == [0.0] * layers and torch.equal(quiet, policy.prior_logits(context, tokens))
+    dropped.clear()
+    attention.clear()
+    policy.prior.train()
+    assert not torch.equal(quiet, policy.prior_logits(context, tokens))
+    assert dropped == [0.1] * (1 + 3 * layers) and attention == [0.1] * layers
 
 
 def test_a_small_ppo_run_ends_at_the_reference_weights(policy: QuestPolicy) -> None:
@@ -243,17 +319,22 @@ def test_a_small_ppo_run_ends_at_the_reference_weights(policy: QuestPolicy) -> N
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     groups = parameter_groups([policy.prior])
     optimiser = torch.optim.AdamW(groups, lr=2e-4, weight_decay=1e-4)
-    losses, norms = [], []
+    losses, norms, ratios = [], [], []
     for _ in range(3):
         for start in range(0, 16, 4):
             rows = slice(start, start + 4)
-            loss, _ = clipped_objective(log_prob(rows), old[rows], advantages[rows], mask[rows])
+            new = log_prob(rows)
+            ratios.append((new - old[rows]).detach().exp())
+            loss, _ = clipped_objective(new, old[rows], advantages[rows], mask[rows])
             optimiser.zero_grad()
             loss.backward()
             norms.append(float(torch.nn.utils.clip_grad_norm_(policy.prior.parameters(), 1.0)))
             optimiser.step()
             losses.append(float(loss.detach()))
     assert_equal(torch.tensor(losses), LOOP["e2e_losses"])
+    assert (ratios[0] - 1)[mask[:4]].abs().max() < max(1e-5, 10 * float(LOOP["e2e_first_step_max_abs_ratio_minus_1"]))
+    assert_equal(torch.where(mask[12:], ratios[-1], 1.0).flatten(1), LOOP["e2e_ratio_last_minibatch"])
+    assert np.isclose(rewards.mean(), LOOP["e2e_mean_score"])
     np.testing.assert_allclose(norms, LOOP["e2e_grad_norms"], rtol=2e-3)
     with torch.no_grad():
         assert_equal(masked(log_prob(slice(None))), LOOP["e2e_logprobs_after"])
@@ -261,3 +342,21 @@ def test_a_small_ppo_run_ends_at_the_reference_weights(policy: QuestPolicy) -> N
     assert_equal((after["prior.head.bias"] - before["prior.head.bias"]).detach(), LOOP["e2e_delta_head_bias"])
     assert_equal((after["prior.norm.weight"] - before["prior.norm.weight"]).detach(), LOOP["e2e_delta_lnf_weight"])
     assert all(torch.equal(after[n], before[n]) for n in before if not n.startswith("prior."))
+
+
+def test_every_array_of_the_reference_is_used() -> None:
+    source = HERE.joinpath("test_quest_golden.py").read_text() + HERE.joinpath("test_update_golden.py").read_text()
+    learn = HERE.parent / "learn"
+    source += (learn / "test_objective.py").read_text() + (learn / "test_advantage.py").read_text()
+    per_layer = (
+        "ae_conv_block",
+        "ae_encoder_layer",
+        "ae_decoder_layer",
+        "prior_layer",
+        "ctx_",
+        "in_",
+        "loss_",
+        "grad_",
+    )
+    unused = [name for name in [*IO.files, *LOOP.files] if name not in source and not name.startswith(per_layer)]
+    assert not unused
