@@ -13,6 +13,7 @@ from ript.config import (
     DemoConfig,
     EvalConfig,
     LearnConfig,
+    PolicyConfig,
     RolloutConfig,
     SamplingConfig,
     SFTConfig,
@@ -92,8 +93,37 @@ def test_meanings_are_the_strings_under_the_fields() -> None:
         (lambda: RolloutConfig(workers=-1), "rollout.workers"),
         (lambda: RolloutConfig(slots=0), "rollout.slots"),
         (lambda: RolloutConfig(max_error_rate=1.5), "rollout.max_error_rate"),
-        (lambda: LearnConfig(learning_rate=0), "learn.learning_rate: must be positive, got 0"),
+        (lambda: LearnConfig(learning_rate=0), "learn.learning_rate: must be at least 1e-12, got 0"),
         (lambda: LearnConfig(clip_low=0), "learn.clip_low"),
+        (lambda: LearnConfig(clip_low=1.5), "learn.clip_low"),
+        (lambda: LearnConfig(threads=100_000), r"learn.threads: must be in 1\.\.256, got 100000"),
+        (lambda: LearnConfig(target_kl=float("nan")), "learn.target_kl: must be a finite number, got nan"),
+        *(
+            (lambda name=name: LearnConfig(**{name: -1}), f"learn.{name}: must be")
+            for name in (
+                "weight_decay",
+                "max_decisions",
+                "adapt_kl",
+                "target_kl",
+                "minibatch_trajectories",
+                "min_abs_advantage",
+                "epochs",
+                "micro_batch",
+                "threads",
+            )
+        ),
+        *(
+            (lambda name=name: SFTConfig(**{name: -1}), f"sft.{name}: must be")
+            for name in ("weight_decay", "autoencoder_learning_rate", "policy_steps", "finetune_epochs", "threads")
+        ),
+        (lambda: RolloutConfig(max_retries=-1), "rollout.max_retries: must be at least 0, got -1"),
+        (lambda: SamplingConfig(horizon=-1), "sampling.horizon: must be at least 0, got -1"),
+        (lambda: SamplingConfig(context_noise=100), r"sampling.context_noise: must be in 0\.\.1, got 100"),
+        (lambda: PolicyConfig(entropy=-1), "policy.entropy"),
+        (lambda: PolicyConfig(entropy=100), "policy.entropy"),
+        (lambda: PolicyConfig(temperature=float("inf")), "policy.temperature: must be a finite number, got inf"),
+        (lambda: EvalConfig(trials=10**20), "eval.trials"),
+        (lambda: SimConfig(cameras=("a", "a")), "sim.cameras: named twice: a, a"),
         (lambda: Config(iterations=-1), "iterations"),
         (lambda: Config(stop_at=0), "stop_at"),
         (lambda: Config(tasks=("a", "a")), "tasks: named twice"),
@@ -144,7 +174,7 @@ def test_a_value_written_as_words_is_read_back_whichever_way_it_is_written(data:
 @given(
     epochs=st.integers(1, 100),
     rate=st.floats(1e-9, 1.0),
-    cameras=st.lists(WORDS, min_size=1, max_size=3),
+    cameras=st.lists(WORDS, min_size=1, max_size=3, unique=True),
     dynamic=st.booleans(),
 )
 def test_overrides_change_their_fields_and_no_others(

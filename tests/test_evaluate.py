@@ -262,6 +262,16 @@ def practice_states(n: int = 8) -> list[InitialState]:
         return contexts.states("toy/reach-centre", n, "train")
 
 
+def test_a_state_that_is_there_several_times_gives_as_many_different_rollouts(policy: QuestPolicy) -> None:
+    (state, *_) = practice_states()
+    _, once = own_decisions(policy, toy_config().sim, [state], horizon=8, seed=0)
+    context, sample = own_decisions(policy, toy_config().sim, [state] * 6, horizon=8, seed=0)
+    assert len(sample) > len(once) and torch.equal(sample[: len(once)], once)
+    firsts = {tuple(row.tolist()) for row in sample}
+    assert len(firsts) > len(once) + 3
+    assert all(len(tensor) == len(sample) for tensor in context.values())
+
+
 def chosen(policy: QuestPolicy, entropy: float) -> float:
     context, sample = own_decisions(policy, toy_config().sim, practice_states(), horizon=8, seed=0)
     return choose_temperature(policy, context, sample, entropy=entropy)

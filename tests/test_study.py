@@ -239,6 +239,17 @@ def test_a_cell_that_breaks_in_any_way_does_not_stop_the_others(
     assert found["failed"] == {"2-groups-seed0": "RuntimeError: out of memory"} and len(found["rows"]) == 2
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study that is done, with its cache beside it."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STUDIES, "toy", toy_study)
+        patch.setenv("RIPT_CACHE", str(folder / "cache"))
+        run_study("toy", folder / "out", seeds=[0])
+    return folder
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
@@ -250,26 +261,24 @@ def test_a_cell_that_breaks_in_any_way_does_not_stop_the_others(
     ],
 )
 def test_a_damaged_cell_is_listed_with_what_to_do_and_the_rest_stays(
-    damage: Callable[[Path], object], message: str, study: str, tmp_path: Path
+    damage: Callable[[Path], object], message: str, study: str, finished: Path, tmp_path: Path
 ) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     out = tmp_path / "out"
-    run_study(study, out, seeds=[0])
     damage(out / "2-groups-seed0")
     found = run_study(study, out, seeds=[0], resume=True)
     assert list(found["failed"]) == ["2-groups-seed0"] and message in found["failed"]["2-groups-seed0"]
     assert f"delete {out / '2-groups-seed0'} and use --resume" in found["failed"]["2-groups-seed0"]
     assert [row["cell"] for row in found["rows"]] == ["3 groups", "seen"]
-    shutil.rmtree(out / "2-groups-seed0")
-    again = run_study(study, out, seeds=[0], resume=True)
-    assert not again["failed"] and len(again["rows"]) == 3
 
 
-def test_seeds_are_added_to_a_study_and_results_merge(study: str, tmp_path: Path) -> None:
+def test_seeds_are_added_to_a_study_and_results_merge(study: str, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     out = tmp_path / "out"
-    first = run_study(study, out, seeds=[1])
-    both = run_study(study, out, seeds=[0], resume=True)
-    assert {row["seed"] for row in first["rows"]} == {1} and {row["seed"] for row in both["rows"]} == {0, 1}
-    assert both["seeds"] == [1, 0] and "/8, " in (out / "table.md").read_text()
+    shutil.rmtree(out / "2-groups-seed0")  # what is not there is run again
+    both = run_study(study, out, seeds=[1], resume=True)
+    assert [row["seed"] for row in both["rows"]] == [0] * 3 + [1] * 3 and not both["failed"]
+    assert both["seeds"] == [0, 1] and "/8, " in (out / "table.md").read_text()
     for seeds in ([0, 0], [-1]):
         with pytest.raises(ConfigError, match="each once and none negative"):
             run_study(study, out, seeds=seeds, resume=True)

@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import math
 import textwrap
 import typing
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,22 @@ from ript.errors import ConfigError, UnknownNameError
 def _need(ok: bool, where: str, what: str) -> None:
     if not ok:
         raise ConfigError(f"{where}: {what}")
+
+
+def _ranges(config: Any, section: str, **bounds: tuple[float, float]) -> None:
+    """Raise `ConfigError` unless the section's numbers are finite and the named ones within (low, high), included."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, float):
+            _need(math.isfinite(value), f"{section}.{f.name}", f"must be a finite number, got {value}")
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        within = f"at least {low:g}" if high == math.inf else f"in {low:g}..{high:g}"
+        _need(low <= value <= high, f"{section}.{name}", f"must be {within}, got {value}")
+
+
+_TINY, _MANY, _THREADS = 1e-12, math.inf, 256
+"""Least positive number of a learning rate and the like; no bound; most threads that are sensible anywhere."""
 
 
 def need_seed(seed: int, where: str) -> None:
@@ -50,6 +67,7 @@ class SimConfig:
         _need(self.horizon >= 1, "sim.horizon", f"must be at least 1, got {self.horizon}")
         _need(8 <= self.image_size <= 1024, "sim.image_size", f"must be in 8..1024, got {self.image_size}")
         _need(len(self.cameras) >= 1, "sim.cameras", "at least one camera is needed")
+        _need(len(set(self.cameras)) == len(self.cameras), "sim.cameras", f"named twice: {', '.join(self.cameras)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +93,12 @@ class PolicyConfig:
     rl_trains: Literal["prior", "prior+adapter", "prior+encoders"] = "prior"
     """What post-training updates; see `QuestConfig`."""
 
+    def __post_init__(self) -> None:
+        _ranges(
+            self, "policy", chunk=(0, _MANY), execute=(0, _MANY), temperature=(1e-3, 1e3), entropy=(0, 6.5),
+            top_k=(0, _MANY),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
@@ -91,8 +115,7 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         _need(self.per_task >= 1 and self.target >= 1, "demos", "per_task and target must be at least 1")
-        _need(self.noise >= 0, "demos.noise", f"must not be negative, got {self.noise}")
-        _need(self.every >= 1, "demos.every", f"must be at least 1, got {self.every}")
+        _ranges(self, "demos", noise=(0, _MANY), every=(1, _MANY))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +146,13 @@ class SFTConfig:
 
     def __post_init__(self) -> None:
         _need(0 < self.finetune_share <= 1, "sft.finetune_share", f"must be in (0, 1], got {self.finetune_share}")
-        for name in ("autoencoder_batch", "policy_batch", "threads", "checkpoint_every"):
-            _need(getattr(self, name) >= 1, f"sft.{name}", f"must be at least 1, got {getattr(self, name)}")
-        for name in ("autoencoder_epochs", "policy_epochs", "finetune_epochs"):
-            _need(getattr(self, name) >= 0, f"sft.{name}", f"must not be negative, got {getattr(self, name)}")
+        _ranges(
+            self, "sft", autoencoder_steps=(0, _MANY), policy_steps=(0, _MANY), finetune_steps=(0, _MANY),
+            autoencoder_epochs=(0, _MANY), policy_epochs=(0, _MANY), finetune_epochs=(0, _MANY),
+            autoencoder_batch=(1, _MANY), policy_batch=(1, _MANY), autoencoder_learning_rate=(_TINY, _MANY),
+            policy_learning_rate=(_TINY, _MANY), finetune_learning_rate=(_TINY, _MANY), weight_decay=(0, 1),
+            max_grad_norm=(_TINY, _MANY), threads=(1, _THREADS), checkpoint_every=(1, _MANY),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +173,10 @@ class RolloutConfig:
     """Share of rollouts that may end in ERROR before the run stops."""
 
     def __post_init__(self) -> None:
-        _need(self.workers >= 0, "rollout.workers", f"must not be negative, got {self.workers}")
-        _need(self.slots >= 1, "rollout.slots", f"must be at least 1, got {self.slots}")
-        _need(self.request_timeout > 0, "rollout.request_timeout", f"must be positive, got {self.request_timeout}")
-        _need(0 <= self.max_error_rate <= 1, "rollout.max_error_rate", f"must be in 0..1, got {self.max_error_rate}")
+        _ranges(
+            self, "rollout", workers=(0, 1024), slots=(1, _MANY), request_timeout=(0.001, _MANY),
+            max_retries=(0, _MANY), max_error_rate=(0, 1),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,8 +213,9 @@ class SamplingConfig:
               f"sampling.max_attempts or lower sampling.groups")  # fmt: skip
         _need(self.horizon_margin == 0 or self.horizon_margin > 1, "sampling.horizon_margin",
               f"must be above 1 (or 0 for none), got {self.horizon_margin}")  # fmt: skip
-        _need(self.context_noise >= 0, "sampling.context_noise", f"must not be negative, got {self.context_noise}")
-        _need(self.contexts >= 0, "sampling.contexts", f"must not be negative, got {self.contexts}")
+        _ranges(
+            self, "sampling", horizon=(0, _MANY), horizon_margin=(0, _MANY), context_noise=(0, 1), contexts=(0, _MANY)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,9 +251,12 @@ class LearnConfig:
     """Threads of the update (workers are idle then): so many parts of a minibatch are worked on side by side."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "epochs", "minibatch", "micro_batch", "clip_low", "clip_high", "max_grad_norm",
-                     "threads"):  # fmt: skip
-            _need(getattr(self, name) > 0, f"learn.{name}", f"must be positive, got {getattr(self, name)}")
+        _ranges(
+            self, "learn", learning_rate=(_TINY, _MANY), epochs=(1, _MANY), minibatch=(1, _MANY),
+            minibatch_trajectories=(0, _MANY), micro_batch=(1, _MANY), clip_low=(_TINY, 1 - _TINY),
+            clip_high=(_TINY, _MANY), target_kl=(0, _MANY), adapt_kl=(0, _MANY), max_grad_norm=(_TINY, _MANY),
+            weight_decay=(0, 1), max_decisions=(0, _MANY), min_abs_advantage=(0, 1), threads=(1, _THREADS),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,10 +277,9 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         need_seed(self.seed, "eval.seed")
-        _need(self.videos >= 0, "eval.videos", f"must not be negative, got {self.videos}")
-        _need(self.trials >= 1, "eval.trials", f"at least one trial is needed, got {self.trials}")
-        _need(self.every_trials >= 1, "eval.every_trials", f"at least one trial is needed, got {self.every_trials}")
-        _need(self.every >= 0, "eval.every", f"must not be negative, got {self.every}")
+        for name in ("trials", "every_trials"):
+            _need(getattr(self, name) >= 1, f"eval.{name}", f"at least one trial is needed, got {getattr(self, name)}")
+        _ranges(self, "eval", trials=(1, 100_000), every_trials=(1, 100_000), every=(0, _MANY), videos=(0, _MANY))
 
 
 @dataclass(frozen=True, kw_only=True)

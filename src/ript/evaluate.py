@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -103,11 +104,20 @@ def run_evaluation(
 def own_decisions(
     policy: PostTrainable, sim: SimConfig, states: Sequence[InitialState], *, horizon: int | None, seed: int
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """(context, sample), `[N, ...]` both, of decisions in one rollout from each state, at temperature 1."""
-    requests = [RolloutRequest(initial_state=s, index=0, seed=(seed, SEED_TAG), horizon=horizon) for s in states]
+    """(context, sample), `[N, ...]` both, of decisions in one rollout from each state, at temperature 1.
+
+    From a state that is there several times there are as many different rollouts.
+    """
+    times: Counter[str] = Counter()
+    requests = []
+    for state in states:
+        requests.append(
+            RolloutRequest(initial_state=state, index=times[state.id], seed=(seed, SEED_TAG), horizon=horizon)
+        )
+        times[state.id] += 1
     warm = policy.configured(temperature=1.0)
     with make_env_pool(sim, RolloutConfig(workers=0, slots=len(requests)), warm) as pool:
-        done = sorted(pool.run(iter(requests)), key=lambda r: r.initial_state_id)
+        done = sorted(pool.run(iter(requests)), key=lambda r: (r.initial_state_id, r.index))
     kept = [r for r in done if r.context is not None and r.sample is not None]
     if not kept:
         raise SimulatorError(f"no rollout to prepare post-training from: {done[0].error}")

@@ -81,6 +81,7 @@ def train_rl(config: Config, policy: Start, out: str | Path, *, resume: bool = F
     if not keys:
         raise ConfigError("no task to practise on: give --tasks")
     with Contexts(config.sim, keys, config.seed, config.sampling.demos) as contexts:
+        next(contexts.training(0, config.sampling.contexts, config.sampling.context_noise))  # can there be any?
         trained = learner(config, policy, contexts, calibrate=not (resume and (out / "start").exists()))
         trained = trained.to(device)
         with RunFolder.open(out) if resume else RunFolder.create(out, document(config, trained, policy)) as run:

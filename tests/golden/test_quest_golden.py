@@ -280,7 +280,7 @@ def test_the_objective_gives_the_reference_ratios_and_losses_token_by_token() ->
 def test_dropout_is_where_the_published_model_has_it_and_only_in_training(
     policy: QuestPolicy, context: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prior: on its input, and in each layer in the attention weights, after attention and twice in the feed-forward."""
+    """Prior: on its input; in each layer on attention weights, after attention, and twice in the feed-forward."""
     dropped, attention = [], []
     plain, kernel = torch.nn.Dropout.forward, torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: (dropped.append(self.p), plain(self, x))[1])

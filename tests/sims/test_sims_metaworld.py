@@ -280,7 +280,7 @@ def test_the_ways_to_draw_the_arm_differ_only_where_the_arm_is(simulator):
     pictures = {}
     for arm in ("boxes", "mesh", "hidden"):
         with MetaworldSimulator(TASK, arm=arm) as other:
-            pictures[arm] = other.reset(state).images["near"][0].astype(int)
+            pictures[arm] = other.reset(state).images["side"][0].astype(int)
     red = {arm: ((p[..., 0] > 1.6 * p[..., 1]) & (p[..., 0] > 1.6 * p[..., 2])).sum() for arm, p in pictures.items()}
     assert red["boxes"] >= red["mesh"] > 150 > red["hidden"]
     right_half = [p[32:, 40:] for p in pictures.values()]
@@ -290,14 +290,14 @@ def test_the_ways_to_draw_the_arm_differ_only_where_the_arm_is(simulator):
 def test_a_video_frame_is_larger_and_does_not_change_what_the_policy_sees(simulator):
     first = simulator.reset(simulator.initial_states(1)[0])
     assert simulator.render().shape == (160, 160, 3)
-    assert np.array_equal(simulator.observe().images["near"], first.images["near"])
+    assert np.array_equal(simulator.observe().images["side"], first.images["side"])
 
 
 def test_a_closed_context_frees_its_renderers_and_the_next_look_makes_new_ones(simulator):
     first = simulator.reset(simulator.initial_states(1)[0])
     gl.close_context()
     assert not metaworld._renderers
-    assert np.array_equal(simulator.observe().images["near"], first.images["near"])
+    assert np.array_equal(simulator.observe().images["side"], first.images["side"])
 
 
 def test_experts_solve_held_out_states_and_privileged_positions_are_the_objects(simulator):

@@ -208,8 +208,8 @@ class _Gradient:
         threads: int,
     ):
         self.policy, self.objective, self.batch, self.weight = policy, objective, batch, weight
-        self.parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        self.device: torch.device = self.parameters[0].device
+        self.parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
+        self.device: torch.device = optimiser.param_groups[0]["params"][0].device
         self.micro_batch = micro_batch
         self.threads = threads if self.device.type == "cpu" else 1
         self.executor: ThreadPoolExecutor | None = None

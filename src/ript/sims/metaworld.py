@@ -81,7 +81,7 @@ class MetaworldSimulator:
         task_name: str,
         *,
         horizon: int = 500,
-        cameras: Mapping[str, CameraView] | Sequence[str] = ("near",),
+        cameras: Mapping[str, CameraView] | Sequence[str] = ("side",),
         image_size: int | tuple[int, int] = 64,
         arm: Arm = "boxes",
         video_size: int | tuple[int, int] = 160,

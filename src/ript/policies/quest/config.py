@@ -85,6 +85,7 @@ class QuestConfig:
         need(self.autoencoder_width % 8 == 0, "autoencoder_width must be a multiple of 8 (GroupNorm)")
         need(self.image_dim % 2 == 0, "image_dim must be even (a row and a column per key point)")
         need(self.temperature > 0, f"temperature must be above 0, got {self.temperature}; use greedy mode instead")
+        need(self.temperature <= 1e3, f"temperature must be at most 1000, got {self.temperature}")
         need(0 <= self.top_k <= self.codebook, f"top_k must be in 0..{self.codebook}, got {self.top_k}")
         need(self.adapter >= 0, f"adapter must not be negative, got {self.adapter}")
         need(bool(self.cameras), "at least one camera is needed")
