@@ -280,7 +280,7 @@ def evaluate(args: Namespace) -> Answer:
             videos=args.videos, horizon=horizon, rollout=rollout,
         )  # fmt: skip
     result = replace(result, policy=args.policy)
-    text = f"{args.policy}, {result.mode}, seed {result.seed}\n\n{eval_table(result)}"
+    text = f"{args.policy}, {result.mode}, seed {result.seed}, horizon {horizon}\n\n{eval_table(result)}"
     for task, state, outcome, frames in result.videos:
         write_video(Path(args.video_dir) / f"{task}__{state}__{outcome}.mp4", frames)
     if result.videos:
