@@ -480,18 +480,21 @@ def test_a_run_killed_and_resumed_ends_with_the_same_policy_byte_for_byte(
     assert (rl / "policy" / name).read_bytes() != start_of_run
 
 
-def test_ctrl_c_ends_at_once_says_what_is_kept_and_how_to_go_on(tmp_path: Path, start) -> None:
+@pytest.mark.parametrize("sent, code, word", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_ctrl_c_ends_at_once_says_what_is_kept_and_how_to_go_on(
+    sent: signal.Signals, code: int, word: str, tmp_path: Path, start
+) -> None:
     out = tmp_path / "run"
     process = start("rl", *QUICK, "--iterations", 100_000, "--workers", 1, "--out", out, "--json")
     wait_for(out / "checkpoints" / "000001", process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     began = time.monotonic()
     shown, said = process.communicate(timeout=30)
     busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     assert time.monotonic() - began < 5 * busy
-    assert process.returncode == 130
+    assert process.returncode == code
     assert shown == ""
-    assert said.splitlines()[-1] == f"ript: interrupted: checkpoints are in {out}; go on with: ript rl --resume {out}"
+    assert said.splitlines()[-1] == f"ript: {word}: checkpoints are in {out}; go on with: ript rl --resume {out}"
     assert "Traceback" not in said
 
 

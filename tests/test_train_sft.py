@@ -165,6 +165,27 @@ def test_fine_tuning_keeps_the_base_s_skills_and_statistics_and_trains_the_rest(
     assert weights(tmp_path / "stopped") == weights(tmp_path / "run")
 
 
+def test_fine_tuning_can_train_the_action_decoder_and_nothing_else_of_the_skills(
+    base: Path, demos: list[Path], tmp_path: Path
+) -> None:
+    config = replace(CONFIG, sft=replace(CONFIG.sft, finetune_learning_rate=3e-3, finetune_decoder=10.0))
+    tuned = train_sft(config, demos, tmp_path / "run", base=base)
+    old, new = load_policy(base).state_dict(), tuned.state_dict()
+    changed = {name for name in old if name.startswith("autoencoder.") and not torch.equal(old[name], new[name])}
+    assert changed and all(name.startswith("autoencoder.decoder.") for name in changed)
+    assert all(row["finetune/decoder_l1"] > 0 for row in rows(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_steps_can_be_given_as_passes_over_the_windows(
+    share: float, base: Path, demos: list[Path], tmp_path: Path
+) -> None:
+    sft = replace(CONFIG.sft, finetune_epochs=3, finetune_share=share, checkpoint_every=1, policy_batch=8)
+    train_sft(replace(CONFIG, sft=sft), demos, tmp_path / "run", base=base)
+    own = [entry for entry in open_demos(demos).entries if entry.task.name in CONFIG.tasks]
+    assert len(rows(tmp_path / "run")) == math.ceil(3 * sum(entry.looks for entry in own) / (8 * share))
+
+
 def test_fine_tuning_batches_have_the_configured_share_of_the_target(
     base: Path, demos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,10 +68,10 @@ def kept_of_run(folder: str | Path, command: str) -> str:
 
 @contextmanager
 def saying_what_is_kept(kept: Any) -> Iterator[None]:
-    """Ctrl-C inside says what was kept and how to go on: a sentence, or a function that makes it then."""
+    """Ctrl-C (or SIGTERM) inside says what was kept and how to go on: a sentence, or a function that makes it then."""
     try:
         yield
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, SystemExit) as stop:
         stop.add_note(kept() if callable(kept) else kept)
         raise
 

@@ -255,7 +255,8 @@ class Contexts:
 
     def __init__(self, sim: SimConfig, tasks: tuple[str, ...], seed: int, demos: Sequence[str] = ()):
         self.tasks, self.seed = tasks, seed
-        self._demonstrated = {t: demo_initial_states(open_demos(demos), [t]) for t in tasks} if demos else {}
+        shown = open_demos(demos) if demos else None
+        self._demonstrated = {} if shown is None else {task: demo_initial_states(shown, [task]) for task in tasks}
         self._factory, self._stack = simulator_factory(sim), ExitStack()
         self._simulators: dict[str, Simulator] = {}
 

@@ -63,6 +63,10 @@ COMMANDS = (
 )
 
 
+TERMINATED = 143
+"""Exit code after SIGTERM."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Full option names only; mistakes are `ConfigError`s, like all other mistakes."""
 
@@ -293,6 +297,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         kept = " ".join(getattr(stop, "__notes__", [])) or "nothing was written"
         return _fail(f"interrupted: {kept}", 130)
+    except SystemExit as stop:
+        if stop.code != TERMINATED:
+            raise
+        kept = " ".join(getattr(stop, "__notes__", [])) or "nothing was written"
+        return _fail(f"terminated: {kept}", TERMINATED)
     except BrokenPipeError:  # the reader of stdout went away, as in `ript tasks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -376,7 +385,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM unwinds as Ctrl-C does, so that workers end and locks are released; the exit code is 143."""
 
     def terminate(signum: int, frame: object) -> None:
-        raise SystemExit(143)
+        raise SystemExit(TERMINATED)
 
     try:
         before = signal.signal(signal.SIGTERM, terminate)

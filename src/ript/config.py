@@ -137,6 +137,8 @@ class SFTConfig:
     finetune_learning_rate: float = 2e-4
     finetune_share: float = 0.5
     """Share of each fine-tuning batch that comes from the target tasks."""
+    finetune_decoder: float = 0.0
+    """Weight of a loss that trains the action decoder too, on actions decoded from drawn tokens; 0: it stays."""
     weight_decay: float = 1e-4
     max_grad_norm: float = 10.0
     threads: int = 2
@@ -151,7 +153,8 @@ class SFTConfig:
             autoencoder_epochs=(0, _MANY), policy_epochs=(0, _MANY), finetune_epochs=(0, _MANY),
             autoencoder_batch=(1, _MANY), policy_batch=(1, _MANY), autoencoder_learning_rate=(_TINY, _MANY),
             policy_learning_rate=(_TINY, _MANY), finetune_learning_rate=(_TINY, _MANY), weight_decay=(0, 1),
-            max_grad_norm=(_TINY, _MANY), threads=(1, _THREADS), checkpoint_every=(1, _MANY),
+            finetune_decoder=(0, _MANY), max_grad_norm=(_TINY, _MANY), threads=(1, _THREADS),
+            checkpoint_every=(1, _MANY),
         )  # fmt: skip
 
 

@@ -95,7 +95,8 @@ PAPER_SEEDS, SMALL_SEEDS = (0, 1, 2), (0,)
 DIFFERS = (
     "pictures are shifted and their brightness changes by 0.1 in supervised training, instead of colour jitter of 0.3",
     "learning rates of supervised training warm up over 5 % of the steps",
-    "fine-tuning leaves the action decoder as it is, where the paper's few-shot stage trains it too",
+    "target tokens of the prior are computed without dropout in the autoencoder",
+    "the few-shot stage's loss of the action decoder has LIBERO's weight, 10, everywhere",
     "post-training on several few-shot tasks trains one policy, with 10 contexts of each task an iteration",
 )
 """Of scale "paper"."""
@@ -132,7 +133,7 @@ def paper_metaworld(tasks: tuple[str, ...], *, multitask: bool) -> Config:
         sft=SFTConfig(
             autoencoder_epochs=100, autoencoder_batch=256, autoencoder_learning_rate=1e-4, policy_epochs=20,
             policy_batch=128, policy_learning_rate=1e-4, finetune_epochs=200, finetune_learning_rate=1e-4,
-            finetune_share=1.0, weight_decay=1e-4, max_grad_norm=100.0, checkpoint_every=2_000,
+            finetune_share=1.0, finetune_decoder=10.0, weight_decay=1e-4, max_grad_norm=100.0, checkpoint_every=2_000,
         ),
         sampling=SamplingConfig(
             group_size=16, groups=180 if multitask else 10 * len(tasks),

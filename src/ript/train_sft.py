@@ -193,9 +193,10 @@ def _stages(config: Config, policy: QuestPolicy, windows: Windows, targets: Sequ
         weights = windows.target_weights(targets, s.finetune_share)
         own = sum(windows.tasks[i].key in targets for i in windows.task_index)
         stages.append(
-            Stage(name="finetune", learning_rate=s.finetune_learning_rate, modules=actor,
+            Stage(name="finetune", learning_rate=s.finetune_learning_rate,
+                  modules=[*actor, policy.autoencoder.decoder] if s.finetune_decoder else actor,
                   steps=steps(s.finetune_epochs, s.finetune_steps, own, s.policy_batch * s.finetune_share),
-                  batches=demo_batches(weights), loss=policy.loss)
+                  batches=demo_batches(weights), loss=lambda b: policy.loss(b, decoder_scale=s.finetune_decoder))
         )  # fmt: skip
     return stages
 

@@ -237,15 +237,13 @@ def test_the_paper_size_has_the_published_parameters_shapes_and_decay_groups() -
         groups = {group for group in (entry.get("optimizer_group") or {}).values() if group}
         if name in named and groups:
             assert (groups == {"decay"}) == (id(named[name]) in decayed_ids), (name, groups)
-    # Which stage trains what. Our few-shot stage leaves the action decoder out (studies.DIFFERS); in post-training only
-    # the prior gets a gradient, there as here.
-    stages = {"stage0": ("autoencoder.",), "stage1": ("encoder.", "prior."), "stage2": ("encoder.", "prior.")}
+    # Which stage trains what; in post-training only the prior gets a gradient, there as here.
+    actor = ("encoder.", "prior.")
+    stages = {"stage0": ("autoencoder.",), "stage1": actor, "stage2": (*actor, "autoencoder.decoder.")}
     for entry in manifest["entries"]:
         name = our_name(entry["key"])
         for stage, prefixes in stages.items() if name in named else ():
             theirs = bool(entry["optimizer_group"][stage])
-            if stage == "stage2" and name.startswith("autoencoder.decoder."):
-                continue
             assert theirs == name.startswith(prefixes), (stage, name)
 
 

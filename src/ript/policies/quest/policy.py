@@ -238,19 +238,24 @@ class QuestPolicy(nn.Module):
             "codes_per_batch": Mean(float(tokens.unique().numel())),
         }
 
-    def loss(self, batch: DemoBatch) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, batch: DemoBatch, *, decoder_scale: float = 0.0) -> tuple[torch.Tensor, Metrics]:
         """Cross entropy of the demonstrated tokens, plus the auxiliary loss on object positions when it is configured.
 
         Augments pictures when in training mode. Targets are the autoencoder's, without dropout.
+
+        Args:
+            batch: of demonstrations.
+            decoder_scale: weight of the mean absolute error of actions decoded from tokens drawn from the prior. Its
+                gradient reaches the autoencoder's decoder alone (the paper's few-shot stage).
         """
         inputs = self.inputs(batch.observation)
         if self.training:
             inputs |= {k: augment(v) for k, v in inputs.items() if k.startswith("image/")}
         actions = torch.from_numpy(batch.actions).to(self.device)
         with torch.no_grad():
-            mode = self.autoencoder.training
+            modes = self.autoencoder.training, self.autoencoder.decoder.training
             targets = self.autoencoder.eval().encode(actions)
-            self.autoencoder.train(mode)
+            self.autoencoder.train(modes[0]).decoder.train(modes[1])
         features = self.features(inputs)
         logits = self.prior(self.encoder.tokens(features, inputs["language"]), targets)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -265,6 +270,13 @@ class QuestPolicy(nn.Module):
             auxiliary = F.smooth_l1_loss(self.encoder.privileged(features), target)
             metrics["privileged_loss"] = Mean(auxiliary.item() * len(target), len(target))
             loss = loss + auxiliary
+        if decoder_scale:
+            drawn = torch.multinomial(logits.detach().flatten(0, 1).softmax(-1), 1).view_as(targets)
+            mask = torch.from_numpy(batch.mask).to(self.device)
+            error = ((self.autoencoder.decode(drawn) - actions).abs() * mask[..., None]).sum()
+            count = mask.sum() * actions.shape[-1]
+            metrics["decoder_l1"] = Mean(error.item(), count.item())
+            loss = loss + decoder_scale * error / count
         return loss, metrics
 
     def rl_parameters(self) -> list[dict]:
