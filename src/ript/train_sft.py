@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,8 @@ def _stages(config: Config, policy: QuestPolicy, windows: Windows, targets: Sequ
             Stage(name="finetune", learning_rate=s.finetune_learning_rate,
                   modules=[*actor, policy.autoencoder.decoder] if s.finetune_decoder else actor,
                   steps=steps(s.finetune_epochs, s.finetune_steps, own, s.policy_batch * s.finetune_share),
-                  batches=demo_batches(weights), loss=lambda b: policy.loss(b, decoder_scale=s.finetune_decoder))
+                  batches=demo_batches(weights),
+                  loss=partial(policy.loss, decoder_scale=s.finetune_decoder) if s.finetune_decoder else policy.loss)
         )  # fmt: skip
     return stages
 

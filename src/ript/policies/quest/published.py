@@ -125,9 +125,7 @@ def config_from_published(hyperparameters: Mapping) -> QuestConfig:
     }
     for path, expected in implied.items():
         if (value := _get(h, *path)) not in (_MISSING, expected):
-            raise ConfigError(
-                f"hyperparameters.{'.'.join(path)} = {value!r} contradicts the rest, which says {expected}"
-            )
+            raise ConfigError(f"hyperparameters.{'.'.join(path)} = {value!r}: the other values say {expected}")
     return config
 
 
