@@ -154,18 +154,25 @@ def test_an_interrupted_study_goes_on_and_does_nothing_twice(
     assert (out / "2-groups-seed0" / "policy" / "model.safetensors").stat().st_mtime_ns == done
 
 
+@pytest.mark.parametrize(
+    "trouble, why",
+    [
+        (NoSignalError("every rollout failed"), "ript.errors.NoSignalError: every rollout failed"),
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),  # as torch says it
+    ],
+)
 def test_a_cell_that_fails_says_why_and_does_not_stop_the_others(
-    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trouble: Exception, why: str, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(config, policy, run, **settings):  # type: ignore[no-untyped-def]
         if run.name.startswith("2-groups"):
-            raise NoSignalError("every rollout failed")
+            raise trouble
         return train_rl(config, policy, run, **settings)
 
     out = tmp_path / "out"
     monkeypatch.setattr("ript.study.train_rl", broken)
     found = run_study(study, out, seeds=[0])
-    assert found["failed"] == {"2-groups-seed0": "ript.errors.NoSignalError: every rollout failed"}
+    assert found["failed"] == {"2-groups-seed0": why}
     assert [row["cell"] for row in found["rows"]] == ["3 groups", "seen"]
     monkeypatch.undo()
     monkeypatch.setitem(STUDIES, "toy", toy_study)
@@ -224,19 +231,6 @@ def test_the_command_lists_and_estimates_without_running(
     assert all(name in listed for name in STUDIES)
     assert main(["study", study, "--dry-run", "--out", str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cells"] == 6 and not (tmp_path / "out").exists()
-
-
-def test_a_cell_that_breaks_in_any_way_does_not_stop_the_others(
-    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(config, policy, run, **settings):  # type: ignore[no-untyped-def]
-        if run.name.startswith("2-groups"):
-            raise RuntimeError("out of memory")
-        return train_rl(config, policy, run, **settings)
-
-    monkeypatch.setattr("ript.study.train_rl", broken)
-    found = run_study(study, tmp_path / "out", seeds=[0])
-    assert found["failed"] == {"2-groups-seed0": "RuntimeError: out of memory"} and len(found["rows"]) == 2
 
 
 @pytest.fixture(scope="module")

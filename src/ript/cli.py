@@ -294,14 +294,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     try:
         return _run(words)
-    except KeyboardInterrupt as stop:
-        kept = " ".join(getattr(stop, "__notes__", [])) or "nothing was written"
-        return _fail(f"interrupted: {kept}", 130)
-    except SystemExit as stop:
-        if stop.code != TERMINATED:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        interrupted = isinstance(stop, KeyboardInterrupt)
+        if isinstance(stop, SystemExit) and stop.code != TERMINATED:
             raise
         kept = " ".join(getattr(stop, "__notes__", [])) or "nothing was written"
-        return _fail(f"terminated: {kept}", TERMINATED)
+        return _fail(f"{'interrupted' if interrupted else 'terminated'}: {kept}", 130 if interrupted else TERMINATED)
     except BrokenPipeError:  # the reader of stdout went away, as in `ript tasks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

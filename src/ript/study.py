@@ -102,10 +102,8 @@ def run_study(
     asked: dict[str, Any] = {"study": name, "scale": scale, "seeds": checked_seeds(seeds or study.seeds),
                              "changes": {k: list(v) for k, v in changes.items()}}  # fmt: skip
     folder = Path(out)
-    _claim(folder, asked, resume)
+    asked["seeds"] = list(dict.fromkeys([*_claim(folder, asked, resume), *asked["seeds"]]))
     with locked(folder):
-        if resume:  # seeds that are there stay
-            asked["seeds"] = list(dict.fromkeys([*read_json(folder / RECORD)["seeds"], *asked["seeds"]]))
         write_json(folder / RECORD, asked)
         for cell, seed in _cells(study, asked["seeds"]):
             if _run_cell(study, cell, seed, folder):
@@ -137,7 +135,9 @@ def checked(study: Study) -> Study:
     return study
 
 
-def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> None:
+def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> list[int]:
+    """Raise unless the study may be run in the folder; returns the seeds that are there already."""
+    there: list[int] = []
     if (folder / RECORD).exists():
         held = read_json(folder / RECORD)
         if not isinstance(held, dict) or set(held) != set(asked) or not isinstance(held["seeds"], list):
@@ -146,11 +146,13 @@ def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> None:
             raise RunError(f"{folder} holds another study ({_words(held)}): choose another --out")
         if not resume:
             raise RunError(f"{folder} holds this study already: go on with --resume, or choose another --out")
+        there = held["seeds"]
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is not empty, and no study ({RECORD} is missing): choose another --out")
     elif resume:
         raise RunError(f"{folder} holds no study: leave --resume out to begin")
     make_folder(folder)
+    return there
 
 
 def _words(asked: dict[str, Any]) -> str:

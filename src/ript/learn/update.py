@@ -227,7 +227,7 @@ class _Gradient:
         """Returns the minibatch's metrics."""
         loss = partial(self._loss, normaliser=minibatch.normaliser)
         parts = []
-        if self.executor is None:
+        if self.executor is None:  # one gradient in memory, and hooks on `backward` see it
             for rows in minibatch.rows.split(self.micro_batch or len(minibatch.rows)):
                 total, metrics = loss(rows)
                 total.backward()

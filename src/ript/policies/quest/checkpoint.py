@@ -160,9 +160,9 @@ def _quest_config(
             raise ConfigError(f"{config} is not a readable JSON file: {error}") from error
     try:
         return config_from_published(document["hyperparameters"])
+    except ConfigError:
+        raise
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(
             f"the QueST configuration lacks {error}: expected the key hyperparameters with autoencoder, policy_prior, "
             "image_encoder_factory, lowdim_encoder_factory, shape_meta and action_horizon (docs/quest_checkpoints.md)"
