@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,14 @@ from ript.demos.demo_set import open_demos
 from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
 from ript.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
+from ript.metrics import Metrics
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.checkpoint import list_checkpoints, read_checkpoint
 from ript.report.run import RunFolder
 from ript.sims.registry import make_simulator
-from ript.train_sft import babble, replay_autoencoded, resume_sft, schedule, train_sft
+from ript.train_sft import _threads, babble, replay_autoencoded, resume_sft, schedule, train_sft
+from ript.types import DemoBatch
 
 CONFIG = toy_config(
     policy={"privileged": True},
@@ -97,6 +100,41 @@ def test_equal_seeds_give_equal_policies_whatever_the_state_of_this_process(
     assert returned == load_policy(tmp_path / "again" / "policy") and not returned.training
     train_sft(replace(CONFIG, seed=1), demos, tmp_path / "other")
     assert weights(tmp_path / "other") != weights(reference)
+
+
+def test_threads_each_take_a_part_of_a_batch_and_runs_still_repeat_and_go_on(
+    demos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, sft=replace(CONFIG.sft, threads=3, policy_batch=16))
+    sizes: list[int] = []
+    workers: set[int] = set()
+    loss = QuestPolicy.loss
+
+    def watched(self: QuestPolicy, batch: DemoBatch, **scale: float) -> tuple[torch.Tensor, Metrics]:
+        sizes.append(len(batch.mask))
+        workers.add(threading.get_ident())
+        return loss(self, batch, **scale)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QuestPolicy, "loss", watched)
+        train_sft(config, demos, tmp_path / "once")
+    assert sorted(sizes) == [5] * 60 + [6] * 30  # 20 steps of the policy, 10 of fine-tuning
+    assert len(workers) > 1 and threading.get_ident() not in workers
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 35)
+        train_sft(config, demos, tmp_path / "again")
+    train_sft(config, demos, tmp_path / "again", resume=True)
+    assert weights(tmp_path / "again") == weights(tmp_path / "once")
+    logged = rows(tmp_path / "once")
+    assert logged[7]["policy/token_loss"] < 0.8 * logged[4]["policy/token_loss"]
+
+
+def test_batch_statistics_are_of_the_whole_batch() -> None:
+    config = replace(CONFIG, sft=replace(CONFIG.sft, threads=2))
+    policy = make_policy(config, make_simulator("toy/reach", image_size=8).spec, 2)
+    assert _threads(config, policy) == 2
+    policy.encoder.add_module("norm", torch.nn.BatchNorm2d(3))
+    assert _threads(config, policy) == 1
 
 
 # ---------------------------------------------------------------------- it goes on where it stopped
@@ -192,8 +230,9 @@ def test_fine_tuning_batches_have_the_configured_share_of_the_target(
     seen: list[str] = []
     loss = QuestPolicy.loss
     monkeypatch.setattr(
-        QuestPolicy, "loss", lambda self, batch: (seen.extend(batch.observation.instruction), loss(self, batch))[1]
-    )
+        QuestPolicy, "loss",
+        lambda self, batch, **scale: (seen.extend(batch.observation.instruction), loss(self, batch, **scale))[1],
+    )  # fmt: skip
     for share in (0.25, 1.0):
         seen.clear()
         config = replace(CONFIG, sft=replace(CONFIG.sft, finetune_steps=3, finetune_share=share))
@@ -293,21 +332,22 @@ def test_babbling_fits_the_skills_and_depends_on_the_seed_alone() -> None:
     config = toy_config()
     spec = make_simulator("toy/reach", image_size=8).spec
     small = make_policy(config, spec, 0).config.to_json()
-    with_dropout = QuestConfig.from_json(small | {"autoencoder_dropout": 0.3})
+    with_dropout = QuestConfig.from_json(small | {"autoencoder_dropout": 0.1})
 
     def babbled(seed: int, state: int) -> QuestPolicy:
         torch.manual_seed(0)
         policy = QuestPolicy(with_dropout, spec)
         torch.manual_seed(state)
         before = torch.get_rng_state()
-        babble(policy, seed, steps=25)
+        babble(policy, seed, steps=50)
         assert torch.equal(torch.get_rng_state(), before) and not policy.autoencoder.training
         return policy
 
     first, again, other = babbled(0, 5), babbled(0, 6), babbled(1, 5)
     assert first == again and first != other
-    chunks = torch.linspace(-1, 1, 9)[:, None, None].expand(-1, 4, 2)
-    mask = torch.ones(9, 4, dtype=torch.bool)
+    torch.manual_seed(0)
+    chunks = (2 * torch.rand(200, 1, 2) - 1).expand(-1, 4, -1)
+    mask = torch.ones(200, 4, dtype=torch.bool)
     torch.manual_seed(0)
     untrained = QuestPolicy(with_dropout, spec).autoencoder_loss(chunks, mask)[0]
     assert float(first.autoencoder_loss(chunks, mask)[0].detach()) < 0.8 * float(untrained.detach())

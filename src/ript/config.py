@@ -142,7 +142,7 @@ class SFTConfig:
     weight_decay: float = 1e-4
     max_grad_norm: float = 10.0
     threads: int = 2
-    """Torch threads."""
+    """Parts of a batch worked on side by side on a CPU; torch's threads where a batch must stay whole (batch norms)."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
 

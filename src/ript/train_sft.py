@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +21,13 @@ from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
 from ript.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
 from ript.interfaces import Demonstrator
+from ript.learn.gradient import Gradient, Loss
 from ript.metrics import Mean, Metrics, merge, values
+from ript.policies.quest.layers import drawing_from
 from ript.policies.quest.policy import QuestPolicy, parameter_groups
 from ript.report.progress import progress, status
 from ript.report.run import RunFolder, read_config
-from ript.types import DemoBatch, InitialState
-
-Loss = tuple[torch.Tensor, Metrics]
+from ript.types import InitialState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +39,16 @@ class Stage:
         steps: optimiser steps.
         learning_rate: peak; warmed up over 5 % of the steps, then a cosine to a tenth.
         modules: what is trained.
-        batches: generator -> endless batches.
-        loss: batch -> (loss, metrics).
+        draws: generator -> rows of endless batches, int `[B]` each.
+        loss: rows -> (loss, metrics).
     """
 
     name: str
     steps: int
     learning_rate: float
     modules: Sequence[torch.nn.Module]
-    batches: Callable[[np.random.Generator], Iterator[Any]]
-    loss: Callable[[Any], Loss]
+    draws: Callable[[np.random.Generator], Iterator[np.ndarray]]
+    loss: Loss[np.ndarray]
 
 
 def train_sft(
@@ -168,13 +167,18 @@ def _stages(config: Config, policy: QuestPolicy, windows: Windows, targets: Sequ
     s = config.sft
     chunks, mask = windows.action_chunks()
 
-    def chunk_batches(rng: np.random.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def chunk_draws(rng: np.random.Generator) -> Iterator[np.ndarray]:
         while True:
-            rows = rng.integers(len(chunks), size=s.autoencoder_batch)
-            yield torch.from_numpy(chunks[rows]), torch.from_numpy(mask[rows])
+            yield rng.integers(len(chunks), size=s.autoencoder_batch)
 
-    def demo_batches(weights: dict[str, float] | None) -> Callable[[np.random.Generator], Iterator[DemoBatch]]:
-        return lambda rng: windows.batches(s.policy_batch, rng, task_weights=weights)
+    def chunk_loss(rows: np.ndarray) -> tuple[torch.Tensor, Metrics]:
+        return policy.autoencoder_loss(torch.from_numpy(chunks[rows]), torch.from_numpy(mask[rows]))
+
+    def window_draws(weights: dict[str, float] | None) -> Callable[[np.random.Generator], Iterator[np.ndarray]]:
+        return lambda rng: windows.draws(s.policy_batch, rng, task_weights=weights)
+
+    def window_loss(rows: np.ndarray, decoder_scale: float = 0.0) -> tuple[torch.Tensor, Metrics]:
+        return policy.loss(windows.batch(rows), decoder_scale=decoder_scale)
 
     def steps(epochs: float, steps: int, windows: int, batch: float) -> int:
         return math.ceil(epochs * windows / batch) if epochs else steps
@@ -185,10 +189,10 @@ def _stages(config: Config, policy: QuestPolicy, windows: Windows, targets: Sequ
         stages += [
             Stage(name="autoencoder", learning_rate=s.autoencoder_learning_rate,
                   steps=steps(s.autoencoder_epochs, s.autoencoder_steps, len(chunks), s.autoencoder_batch),
-                  modules=[policy.autoencoder], batches=chunk_batches, loss=lambda b: policy.autoencoder_loss(*b)),
+                  modules=[policy.autoencoder], draws=chunk_draws, loss=chunk_loss),
             Stage(name="policy", learning_rate=s.policy_learning_rate, modules=actor,
                   steps=steps(s.policy_epochs, s.policy_steps, len(windows), s.policy_batch),
-                  batches=demo_batches(None), loss=policy.loss),
+                  draws=window_draws(None), loss=window_loss),
         ]  # fmt: skip
     if targets:
         weights = windows.target_weights(targets, s.finetune_share)
@@ -197,8 +201,7 @@ def _stages(config: Config, policy: QuestPolicy, windows: Windows, targets: Sequ
             Stage(name="finetune", learning_rate=s.finetune_learning_rate,
                   modules=[*actor, policy.autoencoder.decoder] if s.finetune_decoder else actor,
                   steps=steps(s.finetune_epochs, s.finetune_steps, own, s.policy_batch * s.finetune_share),
-                  batches=demo_batches(weights),
-                  loss=partial(policy.loss, decoder_scale=s.finetune_decoder) if s.finetune_decoder else policy.loss)
+                  draws=window_draws(weights), loss=partial(window_loss, decoder_scale=s.finetune_decoder))
         )  # fmt: skip
     return stages
 
@@ -258,26 +261,28 @@ def _run_stage(
 ) -> dict[str, float]:
     """Train one stage from step `start`; returns the metrics of its last stretch."""
     parameters = [p for module in stage.modules for p in module.parameters()]
-    batches = stage.batches(rng)
+    draws, threads = stage.draws(rng), _threads(config, policy)
     parts: list[Metrics] = []
     last: dict[str, float] = {}
     every = config.sft.checkpoint_every
     bar: progress[None]
-    with progress(stage.steps - start, f"training: {stage.name}") as bar:
+    with (
+        progress(stage.steps - start, f"training: {stage.name}") as bar,
+        Gradient(parameters, threads) as gradient,
+    ):
         for step in range(start, stage.steps):
             for module in stage.modules:
                 module.train()
             policy.training = True
             for group in optimiser.param_groups:
                 group["lr"] = schedule(step, stage.steps, stage.learning_rate)
-            loss, metrics = stage.loss(next(batches))
-            if not torch.isfinite(loss):
-                raise NotFiniteError(
-                    f"the loss of stage {stage.name} became {loss.item()} at step {step}; lower the learning rate; "
-                    f"the last checkpoint in {run.path} is kept"
-                )
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            try:
+                metrics = gradient.add(partial(_part_loss, stage), _parts(next(draws), threads, rng))
+            except NotFiniteError as error:
+                raise NotFiniteError(
+                    f"{error} at step {step}; lower the learning rate; the last checkpoint in {run.path} is kept"
+                ) from error
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.sft.max_grad_norm)
             optimiser.step()
             parts.append(metrics | {"grad_norm": Mean(float(norm))})
@@ -289,6 +294,43 @@ def _run_stage(
                 parts = []
     policy.eval()
     return last
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of a batch that a thread works on.
+
+    Attributes:
+        rows: int `[b]`.
+        share: of the batch.
+        seed: of its dropout and augmentation; None: torch's generator, when the part is the whole.
+    """
+
+    rows: np.ndarray
+    share: float
+    seed: int | None
+
+
+def _threads(config: Config, policy: QuestPolicy) -> int:
+    """Parts of a batch that are worked on side by side: one where it must stay whole, for batch statistics or a GPU."""
+    whole = policy.device.type != "cpu" or any(isinstance(m, torch.nn.BatchNorm2d) for m in policy.modules())
+    return 1 if whole else config.sft.threads
+
+
+def _parts(rows: np.ndarray, threads: int, rng: np.random.Generator) -> list[_Part]:
+    if threads == 1:
+        return [_Part(rows, 1.0, None)]
+    cut = [part for part in np.array_split(rows, threads) if len(part)]
+    return [_Part(part, len(part) / len(rows), int(rng.integers(2**63))) for part in cut]
+
+
+def _part_loss(stage: Stage, part: _Part) -> tuple[torch.Tensor, Metrics]:
+    generator = None if part.seed is None else torch.Generator().manual_seed(part.seed)
+    with drawing_from(generator):
+        loss, metrics = stage.loss(part.rows)
+    if not torch.isfinite(loss):
+        raise NotFiniteError(f"the loss of stage {stage.name} became {loss.item()}")
+    return loss * part.share, metrics
 
 
 def babble(policy: QuestPolicy, seed: int, steps: int = 300) -> None:

@@ -14,6 +14,7 @@ from ript.learn.advantage import leave_one_out
 from ript.learn.objective import clipped_objective
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.encoders import SpatialSoftArgmax
+from ript.policies.quest.layers import Dropout
 from ript.policies.quest.policy import QuestPolicy, parameter_groups
 from ript.policies.quest.published import config_from_published, our_name
 from ript.types import SimulatorSpec
@@ -279,21 +280,21 @@ def test_dropout_is_where_the_published_model_has_it_and_only_in_training(
     policy: QuestPolicy, context: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prior: on its input; in each layer on attention weights, after attention, and twice in the feed-forward."""
-    dropped, attention = [], []
-    plain, kernel = torch.nn.Dropout.forward, torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: (dropped.append(self.p), plain(self, x))[1])
-    monkeypatch.setattr(
-        torch.nn.functional, "scaled_dot_product_attention",
-        lambda *a, dropout_p=0.0, **k: (attention.append(dropout_p), kernel(*a, dropout_p=dropout_p, **k))[1],
-    )  # fmt: skip
+    dropped: list[tuple[int, float]] = []
+    plain = Dropout.forward
+
+    def watched(self: Dropout, x: torch.Tensor) -> torch.Tensor:
+        if self.drops:
+            dropped.append((x.dim(), self.p))
+        return plain(self, x)
+
+    monkeypatch.setattr(Dropout, "forward", watched)
     layers, tokens = policy.config.layers, tensor("prior_tokens")
     quiet = policy.prior_logits(context, tokens)
-    assert attention == [0.0] * layers and torch.equal(quiet, policy.prior_logits(context, tokens))
-    dropped.clear()
-    attention.clear()
+    assert not dropped and torch.equal(quiet, policy.prior_logits(context, tokens))
     policy.prior.train()
     assert not torch.equal(quiet, policy.prior_logits(context, tokens))
-    assert dropped == [0.1] * (1 + 3 * layers) and attention == [0.1] * layers
+    assert dropped == [(3, 0.1)] + [(4, 0.1), (3, 0.1), (3, 0.1), (3, 0.1)] * layers
 
 
 def test_a_small_ppo_run_ends_at_the_reference_weights(policy: QuestPolicy) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from policy_fixtures import SENTENCES, SPEC, generators, make_observation, make_
 from ript.errors import ConfigError, PolicyError
 from ript.metrics import merge
 from ript.policies.quest.encoders import Adapter
+from ript.policies.quest.layers import Attention, Dropout, drawing_from
 from ript.policies.quest.policy import QuestPolicy, augment
 from ript.types import DemoBatch, SimulatorSpec
 
@@ -307,13 +309,62 @@ def test_the_policy_loss_is_the_cross_entropy_of_the_encoded_tokens() -> None:
     assert policy.encoder.task.weight.grad is not None
 
 
-def test_targets_are_encoded_without_dropout_and_the_mode_is_given_back() -> None:
-    policy, batch = make_policy().train(), demo_batch(6)
-    seen: list[bool] = []
+def test_targets_are_encoded_without_dropout_in_every_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, batch = make_policy(autoencoder_dropout=0.5).train(), demo_batch(6)
+    seen: list[torch.Tensor] = []
     encode = policy.autoencoder.encode
-    policy.autoencoder.encode = lambda actions: (seen.append(policy.autoencoder.training), encode(actions))[1]
+    monkeypatch.setattr(policy.autoencoder, "encode", lambda actions: (seen.append(encode(actions)), seen[-1])[1])
     policy.loss(batch)
-    assert seen == [False] and policy.autoencoder.training
+    torch.testing.assert_close(seen[0], policy.eval().autoencoder.encode(torch.from_numpy(batch.actions)))
+    assert len(seen) == 2
+    policy.train()
+    noisy, again = (policy.autoencoder.latents(torch.from_numpy(batch.actions)) for _ in range(2))
+    assert not torch.equal(noisy, again)  # elsewhere there is dropout
+
+
+def test_dropout_in_attention_is_on_its_weights() -> None:
+    """With all of them dropped only the projection's bias comes through; with none, what torch's kernel computes."""
+    torch.manual_seed(0)
+    attention, x = Attention(8, 2, 1 - 1e-6).train(), torch.randn(3, 5, 8)
+    torch.testing.assert_close(attention(x, causal=True), attention.out_proj.bias.expand(3, 5, 8))
+    for causal in (False, True):
+        attention.dropout.p = 1e-12
+        written_out = attention.train()(x, causal=causal)
+        assert attention.dropout.drops
+        torch.testing.assert_close(written_out, attention.eval()(x, causal=causal))
+
+
+def test_dropout_keeps_the_mean_and_draws_from_the_generator_of_its_thread() -> None:
+    dropout, x = Dropout(0.25).train(), torch.ones(200, 200)
+
+    def drawn(seed: int) -> torch.Tensor:
+        with drawing_from(torch.Generator().manual_seed(seed)):
+            return dropout(x)
+
+    kept = drawn(0)
+    assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert float(kept.mean()) == pytest.approx(1, abs=0.02)
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(2) as threads:
+        beside = list(threads.map(drawn, [0, 1] * 8))
+    assert all(torch.equal(mask, kept) for mask in beside[::2])
+    assert all(torch.equal(mask, beside[1]) for mask in beside[1::2]) and not torch.equal(beside[1], kept)
+    assert torch.equal(torch.get_rng_state(), state)
+    dropout(x)
+    assert not torch.equal(torch.get_rng_state(), state)  # torch's own, outside
+
+
+def test_a_loss_repeats_itself_with_the_same_generator() -> None:
+    """Dropout, augmentation and drawn tokens: all randomness of a training step."""
+    policy, batch = make_policy(dropout=0.2).train(), demo_batch(6)
+
+    def loss(seed: int) -> float:
+        with drawing_from(torch.Generator().manual_seed(seed)):
+            return float(policy.loss(batch, decoder_scale=1.0)[0].detach())
+
+    state = torch.get_rng_state()
+    assert loss(0) == loss(0) != loss(1)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_auxiliary_loss_is_added_where_object_positions_are_known() -> None:

@@ -103,7 +103,13 @@ class Windows:
     def batches(
         self, batch_size: int, rng: np.random.Generator, *, task_weights: Mapping[str, float] | None = None
     ) -> Iterator[DemoBatch]:
-        """Endless random batches.
+        """Endless random batches: `batch` of what `draws` draws."""
+        return map(self.batch, self.draws(batch_size, rng, task_weights=task_weights))
+
+    def draws(
+        self, batch_size: int, rng: np.random.Generator, *, task_weights: Mapping[str, float] | None = None
+    ) -> Iterator[np.ndarray]:
+        """The windows of endless random batches, each int `[B]`.
 
         Windows are drawn with replacement and independently from batch to batch, so the state of `rng` is the whole
         position: to resume, restore it and call again. Within a batch the draw is stratified: every batch has the
@@ -120,7 +126,7 @@ class Windows:
         while True:
             strata = (np.arange(batch_size) + rng.random(batch_size)) / batch_size
             rows = np.searchsorted(upper, strata, side="right")
-            yield self.batch(rng.permutation(np.minimum(rows, len(self) - 1)))
+            yield rng.permutation(np.minimum(rows, len(self) - 1))
 
     def target_weights(self, targets: Sequence[str], fraction: float) -> dict[str, float]:
         """Task weights for `batches`: this fraction of windows from the target tasks, the rest from the others.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,6 +12,7 @@ import torch
 
 from ript.errors import ConfigError, NoSignalError, NotFiniteError, RatioError, TrainingError
 from ript.interfaces import LikelihoodPolicy
+from ript.learn.gradient import Gradient
 from ript.learn.objective import Reduction, check_clip, reduction_weights, weighted_objective
 from ript.metrics import Max, Mean, Metrics, Sum, merge
 from ript.types import UpdateBatch
@@ -85,9 +85,8 @@ def update(
         max_grad_norm: the gradient of each step is scaled down to this norm.
         target_kl: the update ends at the first minibatch whose `kl` is above this, and the step that led there is taken
             back (the weights; the optimiser's moments stay): what it left behind has a measured KL within the target.
-        threads: on a CPU, so many parts of a minibatch are worked on side by side, each with one torch thread: with two
-            1.4 times as fast as one part with two torch threads (LOG.md). `policy.log_prob` must then be callable from
-            several threads. The order of sums is fixed, so runs repeat; other numbers of threads round differently.
+        threads: on a CPU, so many parts of a minibatch are worked on side by side (see `Gradient`). `policy.log_prob`
+            must then be callable from several threads.
         ratio_tolerance: largest |ratio - 1| allowed on the first minibatch, where nothing has changed yet.
         on_minibatch: called with (minibatches done, minibatches in all) after each.
 
@@ -116,7 +115,7 @@ def update(
         for minibatch in plan:
             optimiser.zero_grad(set_to_none=True)
             try:
-                measured = gradient.add(minibatch)
+                measured = gradient.of(minibatch)
                 if steps == 0:
                     measured |= _first_ratio(measured, ratio_tolerance)
                 parts.append(measured)
@@ -194,7 +193,7 @@ class _Plan:
                 )
 
 
-class _Gradient:
+class _Gradient(Gradient):
     """Adds minibatches' gradients to the parameters' `grad`, micro-batch after micro-batch or some side by side."""
 
     def __init__(
@@ -208,45 +207,16 @@ class _Gradient:
         threads: int,
     ):
         self.policy, self.objective, self.batch, self.weight = policy, objective, batch, weight
-        self.parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
         self.device: torch.device = optimiser.param_groups[0]["params"][0].device
         self.micro_batch = micro_batch
-        self.threads = threads if self.device.type == "cpu" else 1
-        self.executor: ThreadPoolExecutor | None = None
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        super().__init__(parameters, threads if self.device.type == "cpu" else 1)
 
-    def __enter__(self) -> _Gradient:
-        if self.threads > 1:
-            self.executor = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self.executor is not None:
-            self.executor.shutdown(cancel_futures=True)
-
-    def add(self, minibatch: _Minibatch) -> Metrics:
-        """Returns the minibatch's metrics."""
-        loss = partial(self._loss, normaliser=minibatch.normaliser)
-        parts = []
-        if self.executor is None:  # one gradient in memory, and hooks on `backward` see it
-            for rows in minibatch.rows.split(self.micro_batch or len(minibatch.rows)):
-                total, metrics = loss(rows)
-                total.backward()
-                parts.append(metrics)
-            return merge(parts)
+    def of(self, minibatch: _Minibatch) -> Metrics:
+        """Add a minibatch's gradient; returns its metrics."""
         size = math.ceil(len(minibatch.rows) / self.threads)
-        cut = minibatch.rows.split(min(size, self.micro_batch or size))
-        for gradients, metrics in self.executor.map(partial(self._gradients, loss), cut):
-            for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                if gradient is not None:
-                    parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
-            parts.append(metrics)
-        return merge(parts)
-
-    def _gradients(
-        self, loss: Callable[[torch.Tensor], tuple[torch.Tensor, Metrics]], rows: torch.Tensor
-    ) -> tuple[tuple[torch.Tensor | None, ...], Metrics]:
-        total, metrics = loss(rows)
-        return torch.autograd.grad(total, self.parameters, allow_unused=True), metrics
+        parts = minibatch.rows.split(min(size, self.micro_batch or size))
+        return self.add(partial(self._loss, normaliser=minibatch.normaliser), parts)
 
     def _loss(self, rows: torch.Tensor, normaliser: float) -> tuple[torch.Tensor, Metrics]:
         batch, device = self.batch, self.device

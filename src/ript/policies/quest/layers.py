@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,6 +21,51 @@ def sinusoid(positions: int, dim: int) -> torch.Tensor:
     """Sinusoidal table `[positions, dim]`; sine and cosine interleaved, frequency 10000^(-2i/dim)."""
     angle = torch.arange(positions)[:, None] * frequencies(dim)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :dim].float()
+
+
+class _Randomness(threading.local):
+    generator: torch.Generator | None = None
+    dropout = True
+
+
+randomness = _Randomness()
+"""Of this thread: the generator that dropout and augmentation draw from (None: torch's own), and whether there is any
+dropout."""
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
+    """Within, this thread's dropout and augmentation draw from `generator`: parts of a batch that are worked on in
+    several threads repeat themselves only if each has its own."""
+    before, randomness.generator = randomness.generator, generator
+    try:
+        yield
+    finally:
+        randomness.generator = before
+
+
+@contextmanager
+def without_dropout() -> Iterator[None]:
+    """Within, there is no dropout in this thread, whatever mode a module is in."""
+    before, randomness.dropout = randomness.dropout, False
+    try:
+        yield
+    finally:
+        randomness.dropout = before
+
+
+class Dropout(nn.Dropout):
+    """Draws from this thread's generator."""
+
+    @property
+    def drops(self) -> bool:
+        return self.training and self.p > 0 and randomness.dropout
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.drops:
+            return x
+        keep = torch.empty_like(x).bernoulli_(1 - self.p, generator=randomness.generator)
+        return x * keep.div_(1 - self.p)
 
 
 class Cache:
@@ -61,7 +110,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout = heads, Dropout(dropout)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -91,13 +140,17 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(k, v)
         # With a cache, either everything is new (causal) or one position is added (which sees all).
+        is_causal = causal and q.shape[2] > 1
         if cache is not None and q.shape[2] == 1 and not q.is_cuda:
             out = one_query(q, k, v)
+        elif self.dropout.drops:  # torch's kernel takes no generator
+            weights = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+            if is_causal:
+                later = torch.ones(weights.shape[2:], dtype=torch.bool, device=q.device).triu(1)
+                weights = weights.masked_fill(later, -torch.inf)
+            out = self.dropout(weights.softmax(-1)) @ v
         else:
-            is_causal = causal and q.shape[2] > 1
-            out = F.scaled_dot_product_attention(
-                q, k, v, is_causal=is_causal, dropout_p=self.dropout if self.training else 0.0
-            )
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
         return linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
 
 
@@ -113,7 +166,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.linear1 = nn.Linear(width, 4 * width)
         self.linear2 = nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

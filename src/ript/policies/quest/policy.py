@@ -21,6 +21,7 @@ from ript.policies.quest.autoencoder import SkillAutoencoder
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.encoders import Adapter, ContextEncoder
 from ript.policies.quest.graphs import Graphs
+from ript.policies.quest.layers import randomness, without_dropout
 from ript.policies.quest.prior import SkillPrior
 from ript.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 
@@ -252,10 +253,8 @@ class QuestPolicy(nn.Module):
         if self.training:
             inputs |= {k: augment(v) for k, v in inputs.items() if k.startswith("image/")}
         actions = torch.from_numpy(batch.actions).to(self.device)
-        with torch.no_grad():
-            modes = self.autoencoder.training, self.autoencoder.decoder.training
-            targets = self.autoencoder.eval().encode(actions)
-            self.autoencoder.train(modes[0]).decoder.train(modes[1])
+        with torch.no_grad(), without_dropout():
+            targets = self.autoencoder.encode(actions)
         features = self.features(inputs)
         logits = self.prior(self.encoder.tokens(features, inputs["language"]), targets)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -271,7 +270,8 @@ class QuestPolicy(nn.Module):
             metrics["privileged_loss"] = Mean(auxiliary.item() * len(target), len(target))
             loss = loss + auxiliary
         if decoder_scale:
-            drawn = torch.multinomial(logits.detach().flatten(0, 1).softmax(-1), 1).view_as(targets)
+            density = logits.detach().flatten(0, 1).softmax(-1)
+            drawn = torch.multinomial(density, 1, generator=randomness.generator).view_as(targets)
             mask = torch.from_numpy(batch.mask).to(self.device)
             error = ((self.autoencoder.decode(drawn) - actions).abs() * mask[..., None]).sum()
             count = mask.sum() * actions.shape[-1]
@@ -390,6 +390,8 @@ def parameter_groups(modules: Sequence[nn.Module]) -> list[dict]:
 def augment(images: torch.Tensor, shift: int = 2, brightness: float = 0.1) -> torch.Tensor:
     """Random translation by up to `shift` pixels (edges repeated) and random brightness, per picture.
 
+    Draws from this thread's generator: see `drawing_from`.
+
     Args:
         images: uint8 `[B, h, w, 3]`.
 
@@ -398,7 +400,8 @@ def augment(images: torch.Tensor, shift: int = 2, brightness: float = 0.1) -> to
     """
     b, h, w = images.shape[:3]
     pad = torch.nn.functional.pad(images.permute(0, 3, 1, 2).float(), (shift,) * 4, mode="replicate")
-    offsets = torch.randint(0, 2 * shift + 1, (b, 2)).tolist()
+    generator = randomness.generator
+    offsets = torch.randint(0, 2 * shift + 1, (b, 2), generator=generator).tolist()
     moved = torch.stack([pad[i, :, y : y + h, x : x + w] for i, (y, x) in enumerate(offsets)]).permute(0, 2, 3, 1)
-    scale = (1 + brightness * (2 * torch.rand(b, 1, 1, 1).to(images.device) - 1)) / 255
+    scale = (1 + brightness * (2 * torch.rand(b, 1, 1, 1, generator=generator).to(images.device) - 1)) / 255
     return (moved * scale).clamp(0, 1)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ript.policies.quest.config import QuestConfig
-from ript.policies.quest.layers import Block, Cache, few_rows, sinusoid
+from ript.policies.quest.layers import Block, Cache, Dropout, few_rows, sinusoid
 
 
 class SkillPrior(nn.Module):
@@ -23,7 +23,7 @@ class SkillPrior(nn.Module):
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.codebook)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.register_buffer("positions", sinusoid(config.tokens + 1, config.width), persistent=False)
 
     def forward(self, context: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
