@@ -58,8 +58,9 @@ def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> Non
     assert bool(study.shrunk) == (scale == "small") and bool(study.differs) == (scale == "paper")
     assert all(cell.config.tasks and cell.config.pretrain_tasks for cell in study.cells)
     if scale == "small":
-        s = study.cells[0].config.sampling
-        assert f"iterations of {s.groups} groups of {s.group_size} from at most {s.max_attempts}" in study.shrunk[2]
+        for s in (cell.config.sampling for cell in study.cells):  # what is said of the study holds for every cell
+            rollouts, tried = s.groups * s.group_size, s.max_attempts * s.group_size
+            assert f"{rollouts} rollouts in groups with a signal, out of at most {tried};" in study.shrunk[2]
         return
     assert study.seeds == (0, 1, 2)
     for cell in study.cells:
@@ -221,6 +222,8 @@ def test_the_cost_is_an_upper_bound_by_the_speed_here(study: str) -> None:
     assert expense.env_steps == 16 * expense.rollouts and expense.env_steps_per_second > 0
     assert expense.hours == pytest.approx(expense.env_steps / expense.env_steps_per_second / 3600)
     assert expense.machines_for_a_day == pytest.approx(expense.hours / 24)
+    assert "at most a day on 1 machine like this" in expense.text(get_study(study))
+    assert "on 3 machines like this" in replace(expense, machines_for_a_day=2.1).text(get_study(study))
 
 
 def test_the_command_lists_and_estimates_without_running(

@@ -52,7 +52,7 @@ def quickstart() -> Config:
         sampling=SamplingConfig(group_size=16, groups=36, max_attempts=48, horizon=200, horizon_margin=1.5),
         learn=LearnConfig(learning_rate=2e-4, epochs=4, adapt_kl=0.1, target_kl=0.3),
         eval=EvalConfig(mode="greedy"),
-        stop_at=0.97,
+        stop_at=0.95,
     )  # fmt: skip
 
 

@@ -111,8 +111,8 @@ def _shrunk(config: Config) -> tuple[str, ...]:
         f"{c.demos.per_task} demonstrations of each pre-training task instead of 100; {c.sft.autoencoder_steps} and "
         f"{c.sft.policy_steps} optimiser steps, with an auxiliary loss on object positions, and {c.sft.finetune_steps} "
         "of fine-tuning whatever the number of demonstrations",
-        f"{c.iterations} iterations of {s.groups} groups of {s.group_size} from at most {s.max_attempts} states, "
-        f"horizon {s.horizon} in practice and {c.sim.horizon} in evaluation",
+        f"{c.iterations} iterations of {s.groups * s.group_size} rollouts in groups with a signal, out of at most "
+        f"{s.max_attempts * s.group_size}; horizon {s.horizon} in practice and {c.sim.horizon} in evaluation",
         f"{learn.epochs} epochs at a learning rate of {learn.learning_rate:g} that follows the KL, token among the "
         f"{c.policy.top_k} likeliest, an adapter trained with the prior",
         f"{c.eval.trials} held-out states a task instead of 50, one seed instead of three",
@@ -221,7 +221,7 @@ def context_size(scale: Scale) -> Study:
     config = few_shot(scale)
     return _study(
         scale,
-        [Cell(name=f"{n} contexts", config=_sampling(config, contexts=n)) for n in (1, 5, 10, 25, 40)],
+        [Cell(name=count(n, "context"), config=_sampling(config, contexts=n)) for n in (1, 5, 10, 25, 40)],
         name="context_size", question="How many initial states are needed to practise on?",
         expected="success rises with the number of contexts",
     )  # fmt: skip

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import time
 import traceback
@@ -32,6 +33,7 @@ from ript.report.progress import status
 from ript.report.run import locked, read_config
 from ript.sims.registry import SUITES
 from ript.studies import Cell, Scale, Study, get_study
+from ript.tables import count
 from ript.train_rl import train_rl
 from ript.types import RolloutRequest
 
@@ -61,10 +63,11 @@ class Cost:
         lines = [f"{study.name}: {study.question}", *(f"  shrunk: {what}" for what in study.shrunk)]
         lines += [f"  differs: {what}" for what in study.differs]
         lines += [*(f"  changed: {what}" for what in study.changed), *(f"  {cell.name}" for cell in study.cells)]
+        machines = count(math.ceil(self.machines_for_a_day), "machine")
         return "\n".join(lines) + (
             f"\n{self.cells} runs: at most {self.rollouts:,} rollouts, {self.env_steps:,} env-steps; at "
-            f"{self.env_steps_per_second:,.0f} env-steps/s {self.hours:.1f} hours of rollouts here, or a day on "
-            f"{self.machines_for_a_day:.1f} machines like this; supervised training and updates come on top"
+            f"{self.env_steps_per_second:,.0f} env-steps/s {self.hours:.1f} hours of rollouts here, or at most a "
+            f"day on {machines} like this; supervised training and updates come on top"
         )
 
 
