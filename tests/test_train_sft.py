@@ -25,8 +25,9 @@ from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.checkpoint import list_checkpoints, read_checkpoint
 from ript.report.run import RunFolder
+from ript.sft_stages import Stage, batch_parts, part_loss, part_threads, schedule
 from ript.sims.registry import make_simulator
-from ript.train_sft import _threads, babble, replay_autoencoded, resume_sft, schedule, train_sft
+from ript.train_sft import babble, replay_autoencoded, resume_sft, train_sft
 from ript.types import DemoBatch
 
 CONFIG = toy_config(
@@ -129,12 +130,27 @@ def test_threads_each_take_a_part_of_a_batch_and_runs_still_repeat_and_go_on(
     assert logged[7]["policy/token_loss"] < 0.8 * logged[4]["policy/token_loss"]
 
 
+def test_the_losses_of_a_batchs_parts_add_up_to_its_own() -> None:
+    values = torch.tensor([1.0, 2, 3, 4, 5, 6, 9], requires_grad=True)
+    stage = Stage(
+        name="mean", steps=1, learning_rate=1.0, modules=[], draws=lambda rng: iter(()),
+        loss=lambda rows: (values[rows].mean(), {}),
+    )  # fmt: skip
+    parts = batch_parts(np.arange(7), 3, np.random.default_rng(0))
+    assert [part.rows.tolist() for part in parts] == [[0, 1, 2], [3, 4], [5, 6]]
+    assert len({part.seed for part in parts}) == 3
+    total = sum(part_loss(stage, part)[0].item() for part in parts)
+    assert total == pytest.approx(30 / 7)
+    (whole,) = batch_parts(np.arange(7), 1, np.random.default_rng(0))
+    assert float(part_loss(stage, whole)[0].detach()) == pytest.approx(30 / 7)
+
+
 def test_batch_statistics_are_of_the_whole_batch() -> None:
     config = replace(CONFIG, sft=replace(CONFIG.sft, threads=2))
     policy = make_policy(config, make_simulator("toy/reach", image_size=8).spec, 2)
-    assert _threads(config, policy) == 2
+    assert part_threads(config, policy) == 2
     policy.encoder.add_module("norm", torch.nn.BatchNorm2d(3))
-    assert _threads(config, policy) == 1
+    assert part_threads(config, policy) == 1
 
 
 # ---------------------------------------------------------------------- it goes on where it stopped

@@ -1,0 +1,183 @@
+"""What a supervised stage is, and how stages are run: resumable, on a CPU with parts of a batch side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from ript.config import Config
+from ript.errors import NotFiniteError
+from ript.learn.gradient import Gradient, Loss
+from ript.metrics import Mean, Metrics, merge, values
+from ript.policies.quest.layers import drawing_from
+from ript.policies.quest.policy import QuestPolicy, parameter_groups
+from ript.report.progress import progress, status
+from ript.report.run import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One supervised stage.
+
+    Attributes:
+        name: for logs.
+        steps: optimiser steps.
+        learning_rate: peak; warmed up over 5 % of the steps, then a cosine to a tenth.
+        modules: what is trained.
+        draws: generator -> rows of endless batches, int `[B]` each.
+        loss: rows -> (loss, metrics).
+    """
+
+    name: str
+    steps: int
+    learning_rate: float
+    modules: Sequence[torch.nn.Module]
+    draws: Callable[[np.random.Generator], Iterator[np.ndarray]]
+    loss: Loss[np.ndarray]
+
+
+def schedule(step: int, steps: int, peak: float) -> float:
+    """Learning rate: linear warm-up over 5 % of the steps, then a cosine from `peak` to a tenth of it."""
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.55 + 0.45 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def run_stages(run: RunFolder, config: Config, policy: QuestPolicy, stages: Sequence[Stage]) -> None:
+    """All stages, from the run's last checkpoint on; torch's threads and random numbers are as before afterwards.
+
+    Raises:
+        NotFiniteError: the loss became NaN; the last checkpoint is kept.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.sft.threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            _run_stages(run, config, policy, stages)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_stages(run: RunFolder, config: Config, policy: QuestPolicy, stages: Sequence[Stage]) -> None:
+    done = 0  # steps of earlier stages
+    found = run.load_checkpoint()
+    reached = found.iteration if found else 0
+    for number, stage in enumerate(stages):
+        if reached >= done + stage.steps:  # finished before the interruption
+            done += stage.steps
+            if found and reached == done:
+                policy.load_state_dict(found.state["policy"])
+            continue
+        rng = np.random.default_rng([config.seed, number])
+        torch.manual_seed(config.seed * 1000 + number)
+        optimiser = torch.optim.AdamW(parameter_groups(stage.modules), weight_decay=config.sft.weight_decay)
+        start = 0
+        if found and reached > done:
+            start = reached - done
+            policy.load_state_dict(found.state["policy"])
+            optimiser.load_state_dict(found.state["optimiser"])
+            rng.bit_generator.state = found.state["rng"]
+            torch.set_rng_state(found.state["torch_rng"])
+
+        def save(step: int, rng: np.random.Generator = rng, optimiser: torch.optim.Optimizer = optimiser,
+                 done: int = done) -> None:  # fmt: skip
+            run.save_checkpoint(done + step, {
+                "policy": policy.state_dict(), "optimiser": optimiser.state_dict(),
+                "rng": rng.bit_generator.state, "torch_rng": torch.get_rng_state(),
+            })  # fmt: skip
+
+        metrics = _run_stage(run, config, policy, stage, optimiser, rng, start, done, save)
+        done += stage.steps
+        numbers = ", ".join(f"{k.split('/')[-1]} {v:.3g}" for k, v in metrics.items())
+        status(f"  {stage.name}: {stage.steps} steps, {numbers}")
+
+
+def _run_stage(
+    run: RunFolder,
+    config: Config,
+    policy: QuestPolicy,
+    stage: Stage,
+    optimiser: torch.optim.Optimizer,
+    rng: np.random.Generator,
+    start: int,
+    offset: int,
+    save: Callable[[int], None],
+) -> dict[str, float]:
+    """Train one stage from step `start`; returns the metrics of its last stretch."""
+    parameters = [p for module in stage.modules for p in module.parameters()]
+    draws, threads = stage.draws(rng), part_threads(config, policy)
+    parts: list[Metrics] = []
+    last: dict[str, float] = {}
+    every = config.sft.checkpoint_every
+    bar: progress[None]
+    with (
+        progress(stage.steps - start, f"training: {stage.name}") as bar,
+        Gradient(parameters, threads) as gradient,
+    ):
+        for step in range(start, stage.steps):
+            for module in stage.modules:
+                module.train()
+            policy.training = True
+            for group in optimiser.param_groups:
+                group["lr"] = schedule(step, stage.steps, stage.learning_rate)
+            optimiser.zero_grad(set_to_none=True)
+            try:
+                metrics = gradient.add(partial(part_loss, stage), batch_parts(next(draws), threads, rng))
+            except NotFiniteError as error:
+                raise NotFiniteError(
+                    f"{error} at step {step}; lower the learning rate; the last checkpoint in {run.path} is kept"
+                ) from error
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.sft.max_grad_norm)
+            optimiser.step()
+            parts.append(metrics | {"grad_norm": Mean(float(norm))})
+            bar.advance()
+            if (step + 1) % every == 0 or step + 1 == stage.steps:
+                last = {f"{stage.name}/{k}": v for k, v in values(merge(parts)).items()}
+                run.log(offset + step + 1, last | {"learning_rate": optimiser.param_groups[0]["lr"]})
+                save(step + 1)
+                parts = []
+    policy.eval()
+    return last
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of a batch that a thread works on.
+
+    Attributes:
+        rows: int `[b]`.
+        share: of the batch.
+        seed: of its dropout and augmentation; None: torch's generator, when the part is the whole.
+    """
+
+    rows: np.ndarray
+    share: float
+    seed: int | None
+
+
+def part_threads(config: Config, policy: QuestPolicy) -> int:
+    """Parts of a batch that are worked on side by side: one where it must stay whole, for batch statistics or a GPU."""
+    whole = policy.device.type != "cpu" or any(isinstance(m, torch.nn.BatchNorm2d) for m in policy.modules())
+    return 1 if whole else config.sft.threads
+
+
+def batch_parts(rows: np.ndarray, threads: int, rng: np.random.Generator) -> list[_Part]:
+    if threads == 1:
+        return [_Part(rows, 1.0, None)]
+    cut = [part for part in np.array_split(rows, threads) if len(part)]
+    return [_Part(part, len(part) / len(rows), int(rng.integers(2**63))) for part in cut]
+
+
+def part_loss(stage: Stage, part: _Part) -> tuple[torch.Tensor, Metrics]:
+    generator = None if part.seed is None else torch.Generator().manual_seed(part.seed)
+    with drawing_from(generator):
+        loss, metrics = stage.loss(part.rows)
+    if not torch.isfinite(loss):
+        raise NotFiniteError(f"the loss of stage {stage.name} became {loss.item()}")
+    return loss * part.share, metrics
