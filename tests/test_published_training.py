@@ -76,6 +76,7 @@ def test_an_imported_checkpoint_is_post_trained_and_exported_again(
         seed=2, iterations=1, sim={"suite": "desk", "cameras": tuple(SPEC.cameras), "image_size": 32, "horizon": 64},
         sampling={"group_size": 8, "groups": 1, "max_attempts": 24}, eval={"trials": 2, "every": 0},
         learn={"learning_rate": 1e-4, "target_kl": 0.0},
+        policy={"temperature": 0.7, "top_k": 3, "entropy": 0.5 if sampling == "published" else 0.0},
     )  # fmt: skip
     result = train_rl(config, tmp_path / "policy", tmp_path / "run")
     with RunFolder.open(tmp_path / "run") as run:
@@ -83,6 +84,9 @@ def test_an_imported_checkpoint_is_post_trained_and_exported_again(
         report = write_report([run.path], tmp_path / "report.html").read_text()
     assert sum(row.get("update/optimiser_steps", 0) for row in rows) > 0
     assert ("Published sampling: draws from the top k" in report) == (sampling == "published")
+    settings = load_policy(result.policy).settings()
+    density = tuple(settings[name] for name in ("sampling", "temperature", "top_k"))
+    assert density == (("published", 1.0, 5) if sampling == "published" else ("exact", 0.7, 3))  # the recipe's, or not
 
     export_quest(load_policy(result.policy), tmp_path / "trained.pth")  # type: ignore[arg-type]
     before, after = (torch.load(path, weights_only=True)["model"] for path in (pth, tmp_path / "trained.pth"))
@@ -104,7 +108,7 @@ def test_a_checkpoint_of_meta_world_practises_from_the_command_line(tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps({"hyperparameters": hyperparameters | {
         "autoencoder": hyperparameters["autoencoder"] | {
             "action_dim": 4, "encoder_layers": 1, "decoder_layers": 1, "encoder_heads": 4},
-        "policy_prior": hyperparameters["policy_prior"] | {"n_layer": 1},
+        "policy_prior": hyperparameters["policy_prior"] | {"action_dim": 4, "n_layer": 1},
         "image_encoder_factory": {"output_size": 16}, "lowdim_encoder_factory": {"output_size": 8},
         "action_horizon": 16,
         "shape_meta": {"observation": {"rgb": {"corner_rgb": [3, 32, 32]}, "lowdim": {"proprio": 8}},

@@ -184,12 +184,16 @@ def _from_hub(name: str) -> Path:
 def for_post_training(policy: PostTrainable, settings: PolicyConfig) -> PostTrainable:
     """The policy with the sampling density and the trained parts that the configuration asks for.
 
-    One that was imported with published sampling keeps it.
+    One that was imported with published sampling keeps that, its temperature too.
     """
-    density = {"top_k": settings.top_k, "sampling": settings.sampling}
-    if policy.settings().get("sampling") == "published":
+    density = {"temperature": settings.temperature, "top_k": settings.top_k, "sampling": settings.sampling}
+    if samples_as_published(policy):
         density = {}
-    return policy.configured(temperature=settings.temperature, rl_trains=settings.rl_trains, **density)
+    return policy.configured(rl_trains=settings.rl_trains, **density)
+
+
+def samples_as_published(policy: PostTrainable) -> bool:
+    return policy.settings().get("sampling") == "published"
 
 
 def use_device(name: str) -> str:

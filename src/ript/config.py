@@ -98,6 +98,8 @@ class PolicyConfig:
             self, "policy", chunk=(0, _MANY), execute=(0, _MANY), temperature=(1e-3, 1e3), entropy=(0, 6.5),
             top_k=(0, _MANY),
         )  # fmt: skip
+        drawn = self.sampling == "exact" or self.top_k > 0
+        _need(drawn, "policy.sampling", "published sampling draws from policy.top_k tokens: give it (published: 5)")
 
 
 @dataclass(frozen=True, kw_only=True)

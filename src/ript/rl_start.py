@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ript.build import Contexts, for_post_training, load_policy, make_policy
+from ript.build import Contexts, for_post_training, load_policy, make_policy, samples_as_published
 from ript.config import Config
 from ript.errors import RunError
 from ript.evaluate import choose_temperature, own_decisions
@@ -64,16 +64,16 @@ def learner(config: Config, start: Start, contexts: Contexts, *, calibrate: bool
     policy = for_post_training(loaded, config.policy)
     policy.check_simulator(first.spec)
     policy.embed([contexts.simulator(task).task.instruction for task in contexts.tasks])
+    entropy = 0.0 if samples_as_published(loaded) else config.policy.entropy
     if not calibrate:
-        return policy.configured(temperature=loaded.temperature) if config.policy.entropy else policy
-    if not config.policy.entropy and config.policy.rl_trains != "prior+adapter":
+        return policy.configured(temperature=loaded.temperature) if entropy else policy
+    if not entropy and config.policy.rl_trains != "prior+adapter":
         return policy
     s = config.sampling
     states = list(
         itertools.islice(contexts.training(0, s.contexts, s.context_noise), CALIBRATION * len(contexts.tasks))
     )
-    horizon, entropy = s.horizon or None, config.policy.entropy
-    context, sample = own_decisions(policy, config.sim, states, horizon=horizon, seed=config.seed)
+    context, sample = own_decisions(policy, config.sim, states, horizon=s.horizon or None, seed=config.seed)
     policy = policy.prepared(context)
     if entropy:
         policy = policy.configured(temperature=choose_temperature(policy, context, sample, entropy=entropy))

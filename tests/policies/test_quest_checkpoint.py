@@ -1,7 +1,9 @@
 """Published checkpoints in and out, on the tiny reference instance."""
 
 import json
+import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ript.errors import ConfigError, PolicyError
+from ript.errors import ConfigError, PolicyError, UnknownNameError
 from ript.policies.quest.checkpoint import export_quest, import_quest, read_pth
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.encoders import ImageEncoder
@@ -85,7 +87,10 @@ def test_a_preset_needs_no_configuration_file(tmp_path: Path) -> None:
         cameras={"corner2": (32, 32)}, proprio={"robot_states": 8}, action_dim=4, layers=1, encoder_layers=1,
         decoder_layers=1, autoencoder_width=32, width=48,
     )  # fmt: skip
-    state = {k: torch.zeros(shape, dtype=dtype) for k, shape, dtype, _ in published_keys(config)}
+    state = {
+        key: torch.zeros(shape, dtype=dtype) if isinstance(source, str) else source
+        for key, shape, dtype, source in published_keys(config)
+    }
     policy = import_quest(write(tmp_path / "metaworld.pth", state), "metaworld")
     assert policy.config == config
     spec = policy.simulator
@@ -96,6 +101,8 @@ def test_published_sampling_is_asked_for_by_name(pth: Path) -> None:
     assert import_quest(pth, CONFIG).config.sampling == "exact"
     config = import_quest(pth, CONFIG, sampling="published").config
     assert (config.sampling, config.top_k) == ("published", 5)
+    with pytest.raises(UnknownNameError, match=r"sampling 'publshed'.*did you mean published"):
+        import_quest(pth, CONFIG, sampling="publshed")  # type: ignore[arg-type]
 
 
 def test_embeddings_of_another_sentence_model_are_given_and_saved(pth: Path, tmp_path: Path) -> None:
@@ -150,7 +157,7 @@ def test_missing_extra_and_misshaped_keys_are_named_and_the_sizes_of_the_file_su
     with pytest.raises(PolicyError, match=r"missing obs_proj\.bias; extra surprise$"):
         import_quest(write(tmp_path / "a.pth", state), CONFIG)
     config = json.loads(json.dumps(CONFIG))
-    config["hyperparameters"]["policy_prior"]["n_embd"] = 96
+    config["hyperparameters"]["policy_prior"]["n_embd"] = config["hyperparameters"]["embed_dim"] = 96
     with pytest.raises(PolicyError, match=r"obs_proj\.bias: expected \[96\], got \[48\].*The file implies width = 48$"):
         import_quest(write(tmp_path / "b.pth", published()), config)
 
@@ -237,6 +244,24 @@ def changed(*path: str, to: Any) -> dict:
         (("policy_prior", "start_token"), 7, "start_token = 7: the other values say 1000"),
         (("policy_prior", "n_head"), 0, "n_head: expected a whole number above 0, got 0"),
         (("policy_prior", "n_embd"), "48", "n_embd: expected a whole number above 0, got '48'"),
+        (("policy_prior", "action_dim"), 4, "policy_prior.action_dim = 4: the other values say 7"),
+        (("shape_meta", "action_dim"), 4, "shape_meta.action_dim = 4: the other values say 7"),
+        (("shape_meta", "task", "type"), "onehot", "task.type = 'onehot': only 'vector'"),
+        (("embed_dim",), 96, "embed_dim = 96: the other values say 48"),
+        (("policy_prior", "embd_pdrop"), 0.5, "embd_pdrop = 0.5: the other values say 0.1"),
+        (("policy_prior", "beam_size"), 1, "beam_size = 1: the other values say 5"),
+        (("policy_prior", "attn_pdrop"), 5, "policy_prior.attn_pdrop: expected a number from 0 and below 1, got 5"),
+        (("autoencoder", "attn_pdrop"), math.nan, "autoencoder.attn_pdrop: expected a number from 0 and below 1"),
+        (("policy_prior", "temperature"), True, "temperature: expected a number from 0 and below inf, got True"),
+        (("policy_prior", "temperature"), "hot", "temperature: expected a number .* got 'hot'"),
+        (("shape_meta", "observation", "rgb", "agentview_rgb"), [1, 32, 32], r"agentview_rgb: expected \[3, height"),
+        (("shape_meta", "observation", "rgb", "agentview_rgb"), [3, -32, 32], r"agentview_rgb: expected \[3, height"),
+        (("shape_meta", "observation", "rgb", "agentview_rgb"), [3, 32, 32.9], r"agentview_rgb: expected \[3, height"),
+        (("shape_meta", "observation", "lowdim", "ee_pos"), 3.7, "ee_pos: expected a whole number above 0, got 3.7"),
+        (("fsq_levels",), "8555", "fsq_levels: expected whole numbers above 1, got '8555'"),
+        (("fsq_levels",), [8, 5, 5, 5.9], "fsq_levels: expected whole numbers above 1"),
+        (("fsq_levels",), [1000, 1, 1, 1], "fsq_levels: expected whole numbers above 1"),
+        (("autoencoder", "fsq_level"), [10, 10, 5, 2], "autoencoder.fsq_level = .* and fsq_levels = .* disagree"),
         (("fsq_levels",), [8, 5, 5], r"vocab_size = 1000: the other values say 200|start_token = 1000"),
     ],
 )
@@ -257,6 +282,40 @@ def test_cameras_and_proprioception_are_named_in_the_order_of_the_file(pth: Path
         swapped = changed("shape_meta", "observation", kind, to=dict(reversed(entries.items())))
         with pytest.raises(PolicyError, match=rf"{prefix}\.\* in the order"):
             import_quest(pth, swapped)
+
+
+@pytest.mark.parametrize("config", [None, 5, []])
+def test_a_configuration_of_no_kind_is_refused(config: Any, pth: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a preset, a file or its content"):
+        import_quest(pth, config)
+
+
+@pytest.mark.parametrize(
+    "key, change, message",
+    [
+        ("policy_prior.add_positional_emb.penc.inv_freq", lambda t: 2 * t, "is a constant of the published model"),
+        (
+            "image_encoders.agentview_rgb.projection_layer.spatial_softmax.pos_x", lambda t: t.flip(1),
+            "is a constant of the published model",
+        ),
+        ("image_encoders.agentview_rgb.resnet18_base.1.running_var", lambda t: -t, "holds a negative variance"),
+        ("obs_proj.bias", lambda t: t.to_sparse(), "expected a dense tensor"),
+        ("obs_proj.bias", lambda t: t.to("meta"), "expected a dense tensor"),
+    ],
+)  # fmt: skip
+def test_values_that_the_published_model_cannot_have_are_refused(
+    key: str, change: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    state = published()
+    state[key] = change(state[key])
+    with pytest.raises(PolicyError, match=message):
+        import_quest(write(tmp_path / "odd.pth", state), CONFIG)
+
+
+def test_a_file_that_holds_more_than_the_model_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": published(), "epoch": 5, "optimizer": {"lr": 0.1}}, tmp_path / "more.pth")
+    with pytest.raises(PolicyError, match="holds epoch, optimizer beside the key model"):
+        import_quest(tmp_path / "more.pth", CONFIG)
 
 
 def test_weights_that_are_not_finite_or_of_another_type_are_refused(tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 
-from ript.errors import ConfigError, PolicyError
-from ript.policies.quest.config import QuestConfig
+from ript.errors import ConfigError, PolicyError, UnknownNameError
+from ript.policies.quest.config import QuestConfig, Sampling
 from ript.policies.quest.policy import QuestPolicy
-from ript.policies.quest.published import config_from_published, our_name, published_keys, sizes_in
+from ript.policies.quest.published import BEAM, config_from_published, our_name, published_keys, sizes_in
 from ript.types import SimulatorSpec
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -37,7 +37,7 @@ def import_quest(
     config: str | Path | Mapping[str, Any] = "libero",
     *,
     simulator: SimulatorSpec | None = None,
-    sampling: Literal["exact", "published"] = "exact",
+    sampling: Sampling = "exact",
 ) -> QuestPolicy:
     """Read a published checkpoint.
 
@@ -55,6 +55,8 @@ def import_quest(
             missing, extra or of another shape, and which sizes the file implies.
         ConfigError: a configuration that cannot be read.
     """
+    if sampling not in get_args(Sampling):
+        raise UnknownNameError("sampling", sampling, get_args(Sampling))
     weights = read_pth(path)
     found = _quest_config(config, weights, Path(path))
     _check(weights, found, Path(path))
@@ -68,7 +70,7 @@ def import_quest(
     for key, tensor in weights.items():
         if (name := our_name(key)) is not None:
             own[name].copy_(tensor)
-    return policy if sampling == "exact" else policy.configured(sampling=sampling, top_k=5)
+    return policy if sampling == "exact" else policy.configured(sampling=sampling, top_k=BEAM)
 
 
 def export_quest(policy: QuestPolicy, path: str | Path) -> None:
@@ -131,7 +133,11 @@ def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # whatever torch's reader trips over
         why = "it is empty" if path.exists() and not path.stat().st_size else f"{type(error).__name__}: {error}"
         raise PolicyError(f"{path} is not a readable .pth file: {why.splitlines()[0]}") from error
-    state = content["model"] if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping) else content
+    state = content
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        state = content["model"]
+        if more := [str(name) for name in content if name != "model"]:
+            raise PolicyError(f"{path} holds {', '.join(more)} beside the key model, which no published file does")
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()) or not state:
         raise PolicyError(f'{path} holds no state dict: expected {{"model": name -> tensor}}')
     bare = {str(key).removeprefix(PREFIX): tensor for key, tensor in state.items()}
@@ -150,6 +156,8 @@ def _quest_config(
         except (KeyError, ValueError, IndexError) as error:
             raise PolicyError(f"{path} is not a checkpoint of the published QueST: {error} is missing in it") from error
     document: Any = config
+    if not isinstance(config, str | Path | Mapping):
+        raise ConfigError(f"config: expected a preset, a file or its content, got {config!r}")
     if not isinstance(config, Mapping):
         try:
             document = json.loads(Path(config).read_text())
@@ -163,22 +171,37 @@ def _quest_config(
     except ConfigError:
         raise
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
         raise ConfigError(
-            f"the QueST configuration lacks {error}: expected the key hyperparameters with autoencoder, policy_prior, "
+            f"the QueST configuration {what}: expected the key hyperparameters with autoencoder, policy_prior, "
             "image_encoder_factory, lowdim_encoder_factory, shape_meta and action_horizon (docs/quest_checkpoints.md)"
         ) from error
 
 
+def _check_values(
+    tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, source: str | torch.Tensor, where: str
+) -> None:
+    if tensor.dtype != dtype:
+        raise PolicyError(f"{where}: expected {dtype}, got {tensor.dtype}")
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise PolicyError(f"{where}: expected a dense tensor with values")
+    if not torch.isfinite(tensor).all():
+        raise PolicyError(f"{where} holds NaN or infinity")
+    if where.endswith("running_var") and (tensor < 0).any():
+        raise PolicyError(f"{where} holds a negative variance")
+    if isinstance(source, str) or tuple(tensor.shape) != shape:
+        return
+    if not torch.allclose(tensor, source, rtol=1e-4, atol=1e-6):
+        raise PolicyError(f"{where} is a constant of the published model, and holds other values here")
+
+
 def _check(weights: Mapping[str, torch.Tensor], config: QuestConfig, path: Path) -> None:
-    entries = {key: (shape, dtype) for key, shape, dtype, _ in published_keys(config)}
-    expected = {key: shape for key, (shape, _) in entries.items()}
+    entries = {key: (shape, dtype, source) for key, shape, dtype, source in published_keys(config)}
+    expected = {key: shape for key, (shape, _, _) in entries.items()}
     missing, extra = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     wrong = {k for k in expected.keys() & weights.keys() if tuple(weights[k].shape) != expected[k]}
-    for key, (_, dtype) in entries.items():
-        if key in weights and weights[key].dtype != dtype:
-            raise PolicyError(f"{path}: {key}: expected {dtype}, got {weights[key].dtype}")
-        if key in weights and not torch.isfinite(weights[key]).all():
-            raise PolicyError(f"{path}: {key} holds NaN or infinity")
+    for key in entries.keys() & weights.keys():
+        _check_values(weights[key], *entries[key], f"{path}: {key}")
     for prefix, named in (("image_encoders.", config.cameras), ("lowdim_encoders.", config.proprio)):
         there = list(dict.fromkeys(key.split(".")[1] for key in weights if key.startswith(prefix)))
         if sorted(there) == sorted(named) and there != list(named):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from ript.errors import ConfigError, UnknownNameError
+
+Sampling = Literal["exact", "published"]
+Vision = Literal["resnet18", "cnn"]
+Trained = Literal["prior", "prior+adapter", "prior+encoders"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ class QuestConfig:
     cameras: Mapping[str, tuple[int, int]] = field(
         default_factory=lambda: {"agentview_rgb": (128, 128), "eye_in_hand_rgb": (128, 128)}
     )
-    vision: Literal["resnet18", "cnn"] = "resnet18"
+    vision: Vision = "resnet18"
     image_dim: int = 256
     proprio: Mapping[str, int] = field(default_factory=lambda: {"joint_states": 7, "ee_pos": 3, "gripper_states": 2})
     proprio_dim: int = 128
@@ -66,8 +70,8 @@ class QuestConfig:
     privileged_dim: int = 0
     temperature: float = 1.0
     top_k: int = 0
-    sampling: Literal["exact", "published"] = "exact"
-    rl_trains: Literal["prior", "prior+adapter", "prior+encoders"] = "prior"
+    sampling: Sampling = "exact"
+    rl_trains: Trained = "prior"
     adapter: int = 0
 
     def __post_init__(self) -> None:
@@ -75,6 +79,9 @@ class QuestConfig:
             if not ok:
                 raise ConfigError(f"QuestConfig: {what}")
 
+        for name, known in (("sampling", Sampling), ("vision", Vision), ("rl_trains", Trained)):
+            if getattr(self, name) not in get_args(known):
+                raise UnknownNameError(name, getattr(self, name), get_args(known))
         d = self.downsample
         need(d >= 1 and d & (d - 1) == 0, f"downsample must be a power of two, got {d}")
         need(self.chunk % d == 0, f"chunk ({self.chunk}) must be a multiple of downsample ({d})")
@@ -87,6 +94,7 @@ class QuestConfig:
         need(self.temperature > 0, f"temperature must be above 0, got {self.temperature}; use greedy mode instead")
         need(self.temperature <= 1e3, f"temperature must be at most 1000, got {self.temperature}")
         need(0 <= self.top_k <= self.codebook, f"top_k must be in 0..{self.codebook}, got {self.top_k}")
+        need(self.sampling == "exact" or self.top_k > 0, "published sampling draws from the top_k tokens: give top_k")
         need(self.adapter >= 0, f"adapter must not be negative, got {self.adapter}")
         need(bool(self.cameras), "at least one camera is needed")
 

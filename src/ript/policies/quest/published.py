@@ -75,9 +75,12 @@ _FIXED: dict[tuple[str, ...], tuple[Any, ...]] = {
     ("image_encoder_factory", "language_fusion"): ("none", None),
     ("lowdim_encoder_factory", "num_layers"): (1,),
     ("obs_reduction",): ("cat",),
+    ("shape_meta", "task", "type"): ("vector",),
 }
 """What a published configuration may say about parts that come in one form here."""
 _MISSING = object()
+BEAM = 5
+"""Tokens that the published code draws from."""
 
 
 def config_from_published(hyperparameters: Mapping) -> QuestConfig:
@@ -88,11 +91,9 @@ def config_from_published(hyperparameters: Mapping) -> QuestConfig:
         ConfigError: a value that is none, or that the policy here does not implement.
     """
     h = hyperparameters
-    auto, prior, shapes = h["autoencoder"], h["policy_prior"], h["shape_meta"]
     for path, allowed in _FIXED.items():
         if (value := _get(h, *path)) is not _MISSING and value not in allowed:
             raise ConfigError(f"hyperparameters.{'.'.join(path)} = {value!r}: only {allowed[0]!r} is supported")
-    given = [levels for levels in (_get(auto, "fsq_level"), _get(h, "fsq_levels")) if levels not in (_MISSING, None)]
     config = QuestConfig(
         action_dim=_whole(h, "autoencoder", "action_dim"),
         chunk=_whole(h, "autoencoder", "skill_block_size"),
@@ -103,21 +104,29 @@ def config_from_published(hyperparameters: Mapping) -> QuestConfig:
         decoder_layers=_whole(h, "autoencoder", "decoder_layers"),
         encoder_heads=_whole(h, "autoencoder", "encoder_heads"),
         decoder_heads=_whole(h, "autoencoder", "decoder_heads"),
-        fsq_levels=tuple(int(level) for level in given[0]) if given else QuestConfig().fsq_levels,
+        fsq_levels=_levels(h),
         width=_whole(h, "policy_prior", "n_embd"),
         layers=_whole(h, "policy_prior", "n_layer"),
         heads=_whole(h, "policy_prior", "n_head"),
-        dropout=float(prior["attn_pdrop"]),
-        autoencoder_dropout=float(auto["attn_pdrop"]),
-        cameras={name: (int(s[1]), int(s[2])) for name, s in shapes["observation"]["rgb"].items()},
+        dropout=_number(h, "policy_prior", "attn_pdrop", below=1),
+        autoencoder_dropout=_number(h, "autoencoder", "attn_pdrop", below=1),
+        cameras={name: _picture(h, name) for name in h["shape_meta"]["observation"]["rgb"]},
         vision="resnet18",
         image_dim=_whole(h, "image_encoder_factory", "output_size"),
-        proprio={name: int(size) for name, size in shapes["observation"]["lowdim"].items()},
+        proprio={
+            name: _whole(h, "shape_meta", "observation", "lowdim", name)
+            for name in h["shape_meta"]["observation"]["lowdim"]
+        },
         proprio_dim=_whole(h, "lowdim_encoder_factory", "output_size"),
         language_dim=_whole(h, "shape_meta", "task", "dim"),
-        temperature=float(prior["temperature"]),
+        temperature=_number(h, "policy_prior", "temperature"),
     )
     implied = {
+        ("policy_prior", "action_dim"): config.action_dim,
+        ("shape_meta", "action_dim"): config.action_dim,
+        ("embed_dim",): config.width,
+        ("policy_prior", "embd_pdrop"): config.dropout,
+        ("policy_prior", "beam_size"): BEAM,
         ("autoencoder", "decoder_dim"): config.autoencoder_width,
         ("policy_prior", "start_token"): config.codebook,
         ("policy_prior", "vocab_size"): config.codebook,
@@ -138,13 +147,54 @@ def _get(mapping: Any, *path: str) -> Any:
     return mapping
 
 
-def _whole(h: Mapping, *path: str) -> int:
+def _there(h: Mapping, *path: str) -> Any:
     value = _get(h, *path)
     if value is _MISSING:
         raise KeyError(".".join(path))
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    return value
+
+
+def _whole(h: Mapping, *path: str) -> int:
+    value = _there(h, *path)
+    if not _is_whole(value):
         raise ConfigError(f"hyperparameters.{'.'.join(path)}: expected a whole number above 0, got {value!r}")
     return value
+
+
+def _is_whole(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _number(h: Mapping, *path: str, below: float = math.inf) -> float:
+    value = _there(h, *path)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < below:
+        raise ConfigError(
+            f"hyperparameters.{'.'.join(path)}: expected a number from 0 and below {below:g}, got {value!r}"
+        )
+    return float(value)
+
+
+def _picture(h: Mapping, camera: str) -> tuple[int, int]:
+    """Height and width."""
+    shape = _there(h, "shape_meta", "observation", "rgb", camera)
+    if not isinstance(shape, list | tuple) or len(shape) != 3 or shape[0] != 3 or not all(map(_is_whole, shape)):
+        raise ConfigError(
+            f"hyperparameters.shape_meta.observation.rgb.{camera}: expected [3, height, width], got {shape!r}"
+        )
+    return shape[1], shape[2]
+
+
+def _levels(h: Mapping) -> tuple[int, ...]:
+    """FSQ levels, which may stand in two places."""
+    places = [("autoencoder", "fsq_level"), ("fsq_levels",)]
+    given = {".".join(path): value for path in places if (value := _get(h, *path)) not in (_MISSING, None)}
+    for name, value in given.items():
+        if not isinstance(value, list | tuple) or not value or not all(_is_whole(level, 2) for level in value):
+            raise ConfigError(f"hyperparameters.{name}: expected whole numbers above 1, got {value!r}")
+    found = {tuple(value) for value in given.values()}
+    if len(found) > 1:
+        raise ConfigError(f"hyperparameters: {' and '.join(f'{k} = {v!r}' for k, v in given.items())} disagree")
+    return found.pop() if found else QuestConfig().fsq_levels
 
 
 Source = str | torch.Tensor
