@@ -13,7 +13,7 @@ from ript import studies
 from ript.cli import main
 from ript.errors import ConfigError, DependencyMissing, NoSignalError, RunError, UnknownNameError
 from ript.studies import ML45_TEST, ML45_TRAIN, STUDIES, Cell, Scale, Study, get_study
-from ript.study import cell_folder, cost, run_study
+from ript.study import _row, _sft_fingerprint, cell_folder, cost, run_study, study_table, with_changes
 from ript.train_rl import train_rl
 
 CONFIG = toy_config(
@@ -33,7 +33,7 @@ def toy_study(scale: Scale) -> Study:
         Cell(name="seen", config=seen),
     )
     return Study(
-        name="toy", question="Does it run?", expected="yes", cells=cells, seeds=(0, 1), needs="toy", shrunk=("all",)
+        name="toy", question="Does it run?", expected="yes", cells=cells, seeds=(0, 1), needs="toy", tasks_instead="all"
     )
 
 
@@ -55,7 +55,7 @@ def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> Non
     assert len({cell.name for cell in study.cells}) == len(study.cells)
     folders = {cell_folder(Path(), cell, 0) for cell in study.cells}
     assert len(folders) == len(study.cells)
-    assert bool(study.shrunk) == (scale == "small") and bool(study.differs) == (scale == "paper")
+    assert bool(study.shrunk) == (scale == "small") and (len(study.differs) > 1) == (scale == "paper")
     assert all(cell.config.tasks and cell.config.pretrain_tasks for cell in study.cells)
     if scale == "small":
         for s in (cell.config.sampling for cell in study.cells):  # what is said of the study holds for every cell
@@ -71,6 +71,14 @@ def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> Non
         assert c.sim.horizon == {"metaworld": 500, "libero": 600}[study.needs]
         assert (c.sft.autoencoder_epochs, c.sft.autoencoder_batch, c.sft.policy_batch) == (100, 256, 128)
         assert c.sft.finetune_epochs == 200 and c.policy.sampling == "exact"
+        assert (c.policy.rl_trains, c.policy.temperature, c.policy.top_k, c.policy.entropy) == ("prior", 1.0, 0, 0.0)
+        assert c.sim.image_size == 128 and len(c.sim.cameras) == {"metaworld": 1, "libero": 2}[study.needs]
+        rates = (c.sft.autoencoder_learning_rate, c.sft.policy_learning_rate, c.sft.finetune_learning_rate)
+        assert rates == (1e-4,) * 3 and c.sft.max_grad_norm == 100 and c.sft.finetune_share == 1
+        assert (c.learn.reduction, c.learn.normalise_std) == ("token", cell.name == "on" and name.startswith("std"))
+        assert (c.demos.per_task, c.demos.noise) == (100 if study.needs == "metaworld" else 50, 0.2)
+        number = cell.name.split()[0]
+        assert c.demos.target == (int(number) if "demonstration" in cell.name else 5)
     c = study.cells[-1].config
     many = name.startswith("libero") or name in ("metaworld_ml45", "dynamic_sampling")
     one = name.startswith("cross")
@@ -79,6 +87,17 @@ def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> Non
     assert c.sft.policy_epochs == (
         200 if name in {f"libero_{s}" for s in ("goal", "spatial", "object", "long")} or one else 20
     )
+
+
+def test_the_papers_numbers_are_beside_ours() -> None:
+    numbers = {name: [cell.paper for cell in get_study(name, "paper").cells] for name in STUDIES}
+    assert {name: rows for name, rows in numbers.items() if any(value for row in rows for value in row)} == {
+        "metaworld_ml45": [(91.0, 92.2)], "metaworld_ml45_fewshot": [(63.6, 76.0)],
+        "dynamic_sampling": [(None, 92.2), (None, 91.3)], "libero_goal": [(80.8, 92.7)],
+        "libero_spatial": [(87.4, 95.6)], "libero_object": [(93.6, 98.4)], "libero_long": [(68.8, 87.5)],
+        "libero_90": [(88.6, 94.3)], "libero_long_fewshot": [(50.2, 71.4)],
+        "cross_scenario": [(5.0, None), (None, None), (None, None)], "cross_goal": [(0.7, 59.7), (29.4, 79.7)],
+    }  # fmt: skip
 
 
 def test_no_two_cells_of_a_study_or_of_libero_are_the_same() -> None:
@@ -128,7 +147,7 @@ def test_a_study_runs_every_cell_and_puts_the_numbers_beside_the_papers(study: s
     assert all(
         row["before"]["trials"] == row["after"]["trials"] == 4 and row["iterations"] == 1 for row in found["rows"]
     )
-    assert not found["failed"] and found["shrunk"] == ["all"]
+    assert not found["failed"] and found["shrunk"][-1] == "all"
     table = Path(found["table"]).read_text()
     assert "| 2 groups | 0, 1 |" in table and "| 5 % | 97.2 % |" in table and "/8, " in table
     assert "Does it run?" in Path(found["report"]).read_text()
@@ -158,7 +177,10 @@ def test_an_interrupted_study_goes_on_and_does_nothing_twice(
 @pytest.mark.parametrize(
     "trouble, why",
     [
-        (NoSignalError("every rollout failed"), "ript.errors.NoSignalError: every rollout failed"),
+        (
+            NoSignalError("every rollout failed"),
+            "ript.errors.NoSignalError: every rollout failed; to try it from its beginning, delete RUN",
+        ),
         (RuntimeError("out of memory"), "RuntimeError: out of memory"),  # as torch says it
     ],
 )
@@ -173,7 +195,7 @@ def test_a_cell_that_fails_says_why_and_does_not_stop_the_others(
     out = tmp_path / "out"
     monkeypatch.setattr("ript.study.train_rl", broken)
     found = run_study(study, out, seeds=[0])
-    assert found["failed"] == {"2-groups-seed0": why}
+    assert found["failed"] == {"2-groups-seed0": why.replace("RUN", str(out / "2-groups-seed0"))}
     assert [row["cell"] for row in found["rows"]] == ["3 groups", "seen"]
     monkeypatch.undo()
     monkeypatch.setitem(STUDIES, "toy", toy_study)
@@ -247,6 +269,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _copied(source: Path, run: Path) -> None:
+    shutil.rmtree(run)
+    shutil.copytree(source, run)
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
@@ -255,6 +282,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (lambda run: (run / "evals.jsonl").unlink(), "lacks the evaluation before or after"),
         (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl is missing or empty"),
         (lambda run: (run / "config.json").unlink(), "config.json"),
+        (lambda run: _copied(run.with_name("3-groups-seed0"), run), "was made with other settings than this cell"),
+        (
+            lambda run: (run / "evals.jsonl").write_text('{"iteration": 0, "mode": "greedy", "states": "x"}\n'),
+            "evals.jsonl, line 1 is damaged",
+        ),
     ],
 )
 def test_a_damaged_cell_is_listed_with_what_to_do_and_the_rest_stays(
@@ -267,6 +299,61 @@ def test_a_damaged_cell_is_listed_with_what_to_do_and_the_rest_stays(
     assert list(found["failed"]) == ["2-groups-seed0"] and message in found["failed"]["2-groups-seed0"]
     assert f"delete {out / '2-groups-seed0'} and use --resume" in found["failed"]["2-groups-seed0"]
     assert [row["cell"] for row in found["rows"]] == ["3 groups", "seen"]
+
+
+def test_a_row_has_the_evaluations_before_and_after_and_seeds_are_pooled(finished: Path, tmp_path: Path) -> None:
+    run, (cell, *_) = tmp_path / "run", toy_study("small").cells
+    shutil.copytree(finished / "out" / "2-groups-seed0", run)
+    lines = [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["eval"]["total"]["successes"] = 3 if line["iteration"] else 1
+    (run / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    row = _row(cell, 0, run)
+    assert (row["before"]["successes"], row["after"]["successes"], row["iterations"]) == (1, 3, 1)
+    other = row | {"seed": 1, "env_steps": row["env_steps"] + 100}
+    ((_, seeds, before, after, steps, *paper), *_) = study_table(toy_study("small"), [row, other])["rows"]
+    assert (seeds, before[:10], after[:10], paper) == ("0, 1", "25 % (2/8,", "75 % (6/8,", ["5 %", "97.2 %"])
+    assert steps == f"{row['env_steps'] + 50:,}"
+    # without fine-tuning every seed starts from the base itself: measured once, not once a seed
+    seen = study_table(toy_study("small"), [row | {"cell": "seen"}, other | {"cell": "seen"}])["rows"][2]
+    assert (seen[2][:10], seen[3][:10]) == ("25 % (1/4,", "75 % (6/8,")
+
+
+def test_a_study_without_practice_has_its_starting_point_in_both_columns(study: str, tmp_path: Path) -> None:
+    found = run_study(study, tmp_path / "out", seeds=[0], changes={"iterations": ["0"]})
+    assert not found["failed"] and all(row["before"] == row["after"] for row in found["rows"])
+    assert run_study(study, tmp_path / "out", changes={"iterations": ["0"]}, resume=True)["rows"] == found["rows"]
+
+
+def test_what_the_cells_differ_in_cannot_be_set(study: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sampling.groups is what the cells of toy differ in \(\[2, 3, 2\]\)"):
+        run_study(study, tmp_path / "out", changes={"sampling.groups": ["4"], "sampling.max_attempts": ["4"]})
+    for name, field in (("demos", "demos.target"), ("rollouts_per_context", "sampling.group_size")):
+        with pytest.raises(ConfigError, match=f"{field} is what the cells"):
+            with_changes(get_study(name), {field: ["2"]})
+    shorter = with_changes(get_study("metaworld_ml45"), {"iterations": ["1"], "rollout.workers": ["1"]})
+    assert any(what.startswith("1 iterations of") for what in shorter.shrunk)
+    assert not any("fine-tuning" in what for what in shorter.shrunk)  # of tasks that the base has seen
+
+
+def test_a_study_that_goes_on_without_seeds_has_those_that_it_had(study: str, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    found = run_study(study, tmp_path / "out", resume=True)
+    assert found["seeds"] == [0] and not list((tmp_path / "out").glob("*-seed1"))
+    with pytest.raises(RunError, match="ask for the same, or choose another --out"):
+        run_study(study, tmp_path / "out", resume=True, changes={"iterations": ["2"]})
+
+
+def test_fine_tuned_policies_are_shared_by_cells_that_differ_in_practice_alone() -> None:
+    config = get_study("demos").cells[0].config
+    same = replace(config, sampling=replace(config.sampling, contexts=3), iterations=2)
+    assert _sft_fingerprint(same) == _sft_fingerprint(config)
+    others = [
+        replace(config, demos=replace(config.demos, target=3)), replace(config, seed=1),
+        replace(config, sft=replace(config.sft, finetune_steps=7)), replace(config, tasks=config.tasks[:2]),
+        replace(config, sft=replace(config.sft, policy_steps=7)),
+    ]  # fmt: skip
+    assert len({_sft_fingerprint(other) for other in [config, *others]}) == 6
 
 
 def test_seeds_are_added_to_a_study_and_results_merge(study: str, finished: Path, tmp_path: Path) -> None:

@@ -325,6 +325,8 @@ def _run(words: list[str]) -> int:
         print(__version__)
         return 0
     if first is None:
+        if rest:
+            raise ConfigError(f"{rest[0]} without a command: expected one of {', '.join(COMMANDS)} before it")
         parser.print_help()
         return 2
     if rest and not args.overrides:
@@ -350,7 +352,10 @@ def _refuse(rest: Sequence[str], args: argparse.Namespace) -> NoReturn:
             for name in vars(args)
             if name not in ("run", "overrides")
         ]
-        raise UnknownNameError("option", rest[0].partition("=")[0], known)
+        name = rest[0].partition("=")[0]
+        if name in known:
+            raise ConfigError(f"{name} belongs behind the command")
+        raise UnknownNameError("option", name, known)
     raise ConfigError(f"{rest[0]!r} belongs to no option")
 
 

@@ -261,6 +261,7 @@ def evaluate(args: Namespace) -> Answer:
     from ript.build import load_policy, sim_config_of
     from ript.config import EvalConfig, RolloutConfig
     from ript.evaluate import evaluate as measure
+    from ript.report.files import make_folder
     from ript.report.video import write_video
     from ript.sims.registry import list_tasks
 
@@ -274,6 +275,8 @@ def evaluate(args: Namespace) -> Answer:
     horizon = (
         args.horizon if args.horizon is not None else next(t.horizon for t in list_tasks() if t.suite == sim.suite)
     )
+    if args.videos:
+        make_folder(args.video_dir)
     with saying_what_is_kept("nothing is kept of an evaluation; run it again"):
         result = measure(
             policy, names, trials=args.trials, seed=args.seed, greedy=args.greedy, temperature=args.temperature,
@@ -305,7 +308,7 @@ def _run_folder(folder: Path) -> Path:
 def study(args: Namespace) -> Answer:
     from ript.report.progress import status
     from ript.studies import STUDIES, get_study
-    from ript.study import checked_seeds, cost, run_study, with_changes
+    from ript.study import cost, run_study, seeds_to_run, with_changes
 
     if args.name is None:
         found = [get_study(name) for name in STUDIES]
@@ -315,8 +318,8 @@ def study(args: Namespace) -> Answer:
         )
     changes = overrides.split_words(args.rest)
     chosen = with_changes(get_study(args.name, args.scale), changes)
-    seeds = checked_seeds(args.seeds or chosen.seeds)
     out = args.out or f"runs/study-{args.name}-{args.scale}"
+    seeds = seeds_to_run(chosen, Path(out), args.seeds, args.resume)
     expense = cost(chosen, seeds)
     if args.dry_run:
         return Answer(text=expense.text(chosen), document={"study": args.name, "scale": args.scale} | asdict(expense))

@@ -160,7 +160,7 @@ def choose_temperature(
 
 def evaluate(
     policy: str | Path | PostTrainable,
-    tasks: Sequence[str],
+    tasks: Sequence[str] | str,
     *,
     trials: int = 100,
     seed: int = 0,
@@ -174,7 +174,7 @@ def evaluate(
 
     Args:
         policy: a policy folder, or a policy.
-        tasks: names such as "drawer-open-v3".
+        tasks: names such as "drawer-open-v3"; or one of them.
         trials: states per task, the first of the held-out sequence of `seed`.
         seed: of states and sampling.
         greedy: take the most likely sample.
@@ -186,8 +186,8 @@ def evaluate(
     Raises:
         ConfigError, UnknownNameError, PolicyError: what was given cannot work.
     """
-    if trials < 1:
-        raise ConfigError(f"trials must be at least 1, got {trials}")
+    if not isinstance(trials, int) or trials < 1:
+        raise ConfigError(f"trials must be a whole number, at least 1, got {trials}")
     if videos < 0:
         raise ConfigError(f"videos must not be negative, got {videos}")
     need_seed(seed, "seed")
@@ -198,7 +198,7 @@ def evaluate(
     if temperature is not None:
         loaded = loaded.configured(temperature=temperature)
     sim = sim_config_of(loaded, horizon)
-    keys = task_keys(sim, tuple(tasks))
+    keys = task_keys(sim, (tasks,) if isinstance(tasks, str) else tuple(tasks))
     with Contexts(sim, keys, seed) as contexts:
         states = contexts.held_out(trials, seed=seed)
         loaded.embed([task.instruction for task in states])  # once here, not once in each worker

@@ -92,7 +92,7 @@ class _Quickstart:
         self.base = folder / "base" if fresh else base_folder(config)
         self.record = _record(config, fresh)
         if (folder / RECORD).exists():
-            self.record = read_json(folder / RECORD)
+            self.record = _recorded(folder)
             status(f"going on with {folder}")
         self.seconds: dict[str, float] = self.record["seconds"]
 
@@ -182,8 +182,15 @@ def _interrupted(folder: Path, config: Config, fresh: bool) -> bool:
     if not (folder / RECORD).exists():
         return False
     asked = _record(config, fresh)
-    record = read_json(folder / RECORD)
+    record = _recorded(folder)
     return all(record.get(name) == asked[name] for name in ("config", "fresh", "finished"))
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    record = read_json(folder / RECORD)
+    if not isinstance(record, dict):
+        raise RunError(f"{folder / RECORD} is damaged: choose another --out, or remove {folder}")
+    return record
 
 
 def _empty(folder: Path) -> bool:
@@ -195,5 +202,5 @@ def _content(folder: Path) -> str:
         return "a file"
     if not (folder / RECORD).exists():
         return "not empty"
-    finished = read_json(folder / RECORD).get("finished")
+    finished = _recorded(folder).get("finished")
     return "a finished quickstart" if finished else "an interrupted quickstart with other settings"

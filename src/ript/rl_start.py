@@ -39,6 +39,8 @@ def interrupted(out: Path) -> tuple[Config, Start]:
     if missing:
         raise RunError(f"{out / 'config.json'} is incomplete: {' and '.join(missing)} missing")
     config, start = Config.from_json(document["config"]["recipe_config"]), document["config"]["start"]
+    if not isinstance(start, str | None):
+        raise RunError(f"{out / 'config.json'} is damaged: start = {start!r}, expected a policy folder")
     if (out / "start").exists():
         return config, load_policy(out / "start")
     if start == IN_MEMORY:

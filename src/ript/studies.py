@@ -57,8 +57,8 @@ class Study:
         expected: what the paper found.
         cells: rows of the table.
         seeds: of every cell, by default.
-        shrunk: what is smaller than in the paper; empty at scale "paper".
-        differs: what is not as in the paper for other reasons.
+        scale: "small" or "paper".
+        tasks_instead: small scale: other tasks than the paper's, in words.
         changed: fields that were given other values, as "field = value".
         needs: suite that must be there.
     """
@@ -68,10 +68,22 @@ class Study:
     expected: str
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...]
-    shrunk: tuple[str, ...] = ()
-    differs: tuple[str, ...] = ()
+    scale: Scale = "small"
+    tasks_instead: str = ""
     changed: tuple[str, ...] = ()
     needs: str = "metaworld"
+
+    @property
+    def shrunk(self) -> tuple[str, ...]:
+        """What is smaller than in the paper, as the cells are now; nothing at scale "paper"."""
+        if self.scale == "paper":
+            return ()
+        return (*_shrunk(self.cells[0].config), *([self.tasks_instead] if self.tasks_instead else []))
+
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """What is not as in the paper for other reasons."""
+        return (DIFFERS if self.scale == "paper" else ()) + SEEDS
 
 
 def get_study(name: str, scale: Scale = "small") -> Study:
@@ -98,21 +110,33 @@ DIFFERS = (
     "target tokens of the prior are computed without dropout in the autoencoder",
     "the few-shot stage's loss of the action decoder has LIBERO's weight, 10, everywhere",
     "post-training on several few-shot tasks trains one policy, with 10 contexts of each task an iteration",
+    "instructions are embedded by MiniLM (384 numbers), not by the published policy's model (512)",
+    "contexts are 50 states of each task drawn from the simulator, not those of the demonstrations (`sampling.demos`)",
+    "minibatches are of 8 trajectories in all, not on each of several GPUs",
+    "a transfer study practises on all its pairs at once",
 )
 """Of scale "paper"."""
+SEEDS = (
+    "seeds share the base, its demonstrations and the held-out states; each has its own target demonstrations, "
+    "fine-tuning and practice",
+)
 
 
 def _shrunk(config: Config) -> tuple[str, ...]:
     """What the small scale shrinks, from its configuration."""
     c, s, learn = config, config.sampling, config.learn
+    finetuned = not set(c.tasks) <= set(c.pretrain_tasks)
+    fixed = "" if c.sft.finetune_epochs else " whatever the number of demonstrations"
+    length = f"{c.sft.finetune_epochs:g} epochs" if c.sft.finetune_epochs else f"{c.sft.finetune_steps} steps"
     return (
         f"policy of 1.3 M instead of 20 M parameters, one {c.sim.image_size}-pixel camera near the table, chunks of 16 "
         "executed whole",
         f"{c.demos.per_task} demonstrations of each pre-training task instead of 100; {c.sft.autoencoder_steps} and "
-        f"{c.sft.policy_steps} optimiser steps, with an auxiliary loss on object positions, and {c.sft.finetune_steps} "
-        "of fine-tuning whatever the number of demonstrations",
+        f"{c.sft.policy_steps} optimiser steps, with an auxiliary loss on object positions"
+        + (f", and {length} of fine-tuning{fixed}" if finetuned else ""),
         f"{c.iterations} iterations of {s.groups * s.group_size} rollouts in groups with a signal, out of at most "
-        f"{s.max_attempts * s.group_size}; horizon {s.horizon} in practice and {c.sim.horizon} in evaluation",
+        f"{s.max_attempts * s.group_size}; horizon {s.horizon} in practice and {c.sim.horizon} in evaluation"
+        + ("" if s.contexts else "; new initial states in every iteration instead of 50 of each task"),
         f"{learn.epochs} epochs at a learning rate of {learn.learning_rate:g} that follows the KL, token among the "
         f"{c.policy.top_k} likeliest, an adapter trained with the prior",
         f"{c.eval.trials} held-out states a task instead of 50, one seed instead of three",
@@ -172,8 +196,7 @@ def few_shot(scale: Scale) -> Config:
 def _study(scale: Scale, cells: list[Cell], **settings: Any) -> Study:
     small = scale == "small"
     return Study(
-        cells=tuple(cells), seeds=SMALL_SEEDS if small else PAPER_SEEDS,
-        shrunk=_shrunk(cells[0].config) if small else (), differs=() if small else DIFFERS, **settings,
+        cells=tuple(cells), seeds=SMALL_SEEDS if small else PAPER_SEEDS, scale=scale, **settings,
     )  # fmt: skip
 
 
@@ -248,7 +271,7 @@ def dynamic_sampling(scale: Scale) -> Study:
         name="dynamic_sampling", question="What is dynamic rollout sampling worth?",
         expected="on ML45 92.2 with it, 91.3 without",
     )  # fmt: skip
-    return replace(study, shrunk=(*study.shrunk, "the five held-out tasks instead of ML45's 45")) if small else study
+    return replace(study, tasks_instead="the five held-out tasks instead of ML45's 45") if small else study
 
 
 def rollouts_per_context(scale: Scale) -> Study:

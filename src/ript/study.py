@@ -24,13 +24,13 @@ from ript import overrides
 from ript.bases import base_fingerprint, base_folder, collect, make_base, train_unless_done
 from ript.build import Contexts, make_env_pool, make_policy, simulator_factory, task_keys
 from ript.config import Config
-from ript.errors import ConfigError, DependencyMissing, RiptError, RunError
+from ript.errors import ConfigError, DependencyMissing, NoSignalError, RiptError, RunError
 from ript.evaluate import wilson
 from ript.policies.folder import kind as policy_kind
-from ript.report.files import make_folder, read_json, read_lines, write_json, write_text
+from ript.report.files import make_folder, plain, read_json, write_json, write_text
 from ript.report.page import write_report
 from ript.report.progress import status
-from ript.report.run import locked, read_config
+from ript.report.run import locked, read_config, read_rows
 from ript.sims.registry import SUITES
 from ript.studies import Cell, Scale, Study, get_study
 from ript.tables import count
@@ -86,7 +86,7 @@ def run_study(
         name: of `studies.STUDIES`.
         out: folder of the study.
         scale: "small" or "paper".
-        seeds: instead of the study's own; with `resume`, further ones are added to those that are there.
+        seeds: instead of the study's own, or of those that are there; with `resume`, further ones are added.
         changes: field -> words, in every cell; see `overrides`.
         resume: `out` holds this study already.
 
@@ -96,15 +96,15 @@ def run_study(
 
     Raises:
         UnknownNameError: no such study or field.
-        ConfigError: a value that cannot be, or a seed given twice.
+        ConfigError: a value that cannot be, one of a field that the study varies, or a seed given twice.
         DependencyMissing: its simulator is not there.
         RunError: `out` holds something else, or is in use.
     """
     changes = changes or {}
     study = checked(with_changes(get_study(name, scale), changes))
-    asked: dict[str, Any] = {"study": name, "scale": scale, "seeds": checked_seeds(seeds or study.seeds),
-                             "changes": {k: list(v) for k, v in changes.items()}}  # fmt: skip
     folder = Path(out)
+    asked: dict[str, Any] = {"study": name, "scale": scale, "seeds": seeds_to_run(study, folder, seeds, resume),
+                             "changes": {k: list(v) for k, v in changes.items()}}  # fmt: skip
     asked["seeds"] = list(dict.fromkeys([*_claim(folder, asked, resume), *asked["seeds"]]))
     with locked(folder):
         write_json(folder / RECORD, asked)
@@ -121,6 +121,10 @@ def with_changes(study: Study, changes: Mapping[str, Sequence[str]]) -> Study:
     if "seed" in changes:
         raise ConfigError("seed: a study has several; give them with --seeds")
     cells = tuple(replace(cell, config=overrides.apply(cell.config, changes)) for cell in study.cells)
+    for name in changes:
+        values = [_value(cell.config, overrides.SHORT.get(name, name)) for cell in study.cells]
+        if any(value != values[0] for value in values):
+            raise ConfigError(f"{name} is what the cells of {study.name} differ in ({values}), and cannot be set")
     return replace(study, cells=cells, changed=tuple(f"{name} = {' '.join(words)}" for name, words in changes.items()))
 
 
@@ -129,6 +133,23 @@ def checked_seeds(seeds: Sequence[int]) -> list[int]:
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ConfigError(f"--seeds: each once and none negative, got {' '.join(map(str, seeds))}")
     return list(seeds)
+
+
+def _value(config: Config, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def seeds_to_run(study: Study, folder: Path, seeds: Sequence[int] | None, resume: bool) -> list[int]:
+    """Those asked for; without any, those of a study that goes on, or the study's own."""
+    if seeds:
+        return checked_seeds(seeds)
+    if resume and (folder / RECORD).exists():
+        held = read_json(folder / RECORD)
+        if isinstance(held, dict) and isinstance(held.get("seeds"), list) and held["seeds"]:
+            return checked_seeds(held["seeds"])
+    return list(study.seeds)
 
 
 def checked(study: Study) -> Study:
@@ -146,7 +167,7 @@ def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> list[int]:
         if not isinstance(held, dict) or set(held) != set(asked) or not isinstance(held["seeds"], list):
             raise RunError(f"{folder / RECORD} is damaged: choose another --out")
         if held | {"seeds": 0} != asked | {"seeds": 0} or (not resume and held != asked):
-            raise RunError(f"{folder} holds another study ({_words(held)}): choose another --out")
+            raise RunError(f"{folder} holds another study ({_words(held)}): ask for the same, or choose another --out")
         if not resume:
             raise RunError(f"{folder} holds this study already: go on with --resume, or choose another --out")
         there = held["seeds"]
@@ -189,7 +210,8 @@ def _run_cell(study: Study, cell: Cell, seed: int, folder: Path) -> bool:
         trouble.unlink(missing_ok=True)
     except Exception as error:  # whatever it is, out of memory too: the other cells go on
         status(f"  failed: {error}")
-        write_text(trouble, "".join(traceback.format_exception(error)))
+        again = f"; to try it from its beginning, delete {run}" if isinstance(error, NoSignalError) else ""
+        write_text(trouble, "".join(traceback.format_exception(error)).rstrip() + again)
     return True
 
 
@@ -254,14 +276,16 @@ def _last_line(path: Path) -> str:
 
 def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
     read_json(run / "result.json")
-    read_config(run)
+    held, asked = read_config(run)["config"].get("recipe_config"), plain(replace(cell.config, seed=seed).to_json())
+    if {**held, "sampling": {**held["sampling"], "demos": asked["sampling"]["demos"]}} != asked:  # absolute paths there
+        raise RunError(f"{run} was made with other settings than this cell of the study has now")
     policy_kind(run / "policy")
-    evals = [row for row in read_lines(run / "evals.jsonl") if row["states"] == "held-out"]
+    evals = [row for row in read_rows(run / "evals.jsonl") if row["states"] == "held-out"]
     mode = cell.config.eval.mode
     totals = [row["eval"]["total"] for row in evals if row["mode"].startswith(mode)]
-    if len(totals) < 2:
+    if len(totals) < (2 if cell.config.iterations else 1):  # without an iteration, before is after
         raise RunError(f"{run / 'evals.jsonl'} lacks the evaluation before or after post-training")
-    metrics = read_lines(run / "metrics.jsonl")
+    metrics = read_rows(run / "metrics.jsonl")
     if cell.config.iterations and not metrics:
         raise RunError(f"{run / 'metrics.jsonl'} is missing or empty")
     last = metrics[-1] if metrics else {}
@@ -278,7 +302,9 @@ def study_table(study: Study, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for cell in study.cells:
         mine = [row for row in rows if row["cell"] == cell.name]
         steps = f"{sum(row['env_steps'] for row in mine) // max(1, len(mine)):,}" if mine else "-"
-        numbers = [pooled([row[stage] for row in mine]) for stage in ("before", "after")]
+        finetuned = not set(cell.config.tasks) <= set(cell.config.pretrain_tasks)
+        starts = mine if finetuned else mine[:1]  # all seeds start from the base itself: one measurement, not several
+        numbers = [pooled([row["before"] for row in starts]), pooled([row["after"] for row in mine])]
         paper = ["-" if value is None else f"{value:g} %" for value in cell.paper]
         seeds = ", ".join(str(row["seed"]) for row in mine) or "-"
         body.append([cell.name, seeds, *numbers, steps, *paper])

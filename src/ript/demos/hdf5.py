@@ -238,7 +238,7 @@ def _reading(path: Path) -> Iterator[h5py.File]:
     with file:
         try:
             yield file
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is damaged ({error}); collect it again") from error
 
 

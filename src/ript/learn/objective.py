@@ -62,6 +62,8 @@ def clipped_objective(
     """
     if log_prob.ndim != 3:
         raise TrainingError(f"clipped_objective: log_prob must be [B, D, K], got shape {tuple(log_prob.shape)}")
+    if normaliser is not None and not normaliser > 0:
+        raise ConfigError(f"clipped_objective: normaliser must be positive, got {normaliser}")
     b, d, k = log_prob.shape
     _check_shape("advantage", advantage, (b,))
     named = {"old_log_prob": old_log_prob, "mask": mask} | ({} if entropy is None else {"entropy": entropy})

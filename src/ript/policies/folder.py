@@ -139,6 +139,8 @@ def load(folder: Path, kind: str | None = None) -> SavedPolicy:
         if kind is not None and document["kind"] != kind:
             raise PolicyError(f"{folder} holds a {document['kind']!r} policy, expected {kind!r}")
         spec = document["simulator"]
+        if not isinstance(spec["suite"], str) or not isinstance(spec["render"], dict):
+            raise TypeError("simulator.suite must be a word, simulator.render a table")
         simulator = SimulatorSpec(**spec | {"cameras": {k: (int(v[0]), int(v[1])) for k, v in spec["cameras"].items()}})
         config, card = document["config"], document["card"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -27,7 +27,7 @@ _REMEDIES = {
     errno.EACCES: "permission denied: make it writable for this user, or write somewhere else",
     errno.EPERM: "permission denied: make it writable for this user, or write somewhere else",
     errno.EIO: "the disk reports an input/output error: check it, or write to another disk",
-    errno.ENOENT: "the folder is gone: was it moved or deleted meanwhile?",
+    errno.ENOENT: "the folder is not there: was it moved or deleted meanwhile, or can none be made there?",
     errno.ENOTDIR: "a part of this path is a file, not a folder: write somewhere else",
     errno.EEXIST: "something of that name is in the way: move it, or write somewhere else",
 }
@@ -72,6 +72,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         RunError: the disk is full, read-only or forbidden; an old file is left as it was.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise RunError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no regular file'}")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     make_folder(path.parent)
     with translate_write_errors(path):

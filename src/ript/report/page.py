@@ -110,6 +110,8 @@ def write_report(
         raise ConfigError("a report needs at least one run folder")
     if Path(out).is_dir():
         raise RunError(f"{out} is a folder: name the page to write, such as {Path(out) / 'report.html'}")
+    if Path(out).is_file() and not Path(out).read_bytes()[:20].lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise RunError(f"{out} is there already, and is no HTML page: name another file with --out")
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("a run folder was given twice")
     runs = [read_run(path, name) for path, name in zip(paths, views.unique_names(paths), strict=True)]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ript.errors import DataError
-from ript.report.files import read_json, read_lines
-from ript.report.run import read_config
+from ript.report.files import read_json
+from ript.report.run import read_config, read_rows
 
 Row = Mapping[str, Any]
 
@@ -79,7 +79,7 @@ class RunData:
         """One for each (states, mode), in the order in which they were first evaluated."""
         by_key: dict[tuple[str, str], list[Row]] = {}
         for row in self.evals:
-            by_key.setdefault((row.get("states", "held-out"), row["mode"]), []).append(row)
+            by_key.setdefault((row["states"], row["mode"]), []).append(row)
         chosen = (self.result or {}).get("policy_iteration")
         found = []
         for (states, mode), rows in by_key.items():
@@ -106,11 +106,14 @@ def read_run(path: str | Path, name: str | None = None) -> RunData:
     document = read_config(path)
     missing: list[str] = []
     metrics = _lines(path / "metrics.jsonl", missing)
-    evals = [row for row in _lines(path / "evals.jsonl", missing) if "eval" in row and "mode" in row]
+    evals = _lines(path / "evals.jsonl", missing)
     result = None
     if (path / "result.json").exists():
         try:
             result = read_json(path / "result.json")
+            if not isinstance(result, dict):
+                result = None
+                raise DataError(f"{path / 'result.json'} is damaged: expected an object")
         except DataError as error:
             missing.append(str(error))
     videos = _pair_videos(path / "videos")
@@ -132,7 +135,7 @@ def read_run(path: str | Path, name: str | None = None) -> RunData:
 
 def _lines(path: Path, missing: list[str]) -> list[Row]:
     try:
-        rows = [row for row in read_lines(path) if isinstance(row.get("iteration"), int)]
+        rows: list[Row] = list(read_rows(path))
     except DataError as error:
         missing.append(f"A log is damaged and left out: {error}.")
         return []

@@ -52,6 +52,8 @@ FORMAT = 1
 Kind = Literal["rl", "sft"]
 Videos = Sequence[tuple[str, str, str, np.ndarray]]
 
+_OWN = ("checkpoints", "start", "best", "policy", "videos", "metrics.jsonl", "evals.jsonl", "result.json")
+"""What a run writes into its folder, and so would replace or go on with."""
 _PACKAGES = ("torch", "numpy", "metaworld", "mujoco", "gymnasium", "h5py", "safetensors", "tokenizers", "av")
 
 
@@ -88,6 +90,10 @@ class RunFolder:
         try:
             if (path / "config.json").exists():
                 raise RunError(f"{path} already holds a run: go on with it (--resume {path}) or choose another --out")
+            if taken := [name for name in _OWN if (path / name).exists()]:
+                raise RunError(
+                    f"{path} holds {', '.join(taken)}, which a run would replace: choose another --out, or move them"
+                )
             write_json(path / "config.json", {**_environment(kind), "config": config})
             return cls(path, lock, kind, dict(config), keep)
         except BaseException:
@@ -188,11 +194,11 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
-        return read_lines(self.path / "metrics.jsonl")
+        return read_rows(self.path / "metrics.jsonl")
 
     def evals(self) -> list[dict[str, Any]]:
         """The lines of evals.jsonl."""
-        return read_lines(self.path / "evals.jsonl")
+        return read_rows(self.path / "evals.jsonl")
 
     def save_videos(self, stage: Literal["before", "after"], videos: Videos, *, fps: float = 20) -> list[Path]:
         """Write an evaluation's videos as videos/<stage>/<task>__<state id>__<status>.mp4, in place of earlier ones.
@@ -277,9 +283,31 @@ class RunFolder:
         path = self.path / name
         if not path.exists():
             return
-        text = "".join(dumps(row) + "\n" for row in read_lines(path) if keep(row))
+        text = "".join(dumps(row) + "\n" for row in read_rows(path) if keep(row))
         if text.encode() != path.read_bytes():
             write_text(path, text)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl or evals.jsonl.
+
+    Raises:
+        DataError: a line that `log` or `log_eval` cannot have written; names it.
+    """
+    rows = read_lines(path)
+    for number, row in enumerate(rows, start=1):
+        try:
+            if not isinstance(row["iteration"], int):
+                raise TypeError("iteration is no whole number")
+            if path.name == "evals.jsonl":
+                if not isinstance(row["mode"], str) or not isinstance(row["states"], str):
+                    raise TypeError("mode and states must be words")
+                EvalResult.from_json(row["eval"], row["per_state"])
+            elif odd := [name for name, value in row.items() if not isinstance(value, int | float | None)]:
+                raise TypeError(f"{', '.join(odd)}: no number")
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{path}, line {number} is damaged ({error!r})") from error
+    return rows
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -308,8 +336,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise RunError(f"{path / 'config.json'} is incomplete: {' and '.join(missing)} missing")
     if document["kind"] not in get_args(Kind):
         raise RunError(f"{path} is not a run folder, but holds a {document['kind']!r} policy: give the run's folder")
-    if not isinstance(document["config"], dict):
-        raise RunError(f"{path / 'config.json'} is damaged: config is no table of settings")
+    config = document["config"]
+    whole = isinstance(config, dict) and isinstance(config.get("notes", []), list)
+    if not whole or not isinstance(document.get("packages", {}), dict):
+        raise RunError(f"{path / 'config.json'} is damaged: config or packages is no table, or notes no list")
     return document
 
 

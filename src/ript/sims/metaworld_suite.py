@@ -91,7 +91,7 @@ def resolve_cameras(cameras: Mapping[str, CameraView] | Sequence[str]) -> dict[s
     if isinstance(cameras, Mapping):
         return dict(cameras)
     views = {}
-    for word in cameras:
+    for word in (cameras,) if isinstance(cameras, str) else cameras:
         name, _, view = word.partition("=")
         if (view or name) not in CAMERAS:
             raise UnknownNameError("camera", view or name, CAMERAS)

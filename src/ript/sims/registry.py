@@ -48,6 +48,8 @@ def make_simulator(key: str, **settings: Any) -> Simulator:
         ConfigError: no such setting.
         DependencyMissing: the suite's packages are not installed.
     """
+    if not isinstance(key, str):
+        raise ConfigError(f'a simulator is named by suite and task, such as "toy/reach"; got {key!r}')
     task = find_task(key)
     try:
         return SUITES[task.suite][0](task.key, **settings)
