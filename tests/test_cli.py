@@ -130,6 +130,8 @@ def test_a_printed_recipe_is_a_file_that_recipe_reads_back(folder: Path, capsys)
         ("tasks drawr", 2, "drawer-close-v3 or drawer-open-v3"),
         ("tasks --jsn", 2, "unknown option '--jsn': did you mean --json?"),
         ("tasks drawer door", 2, "'door' belongs to no option"),
+        ("--json tasks", 2, "--json belongs behind the command"),
+        ("--bogus", 2, "--bogus without a command: expected one of tasks, "),
         ("recipes quikstart", 2, "unknown recipe 'quikstart': did you mean quickstart?"),
         ("recipes nowhere.toml", 1, "nowhere.toml: No such file"),
         ("demos colect", 2, "invalid choice: 'colect'"),
@@ -174,6 +176,7 @@ def test_a_printed_recipe_is_a_file_that_recipe_reads_back(folder: Path, capsys)
         ("eval --policy nowhere --tasks reach --trials 0", 2, "--trials must be at least 1, got 0"),
         ("eval --policy nowhere --tasks reach --greedy --temperature 1", 2, "not allowed with argument --greedy"),
         ("report OUT --out OUT/r.html", 1, "does not exist"),
+        ("rl --recipe smoke --out OUT --policy.sampling=published", 2, "draws from policy.top_k tokens: give it"),
         ("report OUT --out .", 1, "is a folder: name the page to write"),
         ("demos info .", 1, "is a folder: give a demonstration file"),
         ("quickstart --seed -1 --out OUT", 2, "seed: must be in 0..2^63 - 1, got -1"),
@@ -389,6 +392,34 @@ def test_sft_writes_a_policy_that_eval_measures(demos: Path, tmp_path: Path, cap
     assert "95 % interval" in out
     assert f"2 videos in {videos}" in out
     assert sorted(path.name.split("__")[0] for path in videos.iterdir()) == ["reach", "reach-left"]
+
+
+def test_an_evaluation_whose_videos_have_no_place_does_not_begin(rl: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("mine")
+    words = ("eval", "--policy", rl / "policy", "--tasks", "reach-centre", "--trials", 2, "--videos", 1)
+    assert run(*words, "--video-dir", tmp_path / "file", "--workers", 0) == 1
+    err = capsys.readouterr().err
+    assert "something of that name is in the way" in err and "evaluating" not in err
+
+
+def test_a_record_of_a_quickstart_that_is_none_is_named(tmp_path: Path, capsys) -> None:
+    (tmp_path / "quickstart.json").write_text("[]")
+    assert run("quickstart", "--out", tmp_path) == 1
+    assert "quickstart.json is damaged: choose another --out" in capsys.readouterr().err
+
+
+def test_a_policy_with_settings_that_nothing_here_writes_is_refused(rl: Path, tmp_path: Path, capsys) -> None:
+    for part, name, value, says in (
+        ("config", "sampling", "x", "unknown sampling 'x'"), ("config", "rl_trains", "x", "unknown rl_trains"),
+        ("simulator", "suite", None, "suite must be a word"), ("simulator", "render", [], "render a table"),
+    ):  # fmt: skip
+        folder = tmp_path / f"{part}-{name}"
+        shutil.copytree(rl / "policy", folder)
+        document = json.loads((folder / "config.json").read_text())
+        document[part][name] = value
+        (folder / "config.json").write_text(json.dumps(document))
+        assert run("eval", "--policy", folder, "--tasks", "reach-centre", "--trials", 2) in (1, 2)
+        assert says in capsys.readouterr().err
 
 
 def test_report_takes_several_runs_side_by_side(rl: Path, demos: Path, tmp_path: Path, capsys) -> None:

@@ -246,6 +246,8 @@ def test_the_cost_is_an_upper_bound_by_the_speed_here(study: str) -> None:
     assert expense.machines_for_a_day == pytest.approx(expense.hours / 24)
     assert "at most a day on 1 machine like this" in expense.text(get_study(study))
     assert "on 3 machines like this" in replace(expense, machines_for_a_day=2.1).text(get_study(study))
+    long = replace(expense, hours=600.0, machines_for_a_day=25.0).text(get_study(study))
+    assert "100 hours on 6 like this, since a run stays on one" in long
 
 
 def test_the_command_lists_and_estimates_without_running(

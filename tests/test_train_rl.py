@@ -211,6 +211,20 @@ def test_the_initial_states_of_demonstrations_can_be_practised_on_and_are_found_
     assert weights(train_rl(Config(), None, tmp_path / "stopped", resume=True).folder) == weights(whole.folder)
 
 
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_an_iteration_ends_with_as_many_groups_as_were_asked_for(
+    dynamic: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most `sampling.groups` are learned from, though `max_attempts` more were allowed."""
+    taken: list[Collection] = []
+    original = loop.collect_groups
+    monkeypatch.setattr(loop, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
+    sampling = {"groups": 2, "max_attempts": 40, "dynamic": dynamic}
+    run(tmp_path / "run", toy_config(sampling=sampling, eval={"every": 0, "trials": 2}))
+    assert [len(collection.groups) for collection in taken] == [2] * 3
+    assert all(group.has_signal for collection in taken for group in collection.groups) == dynamic
+
+
 def test_the_learning_rate_follows_the_kl_of_the_iteration_before(tmp_path: Path) -> None:
     learn = {"learning_rate": 1e-3, "adapt_kl": 0.02, "target_kl": 0.0}
     result = run(tmp_path / "run", toy_config(iterations=5, learn=learn, eval={"trials": 2, "every": 0}))

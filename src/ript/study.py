@@ -63,11 +63,14 @@ class Cost:
         lines = [f"{study.name}: {study.question}", *(f"  shrunk: {what}" for what in study.shrunk)]
         lines += [f"  differs: {what}" for what in study.differs]
         lines += [*(f"  changed: {what}" for what in study.changed), *(f"  {cell.name}" for cell in study.cells)]
-        machines = count(math.ceil(self.machines_for_a_day), "machine")
+        machines = math.ceil(self.machines_for_a_day)
+        day = f"at most a day on {count(machines, 'machine')} like this"
+        if machines > self.cells:
+            day = f"{self.hours / self.cells:,.0f} hours on {self.cells} like this, since a run stays on one"
         return "\n".join(lines) + (
             f"\n{self.cells} runs: at most {self.rollouts:,} rollouts, {self.env_steps:,} env-steps; at "
-            f"{self.env_steps_per_second:,.0f} env-steps/s {self.hours:.1f} hours of rollouts here, or at most a "
-            f"day on {machines} like this; supervised training and updates come on top"
+            f"{self.env_steps_per_second:,.0f} env-steps/s {self.hours:.1f} hours of rollouts here, or {day}; "
+            "supervised training and updates come on top"
         )
 
 

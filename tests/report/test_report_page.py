@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -291,6 +292,27 @@ def test_folders_that_are_no_runs_or_come_twice_are_refused_and_no_page_is_left(
     with pytest.raises(RunError, match=r"it contains .*rl"):
         write_report([whole_run.parent], out)
     assert not out.exists()
+
+
+def test_a_report_replaces_nothing_but_a_page(tmp_path, whole_run):
+    (tmp_path / "notes.txt").write_text("mine")
+    for out in (whole_run / "config.json", tmp_path / "notes.txt"):
+        before = out.read_bytes()
+        with pytest.raises(RunError, match="is there already, and is no HTML page"):
+            write_report([whole_run], out)
+        assert out.read_bytes() == before
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RunError, match="it is no regular file"):
+        write_report([whole_run], tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    page = write_report([whole_run], tmp_path / "page.html")
+    assert write_report([whole_run], page).read_text().lower().startswith("<!doctype html")  # again, in its place
+
+
+def test_a_result_that_is_no_table_is_named_and_the_rest_is_shown(tmp_path):
+    run = make_run(tmp_path / "run", iterations=1)
+    (run / "result.json").write_text("[1]")
+    assert "expected an object" in write_report([run], tmp_path / "page.html").read_text()
 
 
 def test_the_report_of_a_running_run_needs_no_lock(tmp_path):

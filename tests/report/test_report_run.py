@@ -15,7 +15,7 @@ import pytest
 import torch
 from synthetic_run import evaluation, moving_square
 
-from ript.errors import RunError
+from ript.errors import DataError, RunError
 from ript.report.run import RunFolder, read_config
 
 torch.set_num_threads(1)
@@ -70,6 +70,45 @@ def test_a_new_run_does_not_overwrite_an_old_one(tmp_path):
     ):
         RunFolder.create(tmp_path / "run", {})
     assert read_config(tmp_path / "run")["config"] == {"seed": 1}
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "start", "best", "policy", "videos", "metrics.jsonl", "result.json"])
+def test_a_new_run_neither_replaces_nor_goes_on_with_what_is_there(tmp_path, name):
+    """A policy to start from, or an old run whose config.json is gone: its checkpoints are not this run's."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match=f"holds {name}, which a run would replace: choose another --out"):
+        make(tmp_path)
+    assert (tmp_path / name / "thesis.txt").read_text() == "mine" and not (tmp_path / "config.json").exists()
+    (tmp_path / name).rename(tmp_path / "other")
+    make(tmp_path).close()  # what a run does not write is no hindrance
+
+
+@pytest.mark.parametrize(
+    "file, row, what",
+    [
+        ("metrics.jsonl", {}, "iteration"),
+        ("metrics.jsonl", {"iteration": "1"}, "iteration is no whole number"),
+        ("metrics.jsonl", {"iteration": 1, "loss": "low"}, "loss: no number"),
+        ("evals.jsonl", {"iteration": 1}, "mode"),
+        ("evals.jsonl", {"iteration": 1, "mode": 3, "states": "held-out"}, "mode and states must be words"),
+        ("evals.jsonl", {"iteration": 1, "mode": "greedy", "states": "held-out", "eval": [], "per_state": {}}, ""),
+    ],
+)
+def test_a_line_of_a_log_that_nothing_here_writes_is_named(tmp_path, file, row, what):
+    make(tmp_path / "run").close()
+    (tmp_path / "run" / file).write_text(json.dumps(row) + "\n")
+    with RunFolder.open(tmp_path / "run") as run, pytest.raises(DataError, match=rf"{file}, line 1 is damaged.*{what}"):
+        run.log(1, {"loss": 0.5}) if file == "metrics.jsonl" else run.evals()
+
+
+@pytest.mark.parametrize("damage", [{"config": {"notes": 3}}, {"packages": ["torch"]}])
+def test_a_configuration_with_other_types_than_written_is_named(tmp_path, damage):
+    make(tmp_path / "run").close()
+    document = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(document | damage))
+    with pytest.raises(RunError, match="notes must be a list, packages a table"):
+        read_config(tmp_path / "run")
 
 
 def test_a_folder_in_use_by_another_process_names_that_process(tmp_path):

@@ -204,18 +204,38 @@ def test_the_sequence_of_initial_states_is_the_same_in_every_version_of_this_pac
 GOLDEN = [[0.044512, 0.9, 0.0], [0.046149, 0.9, 0.0]]
 
 
-def test_a_perturbed_state_is_near_another_and_within_the_tasks_bounds(simulator):
+def test_a_perturbed_state_is_near_another_and_within_the_hands_reach(simulator):
     state = simulator.initial_states(1)[0]
-    layout, space = shared_task(TASK).layout, shared_task(TASK).env._random_reset_space
+    layout = shared_task(TASK).layout
     near_by = [simulator.perturbed_state(state, 0.01, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     vectors = [layout.split(s.state)[0] for s in near_by]
     assert near_by[0].id == near_by[1].id != near_by[2].id != state.id
     for vector in vectors:
-        assert 0 < np.abs(vector - layout.split(state.state)[0]).max() < 0.06
-        assert (vector >= space.low).all() and (vector <= space.high).all()
+        moved = vector - layout.split(state.state)[0]
+        assert 0 < abs(moved[0]) < 0.06 and not moved[1:].any()  # a drawer's row and height are the task's
     simulator.reset(near_by[0])
-    with pytest.raises(SimulatorError, match="1000 draws"):
+    with pytest.raises(SimulatorError, match="1000 draws left the hand's reach"):
         simulator.perturbed_state(state, 1e6, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("task", ["disassemble-v3", "stick-pull-v3", "hand-insert-v3"])
+def test_noise_has_the_size_that_was_asked_for(task):
+    """Not cut off where the task's own initial states end; heights, which hardly vary there, stay."""
+    with MetaworldSimulator(task) as simulator:
+        shared = shared_task(task)
+        moved, outside = [], 0
+        for i, state in enumerate(simulator.initial_states(40)):
+            noisy = simulator.perturbed_state(state, 0.1, np.random.default_rng(i))
+            before, after = (shared.layout.split(s.state)[0] for s in (state, noisy))
+            moved.append(after - before)
+            space = shared.env._random_reset_space
+            outside += not ((after >= space.low) & (after <= space.high)).all()
+        spread = np.std(moved, axis=0)
+        assert 0.07 < spread[0] < 0.13 and spread[1] > 0.05 and not spread[2:].any()
+        assert outside > 10
+        simulator.reset(noisy)
+        for i in range(3):  # the noisiest that the study asks for
+            simulator.perturbed_state(state, 0.175, np.random.default_rng(i))
 
 
 def test_a_vector_that_the_task_refuses_ends_in_an_error_instead_of_a_loop():

@@ -336,10 +336,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise RunError(f"{path / 'config.json'} is incomplete: {' and '.join(missing)} missing")
     if document["kind"] not in get_args(Kind):
         raise RunError(f"{path} is not a run folder, but holds a {document['kind']!r} policy: give the run's folder")
-    config = document["config"]
-    whole = isinstance(config, dict) and isinstance(config.get("notes", []), list)
-    if not whole or not isinstance(document.get("packages", {}), dict):
-        raise RunError(f"{path / 'config.json'} is damaged: config or packages is no table, or notes no list")
+    if not isinstance(document["config"], dict):
+        raise RunError(f"{path / 'config.json'} is damaged: config is no table of settings")
+    notes, packages = document["config"].get("notes", []), document.get("packages", {})
+    if not isinstance(notes, list) or not isinstance(packages, dict):
+        raise RunError(f"{path / 'config.json'} is damaged: notes must be a list, packages a table")
     return document
 
 

@@ -49,6 +49,8 @@ __all__ = [
 ]
 
 ARM_ROOT = "base"
+VARIES = 1e-3
+"""Metres: a direction in which initial states differ by less counts as fixed."""
 
 _renderers: dict[tuple, ModelRenderer] = {}
 
@@ -299,7 +301,10 @@ class MetaworldSimulator:
         return InitialState(task=self.task, state=state, origin="sampled", label=label)
 
     def perturbed_state(self, state: InitialState, std_metres: float, generator: np.random.Generator) -> InitialState:
-        """A state near another: Gaussian noise on the object's position, drawn again while the task does not accept it.
+        """A state near another: Gaussian noise on the object's place on the table.
+
+        Both horizontal directions that the task itself varies; drawn again while the object is out of the hand's reach
+        or the task does not accept it. So it may leave the places that initial states are drawn from.
 
         Raises:
             SimulatorError: no draw was accepted.
@@ -307,14 +312,15 @@ class MetaworldSimulator:
         where = f"{self.task.key}, initial state {state.id} with noise of {std_metres} m"
         space = self._shared.env._random_reset_space
         centre = self._shared.layout.split(state.state)[0]
-        free = (space.high > space.low) & (np.arange(centre.size) < 3)
+        free = (space.high - space.low > VARIES) & (np.arange(centre.size) < 2)
+        low, high = self._shared.env.mocap_low[:2], self._shared.env.mocap_high[:2]
 
         def draw() -> np.ndarray:
             for _ in range(1000):
                 vector = centre + np.where(free, generator.normal(0.0, std_metres, centre.size), 0.0)
-                if (vector >= space.low).all() and (vector <= space.high).all():
+                if ((vector[:2] >= low) & (vector[:2] <= high) | ~free[:2]).all():
                     return vector
-            raise SimulatorError(f"{where}: 1000 draws left the task's reset space")
+            raise SimulatorError(f"{where}: 1000 draws left the hand's reach")
 
         built = self._shared.build(draw, where)
         return InitialState(
