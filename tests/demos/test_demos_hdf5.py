@@ -232,3 +232,11 @@ def test_another_version_and_a_lost_demonstration_are_said(copy):
         file["data"].attrs["num_demos"] = 5
     with pytest.raises(DataError, match="lacks the attribute 'spec'"):
         open_demos(copy)
+
+
+@pytest.mark.parametrize("spec", ["[]", '{"cameras": 3}', '{"more": 1, "cameras": {}}'])
+def test_a_description_of_the_simulator_that_is_none_is_named(copy, spec):
+    with h5py.File(copy, "r+") as file:
+        file["data"].attrs["spec"] = spec
+    with pytest.raises(DataError, match=r"copy\.hdf5 is damaged"):
+        open_demos(copy)
