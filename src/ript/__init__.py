@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from ript.build import load_policy
     from ript.config import Config
     from ript.demos.collect import collect_demos
-    from ript.demos.demo_set import open_demos
     from ript.errors import RiptError
     from ript.evaluate import evaluate
-    from ript.interfaces import LikelihoodPolicy, Policy, Simulator
+    from ript.interfaces import LikelihoodPolicy, Simulator
     from ript.learn.advantage import leave_one_out
     from ript.learn.objective import clipped_objective
     from ript.policies.quest.checkpoint import export_quest, import_quest
@@ -40,7 +39,6 @@ __all__ = [
     "InitialState",
     "LikelihoodPolicy",
     "Observation",
-    "Policy",
     "QuestPolicy",
     "RiptError",
     "Rollout",
@@ -56,7 +54,6 @@ __all__ = [
     "list_tasks",
     "load_policy",
     "make_simulator",
-    "open_demos",
     "quickstart",
     "recipe",
     "train_rl",
@@ -70,7 +67,6 @@ _HOME = {
     "InitialState": "types",
     "LikelihoodPolicy": "interfaces",
     "Observation": "types",
-    "Policy": "interfaces",
     "QuestPolicy": "policies.quest.policy",
     "RiptError": "errors",
     "Rollout": "types",
@@ -86,7 +82,6 @@ _HOME = {
     "list_tasks": "sims.registry",
     "load_policy": "build",
     "make_simulator": "sims.registry",
-    "open_demos": "demos.demo_set",
     "quickstart": "quickstart",
     "recipe": "recipes",
     "train_rl": "train_rl",
