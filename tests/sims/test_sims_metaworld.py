@@ -218,7 +218,7 @@ def test_a_perturbed_state_is_near_another_and_within_the_hands_reach(simulator)
         simulator.perturbed_state(state, 1e6, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("task", ["disassemble-v3", "stick-pull-v3", "hand-insert-v3"])
+@pytest.mark.parametrize("task", ["disassemble-v3", "stick-pull-v3", "hand-insert-v3", "handle-press-side-v3"])
 def test_noise_has_the_size_that_was_asked_for(task):
     """Not cut off where the task's own initial states end; heights, which hardly vary there, stay."""
     with MetaworldSimulator(task) as simulator:
