@@ -1,6 +1,7 @@
 """Studies: their definitions, and the runner on a study of the toy simulator."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -280,6 +281,10 @@ def _copied(source: Path, run: Path) -> None:
     "damage, message",
     [
         (lambda run: shutil.rmtree(run / "policy"), "no policy folder at"),
+        (
+            lambda run: os.truncate(run / "policy" / "model.safetensors", 1000),
+            "model.safetensors is corrupt or truncated",
+        ),
         (lambda run: (run / "result.json").write_text("{"), "result.json is not a readable JSON"),
         (lambda run: (run / "evals.jsonl").unlink(), "lacks the evaluation before or after"),
         (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl is missing or empty"),

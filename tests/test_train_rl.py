@@ -446,7 +446,7 @@ def test_a_success_in_between_renews_the_patience(tmp_path: Path, monkeypatch: p
 
 def test_a_run_that_reaches_its_goal_stops_early(tmp_path: Path) -> None:
     result = run(tmp_path / "run", toy_config(iterations=9, stop_at=0.01, eval={"every": 0}))
-    assert result.reason.startswith("solved: 1%") and result.iterations < 9
+    assert result.reason.startswith("solved: at least 1%") and result.iterations < 9
     assert rows(result.folder)[-1]["rollout/success"] >= 0.01
     again = train_rl(Config(), None, result.folder, resume=True)
     assert again.iterations == result.iterations and again.reason == result.reason
@@ -458,7 +458,7 @@ def test_when_everything_succeeds_there_is_nothing_to_learn_and_the_run_is_solve
     monkeypatch.setattr(toy, "RADIUS", 9.0)
     config = toy_config(eval={"every": 1, "trials": 3})
     result = run(tmp_path / "run", config)
-    assert result.iterations == 1 and result.reason.startswith("solved: 100%")
+    assert result.iterations == 1 and result.reason.startswith("solved: at least 100%")
     (row,) = rows(result.folder)
     assert row["rollout/rejected_all_success"] == row["rollout/attempted"] == 6
     assert "update/kl" not in row and row["time/update"] == 0

@@ -27,6 +27,7 @@ from ript.config import Config
 from ript.errors import ConfigError, DependencyMissing, NoSignalError, RiptError, RunError
 from ript.evaluate import wilson
 from ript.policies.folder import kind as policy_kind
+from ript.policies.folder import read_tensors
 from ript.report.files import make_folder, plain, read_json, write_json, write_text
 from ript.report.page import write_report
 from ript.report.progress import status
@@ -283,6 +284,7 @@ def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
     if {**held, "sampling": {**held["sampling"], "demos": asked["sampling"]["demos"]}} != asked:  # absolute paths there
         raise RunError(f"{run} was made with other settings than this cell of the study has now")
     policy_kind(run / "policy")
+    read_tensors(run / "policy" / "model.safetensors")
     evals = [row for row in read_rows(run / "evals.jsonl") if row["states"] == "held-out"]
     mode = cell.config.eval.mode
     totals = [row["eval"]["total"] for row in evals if row["mode"].startswith(mode)]

@@ -138,7 +138,7 @@ class _Run:
             "post-train": clock[2] - began,
             "evaluate after": clock[3] - clock[2],
         }
-        solved = f"solved: {self.config.stop_at:.0%} of an iteration's rollouts succeeded"
+        solved = f"solved: at least {self.config.stop_at:.0%} of an iteration's rollouts succeeded"
         reason = solved if self.at.solved else f"all {self.config.iterations} iterations done"
         self.run.finish(reason, policy_iteration=self.at.best_iteration, seconds=seconds)
         for tracker in self.trackers:
