@@ -193,6 +193,7 @@ def for_post_training(policy: PostTrainable, settings: PolicyConfig) -> PostTrai
 
 
 def samples_as_published(policy: PostTrainable) -> bool:
+    """Whether it draws as the published code does; its density is then not the recipe's to choose."""
     return policy.settings().get("sampling") == "published"
 
 

@@ -47,6 +47,11 @@ class Cell:
     paper: tuple[float | None, float | None] = (None, None)
 
 
+def finetunes(config: Config) -> bool:
+    """Whether the base is fine-tuned before practice: it has not seen all tasks."""
+    return not set(config.tasks) <= set(config.pretrain_tasks)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A question and the cells that answer it.
@@ -125,7 +130,6 @@ SEEDS = (
 def _shrunk(config: Config) -> tuple[str, ...]:
     """What the small scale shrinks, from its configuration."""
     c, s, learn = config, config.sampling, config.learn
-    finetuned = not set(c.tasks) <= set(c.pretrain_tasks)
     fixed = "" if c.sft.finetune_epochs else " whatever the number of demonstrations"
     length = f"{c.sft.finetune_epochs:g} epochs" if c.sft.finetune_epochs else f"{c.sft.finetune_steps} steps"
     return (
@@ -133,7 +137,7 @@ def _shrunk(config: Config) -> tuple[str, ...]:
         "executed whole",
         f"{c.demos.per_task} demonstrations of each pre-training task instead of 100; {c.sft.autoencoder_steps} and "
         f"{c.sft.policy_steps} optimiser steps, with an auxiliary loss on object positions"
-        + (f", and {length} of fine-tuning{fixed}" if finetuned else ""),
+        + (f", and {length} of fine-tuning{fixed}" if finetunes(c) else ""),
         f"{c.iterations} iterations of {s.groups * s.group_size} rollouts in groups with a signal, out of at most "
         f"{s.max_attempts * s.group_size}; horizon {s.horizon} in practice and {c.sim.horizon} in evaluation"
         + ("" if s.contexts else "; new initial states in every iteration instead of 50 of each task"),

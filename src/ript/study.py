@@ -33,7 +33,7 @@ from ript.report.page import write_report
 from ript.report.progress import status
 from ript.report.run import locked, read_config, read_rows
 from ript.sims.registry import SUITES
-from ript.studies import Cell, Scale, Study, get_study
+from ript.studies import Cell, Scale, Study, finetunes, get_study
 from ript.tables import count
 from ript.train_rl import train_rl
 from ript.types import RolloutRequest
@@ -222,7 +222,7 @@ def _run_cell(study: Study, cell: Cell, seed: int, folder: Path) -> bool:
 def start_policy(config: Config, folder: Path) -> Path:
     """The base, fine-tuned toward the tasks that it has not seen; made unless it is there."""
     base = make_base(replace(config, seed=0), base_folder(config))
-    if set(config.tasks) <= set(config.pretrain_tasks):
+    if not finetunes(config):
         return base / "sft" / "policy"
     sft = folder / f"sft-{_sft_fingerprint(config)}"
     target = sft.with_suffix(".hdf5")
@@ -307,8 +307,9 @@ def study_table(study: Study, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for cell in study.cells:
         mine = [row for row in rows if row["cell"] == cell.name]
         steps = f"{sum(row['env_steps'] for row in mine) // max(1, len(mine)):,}" if mine else "-"
-        finetuned = not set(cell.config.tasks) <= set(cell.config.pretrain_tasks)
-        starts = mine if finetuned else mine[:1]  # all seeds start from the base itself: one measurement, not several
+        starts = (
+            mine if finetunes(cell.config) else mine[:1]
+        )  # all seeds start from the base itself: one measurement, not several
         numbers = [pooled([row["before"] for row in starts]), pooled([row["after"] for row in mine])]
         paper = ["-" if value is None else f"{value:g} %" for value in cell.paper]
         seeds = ", ".join(str(row["seed"]) for row in mine) or "-"

@@ -110,10 +110,10 @@ def read_run(path: str | Path, name: str | None = None) -> RunData:
     result = None
     if (path / "result.json").exists():
         try:
-            result = read_json(path / "result.json")
-            if not isinstance(result, dict):
-                result = None
-                raise DataError(f"{path / 'result.json'} is damaged: expected an object")
+            found = read_json(path / "result.json")
+            result = found if isinstance(found, dict) else None
+            if result is None:
+                missing.append(f"{path / 'result.json'} is damaged: expected an object")
         except DataError as error:
             missing.append(str(error))
     videos = _pair_videos(path / "videos")
