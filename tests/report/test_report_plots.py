@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
 
+from ript.report import plots
 from ript.report.plots import Series, Stack, curves, stacked_bars
 
 
@@ -80,3 +82,24 @@ def test_bars_are_stacked_to_the_sum_of_their_layers():
     heights = [float(bottom) - float(top) for _, bottom, top in bars]
     assert heights[2] == pytest.approx(3 * heights[0], rel=1e-3)
     assert heights[3] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_plot_does_not_depend_on_those_drawn_before_it():
+    y = np.linspace(0.2, 0.7, 15) ** 2
+    line = [Series(x=range(15), y=y, color="s0", band=(y - 0.1, y + 0.1))]
+    points = [Series(x=[0, 5], y=[0.1, 90.0], color="s1", line="", marker="s", band=([0, 80.0], [0.3, 100.0]))]
+    bars = [Stack(name="a", heights=[1, 2, 3], color="s3"), Stack(name="b", heights=[3, 2, 300], color="s4")]
+    draw = [
+        *(
+            lambda scale=scale, series=series: curves(series, key="k", label="l", x_label="i", scale=scale)
+            for scale in ("free", "zero", "share", "whole")
+            for series in (line, points, line + points, [])
+        ),
+        lambda: stacked_bars([1, 2, 3], bars, key="k", label="l", x_label="i"),
+    ]
+    alone = []
+    for one in draw:
+        plots._figure.cache_clear()
+        alone.append(one())
+    for number in np.random.default_rng(0).permutation(3 * len(draw)) % len(draw):
+        assert draw[number]() == alone[number]

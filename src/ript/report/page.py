@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import base64
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ript.errors import ConfigError, DataError, RunError
 from ript.report import plots, views
 from ript.report.files import write_text
 from ript.report.read import Comparison, Row, RunData, VideoPair, read_run
 from ript.report.video import first_frame, poster
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 RUN_COLORS = 6
 _MEDIA = {".mp4": "video/mp4", ".webm": "video/webm"}
@@ -121,6 +125,22 @@ def write_report(
 
 def render(runs: Sequence[RunData], *, max_videos: int = 6, table: Mapping[str, Any] | None = None) -> str:
     """The page as HTML text."""
+    blocks = []
+    for kind, draw in (("rl", _rl_curves), ("sft", _sft_curves)):
+        of_kind = [(number, run) for number, run in enumerate(runs) if run.document["kind"] == kind and run.metrics]
+        if of_kind:
+            blocks.append({"kind": kind, **draw(of_kind, len(runs) > 1)})
+    return _template().render(
+        title=_title(runs),
+        table=table,
+        generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        runs=[_run_view(number, run, max_videos) for number, run in enumerate(runs)],
+        curves=blocks,
+    )
+
+
+@functools.cache
+def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -132,18 +152,7 @@ def render(runs: Sequence[RunData], *, max_videos: int = 6, table: Mapping[str, 
         lstrip_blocks=True,
     )
     environment.filters["svg"] = Markup
-    blocks = []
-    for kind, draw in (("rl", _rl_curves), ("sft", _sft_curves)):
-        of_kind = [(number, run) for number, run in enumerate(runs) if run.document["kind"] == kind and run.metrics]
-        if of_kind:
-            blocks.append({"kind": kind, **draw(of_kind, len(runs) > 1)})
-    return environment.get_template("page.html.j2").render(
-        title=_title(runs),
-        table=table,
-        generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        runs=[_run_view(number, run, max_videos) for number, run in enumerate(runs)],
-        curves=blocks,
-    )
+    return environment.get_template("page.html.j2")
 
 
 def _title(runs: Sequence[RunData]) -> str:
