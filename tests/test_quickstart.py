@@ -13,7 +13,7 @@ from ript.config import Config
 from ript.demos.demo_set import open_demos
 from ript.errors import ConfigError, RunError, UnknownNameError
 from ript.quickstart import QuickstartResult, output_folder, quickstart
-from ript.report.run import locked
+from ript.report.lock import locked
 
 CONFIG = toy_config(
     iterations=2,

@@ -20,9 +20,9 @@ from ript.errors import ConfigError, RiptError, RunError
 from ript.recipes import quickstart as recipe
 from ript.recipes import with_tasks
 from ript.report.files import make_folder, read_json, write_json
+from ript.report.lock import locked
 from ript.report.page import write_report
 from ript.report.progress import status
-from ript.report.run import locked
 from ript.train_rl import RLResult, train_rl
 from ript.train_sft import replay_autoencoded
 

@@ -29,9 +29,10 @@ from ript.evaluate import wilson
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
 from ript.report.files import make_folder, plain, read_json, write_json, write_text
+from ript.report.lock import locked
 from ript.report.page import write_report
 from ript.report.progress import status
-from ript.report.run import locked, read_config, read_rows
+from ript.report.run import read_config, read_rows
 from ript.sims.registry import SUITES
 from ript.studies import Cell, Scale, Study, finetunes, get_study
 from ript.tables import count

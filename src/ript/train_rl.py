@@ -76,6 +76,9 @@ def train_rl(config: Config, policy: Start, out: str | Path, *, resume: bool = F
     out = Path(out)
     if resume:
         config, policy = interrupted(out)
+    else:
+        RunFolder.require_free(out)
+    torch.set_num_threads(config.learn.threads)  # before anything is computed: sums depend on their order
     device, keys = use_device(config.device), task_keys(config.sim, config.tasks)
     require_trackers(_trackers(config))
     if not keys:
@@ -109,7 +112,6 @@ class _Run:
         self.trackers = make_trackers(_trackers(config), run.path, config.to_json())
 
     def go(self) -> RLResult:
-        torch.set_num_threads(self.config.learn.threads)
         self.restore()
         clock = [time.perf_counter()]
         measured = self.measurements

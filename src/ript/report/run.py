@@ -14,36 +14,38 @@ Reading needs no lock (see `read_run`); writing does, and one process at a time 
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from ript.errors import DataError, RunError
 from ript.report.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
 from ript.report.files import (
     append_line,
     atomic_folder,
+    cannot_write,
     clean_leftovers,
     dumps,
     make_folder,
+    now,
     read_json,
     read_lines,
     translate_write_errors,
     write_json,
     write_text,
 )
+from ript.report.lock import acquire, release
 from ript.report.progress import status
 from ript.report.video import write_video
 from ript.types import EvalResult
@@ -86,19 +88,34 @@ class RunFolder:
             RunError: the folder already holds a run, is in use, or cannot be written.
         """
         path = make_folder(path).absolute()
-        lock = _acquire(path)
+        lock = acquire(path)
         try:
-            if (path / "config.json").exists():
-                raise RunError(f"{path} already holds a run: go on with it (--resume {path}) or choose another --out")
-            if taken := [name for name in _OWN if (path / name).exists()]:
-                raise RunError(
-                    f"{path} holds {', '.join(taken)}, which a run would replace: choose another --out, or move them"
-                )
+            cls.require_free(path)
             write_json(path / "config.json", {**_environment(kind), "config": config})
             return cls(path, lock, kind, dict(config), keep)
         except BaseException:
-            _release(path, lock)
+            release(path, lock)
             raise
+
+    @staticmethod
+    def require_free(path: str | Path) -> None:
+        """Refuse a place where `create` would fail, before anything costly is done; nothing is written.
+
+        Raises:
+            RunError: a run lies there or what it would replace, or no folder can be made.
+        """
+        path = Path(path).absolute()
+        if (path / "config.json").exists():
+            raise RunError(f"{path} already holds a run: go on with it (--resume {path}) or choose another --out")
+        if taken := [name for name in _OWN if (path / name).exists()]:
+            raise RunError(
+                f"{path} holds {', '.join(taken)}, which a run would replace: choose another --out, or move them"
+            )
+        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not nearest.is_dir():
+            raise cannot_write(path, OSError(errno.ENOTDIR, "not a folder"))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise cannot_write(path, OSError(errno.EACCES, "permission denied"))
 
     @classmethod
     def open(cls, path: str | Path, *, keep: int = 2) -> RunFolder:
@@ -109,18 +126,18 @@ class RunFolder:
         """
         path = Path(path).absolute()
         document = read_config(path)
-        lock = _acquire(path)
+        lock = acquire(path)
         try:
             for folder in (path, path / "checkpoints", path / "videos"):
                 clean_leftovers(folder)
             return cls(path, lock, document["kind"], document["config"], keep)
         except BaseException:
-            _release(path, lock)
+            release(path, lock)
             raise
 
     def close(self) -> None:
         """Release the lock. Closing twice is fine."""
-        _release(self.path, self._lock)
+        release(self.path, self._lock)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -269,7 +286,7 @@ class RunFolder:
         """
         write_json(
             self.path / "result.json",
-            {"reason": reason, "policy_iteration": policy_iteration, "finished": _now(), **extra},
+            {"reason": reason, "policy_iteration": policy_iteration, "finished": now(), **extra},
         )
 
     def _cut(self, iteration: int) -> None:
@@ -348,7 +365,7 @@ def _environment(kind: Kind) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "kind": kind,
-        "created": _now(),
+        "created": now(),
         "ript": _version("ript"),
         "command": ["ript", *sys.argv[1:]] if Path(sys.argv[0]).stem in ("ript", "cli", "__main__") else sys.argv,
         "python": platform.python_version(),
@@ -363,49 +380,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@contextmanager
-def locked(path: str | Path) -> Iterator[None]:
-    """Hold a folder's lock, which the system drops when this process dies, however it dies.
-
-    Raises:
-        RunError: another process holds it; says which.
-    """
-    lock = _acquire(Path(path))
-    try:
-        yield
-    finally:
-        _release(Path(path), lock)
-
-
-def _acquire(path: Path) -> FileLock:
-    """Take the folder's lock at once or not at all."""
-    lock = FileLock(path / ".lock", timeout=0)
-    with translate_write_errors(path):
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunError(
-                f"{path} is in use{_holder(path)}: wait for it or stop it, or choose another --out"
-            ) from None
-        write_json(path / ".owner.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()})
-    return lock
-
-
-def _holder(path: Path) -> str:
-    with suppress(DataError, KeyError, TypeError):
-        owner = read_json(path / ".owner.json")
-        return f" by process {owner['pid']} on {owner['host']} since {owner['since']}"
-    return " by another process"
-
-
-def _release(path: Path, lock: FileLock) -> None:
-    if lock.is_locked:
-        with suppress(OSError):
-            (path / ".owner.json").unlink(missing_ok=True)
-        lock.release()
