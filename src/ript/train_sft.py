@@ -176,12 +176,13 @@ def _stages(config: Config, policy: QuestPolicy, windows: Windows, targets: Sequ
     return stages
 
 
-def babble(policy: QuestPolicy, seed: int, steps: int = 300) -> None:
+def babble(policy: QuestPolicy, seed: int, steps: int = 200, batch: int = 32) -> None:
     """Give a policy without demonstrations skills to choose from: fit its autoencoder to random straight movements."""
     rng = np.random.default_rng([seed, 0xBABB1E])
-    shape = (128, 1, policy.config.action_dim)
-    optimiser = torch.optim.AdamW(policy.autoencoder.parameters(), lr=3e-3)
-    mask = torch.ones(128, policy.config.chunk, dtype=torch.bool)
+    shape = (batch, 1, policy.config.action_dim)
+    optimiser = torch.optim.AdamW(policy.autoencoder.parameters(), lr=3e-3, fused=True)
+    decay = torch.optim.lr_scheduler.LinearLR(optimiser, start_factor=1.0, end_factor=0.0, total_iters=steps)
+    mask = torch.ones(batch, policy.config.chunk, dtype=torch.bool)
     policy.autoencoder.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of dropout
@@ -191,6 +192,7 @@ def babble(policy: QuestPolicy, seed: int, steps: int = 300) -> None:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            decay.step()
     policy.eval()
 
 
