@@ -115,7 +115,10 @@ def test_the_held_out_tasks_are_those_of_ml45() -> None:
 
 
 def test_cells_differ_in_what_the_study_is_about() -> None:
-    assert [c.config.demos.target for c in studies.demos("small").cells] == [1, 3, 5, 10]
+    for scale in ("small", "paper"):  # each demonstration is seen as often in every cell
+        cells = studies.demos(scale).cells
+        assert [c.config.demos.target for c in cells] == [1, 3, 5, 10]
+        assert {c.config.sft.finetune_epochs for c in cells} == {40 if scale == "small" else 200}
     assert [c.config.sampling.contexts for c in studies.context_size("paper").cells] == [1, 5, 10, 25, 40]
     assert [c.config.sampling.context_noise for c in studies.context_noise("small").cells] == [
         0,

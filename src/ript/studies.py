@@ -235,6 +235,8 @@ def metaworld_ml45_fewshot(scale: Scale) -> Study:
 
 def demos(scale: Scale) -> Study:
     config = few_shot(scale)
+    if scale == "small":  # a fixed number of steps would fine-tune many demonstrations less than few
+        config = replace(config, sft=replace(config.sft, finetune_epochs=40))
     return _study(
         scale,
         [Cell(name=count(n, "demonstration"), config=replace(config, demos=replace(config.demos, target=n)))
