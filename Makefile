@@ -1,12 +1,14 @@
 # Everything runs in VENV, made on first use from the versions in constraints.txt.
 #   make quickstart ARGS="--target window-open-v3"      arguments for the command
 #   make install PIP_FLAGS="..."                        more arguments for pip, such as an index with CPU builds of torch
+#   make test ARGS="tests/learn -x" PROCESSES=0         some tests, in one process
 #   make install PYTHON=python3.12 VENV=/tmp/other      another interpreter, another place
 
 VENV       ?= .venv
 PYTHON     ?=
 PIP_FLAGS  ?=
 ARGS       ?=
+PROCESSES  ?= 2
 
 BIN        := $(VENV)/bin
 INSTALLED  := $(VENV)/.installed
@@ -30,7 +32,7 @@ quickstart: $(INSTALLED)
 install: $(INSTALLED)
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -493,40 +494,48 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 90) -> None
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("moment", ["config.json", "checkpoints/000002"])
-def test_a_run_killed_and_resumed_ends_with_the_same_policy_byte_for_byte(
-    rl: Path, tmp_path: Path, moment: str, start
-) -> None:
-    out = tmp_path / "run"
-    process = start("rl", *QUICK, "--workers", 0, "--out", out)
-    wait_for(out / moment, process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert not (out / "policy").exists()
-    assert run("rl", "--resume", out) == 0
+def beside_each_other(do: Callable[..., None], *several: tuple) -> None:
+    """`do(*each)` in a thread of its own; raises what one raised."""
+    with ThreadPoolExecutor(len(several)) as threads:
+        for future in [threads.submit(do, *each) for each in several]:
+            future.result()
+
+
+def test_a_run_killed_and_resumed_ends_with_the_same_policy_byte_for_byte(rl: Path, tmp_path: Path, start) -> None:
+    def killed_at(moment: str, out: Path) -> None:
+        process = start("rl", *QUICK, "--workers", 0, "--out", out)
+        wait_for(out / moment, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (out / "policy").exists()
+
+    runs = (("config.json", tmp_path / "at once"), ("checkpoints/000002", tmp_path / "later"))
+    beside_each_other(killed_at, *runs)
     name = "model.safetensors"
-    assert (out / "policy" / name).read_bytes() == (rl / "policy" / name).read_bytes()
-    start_of_run = (rl / "start" / name).read_bytes()
-    assert (rl / "policy" / name).read_bytes() != start_of_run
+    for _, out in runs:
+        assert run("rl", "--resume", out) == 0
+        assert (out / "policy" / name).read_bytes() == (rl / "policy" / name).read_bytes()
+    assert (rl / "policy" / name).read_bytes() != (rl / "start" / name).read_bytes()
 
 
-@pytest.mark.parametrize("sent, code, word", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
-def test_ctrl_c_ends_at_once_says_what_is_kept_and_how_to_go_on(
-    sent: signal.Signals, code: int, word: str, tmp_path: Path, start
-) -> None:
-    out = tmp_path / "run"
-    process = start("rl", *QUICK, "--iterations", 100_000, "--workers", 1, "--out", out, "--json")
-    wait_for(out / "checkpoints" / "000001", process)
-    process.send_signal(sent)
-    began = time.monotonic()
-    shown, said = process.communicate(timeout=30)
-    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    assert time.monotonic() - began < 5 * busy
-    assert process.returncode == code
-    assert shown == ""
-    assert said.splitlines()[-1] == f"ript: {word}: checkpoints are in {out}; go on with: ript rl --resume {out}"
-    assert "Traceback" not in said
+def test_ctrl_c_ends_at_once_says_what_is_kept_and_how_to_go_on(rl: Path, tmp_path: Path, start) -> None:
+    def sent(what: signal.Signals, code: int, word: str) -> None:
+        out = tmp_path / word
+        words = ("--policy", rl / "start", "--iterations", 100_000, "--workers", 1, "--out", out, "--json")
+        process = start("rl", *QUICK, *words)
+        wait_for(out / "checkpoints" / "000001", process)
+        process.send_signal(what)
+        began = time.monotonic()
+        shown, said = process.communicate(timeout=30)
+        busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        assert time.monotonic() - began < 5 * busy
+        assert process.returncode == code
+        assert shown == ""
+        assert said.splitlines()[-1] == f"ript: {word}: checkpoints are in {out}; go on with: ript rl --resume {out}"
+        assert "Traceback" not in said
+
+    beside_each_other(sent, (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"))
 
 
 def test_the_parser_itself_raises_what_the_command_line_prints() -> None:
