@@ -340,8 +340,11 @@ def test_without_a_policy_a_run_starts_from_weights_of_the_seed(
         starting, "babble", lambda policy, seed: babble(policy, seed, steps=5)
     )  # enough to tell seeds apart
     config = toy_config(iterations=0, eval={"trials": 2, "every": 0})
-    settings = (config, config, dataclasses.replace(config, seed=1))
-    first, again, other = (train_rl(c, None, tmp_path / str(i)) for i, c in enumerate(settings))
+    first = train_rl(config, None, tmp_path / "first")
+    torch.set_num_threads(2)  # as a process may have that was started otherwise
+    again = train_rl(config, None, tmp_path / "again")
+    assert torch.get_num_threads() == config.learn.threads == 1
+    other = train_rl(dataclasses.replace(config, seed=1), None, tmp_path / "other")
     assert weights(first.folder) == weights(again.folder) != weights(other.folder)
     assert first.iterations == 0 and first.rollouts == 0
 
@@ -562,11 +565,20 @@ def test_a_run_needs_a_task_and_a_policy_that_fits(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(reference: RLResult) -> None:
+def test_a_place_that_cannot_be_used_is_refused_before_the_policy_is_measured(
+    reference: RLResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = weights(reference.folder)
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(loop, "learner", None)
     with pytest.raises(RunError, match="already holds a run"):
         run(reference.folder)
-    assert weights(reference.folder) == before
+    with pytest.raises(RunError, match="a part of this path is a file"):
+        run(tmp_path / "file" / "run")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(RunError, match="permission denied"):
+        run(tmp_path / "run")
+    assert weights(reference.folder) == before and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_what_is_no_run_of_this_kind_cannot_be_resumed(tmp_path: Path) -> None:

@@ -136,7 +136,9 @@ def _panel(ink: _Palette) -> tuple[Figure, Axes]:
     from matplotlib.ticker import AutoLocator, ScalarFormatter
 
     figure, axes = _figure(ink.stand_in("muted"), ink.stand_in("rule"))
-    for artist in [*axes.containers, *axes.lines, *axes.collections]:
+    for bars in list(axes.containers):
+        bars.remove()
+    for artist in [*axes.lines, *axes.collections]:
         artist.remove()
     axes.relim()
     axes.set(xlim=(0, 1), ylim=(0, 1))
