@@ -140,8 +140,9 @@ def _act(policy: QuestPolicy, look: Observation, device: str, speed: float) -> d
     result = _measured(act, naive, "no key/value cache", device, speed, len(look))
     with torch.no_grad():
         context = policy.context(look)
-    cached = _milliseconds(lambda: policy.generate(context), device)
-    uncached = _milliseconds(lambda: _generate_without_cache(policy, context), device)
+    cached, uncached = _in_turn(
+        device, lambda: policy.generate(context), lambda: _generate_without_cache(policy, context)
+    )
     result["tokens_milliseconds"], result["tokens_ratio_to_no_cache"] = cached, uncached / cached
     if device == "cuda":
         launched = _milliseconds(lambda: policy.generate(context, graphs=False), device)
@@ -290,15 +291,16 @@ def _measured(
     work: Callable[[], object], naive: Callable[[], object], what: str, device: str, speed: float, batch: int
 ) -> dict[str, Any]:
     before = _peak_mib(device)
-    took = _milliseconds(work, device)
+    work()
     peak = _peak_mib(device) - (before if device == "cpu" else 0.0)
+    took, took_naively = _in_turn(device, work, naive)
     with FlopCounterMode(display=False) as counter:
         work()
     return {
         "batch": batch,
         "milliseconds": took,
         "naive": what,
-        "ratio_to_naive": _milliseconds(naive, device) / took,
+        "ratio_to_naive": took_naively / took,
         "gflop": counter.get_total_flops() / 1e9,
         "ratio_to_limit": counter.get_total_flops() / speed / (took / 1000),
         "peak_mib": peak,
@@ -306,15 +308,21 @@ def _measured(
 
 
 def _milliseconds(work: Callable[[], object], device: str) -> float:
-    """The best of a few repeats, after one to warm up."""
-    times = []
+    return _in_turn(device, work)[0]
+
+
+def _in_turn(device: str, *works: Callable[[], object]) -> list[float]:
+    """Milliseconds of each, the best of a few repeats after one to warm up; in turn, so that a machine whose speed
+    changes meanwhile does not favour one."""
+    times: list[list[float]] = [[] for _ in works]
     for _ in range(REPEATS + 1):
-        _synchronise(device)
-        began = time.perf_counter()
-        work()
-        _synchronise(device)
-        times.append(1000 * (time.perf_counter() - began))
-    return min(times[1:])
+        for work, of_work in zip(works, times, strict=True):
+            _synchronise(device)
+            began = time.perf_counter()
+            work()
+            _synchronise(device)
+            of_work.append(1000 * (time.perf_counter() - began))
+    return [min(of_work[1:]) for of_work in times]
 
 
 def matmul_speed(device: str, dtype: torch.dtype = torch.float32, size: int | None = None) -> float:

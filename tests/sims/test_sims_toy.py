@@ -72,3 +72,15 @@ def test_impossible_settings_are_refused():
         ToySimulator(image_size=4)
     with pytest.raises(UnknownNameError, match="reach"):
         ToySimulator("raech")
+
+
+@pytest.mark.parametrize("key", ["toy/reach", "metaworld/reach-v3"])
+def test_initial_states_are_asked_for_by_numbers_and_a_split_that_there_are(key):
+    with make_simulator(key) as simulator:
+        assert simulator.initial_states(0) == []
+        with pytest.raises(ConfigError, match=rf"{key}, initial states: n = -1, start = -2, expected 0 or more"):
+            simulator.initial_states(-1, start=-2)
+        with pytest.raises(ConfigError, match="seed = -3"):
+            simulator.initial_states(1, seed=-3)
+        with pytest.raises(UnknownNameError, match="unknown split 'held-out': did you mean heldout?"):
+            simulator.initial_states(1, split="held-out")

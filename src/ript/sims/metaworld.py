@@ -36,6 +36,7 @@ from ript.sims.mujoco_rendering import (
     image_shape,
     lean_model,
 )
+from ript.sims.sequences import streams
 from ript.types import ChunkResult, InitialState, Observation, Split
 
 __all__ = [
@@ -290,12 +291,9 @@ class MetaworldSimulator:
 
     def initial_states(self, n: int, seed: int = 0, split: Split = "train", start: int = 0) -> list[InitialState]:
         """States number start..start+n-1 of the sequence (split, seed), drawn from the task's own reset space."""
-        return [self._sampled(seed, split, i) for i in range(start, start + n)]
+        return [self._sampled(label, generator) for label, generator in streams(self.task, n, seed, split, start)]
 
-    def _sampled(self, seed: int, split: Split, i: int) -> InitialState:
-        entropy = [("train", "heldout").index(split), seed, self.task.index, i]
-        generator = np.random.default_rng(np.random.SeedSequence(entropy))
-        label = f"{split} seed {seed} #{i}"
+    def _sampled(self, label: str, generator: np.random.Generator) -> InitialState:
         space = self._shared.env._random_reset_space
         state = self._shared.build(lambda: generator.uniform(space.low, space.high), f"{self.task.key}, {label}")
         return InitialState(task=self.task, state=state, origin="sampled", label=label)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ript.errors import ConfigError, SimulatorError, UnknownNameError
+from ript.sims.sequences import streams
 from ript.types import ChunkResult, InitialState, Observation, SimulatorSpec, Split, Task
 
 SUITE = "toy"
@@ -171,11 +172,9 @@ class ToySimulator:
 
     def initial_states(self, n: int, seed: int = 0, split: Split = "train", start: int = 0) -> list[InitialState]:
         """States number start..start+n-1 of the sequence (split, seed)."""
-        return [self._sampled(seed, split, i) for i in range(start, start + n)]
+        return [self._sampled(label, generator) for label, generator in streams(self.task, n, seed, split, start)]
 
-    def _sampled(self, seed: int, split: Split, i: int) -> InitialState:
-        entropy = [("train", "heldout").index(split), seed, self.task.index, i]
-        generator = np.random.default_rng(np.random.SeedSequence(entropy))
+    def _sampled(self, label: str, generator: np.random.Generator) -> InitialState:
         goal = TASKS[self.task.name][1](generator)
         dot = generator.uniform(-0.9, 0.9, 2)
         for _ in range(1000):
@@ -183,7 +182,7 @@ class ToySimulator:
                 break
             dot = generator.uniform(-0.9, 0.9, 2)
         state = np.concatenate([dot, goal])
-        return InitialState(task=self.task, state=state, origin="sampled", label=f"{split} seed {seed} #{i}")
+        return InitialState(task=self.task, state=state, origin="sampled", label=label)
 
     def close(self) -> None:
         self._state, self._done = None, True
