@@ -16,6 +16,7 @@ import torch
 from synthetic_run import evaluation, moving_square
 
 from ript.errors import DataError, RunError
+from ript.report import run as run_module
 from ript.report.run import RunFolder, read_config
 
 torch.set_num_threads(1)
@@ -213,6 +214,30 @@ def test_logging_an_iteration_or_an_evaluation_again_replaces_it(tmp_path):
             ("sampled (temperature 1)", "held-out", 0),
             ("greedy", "training", 0),
         ]
+
+
+def test_a_log_is_read_once_and_a_torn_line_is_dropped_by_the_next(tmp_path, monkeypatch):
+    reads = []
+    original = run_module.read_rows
+    monkeypatch.setattr(run_module, "read_rows", lambda path: reads.append(path.name) or original(path))
+    with make(tmp_path / "run") as run:
+        assert reads == ["metrics.jsonl"]
+
+        def torn(path, line):
+            with open(path, "a") as file:
+                file.write(line[:9])
+            raise RunError("the disk is full")
+
+        with monkeypatch.context() as full, pytest.raises(RunError):
+            full.setattr(run_module, "append_line", torn)
+            run.log(5, {"rollout/success": 0.5})
+        run.log(5, {"rollout/success": 0.6})
+        run.log(6, {"rollout/success": 0.7})
+        run.log(4, {"rollout/success": 0.8})  # an earlier one
+        run.log(7, {"rollout/success": 0.9})
+        shown = [(row["iteration"], row["rollout/success"]) for row in run.metrics()]
+    assert shown == [(1, 0.1), (2, 0.2), (3, 0.3), (5, 0.6), (6, 0.7), (4, 0.8), (7, 0.9)]
+    assert reads == ["metrics.jsonl"] * 4
 
 
 def test_an_evaluation_line_holds_the_documented_fields(tmp_path):

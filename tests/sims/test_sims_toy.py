@@ -82,5 +82,5 @@ def test_initial_states_are_asked_for_by_numbers_and_a_split_that_there_are(key)
             simulator.initial_states(-1, start=-2)
         with pytest.raises(ConfigError, match="seed = -3"):
             simulator.initial_states(1, seed=-3)
-        with pytest.raises(UnknownNameError, match="unknown split 'held-out': did you mean heldout?"):
+        with pytest.raises(UnknownNameError, match="unknown split 'held-out': did you mean heldout"):
             simulator.initial_states(1, split="held-out")

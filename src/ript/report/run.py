@@ -73,6 +73,7 @@ class RunFolder:
     def __init__(self, path: Path, lock: FileLock, kind: Kind, config: dict[str, Any], keep: int):
         self.path, self.kind, self.config = path, kind, config
         self._lock, self._keep = lock, keep
+        self._newest: dict[str, int] = {}  # iteration in each log, once this process has read it
 
     @classmethod
     def create(cls, path: str | Path, config: Mapping[str, Any], kind: Kind = "rl", *, keep: int = 2) -> RunFolder:
@@ -170,8 +171,7 @@ class RunFolder:
 
         A line of the same iteration, left by an earlier attempt, is replaced.
         """
-        self._rewrite("metrics.jsonl", lambda row: row["iteration"] != iteration)
-        append_line(self.path / "metrics.jsonl", dumps({"iteration": iteration, **metrics}))
+        self._append("metrics.jsonl", {"iteration": iteration, **metrics}, ("iteration",))
 
     def log_eval(
         self,
@@ -195,8 +195,6 @@ class RunFolder:
             seconds: wall clock of the run so far.
             states: which set of initial states, in one or two words.
         """
-        key = (iteration, result.mode, states)
-        self._rewrite("evals.jsonl", lambda row: (row["iteration"], row["mode"], row["states"]) != key)
         row = {
             "iteration": iteration,
             "rollouts": rollouts,
@@ -207,7 +205,7 @@ class RunFolder:
             "eval": result.to_json(),
             "per_state": {task: [list(pair) for pair in pairs] for task, pairs in result.per_state.items()},
         }
-        append_line(self.path / "evals.jsonl", dumps(row))
+        self._append("evals.jsonl", row, ("iteration", "mode", "states"))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
@@ -289,6 +287,14 @@ class RunFolder:
             {"reason": reason, "policy_iteration": policy_iteration, "finished": now(), **extra},
         )
 
+    def _append(self, name: str, row: dict[str, Any], key: Sequence[str]) -> None:
+        """Append a line in place of one with the same key; a log is only read again when there can be one."""
+        if row["iteration"] <= self._newest.get(name, row["iteration"]):
+            self._rewrite(name, lambda other: any(other[field] != row[field] for field in key))
+        newest = max(row["iteration"], self._newest.pop(name))
+        append_line(self.path / name, dumps(row))
+        self._newest[name] = newest  # not known after a line that was torn by a full disk
+
     def _cut(self, iteration: int) -> None:
         for name in ("metrics.jsonl", "evals.jsonl"):
             self._rewrite(name, lambda row: row["iteration"] <= iteration)
@@ -298,10 +304,10 @@ class RunFolder:
     def _rewrite(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Keep the lines that `keep` accepts, and drop a torn last one. Untouched when nothing changes."""
         path = self.path / name
-        if not path.exists():
-            return
-        text = "".join(dumps(row) + "\n" for row in read_rows(path) if keep(row))
-        if text.encode() != path.read_bytes():
+        rows = [row for row in read_rows(path) if keep(row)]
+        self._newest[name] = max((row["iteration"] for row in rows), default=-1)
+        text = "".join(dumps(row) + "\n" for row in rows)
+        if path.exists() and text.encode() != path.read_bytes():
             write_text(path, text)
 
 
