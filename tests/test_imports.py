@@ -23,7 +23,7 @@ LAYERS = [
     {"evaluate", "sft_stages"},
     {"train_sft"},
     {"bases", "rl_measure", "rl_start"},
-    {"train_rl"},
+    {"train_rl", "study_cost"},
     {"quickstart", "study", "bench", "bench_update", "bench_policy"},
     {"arguments"},
     {"commands"},

@@ -14,7 +14,8 @@ from ript import studies
 from ript.cli import main
 from ript.errors import ConfigError, DependencyMissing, NoSignalError, RunError, UnknownNameError
 from ript.studies import ML45_TEST, ML45_TRAIN, STUDIES, Cell, Scale, Study, get_study
-from ript.study import _row, _sft_fingerprint, cell_folder, cost, run_study, study_table, with_changes
+from ript.study import _row, _sft_fingerprint, cell_folder, run_study, study_table, with_changes
+from ript.study_cost import Speed, cost
 from ript.train_rl import train_rl
 
 CONFIG = toy_config(
@@ -245,13 +246,18 @@ def test_the_cost_is_an_upper_bound_by_the_speed_here(study: str) -> None:
     expense = cost(get_study(study), [0, 1])
     practice = (2 + 3 + 2) * 4
     assert expense.cells == 6 and expense.rollouts == 2 * (practice + 3 * 4 * 4)
-    assert expense.env_steps == 16 * expense.rollouts and expense.env_steps_per_second > 0
-    assert expense.hours == pytest.approx(expense.env_steps / expense.env_steps_per_second / 3600)
-    assert expense.machines_for_a_day == pytest.approx(expense.hours / 24)
+    assert expense.env_steps == 16 * expense.rollouts
+    assert expense.decisions == 2 * practice * (16 // 4) * 2  # at every fourth step, in two epochs
+    assert expense.speed.env_steps > expense.speed.execute == 4 and expense.speed.decisions > 0
+    assert expense.rollout_hours == pytest.approx(expense.env_steps / expense.speed.env_steps / 3600)
+    assert expense.update_hours == pytest.approx(expense.decisions / expense.speed.decisions / 3600)
+    assert expense.machines_for_a_day == pytest.approx((expense.rollout_hours + expense.update_hours) / 24)
     assert "at most a day on 1 machine like this" in expense.text(get_study(study))
-    assert "on 3 machines like this" in replace(expense, machines_for_a_day=2.1).text(get_study(study))
-    long = replace(expense, hours=600.0, machines_for_a_day=25.0).text(get_study(study))
-    assert "100 hours on 6 like this, since a run stays on one" in long
+    speed = Speed(env_steps=expense.env_steps / 3600 / 10, decisions=expense.decisions / 3600 / 40, execute=4)
+    assert "50.0 hours here (10.0 of rollouts at " in replace(expense, speed=speed).text(get_study(study))
+    assert "at most a day on 3 machines like this" in replace(expense, speed=speed).text(get_study(study))
+    slow = replace(speed, decisions=expense.decisions / 3600 / 590)
+    assert "100 hours on 6 like this, since a run stays on one" in replace(expense, speed=slow).text(get_study(study))
 
 
 def test_the_command_lists_and_estimates_without_running(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import time
 from argparse import Namespace
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -308,7 +308,8 @@ def _run_folder(folder: Path) -> Path:
 def study(args: Namespace) -> Answer:
     from ript.report.progress import status
     from ript.studies import STUDIES, get_study
-    from ript.study import cost, run_study, seeds_to_run, with_changes
+    from ript.study import run_study, seeds_to_run, with_changes
+    from ript.study_cost import cost
 
     if args.name is None:
         found = [get_study(name) for name in STUDIES]
@@ -322,7 +323,7 @@ def study(args: Namespace) -> Answer:
     seeds = seeds_to_run(chosen, Path(out), args.seeds, args.resume)
     expense = cost(chosen, seeds)
     if args.dry_run:
-        return Answer(text=expense.text(chosen), document={"study": args.name, "scale": args.scale} | asdict(expense))
+        return Answer(text=expense.text(chosen), document={"study": args.name, "scale": args.scale} | expense.to_json())
     status(expense.text(chosen))
     need_a_working_machine(Path(out))
     with saying_what_is_kept(f"finished cells are kept in {out}; go on with --resume"):

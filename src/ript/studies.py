@@ -20,9 +20,10 @@ from ript.config import (
     SFTConfig,
     SimConfig,
 )
-from ript.errors import UnknownNameError
+from ript.errors import DependencyMissing, UnknownNameError
 from ript.recipes import quickstart
 from ript.sims.metaworld_suite import SPLITS
+from ript.sims.registry import SUITES
 from ript.tables import count
 
 Scale = Literal["paper", "small"]
@@ -409,3 +410,14 @@ STUDIES: dict[str, Callable[[Scale], Study]] = {
     ),
 }  # fmt: skip
 """Name -> what makes the study at a scale."""
+
+
+def with_simulator(study: Study) -> Study:
+    """The study, when its simulator is there.
+
+    Raises:
+        DependencyMissing: it is not.
+    """
+    if study.needs not in SUITES:
+        raise DependencyMissing(f"study {study.name} needs the simulator suite {study.needs!r}, which is not here yet")
+    return study

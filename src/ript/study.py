@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
-import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ript import overrides
 from ript.bases import base_fingerprint, base_folder, collect, make_base, train_unless_done
-from ript.build import Contexts, make_env_pool, make_policy, simulator_factory, task_keys
+from ript.build import simulator_factory, task_keys
 from ript.config import Config
-from ript.errors import ConfigError, DependencyMissing, NoSignalError, RiptError, RunError
+from ript.errors import ConfigError, NoSignalError, RiptError, RunError
 from ript.evaluate import wilson
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
@@ -33,47 +31,10 @@ from ript.report.lock import locked
 from ript.report.page import write_report
 from ript.report.progress import status
 from ript.report.run import read_config, read_rows
-from ript.sims.registry import SUITES
-from ript.studies import Cell, Scale, Study, finetunes, get_study
-from ript.tables import count
+from ript.studies import Cell, Scale, Study, finetunes, get_study, with_simulator
 from ript.train_rl import train_rl
-from ript.types import RolloutRequest
 
 RECORD = "study.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What a study will take, by the speed measured on this machine.
-
-    Attributes:
-        cells: cells times seeds.
-        rollouts, env_steps: at most: every group attempted, every rollout to the horizon.
-        env_steps_per_second: measured.
-        hours: of rollouts on this machine.
-        machines_for_a_day: like this one.
-    """
-
-    cells: int
-    rollouts: int
-    env_steps: int
-    env_steps_per_second: float
-    hours: float
-    machines_for_a_day: float
-
-    def text(self, study: Study) -> str:
-        lines = [f"{study.name}: {study.question}", *(f"  shrunk: {what}" for what in study.shrunk)]
-        lines += [f"  differs: {what}" for what in study.differs]
-        lines += [*(f"  changed: {what}" for what in study.changed), *(f"  {cell.name}" for cell in study.cells)]
-        machines = math.ceil(self.machines_for_a_day)
-        day = f"at most a day on {count(machines, 'machine')} like this"
-        if machines > self.cells:
-            day = f"{self.hours / self.cells:,.0f} hours on {self.cells} like this, since a run stays on one"
-        return "\n".join(lines) + (
-            f"\n{self.cells} runs: at most {self.rollouts:,} rollouts, {self.env_steps:,} env-steps; at "
-            f"{self.env_steps_per_second:,.0f} env-steps/s {self.hours:.1f} hours of rollouts here, or {day}; "
-            "supervised training and updates come on top"
-        )
 
 
 def run_study(
@@ -106,7 +67,7 @@ def run_study(
         RunError: `out` holds something else, or is in use.
     """
     changes = changes or {}
-    study = checked(with_changes(get_study(name, scale), changes))
+    study = with_simulator(with_changes(get_study(name, scale), changes))
     folder = Path(out)
     asked: dict[str, Any] = {"study": name, "scale": scale, "seeds": seeds_to_run(study, folder, seeds, resume),
                              "changes": {k: list(v) for k, v in changes.items()}}  # fmt: skip
@@ -155,13 +116,6 @@ def seeds_to_run(study: Study, folder: Path, seeds: Sequence[int] | None, resume
         if isinstance(held, dict) and isinstance(held.get("seeds"), list) and held["seeds"]:
             return checked_seeds(held["seeds"])
     return list(study.seeds)
-
-
-def checked(study: Study) -> Study:
-    """The study, when its simulator is there."""
-    if study.needs not in SUITES:
-        raise DependencyMissing(f"study {study.name} needs the simulator suite {study.needs!r}, which is not here yet")
-    return study
 
 
 def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> list[int]:
@@ -342,42 +296,3 @@ def pooled(totals: Sequence[dict[str, Any]]) -> str:
     successes = sum(total["successes"] for total in totals)
     low, high = wilson(successes, trials)
     return f"{100 * successes / trials:.0f} % ({successes}/{trials}, {100 * low:.0f}-{100 * high:.0f})"
-
-
-# ------------------------------------------------------------------ what it will cost
-
-
-def cost(study: Study, seeds: Sequence[int]) -> Cost:
-    """Rollouts of practice and evaluation, by the speed of an untrained policy here, which never stops early."""
-    study = checked(study)
-    rollouts = env_steps = 0
-    for cell in study.cells:
-        c = cell.config
-        practice = c.iterations * c.sampling.max_attempts * c.sampling.group_size
-        validations = c.iterations // c.eval.every if c.eval.every else 0
-        measured = len(c.tasks) * (4 * c.eval.trials + validations * c.eval.every_trials)
-        rollouts += practice + measured
-        env_steps += practice * (c.sampling.horizon or c.sim.horizon) + measured * c.sim.horizon
-    speed = measure_speed(study.cells[0].config)
-    hours = len(seeds) * env_steps / speed / 3600
-    return Cost(
-        cells=len(study.cells) * len(seeds), rollouts=len(seeds) * rollouts, env_steps=len(seeds) * env_steps,
-        env_steps_per_second=speed, hours=hours, machines_for_a_day=hours / 24,
-    )  # fmt: skip
-
-
-def measure_speed(config: Config, steps: int = 64) -> float:
-    """Environment steps a second of all workers together, with an untrained policy in the loop."""
-    (key, *_) = task_keys(config.sim, config.tasks)
-    slots = max(1, config.rollout.workers) * config.rollout.slots
-    with Contexts(config.sim, (key,), 0) as contexts:
-        policy = make_policy(config, contexts.simulator(key).spec, 0)
-        policy.embed([contexts.simulator(key).task.instruction])
-        states = contexts.states(key, slots, "train")
-        with make_env_pool(config.sim, config.rollout, policy) as pool:
-            for horizon in (policy.config.execute, steps):  # the first time is for starting up
-                began = time.perf_counter()
-                done = list(
-                    pool.run(RolloutRequest(initial_state=s, index=0, seed=(0,), horizon=horizon) for s in states)
-                )
-    return sum(rollout.env_steps for rollout in done) / (time.perf_counter() - began)

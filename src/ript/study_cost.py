@@ -1,0 +1,161 @@
+"""What a study will take here, by speeds that are measured before it begins."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ript.build import Contexts, make_env_pool, make_policy, task_keys, update_settings
+from ript.config import Config
+from ript.learn.batch import make_batch
+from ript.learn.update import make_optimiser, update
+from ript.rl_start import learner
+from ript.studies import Study, with_simulator
+from ript.tables import count
+from ript.types import Group, Rollout, RolloutRequest, Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Of an untrained policy on this machine.
+
+    Attributes:
+        env_steps: a second, of all workers together.
+        decisions: a second, of an update.
+        execute: actions from one decision to the next.
+    """
+
+    env_steps: float
+    decisions: float
+    execute: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a study will take, at most: every group attempted, every rollout to the horizon.
+
+    Attributes:
+        cells: cells times seeds.
+        rollouts, env_steps: of practice and evaluation.
+        decisions: that updates work on, each as often as there are epochs.
+        speed: measured.
+    """
+
+    cells: int
+    rollouts: int
+    env_steps: int
+    decisions: int
+    speed: Speed
+
+    @property
+    def rollout_hours(self) -> float:
+        return self.env_steps / self.speed.env_steps / 3600
+
+    @property
+    def update_hours(self) -> float:
+        return self.decisions / self.speed.decisions / 3600
+
+    @property
+    def hours(self) -> float:
+        return self.rollout_hours + self.update_hours
+
+    @property
+    def machines_for_a_day(self) -> float:
+        """Like this one."""
+        return self.hours / 24
+
+    def to_json(self) -> dict[str, float]:
+        return {
+            "cells": self.cells, "rollouts": self.rollouts, "env_steps": self.env_steps, "decisions": self.decisions,
+            "env_steps_per_second": self.speed.env_steps, "decisions_per_second": self.speed.decisions,
+            "rollout_hours": self.rollout_hours, "update_hours": self.update_hours, "hours": self.hours,
+            "machines_for_a_day": self.machines_for_a_day,
+        }  # fmt: skip
+
+    def text(self, study: Study) -> str:
+        lines = [f"{study.name}: {study.question}", *(f"  shrunk: {what}" for what in study.shrunk)]
+        lines += [f"  differs: {what}" for what in study.differs]
+        lines += [*(f"  changed: {what}" for what in study.changed), *(f"  {cell.name}" for cell in study.cells)]
+        machines = math.ceil(self.machines_for_a_day)
+        day = f"at most a day on {count(machines, 'machine')} like this"
+        if machines > self.cells:
+            day = f"{self.hours / self.cells:,.0f} hours on {self.cells} like this, since a run stays on one"
+        speed = self.speed
+        lines.append(
+            f"{self.cells} runs: at most {self.rollouts:,} rollouts, {self.env_steps:,} env-steps; "
+            f"{self.hours:,.1f} hours here ({self.rollout_hours:,.1f} of rollouts at {speed.env_steps:,.0f} "
+            f"env-steps/s, {self.update_hours:,.1f} of updates at {speed.decisions:,.0f} decisions/s), or {day}; "
+            "supervised training comes on top"
+        )
+        return "\n".join(lines)
+
+
+def cost(study: Study, seeds: Sequence[int]) -> Cost:
+    """Of practice and evaluation, by the speed of an untrained policy here.
+
+    Raises:
+        DependencyMissing: its simulator is not there.
+    """
+    speed = measure_speed(with_simulator(study).cells[0].config)
+    rollouts = env_steps = decisions = 0
+    for cell in study.cells:
+        c, s = cell.config, cell.config.sampling
+        horizon = s.horizon or c.sim.horizon
+        practice = c.iterations * s.max_attempts * s.group_size
+        validations = c.iterations // c.eval.every if c.eval.every else 0
+        measured = len(c.tasks) * (4 * c.eval.trials + validations * c.eval.every_trials)
+        rollouts += practice + measured
+        env_steps += practice * horizon + measured * c.sim.horizon
+        each = math.ceil(horizon / speed.execute)
+        kept = min(each, c.learn.max_decisions or each)
+        decisions += c.iterations * s.groups * s.group_size * kept * c.learn.epochs
+    n = len(seeds)
+    return Cost(
+        cells=n * len(study.cells), rollouts=n * rollouts, env_steps=n * env_steps, decisions=n * decisions,
+        speed=speed,
+    )  # fmt: skip
+
+
+def measure_speed(config: Config, steps: int = 64) -> Speed:
+    """Rollouts with an untrained policy in the loop, then one epoch of an update on them."""
+    (key, *_) = task_keys(config.sim, config.tasks)
+    slots = max(2, config.rollout.workers * config.rollout.slots)
+    threads = torch.get_num_threads()
+    with Contexts(config.sim, (key,), 0) as contexts:
+        fresh = make_policy(config, contexts.simulator(key).spec, 0)
+        policy = learner(config, fresh, contexts, calibrate=False)
+        states = contexts.states(key, slots, "train")
+        with make_env_pool(config.sim, config.rollout, policy) as pool:
+            for horizon in (fresh.config.execute, steps):  # the first time is for starting up
+                began = time.perf_counter()
+                done = list(
+                    pool.run(
+                        RolloutRequest(initial_state=s, index=0, seed=(0,), horizon=horizon, record=True)
+                        for s in states
+                    )
+                )
+                rollout_seconds = time.perf_counter() - began
+    batch = make_batch([Group(initial_state=states[0], rollouts=_half_successful(done))])
+    settings = update_settings(config.learn) | {"epochs": 1, "target_kl": None}
+    torch.set_num_threads(config.learn.threads)
+    try:
+        optimiser = make_optimiser(policy, learning_rate=0.0)
+        for _ in range(2):  # the first time is for starting up
+            began = time.perf_counter()
+            update(policy, optimiser, batch, generator=torch.Generator(), **settings)
+            update_seconds = time.perf_counter() - began
+    finally:
+        torch.set_num_threads(threads)
+    steps_done = sum(rollout.env_steps for rollout in done)
+    return Speed(
+        env_steps=steps_done / rollout_seconds, decisions=len(batch) / update_seconds, execute=fresh.config.execute
+    )
+
+
+def _half_successful(rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
+    """The same rollouts, every other one a success: an update needs a signal, whatever it learns."""
+    return tuple(replace(r, status=Status.SUCCESS if i % 2 else Status.FAILURE) for i, r in enumerate(rollouts))
