@@ -178,10 +178,13 @@ def test_a_printed_recipe_is_a_file_that_recipe_reads_back(folder: Path, capsys)
         ("eval --policy nowhere --tasks reach --greedy --temperature 1", 2, "not allowed with argument --greedy"),
         ("report OUT --out OUT/r.html", 1, "does not exist"),
         ("rl --recipe smoke --out OUT --policy.sampling=published", 2, "draws from policy.top_k tokens: give it"),
-        ("report OUT --out .", 1, "is a folder: name the page to write"),
+        ("report OUT --out .", 1, "is a folder: name a file in it"),
         ("demos info .", 1, "is a folder: give a demonstration file"),
         ("quickstart --seed -1 --out OUT", 2, "seed: must be in 0..2^63 - 1, got -1"),
         ("bench rollout --recipe smoke", 2, "stock environment exists for metaworld only"),
+        ("bench rollout --tasks=", 2, "no task to practise on: give --tasks"),
+        ("bench update --tasks ,", 2, "no task to practise on: give --tasks"),
+        ("demos collect --recipe smoke --tasks reach --per-task 1 --out .", 1, "is a folder: name a file in it"),
         ("quickstart --target drawr-open --out OUT", 2, "did you mean drawer-open-v3"),
     ],
 )
@@ -264,6 +267,9 @@ def test_demonstrations_without_the_target_task_are_refused_before_anything_is_w
     words = ("sft", "--recipe", "smoke", "--demos", demos, "--tasks", "reach-left", "--out", tmp_path / "out")
     assert run(*words) == 1
     assert "no demonstration of target task toy/reach-left" in capsys.readouterr().err
+    words = ("sft", "--recipe", "quickstart", "--demos", demos, "--tasks=", "--out", tmp_path / "out")
+    assert run(*words) == 1
+    assert "are of the simulator suite 'toy', the recipe is for 'metaworld'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -404,9 +410,10 @@ def test_an_evaluation_whose_videos_have_no_place_does_not_begin(rl: Path, tmp_p
 
 
 def test_a_record_of_a_quickstart_that_is_none_is_named(tmp_path: Path, capsys) -> None:
-    (tmp_path / "quickstart.json").write_text("[]")
-    assert run("quickstart", "--out", tmp_path) == 1
-    assert "quickstart.json is damaged: choose another --out" in capsys.readouterr().err
+    for content in ("[]", '{"seconds": [1]}', '{"seconds": {"report": "x"}}'):
+        (tmp_path / "quickstart.json").write_text(content)
+        assert run("quickstart", "--out", tmp_path) == 1
+        assert "quickstart.json is damaged: choose another --out" in capsys.readouterr().err
 
 
 def test_a_policy_with_settings_that_nothing_here_writes_is_refused(rl: Path, tmp_path: Path, capsys) -> None:

@@ -145,6 +145,7 @@ def test_one_that_was_interrupted_goes_on_with_the_same_call_to_the_same_end(
     result = quickstart(config=CONFIG, seed=3)
     assert list(Path("runs").iterdir()) == [folder] and (folder / "target.hdf5").stat().st_mtime_ns == made
     assert weights(folder / "rl") == weights(first[1] / "rl") and result.rl.env_steps == first[0].rl.env_steps
+    assert all(seconds > 0 for name, seconds in result.seconds.items() if name != "pre-training")
     assert json.loads((folder / "quickstart.json").read_text())["finished"]
     quickstart(config=CONFIG, seed=3)  # a finished one is not touched
     assert sorted(path.name for path in Path("runs").iterdir()) == [folder.name, f"{folder.name}-2"]

@@ -33,6 +33,8 @@ def test_a_target_that_the_base_learns_from_is_left_out_of_it() -> None:
     config = recipes.with_tasks(recipes.get("quickstart"), ("push-v3",))
     assert config.tasks == ("push-v3",)
     assert config.pretrain_tasks == tuple(t for t in recipes.PRETRAIN_TASKS if t != "push-v3")
+    short = replace(recipes.get("quickstart"), pretrain_tasks=("push", "metaworld/soccer-v3", "reach-wall"))
+    assert recipes.with_tasks(short, ("push-v3", "soccer")).pretrain_tasks == ("reach-wall",)
 
 
 def test_an_unknown_recipe_suggests_the_nearest() -> None:

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ript.build import Contexts, make_env_pool, make_policy, simulator_factory, task_keys
+from ript.build import Contexts, make_env_pool, make_policy, simulator_factory, some_task_keys
 from ript.config import Config
 from ript.errors import ConfigError, WorkerError
 from ript.interfaces import Simulator
@@ -77,7 +77,7 @@ def bench_rollout(config: Config, *, rollouts: int | None = None, stock_steps: i
         raise ConfigError(
             f"the stock environment exists for metaworld only, not for {config.sim.suite}: use another recipe"
         )
-    keys = task_keys(config.sim, config.tasks)
+    keys = some_task_keys(config)
     workers = config.rollout.workers
     torch.set_num_threads(1)
     with Contexts(config.sim, keys, config.seed) as contexts:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ript.build import Contexts, make_env_pool, make_policy, task_keys, update_settings
+from ript.build import Contexts, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config import Config
 from ript.errors import ConfigError
 from ript.interfaces import EnvPool, PostTrainable
@@ -54,7 +54,7 @@ def bench_update(config: Config, policy: PostTrainable | None = None) -> dict[st
         yield
         seconds[name] = time.perf_counter() - began
 
-    keys = task_keys(config.sim, config.tasks)
+    keys = some_task_keys(config)
     with Contexts(config.sim, keys, config.seed) as contexts, tempfile.TemporaryDirectory() as folder:
         real = policy is not None
         start = policy or make_policy(config, contexts.simulator(keys[0]).spec, 0)

@@ -52,7 +52,8 @@ def _check_suite(sim: SimConfig) -> None:
 
 def simulator_factory(sim: SimConfig) -> SimulatorFactory:
     """Task key -> simulator; picklable, and whole: a worker process need not know a suite that was registered here."""
-    return functools.partial(SUITES[sim.suite][0], **simulator_settings(sim))
+    settings = simulator_settings(sim)
+    return functools.partial(SUITES[sim.suite][0], **settings)
 
 
 def sim_config_of(policy: PostTrainable, horizon: int = 500) -> SimConfig:
@@ -108,6 +109,19 @@ def task_keys(sim: SimConfig, names: tuple[str, ...]) -> tuple[str, ...]:
             raise UnknownNameError(f"{sim.suite} task", name, known)
         keys.append(known[name].key)
     return tuple(keys)
+
+
+def some_task_keys(config: Config) -> tuple[str, ...]:
+    """Keys of the tasks that the configuration practises on.
+
+    Raises:
+        ConfigError: none.
+        UnknownNameError: one that there is not.
+    """
+    keys = task_keys(config.sim, config.tasks)
+    if not keys:
+        raise ConfigError("no task to practise on: give --tasks")
+    return keys
 
 
 def make_policy(config: Config, spec: SimulatorSpec, privileged_dim: int, seed: int | None = None) -> QuestPolicy:

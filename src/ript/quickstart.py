@@ -188,7 +188,8 @@ def _interrupted(folder: Path, config: Config, fresh: bool) -> bool:
 
 def _recorded(folder: Path) -> dict[str, Any]:
     record = read_json(folder / RECORD)
-    if not isinstance(record, dict):
+    seconds = record.get("seconds") if isinstance(record, dict) else None
+    if not isinstance(seconds, dict) or not all(isinstance(value, int | float) for value in seconds.values()):
         raise RunError(f"{folder / RECORD} is damaged: choose another --out, or remove {folder}")
     return record
 

@@ -106,5 +106,12 @@ def get(name: str) -> Config:
 
 
 def with_tasks(config: Config, tasks: tuple[str, ...]) -> Config:
-    """The same recipe for other target tasks; a target is never pre-trained on."""
-    return replace(config, tasks=tasks, pretrain_tasks=tuple(t for t in config.pretrain_tasks if t not in tasks))
+    """The same recipe for other target tasks; a target, however it is written, is never pre-trained on."""
+    targets = {_bare(task) for task in tasks}
+    kept = tuple(task for task in config.pretrain_tasks if _bare(task) not in targets)
+    return replace(config, tasks=tasks, pretrain_tasks=kept)
+
+
+def _bare(task: str) -> str:
+    """ "metaworld/push-v3" and "push" are one task."""
+    return task.rpartition("/")[2].removesuffix("-v3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from ript.build import Contexts, load_policy
@@ -25,6 +26,7 @@ class Progress:
     rollouts: int = 0
     env_steps: int = 0
     seconds: float = 0.0
+    before_seconds: float = 0.0
     hopeless: int = 0
     rate_scale: float = 1.0
     best_success: float = -1.0
@@ -47,7 +49,8 @@ class Measurements:
         """Mode -> success on the test states, with videos; not part of training."""
         e = self.config.eval
         modes = ("sampled", "greedy") if e.mode == "sampled" else ("greedy", "sampled")
-        results = self._evaluate(self.test, modes, at, e.videos)
+        measured = self.run.path / "start" if stage == "before" else self.run.policy
+        results = self._evaluate(self.test, modes, at, measured, e.videos)
         for result in results.values():
             self._log(result, at, "held-out")
         self.run.save_videos(stage, results[e.mode].videos)
@@ -66,7 +69,7 @@ class Measurements:
         if not e.every or not (last or (at.iteration and at.iteration % e.every == 0)):
             return 0.0
         began = time.perf_counter()
-        result = self._evaluate(self.validation, (e.mode,), at)[e.mode]
+        result = self._evaluate(self.validation, (e.mode,), at, self.run.path)[e.mode]
         self._log(result, at, "validation")
         status(f"  iteration {at.iteration}: validation {result.total.successes}/{result.total.trials}")
         if result.total.rate >= at.best_success:
@@ -97,11 +100,16 @@ class Measurements:
             self.policy.save_pretrained(folder)
 
     def _evaluate(
-        self, states: Mapping[Task, list[InitialState]], modes: tuple[str, ...], at: Progress, videos: int = 0
+        self,
+        states: Mapping[Task, list[InitialState]],
+        modes: tuple[str, ...],
+        at: Progress,
+        what: Path,
+        videos: int = 0,
     ) -> dict[str, EvalResult]:
         self.pool.set_policy(self.policy.weights(), at.iteration)
         return run_evaluation(
-            self.pool, states, name=str(self.run.path), seed=self.config.eval.seed, modes=modes,
+            self.pool, states, name=str(what), seed=self.config.eval.seed, modes=modes,
             temperature=self.policy.temperature, videos=videos,
         )  # fmt: skip
 

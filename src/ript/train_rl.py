@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from ript.build import Contexts, make_env_pool, task_keys, update_settings, use_device
+from ript.build import Contexts, make_env_pool, some_task_keys, update_settings, use_device
 from ript.config import Config
-from ript.errors import ConfigError, NoSignalError, NotFiniteError
+from ript.errors import NoSignalError, NotFiniteError
 from ript.interfaces import EnvPool, PostTrainable
 from ript.learn.batch import make_batch
 from ript.learn.update import AdaptiveRate, make_optimiser, update
@@ -79,10 +79,8 @@ def train_rl(config: Config, policy: Start, out: str | Path, *, resume: bool = F
     else:
         RunFolder.require_free(out)
     torch.set_num_threads(config.learn.threads)  # before anything is computed: sums depend on their order
-    device, keys = use_device(config.device), task_keys(config.sim, config.tasks)
+    device, keys = use_device(config.device), some_task_keys(config)
     require_trackers(_trackers(config))
-    if not keys:
-        raise ConfigError("no task to practise on: give --tasks")
     with Contexts(config.sim, keys, config.seed, config.sampling.demos) as contexts:
         next(contexts.training(0, config.sampling.contexts, config.sampling.context_noise))  # can there be any?
         trained = learner(config, policy, contexts, calibrate=not (resume and (out / "start").exists()))
@@ -115,7 +113,11 @@ class _Run:
         self.restore()
         clock = [time.perf_counter()]
         measured = self.measurements
-        before = measured.recorded() if self.at.iteration else measured.test_both_modes("before", self.at)
+        if self.at.iteration:
+            before = measured.recorded()
+        else:
+            before = measured.test_both_modes("before", self.at)
+            self.at.before_seconds = time.perf_counter() - clock[0]
         clock.append(time.perf_counter())
         began = clock[-1] - self.at.seconds
         while self.at.iteration < self.config.iterations and not self.at.solved:
@@ -136,7 +138,7 @@ class _Run:
         clock.append(time.perf_counter())
         measured.write_policy(before, after, self.at)
         seconds = {
-            "evaluate before": clock[1] - clock[0],
+            "evaluate before": self.at.before_seconds,
             "post-train": clock[2] - began,
             "evaluate after": clock[3] - clock[2],
         }

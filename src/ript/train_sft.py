@@ -54,6 +54,11 @@ def train_sft(
         RunError: `out` is in use or holds another run.
     """
     demo_set = demos if isinstance(demos, DemoSet) else open_demos(list(demos))
+    if demo_set.spec.suite != config.sim.suite:
+        raise DataError(
+            f"the demonstrations are of the simulator suite {demo_set.spec.suite!r}, "
+            f"the recipe is for {config.sim.suite!r}"
+        )
     have = {task.key for task in demo_set.tasks}
     targets = tuple(k for k in task_keys(config.sim, config.tasks) if k in have)
     missing = sorted(set(task_keys(config.sim, config.tasks)) - have)

@@ -21,7 +21,7 @@ from ript.demos.demo_set import open_demos
 from ript.demos.records import Demo
 from ript.demos.workers import TASKS_PER_PROCESS
 from ript.demos.writer import _Disk
-from ript.errors import ConfigError, DataError, NotFiniteError, SimulatorError, WorkerError
+from ript.errors import ConfigError, DataError, NotFiniteError, RunError, SimulatorError, WorkerError
 from ript.types import InitialState, Task
 
 TASKS = ["point/red", "point/unlucky", "point/blue"]
@@ -397,8 +397,20 @@ def test_a_folder_that_may_not_be_written_to_is_said_before_any_work(tmp_path):
 def test_a_folder_that_does_not_exist_is_said_before_any_work(tmp_path):
     with pytest.raises(DataError, match=r"there is no folder .*missing; make it first"):
         collect_demos(no_simulator, ["point/red"], 1, tmp_path / "missing" / "d.hdf5")
-    with pytest.raises(DataError, match="it is a folder"):
+    with pytest.raises(RunError, match="is a folder: name a file in it"):
         collect_demos(no_simulator, ["point/red"], 1, tmp_path)
+
+
+def test_nothing_but_an_older_demonstration_file_is_replaced(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    for name, what in (("notes.txt", "is not a demonstration file"), ("pipe", "is no regular file")):
+        with pytest.raises(RunError, match=what):
+            collect_demos(no_simulator, ["point/red"], 1, tmp_path / name)
+    with pytest.raises(RunError, match="is a folder"):
+        collect_demos(no_simulator, ["point/red"], 1, "")
+    assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "pipe").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def no_simulator(key):

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import shutil
 from functools import partial
 
@@ -238,5 +239,38 @@ def test_another_version_and_a_lost_demonstration_are_said(copy):
 def test_a_description_of_the_simulator_that_is_none_is_named(copy, spec):
     with h5py.File(copy, "r+") as file:
         file["data"].attrs["spec"] = spec
-    with pytest.raises(DataError, match=r"copy\.hdf5 is damaged"):
+    with pytest.raises(DataError, match=r"copy\.hdf5: key 'data', attribute 'spec'"):
+        open_demos(copy)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value", "says"),
+    [
+        ("data", "num_demos", 0, "holds"),
+        ("data", "num_demos", "four", "attribute 'num_demos': expected a whole number, got 'four'"),
+        ("data", "spec", "{", "attribute 'spec' is no JSON"),
+        ("data", "settings", "[]", r"attribute 'settings': expected a JSON object, got '\[\]'"),
+        ("data", "versions", "null", "attribute 'versions': expected a JSON object"),
+        ("data", "format_version", np.array([1, 1]), "format_version"),
+        ("data/demo_0", "tries", "many", "key 'data/demo_0', attribute 'tries': expected a whole number"),
+        ("data/demo_0", "num_samples", np.array([3, 4]), "key 'data/demo_0', attribute 'num_samples'"),
+    ],
+)
+def test_an_attribute_that_is_damaged_is_named_with_file_and_key(copy, where, name, value, says):
+    with h5py.File(copy, "r+") as file:
+        file[where].attrs[name] = value
+    with pytest.raises(DataError, match=rf"copy\.hdf5: (key '{where}'|format_version)") as caught:
+        open_demos(copy)
+    assert re.search(says, str(caught.value))
+
+
+def test_a_group_that_is_none_is_named(copy):
+    with h5py.File(copy, "r+") as file:
+        file["data"]["demo_x"] = h5py.SoftLink("/data/demo_0")
+    with pytest.raises(DataError, match=r"copy\.hdf5: key 'data/demo_x': expected a number"):
+        open_demos(copy)
+    with h5py.File(copy, "r+") as file:
+        del file["data/demo_x"], file["data/demo_0"]
+        file["data/demo_0"] = h5py.ExternalLink("nowhere.hdf5", "/x")
+    with pytest.raises(DataError, match=r"copy\.hdf5: key 'data/demo_0' cannot be read"):
         open_demos(copy)

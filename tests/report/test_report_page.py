@@ -298,11 +298,11 @@ def test_a_report_replaces_nothing_but_a_page(tmp_path, whole_run):
     (tmp_path / "notes.txt").write_text("mine")
     for out in (whole_run / "config.json", tmp_path / "notes.txt"):
         before = out.read_bytes()
-        with pytest.raises(RunError, match="is there already, and is no HTML page"):
+        with pytest.raises(RunError, match="is there already, and is not an HTML page"):
             write_report([whole_run], out)
         assert out.read_bytes() == before
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(RunError, match="it is no regular file"):
+    with pytest.raises(RunError, match="is no regular file"):
         write_report([whole_run], tmp_path / "pipe")
     assert (tmp_path / "pipe").is_fifo()
     page = write_report([whole_run], tmp_path / "page.html")
@@ -343,3 +343,18 @@ def test_runs_are_told_apart_by_the_shortest_ending_of_their_paths(tmp_path):
     paths = [tmp_path / "a" / "rl", tmp_path / "b" / "rl"]
     assert views.unique_names(paths) == ["a/rl", "b/rl"]
     assert views.unique_names(paths[:1]) == ["rl"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda run: (run / "result.json").write_text('{"reason": "done", "seconds": [1]}'),
+        lambda run: (run / "metrics.jsonl").write_text('{"iteration": 1, "update/kl": ' + "9" * 400 + "}\n"),
+    ],
+)
+def test_a_value_that_no_run_writes_is_an_error_that_names_the_run(tmp_path, damage):
+    run = make_run(tmp_path / "run", iterations=1)
+    damage(run)
+    with pytest.raises(RunError, match=f"{run} holds what no run writes"):
+        write_report([run], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()

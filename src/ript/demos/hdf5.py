@@ -107,41 +107,42 @@ def open_file(path: str | Path) -> DemoFile:
                 f"{path}: key 'data' has attribute format {form!r}; expected {FORMAT!r}. "
                 "Robomimic and LIBERO files of other makers are not read by this version"
             )
-        if version != FORMAT_VERSION:
+        if not np.isscalar(version) or version != FORMAT_VERSION:
             raise DataError(f"{path}: format_version {version}; this version of ript reads {FORMAT_VERSION}")
-        names = sorted((n for n in data if n.startswith("demo_")), key=lambda n: int(n.removeprefix("demo_")))
-        expected = int(_attr(path, data, "num_demos"))
+        names = [name for name in data if name.startswith("demo_")]
+        if odd := [name for name in names if not name.removeprefix("demo_").isdecimal()]:
+            raise DataError(f"{path}: key 'data/{odd[0]}': expected a number after demo_")
+        names.sort(key=lambda name: int(name.removeprefix("demo_")))
+        expected = _whole(path, data, "num_demos")
+        if expected < 1:
+            raise DataError(f"{path}: key 'data' holds no demonstration")
         if len(names) != expected:
             raise DataError(f"{path}: key 'data' holds {len(names)} demonstrations; expected {expected}")
         return DemoFile(
             path=path,
-            spec=_spec(json.loads(_attr(path, data, "spec"))),
-            settings=json.loads(_attr(path, data, "settings")),
-            versions=json.loads(_attr(path, data, "versions")),
-            entries=tuple(_read_entry(path, data[name]) for name in names),
+            spec=_spec(path, _table(path, data, "spec")),
+            settings=_table(path, data, "settings"),
+            versions=_table(path, data, "versions"),
+            entries=tuple(_read_entry(path, _group(path, data, name)) for name in names),
         )
 
 
 def _read_entry(path: Path, group: h5py.Group) -> DemoEntry:
-    a = dict(group.attrs)
-    try:
-        return DemoEntry(
-            path=path,
-            name=group.name.rsplit("/", 1)[-1],
-            task=Task(
-                suite=str(a["task_suite"]),
-                name=str(a["task_name"]),
-                instruction=str(a["task_instruction"]),
-                index=int(a["task_index"]),
-                horizon=int(a["task_horizon"]),
-            ),
-            state_id=str(a["state_id"]),
-            steps=int(a["num_samples"]),
-            looks=int(a["num_looks"]),
-            tries=int(a["tries"]),
-        )
-    except KeyError as error:
-        raise DataError(f"{path}: key '{group.name.lstrip('/')}' lacks the attribute {error}") from error
+    def text(name: str) -> str:
+        return str(_attr(path, group, name))
+
+    def whole(name: str) -> int:
+        return _whole(path, group, name)
+
+    return DemoEntry(
+        path=path,
+        name=group.name.rsplit("/", 1)[-1],
+        task=Task(
+            suite=text("task_suite"), name=text("task_name"), instruction=text("task_instruction"),
+            index=whole("task_index"), horizon=whole("task_horizon"),
+        ),
+        state_id=text("state_id"), steps=whole("num_samples"), looks=whole("num_looks"), tries=whole("tries"),
+    )  # fmt: skip
 
 
 def _read_demo(file: h5py.File, entry: DemoEntry, spec: SimulatorSpec) -> Demo:
@@ -248,8 +249,49 @@ def _attr(path: Path, group: h5py.Group, name: str) -> Any:
     return group.attrs[name]
 
 
-def _spec(fields: Mapping[str, Any]) -> SimulatorSpec:
-    return SimulatorSpec(**{**fields, "cameras": {name: tuple(size) for name, size in fields["cameras"].items()}})
+def _group(path: Path, data: h5py.Group, name: str) -> h5py.Group:
+    try:
+        found = data[name]
+    except (KeyError, OSError, RuntimeError) as error:  # a link to another file, damage
+        raise DataError(f"{path}: key 'data/{name}' cannot be read ({error})") from error
+    if not isinstance(found, h5py.Group):
+        raise DataError(f"{path}: key 'data/{name}': expected a group")
+    return found
+
+
+def _whole(path: Path, group: h5py.Group, name: str) -> int:
+    value = _attr(path, group, name)
+    if not isinstance(value, int | np.integer) or value < 0:
+        key = group.name.lstrip("/")
+        raise DataError(f"{path}: key '{key}', attribute {name!r}: expected a whole number, got {value!r}")
+    return int(value)
+
+
+def _table(path: Path, group: h5py.Group, name: str) -> dict[str, Any]:
+    """An attribute that is a JSON object."""
+    text = _attr(path, group, name)
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: key 'data', attribute {name!r} is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: key 'data', attribute {name!r}: expected a JSON object, got {text!r}")
+    return found
+
+
+def _spec(path: Path, fields: Mapping[str, Any]) -> SimulatorSpec:
+    try:
+        cameras = {str(name): tuple(size) for name, size in fields["cameras"].items()}
+        spec = SimulatorSpec(**{**fields, "cameras": cameras})
+        if not isinstance(spec.render, Mapping) or not isinstance(spec.suite, str):
+            raise TypeError("render must be an object, suite a word")
+        if not all(
+            isinstance(n, int) and n > 0 for n in (spec.proprio_dim, spec.action_dim, *sum(cameras.values(), ()))
+        ):
+            raise TypeError("sizes must be whole numbers above 0")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{path}: key 'data', attribute 'spec' describes no simulator ({error!r})") from error
+    return spec
 
 
 def plain_spec(spec: SimulatorSpec) -> dict[str, Any]:

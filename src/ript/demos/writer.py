@@ -18,6 +18,7 @@ import h5py
 from ript.demos.hdf5 import FORMAT, FORMAT_VERSION, plain_spec, uninterrupted
 from ript.demos.records import Demo
 from ript.errors import DataError
+from ript.places import require_replaceable
 from ript.types import SimulatorSpec
 
 _CHUNK_BYTES = 1 << 18
@@ -36,10 +37,12 @@ class DemoWriter:
 
     Raises:
         DataError: the file cannot be written: no folder, no permission, disk full.
+        RunError: it would replace something else than a demonstration file.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, object]):
         self.path = Path(path)
+        require_replaceable(self.path, "a demonstration file", (b"\x89hdf",))
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         self._settings = settings
         self._spec: SimulatorSpec | None = None
@@ -47,8 +50,6 @@ class DemoWriter:
         self._count = 0
 
     def __enter__(self) -> DemoWriter:
-        if os.path.isdir(self.path):
-            raise DataError(f"cannot write {self.path}: it is a folder; name a file in it")
         try:
             with uninterrupted():
                 self._disk = _Disk(self._temporary, "w+b")

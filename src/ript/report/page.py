@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ript.errors import ConfigError, DataError, RunError
+from ript.places import require_replaceable
 from ript.report import plots, views
 from ript.report.files import write_text
 from ript.report.read import Comparison, Row, RunData, VideoPair, read_run
@@ -112,14 +113,18 @@ def write_report(
     paths = [Path(folder) for folder in folders]
     if not paths:
         raise ConfigError("a report needs at least one run folder")
-    if Path(out).is_dir():
-        raise RunError(f"{out} is a folder: name the page to write, such as {Path(out) / 'report.html'}")
-    if Path(out).is_file() and not Path(out).read_bytes()[:20].lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise RunError(f"{out} is there already, and is no HTML page: name another file with --out")
+    require_replaceable(out, "an HTML page", (b"<!doctype", b"<html"))
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("a run folder was given twice")
     runs = [read_run(path, name) for path, name in zip(paths, views.unique_names(paths), strict=True)]
-    write_text(out, render(runs, max_videos=max_videos, table=table))
+    try:
+        page = render(runs, max_videos=max_videos, table=table)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise RunError(
+            f"{' or '.join(map(str, paths))} holds what no run writes ({type(error).__name__}: {error}): "
+            "was a file in it edited?"
+        ) from error
+    write_text(out, page)
     return Path(out)
 
 

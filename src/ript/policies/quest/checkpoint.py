@@ -17,6 +17,7 @@ from typing import Any, get_args
 import torch
 
 from ript.errors import ConfigError, PolicyError, UnknownNameError
+from ript.places import require_replaceable
 from ript.policies.quest.config import QuestConfig, Sampling
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.published import BEAM, config_from_published, our_name, published_keys, sizes_in
@@ -78,7 +79,9 @@ def export_quest(policy: QuestPolicy, path: str | Path) -> None:
 
     Raises:
         PolicyError: the policy has parts that the published model has not, or the file cannot be written.
+        RunError: it would replace something else than a .pth file.
     """
+    require_replaceable(path, "a .pth file", (b"pk", b"\x80"))
     config = policy.config
     if config.vision != "resnet18" or config.adapter or config.privileged_dim:
         what = "a small CNN" if config.vision != "resnet18" else "an adapter" if config.adapter else "an auxiliary head"
