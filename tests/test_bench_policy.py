@@ -52,6 +52,7 @@ def test_a_matrix_product_takes_as_long_as_its_operations() -> None:
     [
         (["--size", "huge"], "size: 'huge' is not one of paper, small, tiny"),
         (["--batch", "0"], "batch (0) and rows (512) must be at least 1"),
+        (["--threads", "0"], "threads (0) must be at least 1"),
         (["--device", "tpu"], "device: 'tpu' is neither cpu nor cuda"),
     ],
 )

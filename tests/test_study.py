@@ -73,7 +73,7 @@ def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> Non
         assert c.sim.horizon == {"metaworld": 500, "libero": 600}[study.needs]
         assert (c.sft.autoencoder_epochs, c.sft.autoencoder_batch, c.sft.policy_batch) == (100, 256, 128)
         assert c.sft.finetune_epochs == 200 and c.policy.sampling == "exact"
-        assert (c.policy.rl_trains, c.policy.temperature, c.policy.top_k, c.policy.entropy) == ("prior", 1.0, 0, 0.0)
+        assert (c.policy.rl_trains, c.policy.temperature, c.policy.top_k, c.policy.entropy) == ("prior", 1.0, 5, 0.0)
         assert c.sim.image_size == 128 and len(c.sim.cameras) == {"metaworld": 1, "libero": 2}[study.needs]
         rates = (c.sft.autoencoder_learning_rate, c.sft.policy_learning_rate, c.sft.finetune_learning_rate)
         assert rates == (1e-4,) * 3 and c.sft.max_grad_norm == 100 and c.sft.finetune_share == 1
@@ -221,11 +221,13 @@ def test_a_field_changes_in_every_cell_and_the_table_says_so(study: str, tmp_pat
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(study: str, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_left_alone(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("mine")
     with pytest.raises(RunError, match="is not empty"):
         run_study(study, tmp_path / "mine")
+    monkeypatch.setattr("ript.study_cost.cost", None)  # nothing is measured first
+    assert main(["study", study, "--out", str(tmp_path / "mine")]) == 1
     with pytest.raises(RunError, match="holds no study"):
         run_study(study, tmp_path / "new", resume=True)
     (tmp_path / "other").mkdir()

@@ -56,7 +56,10 @@ def bench_policy(
         ConfigError: no such size or device, or a batch below 1.
     """
     _check(size, batch, device, rows)
-    torch.set_num_threads(threads or LearnConfig().threads)
+    threads = LearnConfig().threads if threads is None else threads
+    if threads < 1:
+        raise ConfigError(f"threads ({threads}) must be at least 1")
+    torch.set_num_threads(threads)
     policy = _random_policy(size).to(device)
     look = _random_look(policy, batch)
     status("matrix products: the limit")

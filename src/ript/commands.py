@@ -308,7 +308,7 @@ def _run_folder(folder: Path) -> Path:
 def study(args: Namespace) -> Answer:
     from ript.report.progress import status
     from ript.studies import STUDIES, get_study
-    from ript.study import run_study, seeds_to_run, with_changes
+    from ript.study import record, run_study, seeds_to_run, with_changes
     from ript.study_cost import cost
 
     if args.name is None:
@@ -321,6 +321,8 @@ def study(args: Namespace) -> Answer:
     chosen = with_changes(get_study(args.name, args.scale), changes)
     out = args.out or f"runs/study-{args.name}-{args.scale}"
     seeds = seeds_to_run(chosen, Path(out), args.seeds, args.resume)
+    if not args.dry_run:
+        record(chosen, Path(out), seeds, changes, args.resume)  # refuses a place before anything is measured
     expense = cost(chosen, seeds)
     if args.dry_run:
         return Answer(text=expense.text(chosen), document={"study": args.name, "scale": args.scale} | expense.to_json())

@@ -64,7 +64,7 @@ class SimConfig:
     """How the robot's arm is drawn (Meta-World): as boxes, as the stock meshes (3 times slower), or not at all."""
 
     def __post_init__(self) -> None:
-        _need(self.horizon >= 1, "sim.horizon", f"must be at least 1, got {self.horizon}")
+        _need(1 <= self.horizon <= 10**6, "sim.horizon", f"must be in 1..1000000, got {self.horizon}")
         _need(8 <= self.image_size <= 1024, "sim.image_size", f"must be in 8..1024, got {self.image_size}")
         _need(len(self.cameras) >= 1, "sim.cameras", "at least one camera is needed")
         _need(len(set(self.cameras)) == len(self.cameras), "sim.cameras", f"named twice: {', '.join(self.cameras)}")

@@ -89,7 +89,12 @@ class Study:
     @property
     def differs(self) -> tuple[str, ...]:
         """What is not as in the paper for other reasons."""
-        return (DIFFERS if self.scale == "paper" else ()) + SEEDS
+        if self.scale == "small":
+            return SEEDS
+        config = self.cells[0].config
+        few = FEW_SHOT_DIFFERS if finetunes(config) else ()
+        together = f"one policy practises on all tasks, with {config.sampling.groups} contexts an iteration in all"
+        return (*DIFFERS, *few, *((together,) if self.name.startswith("cross") or few else ()), *SEEDS)
 
 
 def get_study(name: str, scale: Scale = "small") -> Study:
@@ -114,14 +119,14 @@ DIFFERS = (
     "pictures are shifted and their brightness changes by 0.1 in supervised training, instead of colour jitter of 0.3",
     "learning rates of supervised training warm up over 5 % of the steps",
     "target tokens of the prior are computed without dropout in the autoencoder",
-    "the few-shot stage's loss of the action decoder has LIBERO's weight, 10, everywhere",
-    "post-training on several few-shot tasks trains one policy, with 10 contexts of each task an iteration",
+    "proprioception is standardised, not taken as it is",
+    "what is drawn from, the five likeliest tokens, is also what is optimised, not the softmax over all",
     "instructions are embedded by MiniLM (384 numbers), not by the published policy's model (512)",
     "contexts are 50 states of each task drawn from the simulator, not those of the demonstrations (`sampling.demos`)",
     "minibatches are of 8 trajectories in all, not on each of several GPUs",
-    "a transfer study practises on all its pairs at once",
 )
 """Of scale "paper"."""
+FEW_SHOT_DIFFERS = ("the few-shot stage's loss of the action decoder has LIBERO's weight, 10, everywhere",)
 SEEDS = (
     "seeds share the base, its demonstrations and the held-out states; each has its own target demonstrations, "
     "fine-tuning and practice",
@@ -134,17 +139,26 @@ def _shrunk(config: Config) -> tuple[str, ...]:
     fixed = "" if c.sft.finetune_epochs else " whatever the number of demonstrations"
     length = f"{c.sft.finetune_epochs:g} epochs" if c.sft.finetune_epochs else f"{c.sft.finetune_steps} steps"
     return (
-        f"policy of 1.3 M instead of 20 M parameters, one {c.sim.image_size}-pixel camera near the table, chunks of 16 "
-        "executed whole",
+        f"policy of 1.3 M instead of 20 M parameters, one {c.sim.image_size}-pixel camera near the table, "
+        f"the arm drawn as {c.sim.arm}, chunks of 16 executed whole",
         f"{c.demos.per_task} demonstrations of each pre-training task instead of 100; {c.sft.autoencoder_steps} and "
         f"{c.sft.policy_steps} optimiser steps, with an auxiliary loss on object positions"
-        + (f", and {length} of fine-tuning{fixed}" if finetunes(c) else ""),
+        + (
+            f", and {length} of fine-tuning{fixed}, with {c.sft.finetune_share:.0%} target demonstrations in a batch "
+            "instead of 100 %, the decoder left as it is"
+            if finetunes(c)
+            else ""
+        ),
         f"{c.iterations} iterations of {s.groups * s.group_size} rollouts in groups with a signal, out of at most "
-        f"{s.max_attempts * s.group_size}; horizon {s.horizon} in practice and {c.sim.horizon} in evaluation"
+        f"{s.max_attempts * s.group_size}; horizon {s.horizon} in practice, or less where successes are "
+        f"short, and {c.sim.horizon} in evaluation"
         + ("" if s.contexts else "; new initial states in every iteration instead of 50 of each task"),
         f"{learn.epochs} epochs at a learning rate of {learn.learning_rate:g} that follows the KL, token among the "
-        f"{c.policy.top_k} likeliest, an adapter trained with the prior",
-        f"{c.eval.trials} held-out states a task instead of 50, one seed instead of three",
+        f"{c.policy.top_k} likeliest at a temperature chosen by entropy, an adapter trained with the prior; "
+        f"minibatches of {learn.minibatch} decisions instead of 8 trajectories, the mean over each {learn.reduction} "
+        "first, no weight decay",
+        f"{c.eval.trials} held-out states a task instead of 50, measured {c.eval.mode} instead of sampled, one seed "
+        "instead of three",
     )
 
 
@@ -157,7 +171,7 @@ def paper_metaworld(tasks: tuple[str, ...], *, multitask: bool) -> Config:
         iterations=30 if multitask else 15,
         stop_at=1.0,
         sim=SimConfig(cameras=("corner2",), image_size=128, arm="mesh", horizon=500),
-        policy=PolicyConfig(size="paper", temperature=1.0, rl_trains="prior"),
+        policy=PolicyConfig(size="paper", temperature=1.0, top_k=5, rl_trains="prior"),
         demos=DemoConfig(per_task=100, target=5, noise=0.2, every=1),
         sft=SFTConfig(
             autoencoder_epochs=100, autoencoder_batch=256, autoencoder_learning_rate=1e-4, policy_epochs=20,

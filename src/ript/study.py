@@ -69,10 +69,8 @@ def run_study(
     changes = changes or {}
     study = with_simulator(with_changes(get_study(name, scale), changes))
     folder = Path(out)
-    asked: dict[str, Any] = {"study": name, "scale": scale, "seeds": seeds_to_run(study, folder, seeds, resume),
-                             "changes": {k: list(v) for k, v in changes.items()}}  # fmt: skip
-    asked["seeds"] = list(dict.fromkeys([*_claim(folder, asked, resume), *asked["seeds"]]))
-    with locked(folder):
+    asked = record(study, folder, seeds_to_run(study, folder, seeds, resume), changes, resume)
+    with locked(make_folder(folder)):
         write_json(folder / RECORD, asked)
         for cell, seed in _cells(study, asked["seeds"]):
             if _run_cell(study, cell, seed, folder):
@@ -118,8 +116,16 @@ def seeds_to_run(study: Study, folder: Path, seeds: Sequence[int] | None, resume
     return list(study.seeds)
 
 
-def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> list[int]:
-    """Raise unless the study may be run in the folder; returns the seeds that are there already."""
+def record(
+    study: Study, folder: Path, seeds: Sequence[int], changes: Mapping[str, Sequence[str]], resume: bool
+) -> dict[str, Any]:
+    """What study.json will say: what was asked for, with the seeds that are there already. Nothing is written.
+
+    Raises:
+        RunError: the study cannot be run in that folder.
+    """
+    words = {name: list(values) for name, values in changes.items()}
+    asked: dict[str, Any] = {"study": study.name, "scale": study.scale, "seeds": list(seeds), "changes": words}
     there: list[int] = []
     if (folder / RECORD).exists():
         held = read_json(folder / RECORD)
@@ -134,8 +140,7 @@ def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> list[int]:
         raise RunError(f"{folder} is not empty, and no study ({RECORD} is missing): choose another --out")
     elif resume:
         raise RunError(f"{folder} holds no study: leave --resume out to begin")
-    make_folder(folder)
-    return there
+    return asked | {"seeds": list(dict.fromkeys([*there, *seeds]))}
 
 
 def _words(asked: dict[str, Any]) -> str:

@@ -100,3 +100,12 @@ def test_each_group_is_independent_of_the_others(rewards):
     rows = rewards.reshape(-1, rewards.shape[-1])
     alone = np.stack([leave_one_out(row) for row in rows]).reshape(rewards.shape)
     np.testing.assert_array_equal(leave_one_out(rewards), alone)
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_equal_rewards_give_exact_zeros_whatever_they_are(make, normalise):
+    for rewards in ([0.1] * 3, [0.1, 0.1, float("nan")], [1 / 3] * 7):
+        advantage = np.asarray(leave_one_out(make(rewards), normalise_std=normalise))
+        assert (advantage[~np.isnan(rewards)] == 0).all()
+    assert leave_one_out(make(np.zeros((2, 0))), normalise_std=normalise).shape == (2, 0)

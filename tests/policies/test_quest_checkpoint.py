@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ript.errors import ConfigError, PolicyError, UnknownNameError
+from ript.errors import ConfigError, PolicyError, RunError, UnknownNameError
 from ript.policies.quest.checkpoint import export_quest, import_quest, read_pth
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.encoders import ImageEncoder
@@ -85,7 +86,7 @@ def test_sizes_are_read_off_the_shapes() -> None:
 def test_a_preset_needs_no_configuration_file(tmp_path: Path) -> None:
     config = QuestConfig(
         cameras={"corner2": (32, 32)}, proprio={"robot_states": 8}, action_dim=4, layers=1, encoder_layers=1,
-        decoder_layers=1, autoencoder_width=32, width=48,
+        decoder_layers=1,
     )  # fmt: skip
     state = {
         key: torch.zeros(shape, dtype=dtype) if isinstance(source, str) else source
@@ -242,8 +243,8 @@ def changed(*path: str, to: Any) -> dict:
         (("autoencoder", "use_causal_encoder"), False, "use_causal_encoder = False: only True"),
         (("lowdim_encoder_factory", "num_layers"), 2, "num_layers = 2: only 1"),
         (("policy_prior", "start_token"), 7, "start_token = 7: the other values say 1000"),
-        (("policy_prior", "n_head"), 0, "n_head: expected a whole number above 0, got 0"),
-        (("policy_prior", "n_embd"), "48", "n_embd: expected a whole number above 0, got '48'"),
+        (("policy_prior", "n_head"), 0, "n_head: expected a whole number from 1 to 65536, got 0"),
+        (("policy_prior", "n_embd"), "48", "n_embd: expected a whole number from 1 to 65536, got '48'"),
         (("policy_prior", "action_dim"), 4, "policy_prior.action_dim = 4: the other values say 7"),
         (("shape_meta", "action_dim"), 4, "shape_meta.action_dim = 4: the other values say 7"),
         (("shape_meta", "task", "type"), "onehot", "task.type = 'onehot': only 'vector'"),
@@ -257,7 +258,11 @@ def changed(*path: str, to: Any) -> dict:
         (("shape_meta", "observation", "rgb", "agentview_rgb"), [1, 32, 32], r"agentview_rgb: expected \[3, height"),
         (("shape_meta", "observation", "rgb", "agentview_rgb"), [3, -32, 32], r"agentview_rgb: expected \[3, height"),
         (("shape_meta", "observation", "rgb", "agentview_rgb"), [3, 32, 32.9], r"agentview_rgb: expected \[3, height"),
-        (("shape_meta", "observation", "lowdim", "ee_pos"), 3.7, "ee_pos: expected a whole number above 0, got 3.7"),
+        (
+            ("shape_meta", "observation", "lowdim", "ee_pos"),
+            3.7,
+            "ee_pos: expected a whole number from 1 to 65536, got 3.7",
+        ),
         (("fsq_levels",), "8555", "fsq_levels: expected whole numbers above 1, got '8555'"),
         (("fsq_levels",), [8, 5, 5, 5.9], "fsq_levels: expected whole numbers above 1"),
         (("fsq_levels",), [1000, 1, 1, 1], "fsq_levels: expected whole numbers above 1"),
@@ -326,6 +331,52 @@ def test_weights_that_are_not_finite_or_of_another_type_are_refused(tmp_path: Pa
     half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in published().items()}
     with pytest.raises(PolicyError, match=r"expected torch\.float32, got torch\.float16"):
         import_quest(write(tmp_path / "half.pth", half), CONFIG)
+
+
+def test_a_preset_is_for_the_published_size(pth: Path) -> None:
+    with pytest.raises(PolicyError, match=r"not of the published size \(width = 48, .*give its configuration file"):
+        import_quest(pth)
+
+
+def test_a_tensor_that_only_repeats_values_is_compared_by_shape_before_it_is_read(tmp_path: Path) -> None:
+    state = published() | {"policy_prior.head.weight": torch.zeros(1).expand(1 << 22, 1 << 22)}
+    with pytest.raises(PolicyError, match=r"policy_prior\.head\.weight: expected \[.*\], got \[4194304, 4194304\]"):
+        import_quest(write(tmp_path / "wide.pth", state), CONFIG)
+
+
+def test_a_file_with_a_flipped_byte_is_refused(pth: Path) -> None:
+    content = bytearray(pth.read_bytes())
+    content[len(content) // 2] ^= 1
+    pth.write_bytes(content)
+    with pytest.raises(PolicyError, match="does not have its checksum"):
+        import_quest(pth, CONFIG)
+
+
+@pytest.mark.parametrize("name", ["keys", "a.b", ""])
+def test_names_that_parts_of_a_policy_cannot_have_are_refused(name: str, pth: Path) -> None:
+    config = changed("shape_meta", "observation", "rgb", to={name: [3, 32, 32]})
+    with pytest.raises(ConfigError, match=f"is called '{name}', which cannot be"):
+        import_quest(pth, config)
+
+
+def test_an_export_replaces_nothing_but_a_checkpoint(pth: Path, tmp_path: Path) -> None:
+    policy = import_quest(pth, CONFIG)
+    (tmp_path / "notes.txt").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    for name, what in (("notes.txt", r"is not a \.pth file"), ("pipe", "is no regular file")):
+        with pytest.raises(RunError, match=what):
+            export_quest(policy, tmp_path / name)
+    assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "pipe").is_fifo()
+    export_quest(policy, tmp_path / "out.pth")
+    export_quest(policy, tmp_path / "out.pth")  # again, in its place
+
+
+def test_a_configuration_without_end_gets_a_message(pth: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(ConfigError, match="not a readable JSON file"):
+        import_quest(pth, tmp_path / "deep.json")
+    with pytest.raises(ConfigError, match="n_layer: expected a whole number from 1 to"):
+        import_quest(pth, changed("policy_prior", "n_layer", to=1_000_000_000))
 
 
 def test_odd_files_get_a_message(pth: Path, tmp_path: Path) -> None:

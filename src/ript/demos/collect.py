@@ -165,5 +165,5 @@ def _check(task_keys: Sequence[str], per_task: int, settings: ExpertSettings, wo
         ("seed", settings.seed, 0),
         ("workers", workers, 0),
     ):
-        if not value >= least:
-            raise ConfigError(f"{name} = {value}; expected at least {least}")
+        if not least <= value < 2**63:
+            raise ConfigError(f"{name} = {value}; expected at least {least}, and below 2^63")

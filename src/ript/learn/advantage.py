@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -50,6 +51,10 @@ def leave_one_out(rewards: Array, *, normalise_std: bool = False) -> Array:
         mean = clean.sum(-1)[..., None] / xp.clip(count, 1, None)
         variance = xp.where(valid, (clean - mean) ** 2, 0.0).sum(-1)[..., None] / others
         advantage = xp.where(variance > 0, advantage / xp.where(variance > 0, variance, 1.0) ** 0.5, 0.0)
+    if rewards.shape[-1]:  # rewards that are equal leave rounding errors, which must not be divided by
+        highest = xp.amax(xp.where(valid, clean, -math.inf), -1)[..., None]
+        lowest = xp.amin(xp.where(valid, clean, math.inf), -1)[..., None]
+        advantage = xp.where(highest > lowest, advantage, 0.0)
     advantage = xp.where(count >= 2, advantage, 0.0)
     return xp.where(valid, advantage, xp.nan)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -27,7 +28,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "libero": {"suite": "libero", "execute": 8},
     "metaworld": {"suite": "metaworld", "execute": 8},
 }
-"""What the shapes of a published file do not tell, by name."""
+"""What the shapes of a published file do not tell, by name. Heads are those of the paper's size."""
+_WIDTHS = ("width", "autoencoder_width")
 
 PREFIX = "module."
 SHOWN = 6
@@ -60,6 +62,7 @@ def import_quest(
         raise UnknownNameError("sampling", sampling, get_args(Sampling))
     weights = read_pth(path)
     found = _quest_config(config, weights, Path(path))
+    _check_names(found)
     _check(weights, found, Path(path))
     suite = PRESETS[config]["suite"] if isinstance(config, str) and config in PRESETS else "imported"
     spec = simulator or SimulatorSpec(
@@ -121,6 +124,7 @@ def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
         PolicyError: missing, corrupt, holds other things than tensors, or is no state dict.
     """
     path = Path(path)
+    _check_sums(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about files of another pickle protocol, refused below
@@ -150,14 +154,35 @@ def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
     return bare
 
 
+def _check_sums(path: Path) -> None:
+    """Torch does not look at the checksums of the archive that it reads."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return  # another format, or none: the reader says so
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise PolicyError(f"{path} is not a readable .pth file: {error}") from error
+    if damaged:
+        raise PolicyError(f"{path} is damaged: {damaged} in it does not have its checksum; fetch the file again")
+
+
 def _quest_config(
     config: str | Path | Mapping[str, Any], weights: Mapping[str, torch.Tensor], path: Path
 ) -> QuestConfig:
     if isinstance(config, str) and config in PRESETS:
         try:
-            return QuestConfig(**sizes_in(weights) | {"execute": PRESETS[config]["execute"]})
+            found = QuestConfig(**sizes_in(weights) | {"execute": PRESETS[config]["execute"]})
         except (KeyError, ValueError, IndexError) as error:
             raise PolicyError(f"{path} is not a checkpoint of the published QueST: {error} is missing in it") from error
+        paper = QuestConfig()
+        odd = [f"{name} = {getattr(found, name)}" for name in _WIDTHS if getattr(found, name) != getattr(paper, name)]
+        if odd:
+            raise PolicyError(
+                f"{path} is not of the published size ({', '.join(odd)}), and shapes do not tell the number of heads: "
+                f"give its configuration file instead of the preset {config!r}"
+            )
+        return found
     document: Any = config
     if not isinstance(config, str | Path | Mapping):
         raise ConfigError(f"config: expected a preset, a file or its content, got {config!r}")
@@ -167,7 +192,7 @@ def _quest_config(
         except FileNotFoundError as error:
             presets = ", ".join(PRESETS)
             raise ConfigError(f"{config} is neither a preset ({presets}) nor a file that exists") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{config} is not a readable JSON file: {error}") from error
     try:
         return config_from_published(document["hyperparameters"])
@@ -181,9 +206,7 @@ def _quest_config(
         ) from error
 
 
-def _check_values(
-    tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, source: str | torch.Tensor, where: str
-) -> None:
+def _check_values(tensor: torch.Tensor, dtype: torch.dtype, source: str | torch.Tensor, where: str) -> None:
     if tensor.dtype != dtype:
         raise PolicyError(f"{where}: expected {dtype}, got {tensor.dtype}")
     if tensor.layout != torch.strided or tensor.is_meta:
@@ -192,10 +215,16 @@ def _check_values(
         raise PolicyError(f"{where} holds NaN or infinity")
     if where.endswith("running_var") and (tensor < 0).any():
         raise PolicyError(f"{where} holds a negative variance")
-    if isinstance(source, str) or tuple(tensor.shape) != shape:
-        return
-    if not torch.allclose(tensor, source, rtol=1e-4, atol=1e-6):
+    if not isinstance(source, str) and not torch.allclose(tensor, source, rtol=1e-4, atol=1e-6):
         raise PolicyError(f"{where} is a constant of the published model, and holds other values here")
+
+
+def _check_names(config: QuestConfig) -> None:
+    """Cameras and vectors name parts of the policy."""
+    taken = torch.nn.ModuleDict()
+    for name in (*config.cameras, *config.proprio):
+        if not name or "." in name or hasattr(taken, name):
+            raise ConfigError(f"a camera or vector of the configuration is called {name!r}, which cannot be: rename it")
 
 
 def _check(weights: Mapping[str, torch.Tensor], config: QuestConfig, path: Path) -> None:
@@ -203,14 +232,14 @@ def _check(weights: Mapping[str, torch.Tensor], config: QuestConfig, path: Path)
     expected = {key: shape for key, (shape, _, _) in entries.items()}
     missing, extra = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     wrong = {k for k in expected.keys() & weights.keys() if tuple(weights[k].shape) != expected[k]}
-    for key in entries.keys() & weights.keys():
-        _check_values(weights[key], *entries[key], f"{path}: {key}")
     for prefix, named in (("image_encoders.", config.cameras), ("lowdim_encoders.", config.proprio)):
         there = list(dict.fromkeys(key.split(".")[1] for key in weights if key.startswith(prefix)))
         if sorted(there) == sorted(named) and there != list(named):
             raise PolicyError(f"{path} has {prefix}* in the order {there}, the configuration {list(named)}: they are "
                               "concatenated in that order, so name them as the file does")  # fmt: skip
     if not (missing or extra or wrong):
+        for key, tensor in weights.items():
+            _check_values(tensor, *entries[key][1:], f"{path}: {key}")
         return
     lines = [f"missing {k}" for k in sorted(missing)] + [f"extra {k}" for k in sorted(extra)]
     lines += [f"{k}: expected {list(expected[k])}, got {list(weights[k].shape)}" for k in sorted(wrong)]

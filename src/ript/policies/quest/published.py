@@ -79,6 +79,7 @@ _FIXED: dict[tuple[str, ...], tuple[Any, ...]] = {
 }
 """What a published configuration may say about parts that come in one form here."""
 _MISSING = object()
+_MOST = 65_536
 BEAM = 5
 """Tokens that the published code draws from."""
 
@@ -156,8 +157,8 @@ def _there(h: Mapping, *path: str) -> Any:
 
 def _whole(h: Mapping, *path: str) -> int:
     value = _there(h, *path)
-    if not _is_whole(value):
-        raise ConfigError(f"hyperparameters.{'.'.join(path)}: expected a whole number above 0, got {value!r}")
+    if not _is_whole(value) or value > _MOST:
+        raise ConfigError(f"hyperparameters.{'.'.join(path)}: expected a whole number from 1 to {_MOST}, got {value!r}")
     return value
 
 
