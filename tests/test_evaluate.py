@@ -1,5 +1,6 @@
 """Success rates: intervals by hand, errors apart, fixed states, and results that depend on nothing else."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -261,6 +262,22 @@ def test_a_pool_acts_with_the_weights_that_it_was_last_given(policy: QuestPolicy
 def practice_states(n: int = 8) -> list[InitialState]:
     with Contexts(toy_config().sim, ("toy/reach-centre",), 0) as contexts:
         return contexts.states("toy/reach-centre", n, "train")
+
+
+def test_evaluations_draw_from_other_streams_than_training_does(policy: QuestPolicy) -> None:
+    asked: list[RolloutRequest] = []
+
+    class Listening:
+        def run(self, requests):  # type: ignore[no-untyped-def]
+            asked.extend(requests)
+            return iter(())
+
+    (state,) = practice_states()[:1]
+    with contextlib.suppress(Exception):
+        run_evaluation(Listening(), {state.task: [state]}, name="x", seed=7)  # type: ignore[arg-type]
+    training = [RolloutRequest(initial_state=state, index=0, seed=(7, iteration)) for iteration in range(50)]
+    ours = asked[0].generator().random()
+    assert asked[0].seed[0] == 7 and ours not in {request.generator().random() for request in training}
 
 
 def test_a_state_that_is_there_several_times_gives_as_many_different_rollouts(policy: QuestPolicy) -> None:

@@ -74,6 +74,9 @@ def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> Non
         assert (c.sft.autoencoder_epochs, c.sft.autoencoder_batch, c.sft.policy_batch) == (100, 256, 128)
         assert c.sft.finetune_epochs == 200 and c.policy.sampling == "exact"
         assert (c.policy.rl_trains, c.policy.temperature, c.policy.top_k, c.policy.entropy) == ("prior", 1.0, 5, 0.0)
+        assert (c.eval.mode, c.eval.every) == ("sampled", 5) and c.sampling.dynamic == (
+            (name, cell.name) != ("dynamic_sampling", "off")
+        )
         assert c.sim.image_size == 128 and len(c.sim.cameras) == {"metaworld": 1, "libero": 2}[study.needs]
         rates = (c.sft.autoencoder_learning_rate, c.sft.policy_learning_rate, c.sft.finetune_learning_rate)
         assert rates == (1e-4,) * 3 and c.sft.max_grad_norm == 100 and c.sft.finetune_share == 1
@@ -86,6 +89,9 @@ def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> Non
     one = name.startswith("cross")
     assert c.iterations == (30 if many else 15)
     assert c.sampling.groups * c.sampling.group_size == 16 * (180 if many else 10 if one else 50)
+    assert all(
+        cell.config.sampling.max_attempts == (2 if many else 4) * cell.config.sampling.groups for cell in study.cells
+    )
     assert c.sft.policy_epochs == (
         200 if name in {f"libero_{s}" for s in ("goal", "spatial", "object", "long")} or one else 20
     )

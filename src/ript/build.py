@@ -52,7 +52,7 @@ def _check_suite(sim: SimConfig) -> None:
 
 def simulator_factory(sim: SimConfig) -> SimulatorFactory:
     """Task key -> simulator; picklable, and whole: a worker process need not know a suite that was registered here."""
-    settings = simulator_settings(sim)
+    settings = simulator_settings(sim)  # first: it names an unknown suite
     return functools.partial(SUITES[sim.suite][0], **settings)
 
 

@@ -113,5 +113,5 @@ def with_tasks(config: Config, tasks: tuple[str, ...]) -> Config:
 
 
 def _bare(task: str) -> str:
-    """ "metaworld/push-v3" and "push" are one task."""
+    """The name without suite and version: "metaworld/push-v3" and "push" are one task."""
     return task.rpartition("/")[2].removesuffix("-v3")

@@ -12,7 +12,7 @@ from policy_fixtures import SENTENCES, SPEC, generators, make_observation, make_
 
 from ript.errors import ConfigError, PolicyError
 from ript.metrics import merge
-from ript.policies.quest.encoders import Adapter
+from ript.policies.quest.encoders import Adapter, ImageEncoder
 from ript.policies.quest.layers import Attention, Dropout, drawing_from
 from ript.policies.quest.policy import QuestPolicy, augment
 from ript.types import DemoBatch, SimulatorSpec
@@ -579,3 +579,16 @@ def test_a_simulator_that_does_not_fit_is_refused_with_the_difference(change: di
 
 def test_a_policy_is_made_without_dropout_switched_on() -> None:
     assert not any(module.training for module in make_policy().modules())
+
+
+def test_a_large_picture_is_scaled_by_bilinear_sampling_at_pixel_centres_without_a_filter() -> None:
+    encoder = ImageEncoder("cnn", 8, 512, 512).eval()
+    seen: list[torch.Tensor] = []
+    encoder.features.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    images = torch.randint(0, 256, (1, 512, 512, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        encoder(images)
+    # A quarter of the size: the centre of each 4 x 4 block lies between its middle four pixels, and no other counts.
+    middle = images.float()[:, 1::4], images.float()[:, 2::4]
+    expected = sum(rows[:, :, 1::4] + rows[:, :, 2::4] for rows in middle) / 4 / 255
+    torch.testing.assert_close(seen[0].permute(0, 2, 3, 1), expected)
