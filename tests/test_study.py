@@ -325,6 +325,19 @@ def test_a_damaged_cell_is_listed_with_what_to_do_and_the_rest_stays(
     assert [row["cell"] for row in found["rows"]] == ["3 groups", "seen"]
 
 
+def test_what_cells_share_is_made_again_once_it_is_deleted(study: str, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    out = tmp_path / "out"
+    shutil.rmtree(out / "2-groups-seed0")
+    (shared,) = (path for path in out.glob("sft-*") if path.is_dir())
+    os.truncate(shared / "policy" / "model.safetensors", 1000)
+    why = run_study(study, out, seeds=[0], resume=True)["failed"]["2-groups-seed0"]
+    assert str(shared) in why and "delete what is damaged there, and --resume makes it again" in why
+    shutil.rmtree(shared)
+    again = run_study(study, out, seeds=[0], resume=True)
+    assert not again["failed"] and len(again["rows"]) == 3
+
+
 def test_a_row_has_the_evaluations_before_and_after_and_seeds_are_pooled(finished: Path, tmp_path: Path) -> None:
     run, (cell, *_) = tmp_path / "run", toy_study("small").cells
     shutil.copytree(finished / "out" / "2-groups-seed0", run)

@@ -22,7 +22,7 @@ from ript import overrides
 from ript.bases import base_fingerprint, base_folder, collect, make_base, train_unless_done
 from ript.build import simulator_factory, task_keys
 from ript.config import Config
-from ript.errors import ConfigError, NoSignalError, RiptError, RunError
+from ript.errors import ConfigError, DataError, NoSignalError, RiptError, RunError
 from ript.evaluate import wilson
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
@@ -174,7 +174,11 @@ def _run_cell(study: Study, cell: Cell, seed: int, folder: Path) -> bool:
         trouble.unlink(missing_ok=True)
     except Exception as error:  # whatever it is, out of memory too: the other cells go on
         status(f"  failed: {error}")
-        again = f"; to try it from its beginning, delete {run}" if isinstance(error, NoSignalError) else ""
+        again = ""
+        if isinstance(error, NoSignalError):
+            again = f"; to try it from its beginning, delete {run}"
+        elif isinstance(error, DataError):  # what cells share, too
+            again = "; delete what is damaged there, and --resume makes it again"
         write_text(trouble, "".join(traceback.format_exception(error)).rstrip() + again)
     return True
 
