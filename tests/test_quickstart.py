@@ -1,18 +1,21 @@
 """From nothing to a post-trained policy and a report, on the toy simulator."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from toy_runs import Stopped, stop_in, toy_config, weights
 
-from ript.bases import base_fingerprint, cache_folder
+from ript.bases import base_fingerprint, base_folder, cache_folder, make_base
 from ript.build import load_policy
 from ript.config import Config
 from ript.demos.demo_set import open_demos
 from ript.errors import ConfigError, RunError, UnknownNameError
 from ript.quickstart import QuickstartResult, output_folder, quickstart
+from ript.report.files import make_folder
 from ript.report.lock import locked
 
 CONFIG = toy_config(
@@ -48,7 +51,7 @@ def test_it_leaves_a_policy_a_report_and_everything_in_between(first: tuple[Quic
     result, folder = first
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     assert names == ["quickstart.json", "report.html", "rl", "sft", "target.hdf5"]
-    assert sorted(path.name for path in base().iterdir()) == ["demos.hdf5", "sft"]
+    assert sorted(path.name for path in base().iterdir() if not path.name.startswith(".")) == ["demos.hdf5", "sft"]
     policy = load_policy(result.to_json()["policy"])
     assert policy == load_policy(folder / "rl" / "policy") != load_policy(folder / "sft" / "policy")
     assert {"supervised training", "interactive post-training"} <= policy.card.keys()
@@ -186,6 +189,23 @@ def test_several_targets_share_one_policy(patch: pytest.MonkeyPatch, tmp_path: P
     assert result.target == "reach-centre, reach" and len(result.rl.after["greedy"].tasks) == 2
     shown = open_demos([tmp_path / "out" / "target.hdf5"])
     assert [task.name for task in shown.tasks] == ["reach-centre", "reach"] and len(shown) == 2
+
+
+def test_a_base_that_another_process_is_making_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "cache"))
+    folder = make_folder(base_folder(CONFIG))
+    with ThreadPoolExecutor(1) as other:
+        with locked(folder):
+            making = other.submit(make_base, CONFIG, folder)
+            for _ in range(500):
+                if "waiting for" in (said := capsys.readouterr().err):
+                    break
+                time.sleep(0.01)
+            assert f"waiting for {folder}, which is in use by process" in said and not making.done()
+            assert not (folder / "demos.hdf5").exists()
+        assert (making.result(timeout=60) / "sft" / "policy").exists()
 
 
 def test_it_takes_known_targets(tmp_path: Path) -> None:

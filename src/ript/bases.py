@@ -20,6 +20,7 @@ from ript.config import Config
 from ript.demos import collect as collecting
 from ript.interfaces import SimulatorFactory
 from ript.report.files import make_folder
+from ript.report.lock import locked
 from ript.report.progress import progress
 from ript.train_sft import train_sft
 
@@ -58,21 +59,28 @@ def base_fingerprint(config: Config) -> str:
 
 
 def make_base(config: Config, base: Path) -> Path:
-    """Demonstrations of the pre-training tasks and the policy made from them, unless they are there."""
+    """Demonstrations of the pre-training tasks and the policy made from them, unless they are there.
+
+    Another process that is making them is waited for.
+    """
     make_base_demos(config, base)
-    train_unless_done(replace(config, tasks=(), seed=0), [base / "demos.hdf5"], base / "sft")
+    if not (base / "sft" / "policy").exists():
+        with locked(base, wait=True):
+            train_unless_done(replace(config, tasks=(), seed=0), [base / "demos.hdf5"], base / "sft")
     return base
 
 
 def make_base_demos(config: Config, base: Path) -> None:
+    """The demonstrations alone."""
     if (base / "demos.hdf5").exists():
         return
-    make_folder(base)
     d, keys = config.demos, task_keys(config.sim, config.pretrain_tasks)
-    collect(
-        simulator_factory(config.sim), keys, d.per_task, base / "demos.hdf5", seed=0, noise=d.noise, every=d.every,
-        workers=config.rollout.workers,
-    )  # fmt: skip
+    with locked(make_folder(base), wait=True):
+        if not (base / "demos.hdf5").exists():
+            collect(
+                simulator_factory(config.sim), keys, d.per_task, base / "demos.hdf5", seed=0, noise=d.noise,
+                every=d.every, workers=config.rollout.workers,
+            )  # fmt: skip
 
 
 def train_unless_done(config: Config, demos: Sequence[Path], out: Path, base: Path | None = None) -> None:

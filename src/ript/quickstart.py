@@ -72,7 +72,7 @@ def quickstart(
 
     Raises:
         ConfigError, UnknownNameError: no target, or one that does not exist.
-        RunError: the output folder holds something else, or it or the base is in use by another process.
+        RunError: the output folder holds something else, or it is in use by another process.
     """
     config = config or recipe()
     keys = task_keys(config.sim, (target,) if target else config.tasks)

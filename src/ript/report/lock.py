@@ -12,24 +12,28 @@ from filelock import FileLock, Timeout
 
 from ript.errors import DataError, RunError
 from ript.report.files import now, read_json, translate_write_errors, write_json
+from ript.report.progress import status
 
 
 @contextmanager
-def locked(path: str | Path) -> Iterator[None]:
+def locked(path: str | Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder's lock, which the system drops when this process dies, however it dies.
+
+    Args:
+        wait: for another process that holds it, instead of raising.
 
     Raises:
         RunError: another process holds it; says which.
     """
-    lock = acquire(Path(path))
+    lock = acquire(Path(path), wait=wait)
     try:
         yield
     finally:
         release(Path(path), lock)
 
 
-def acquire(path: Path) -> FileLock:
-    """Take the folder's lock at once or not at all.
+def acquire(path: Path, *, wait: bool = False) -> FileLock:
+    """Take the folder's lock: at once or not at all, unless told to `wait`.
 
     Raises:
         RunError: another process holds it; says which.
@@ -39,9 +43,12 @@ def acquire(path: Path) -> FileLock:
         try:
             lock.acquire()
         except Timeout:
-            raise RunError(
-                f"{path} is in use{_holder(path)}: wait for it or stop it, or choose another --out"
-            ) from None
+            if not wait:
+                raise RunError(
+                    f"{path} is in use{_holder(path)}: wait for it or stop it, or choose another --out"
+                ) from None
+            status(f"waiting for {path}, which is in use{_holder(path)}")
+            lock.acquire(timeout=-1, poll_interval=0.5)
         write_json(path / ".owner.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
     return lock
 
