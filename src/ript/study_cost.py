@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ript.build import Contexts, make_env_pool, make_policy, task_keys, update_settings
+from ript.build import Contexts, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config import Config
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, update
@@ -122,7 +122,7 @@ def cost(study: Study, seeds: Sequence[int]) -> Cost:
 
 def measure_speed(config: Config, steps: int = 64) -> Speed:
     """Rollouts with an untrained policy in the loop, then one epoch of an update on them."""
-    (key, *_) = task_keys(config.sim, config.tasks)
+    key = some_task_keys(config)[0]
     slots = max(2, config.rollout.workers * config.rollout.slots)
     threads = torch.get_num_threads()
     with Contexts(config.sim, (key,), 0) as contexts:
@@ -132,12 +132,8 @@ def measure_speed(config: Config, steps: int = 64) -> Speed:
         with make_env_pool(config.sim, config.rollout, policy) as pool:
             for horizon in (fresh.config.execute, steps):  # the first time is for starting up
                 began = time.perf_counter()
-                done = list(
-                    pool.run(
-                        RolloutRequest(initial_state=s, index=0, seed=(0,), horizon=horizon, record=True)
-                        for s in states
-                    )
-                )
+                asked = (RolloutRequest(initial_state=s, index=0, seed=(0,), horizon=horizon) for s in states)
+                done = list(pool.run(asked))
                 rollout_seconds = time.perf_counter() - began
     batch = make_batch([Group(initial_state=states[0], rollouts=_half_successful(done))])
     settings = update_settings(config.learn) | {"epochs": 1, "target_kl": None}
