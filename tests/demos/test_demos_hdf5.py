@@ -264,6 +264,15 @@ def test_an_attribute_that_is_damaged_is_named_with_file_and_key(copy, where, na
     assert re.search(says, str(caught.value))
 
 
+def test_a_file_without_a_demonstration_is_refused(copy):
+    with h5py.File(copy, "r+") as file:
+        for name in list(file["data"]):
+            del file["data"][name]
+        file["data"].attrs["num_demos"] = 0
+    with pytest.raises(DataError, match=r"copy\.hdf5: key 'data' holds no demonstration"):
+        open_demos(copy)
+
+
 def test_a_group_that_is_none_is_named(copy):
     with h5py.File(copy, "r+") as file:
         file["data"]["demo_x"] = h5py.SoftLink("/data/demo_0")
