@@ -276,7 +276,7 @@ def test_the_command_lists_and_estimates_without_running(
     assert all(name in listed for name in STUDIES)
     assert main(["study", study, "--dry-run", "--out", str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cells"] == 6 and not (tmp_path / "out").exists()
-    assert main(["study", study, "--tasks=", "--dry-run"]) == 2
+    assert main(["study", "demos", "--tasks=", "--dry-run"]) == 2
     assert "no task to practise on" in capsys.readouterr().err
 
 
