@@ -11,10 +11,12 @@ import pytest
 from toy_runs import Stopped, stop_in, toy_config
 
 from ript import studies
+from ript.bases import base_folder, sft_fingerprint
 from ript.cli import main
 from ript.errors import ConfigError, DependencyMissing, NoSignalError, RunError, UnknownNameError
+from ript.report.run import read_config
 from ript.studies import ML45_TEST, ML45_TRAIN, STUDIES, Cell, Scale, Study, get_study
-from ript.study import _row, _sft_fingerprint, cell_folder, run_study, study_table, with_changes
+from ript.study import _row, cell_folder, run_study, study_table, with_changes
 from ript.study_cost import Speed, cost
 from ript.train_rl import train_rl
 
@@ -81,6 +83,11 @@ def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> Non
         rates = (c.sft.autoencoder_learning_rate, c.sft.policy_learning_rate, c.sft.finetune_learning_rate)
         assert rates == (1e-4,) * 3 and c.sft.max_grad_norm == 100 and c.sft.finetune_share == 1
         assert (c.learn.reduction, c.learn.normalise_std) == ("token", cell.name == "on" and name.startswith("std"))
+        assert (c.sft.warmup, c.sft.colour_jitter, c.sft.noisy_targets) == (0.0, 0.3, True)
+        assert (c.policy.language, c.policy.standardise) == ("clip", False)
+        fixed = int(cell.name.split()[0]) if name == "context_size" else 40 if name == "context_noise" else 50
+        assert c.sampling.contexts == (0 if study.on_demonstrated(cell) else fixed)
+        assert study.on_demonstrated(cell) == (c.pretrain_tasks == c.tasks)
         assert (c.demos.per_task, c.demos.noise) == (100 if study.needs == "metaworld" else 50, 0.2)
         number = cell.name.split()[0]
         assert c.demos.target == (int(number) if "demonstration" in cell.name else 5)
@@ -215,6 +222,23 @@ def test_a_cell_that_fails_says_why_and_does_not_stop_the_others(
     assert not again["failed"] and len(again["rows"]) == 3
 
 
+def test_cells_of_the_papers_scale_practise_on_the_states_of_their_bases_demonstrations(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    few, many = toy_study("paper").cells[0], toy_study("paper").cells[2]
+    study = replace(toy_study("paper"), scale="paper", cells=(few, many))
+    assert [study.on_demonstrated(cell) for cell in study.cells] == [False, True]
+    monkeypatch.setitem(STUDIES, "toy", lambda scale: study)
+    monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "cache"))
+    found = run_study("toy", tmp_path / "out", scale="paper", seeds=[0])
+    assert not found["failed"] and len(found["rows"]) == 2
+    held = [
+        read_config(cell_folder(tmp_path / "out", cell, 0))["config"]["recipe_config"]["sampling"]["demos"]
+        for cell in study.cells
+    ]
+    assert held == [[], [str(base_folder(CONFIG) / "demos.hdf5")]]
+
+
 def test_a_field_changes_in_every_cell_and_the_table_says_so(study: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = run_study(study, out, seeds=[0], changes={"iterations": ["2"]})
@@ -327,6 +351,18 @@ def test_a_damaged_cell_is_listed_with_what_to_do_and_the_rest_stays(
     assert [row["cell"] for row in found["rows"]] == ["3 groups", "seen"]
 
 
+def test_a_cell_of_before_there_was_a_setting_is_still_this_cell(study: str, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "out" / "2-groups-seed0" / "config.json"
+    document = json.loads(file.read_text())
+    del document["config"]["recipe_config"]["sft"]["colour_jitter"]
+    file.write_text(json.dumps(document))
+    assert not run_study(study, tmp_path / "out", seeds=[0], resume=True)["failed"]
+    document["config"]["recipe_config"]["sft"]["colour_jitter"] = 0.3
+    file.write_text(json.dumps(document))
+    assert list(run_study(study, tmp_path / "out", seeds=[0], resume=True)["failed"]) == ["2-groups-seed0"]
+
+
 def test_what_cells_share_is_made_again_once_it_is_deleted(study: str, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     out = tmp_path / "out"
@@ -386,13 +422,13 @@ def test_a_study_that_goes_on_without_seeds_has_those_that_it_had(study: str, fi
 def test_fine_tuned_policies_are_shared_by_cells_that_differ_in_practice_alone() -> None:
     config = get_study("demos").cells[0].config
     same = replace(config, sampling=replace(config.sampling, contexts=3), iterations=2)
-    assert _sft_fingerprint(same) == _sft_fingerprint(config)
+    assert sft_fingerprint(same) == sft_fingerprint(config)
     others = [
         replace(config, demos=replace(config.demos, target=3)), replace(config, seed=1),
         replace(config, sft=replace(config.sft, finetune_steps=7)), replace(config, tasks=config.tasks[:2]),
         replace(config, sft=replace(config.sft, policy_steps=7)),
     ]  # fmt: skip
-    assert len({_sft_fingerprint(other) for other in [config, *others]}) == 6
+    assert len({sft_fingerprint(other) for other in [config, *others]}) == 6
 
 
 def test_seeds_are_added_to_a_study_and_results_merge(study: str, finished: Path, tmp_path: Path) -> None:

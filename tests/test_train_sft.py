@@ -21,6 +21,7 @@ from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
 from ript.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
 from ript.metrics import Metrics
+from ript.policies import language
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.checkpoint import list_checkpoints, read_checkpoint
@@ -332,6 +333,43 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
     assert rates[52] == pytest.approx(0.55 + 0.45 * math.cos(math.pi * 47 / 95))
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
     assert schedule(0, 1, 0.5) == 0.5
+    assert [schedule(step, 140, 1.0) for step in (0, 6)] == pytest.approx([1 / 7, 1.0])  # 0.05 * 140 is above 7
+
+
+def test_without_a_warm_up_the_learning_rate_starts_at_its_peak() -> None:
+    rates = [schedule(step, 100, 1.0, warmup=0.0) for step in range(100)]
+    assert rates[0] == 1.0 and all(b < a for a, b in itertools.pairwise(rates))
+    assert rates[50] == pytest.approx(0.55) and rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_the_published_ways_of_supervised_training_reach_every_step(
+    demos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No warm-up, colour jitter, targets with dropout, proprioception as it is, instructions by CLIP."""
+    seen: list[tuple[dict[str, Any], bool, bool]] = []
+    loss = QuestPolicy.loss
+
+    def watched(self: QuestPolicy, batch: DemoBatch, **settings: Any) -> tuple[torch.Tensor, Metrics]:
+        seen.append((settings, self.autoencoder.training, self.autoencoder.decoder.training))
+        return loss(self, batch, **settings)
+
+    monkeypatch.setenv("RIPT_CLIP", str(Path(__file__).parent / "policies" / "clip"))
+    language._load_clip.cache_clear()
+    monkeypatch.setattr(QuestPolicy, "loss", watched)
+    config = replace(
+        CONFIG,
+        policy=replace(CONFIG.policy, standardise=False, language="clip"),
+        sft=replace(CONFIG.sft, warmup=0.0, colour_jitter=0.3, noisy_targets=True, checkpoint_every=1, threads=1),
+    )
+    policy = train_sft(config, demos, tmp_path / "published")
+    assert seen == [({"decoder_scale": 0.0, "colour_jitter": 0.3, "noisy_targets": True}, True, True)] * 30
+    assert rows(tmp_path / "published")[20]["learning_rate"] == CONFIG.sft.policy_learning_rate
+    assert not policy.encoder.proprio_mean.any() and (policy.encoder.proprio_std == 1).all()
+    assert policy.config.language_dim == 512 and not policy.training and not policy.autoencoder.training
+    seen.clear()
+    train_sft(replace(CONFIG, sft=replace(CONFIG.sft, threads=1)), demos, tmp_path / "ours")
+    assert seen == [({"decoder_scale": 0.0, "colour_jitter": 0.0, "noisy_targets": False}, False, False)] * 30
+    language._load_clip.cache_clear()
 
 
 def test_replaying_experts_through_perfect_skills_succeeds_and_through_none_fails() -> None:

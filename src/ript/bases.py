@@ -19,6 +19,7 @@ from ript.build import simulator_factory, task_keys
 from ript.config import Config
 from ript.demos import collect as collecting
 from ript.interfaces import SimulatorFactory
+from ript.policies.language import require_model
 from ript.report.files import make_folder
 from ript.report.lock import locked
 from ript.report.progress import progress
@@ -26,6 +27,9 @@ from ript.train_sft import train_sft
 
 BASE_FORMAT = 2
 """Raise it when a change of the code makes cached bases stale."""
+
+_POLICY = ("size", "chunk", "execute", "privileged", "standardise", "language")
+"""Settings of the policy that its base depends on."""
 
 
 def cache_folder() -> Path:
@@ -47,13 +51,25 @@ def base_fingerprint(config: Config) -> str:
         "tasks": config.pretrain_tasks,
         "simulator": dataclasses.asdict(config.sim),
         "demos": [config.demos.per_task, config.demos.noise, config.demos.every],
-        "policy": [config.policy.size, config.policy.chunk, config.policy.execute, config.policy.privileged],
-        "sft": [
-            v
-            for k, v in dataclasses.asdict(config.sft).items()
-            if not k.startswith(("finetune", "checkpoint", "threads")) and not (k.endswith("_epochs") and not v)
-        ],
+        "policy": {name: getattr(config.policy, name) for name in _POLICY},
+        "sft": {
+            name: value
+            for name, value in dataclasses.asdict(config.sft).items()
+            if not name.startswith(("finetune", "checkpoint", "threads"))
+        },
         "versions": [metadata.version(package) for package in ("ript", "metaworld", "mujoco", "torch")],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def sft_fingerprint(config: Config) -> str:
+    """What a fine-tuned policy depends on, as 12 hex digits."""
+    parts = {
+        "base": base_fingerprint(config),
+        "tasks": config.tasks,
+        "target": config.demos.target,
+        "sft": {name: value for name, value in dataclasses.asdict(config.sft).items() if name.startswith("finetune")},
+        "seed": config.seed,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -74,6 +90,7 @@ def make_base_demos(config: Config, base: Path) -> None:
     """The demonstrations alone."""
     if (base / "demos.hdf5").exists():
         return
+    require_model(config.policy.language)  # now, rather than when all demonstrations have been made
     d, keys = config.demos, task_keys(config.sim, config.pretrain_tasks)
     with locked(make_folder(base), wait=True):
         if not (base / "demos.hdf5").exists():

@@ -18,6 +18,7 @@ from ript.demos.initial_states import demo_initial_states
 from ript.errors import ConfigError, PolicyError, UnknownNameError
 from ript.interfaces import EnvPool, LikelihoodPolicy, Perturbable, PostTrainable, Simulator, SimulatorFactory
 from ript.policies import folder as policy_folder
+from ript.policies import language
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
@@ -138,7 +139,7 @@ def make_policy(config: Config, spec: SimulatorSpec, privileged_dim: int, seed: 
         "action_dim": spec.action_dim,
         "cameras": dict(spec.cameras),
         "proprio": {"proprio": spec.proprio_dim},
-        "language_dim": 384,
+        "language_dim": language.DIMS[p.language],
         "privileged_dim": privileged_dim if p.privileged else 0,
     }
     with torch.random.fork_rng(devices=[]):

@@ -239,8 +239,8 @@ def _add_published(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--cameras", nargs="+", metavar="VIEW", help="Meta-World's views for the file's cameras, in order "
                    "(default corner2 with --config metaworld)")  # fmt: skip
     p.add_argument("--arm", default="mesh", metavar="NAME", help="how Meta-World draws the arm (default mesh)")
-    p.add_argument("--embeddings", metavar="FILE.safetensors", help="instruction -> vector, when the policy reads "
-                   "another sentence model than the built-in one")  # fmt: skip
+    p.add_argument("--embeddings", metavar="FILE.safetensors", help="instruction -> vector, instead of "
+                   "CLIP's, which is fetched when it is needed")  # fmt: skip
     p.add_argument("--out", metavar="DIR", required=True, help="policy folder to write")
     out = commands.add_parser("export", help="turn a policy folder into a published checkpoint",
                               description="Policy folders as published checkpoints.")  # fmt: skip

@@ -82,6 +82,11 @@ class PolicyConfig:
     """Actions executed before the next look; 0: as the size says."""
     privileged: bool = False
     """Auxiliary loss on object positions from the simulator, in SFT only."""
+    standardise: bool = True
+    """Proprioception in units of its mean and deviation in the demonstrations; false: as the simulator gives it."""
+    language: Literal["minilm", "clip"] = "minilm"
+    """Frozen model that instructions are embedded with: MiniLM (384 numbers, comes with the installation) or CLIP
+    ViT-B/32's (512, as published; fetched from the model hub, or from the folder that RIPT_CLIP names)."""
     temperature: float = 1.0
     """Softmax temperature of both the sampled and the optimised density, in post-training."""
     entropy: float = 0.0
@@ -143,6 +148,13 @@ class SFTConfig:
     """Weight of a loss that trains the action decoder too, on actions decoded from drawn tokens; 0: it stays."""
     weight_decay: float = 1e-4
     max_grad_norm: float = 10.0
+    warmup: float = 0.05
+    """Share of a stage's steps over which its learning rate rises, before a cosine takes it down to a tenth."""
+    colour_jitter: float = 0.0
+    """Nine in ten pictures change in brightness, contrast, saturation and hue by up to this; 0: all, by 0.1, in
+    brightness alone."""
+    noisy_targets: bool = False
+    """Let the autoencoder's dropout act on the tokens that the policy learns to predict, as the published code does."""
     threads: int = 2
     """Parts of a batch worked on side by side on a CPU; torch's threads where a batch must stay whole (batch norms)."""
     checkpoint_every: int = 200
@@ -155,8 +167,8 @@ class SFTConfig:
             autoencoder_epochs=(0, _MANY), policy_epochs=(0, _MANY), finetune_epochs=(0, _MANY),
             autoencoder_batch=(1, _MANY), policy_batch=(1, _MANY), autoencoder_learning_rate=(_TINY, _MANY),
             policy_learning_rate=(_TINY, _MANY), finetune_learning_rate=(_TINY, _MANY), weight_decay=(0, 1),
-            finetune_decoder=(0, _MANY), max_grad_norm=(_TINY, _MANY), threads=(1, _THREADS),
-            checkpoint_every=(1, _MANY),
+            finetune_decoder=(0, _MANY), max_grad_norm=(_TINY, _MANY), warmup=(0, 1),
+            colour_jitter=(0, 0.5), threads=(1, _THREADS), checkpoint_every=(1, _MANY),
         )  # fmt: skip
 
 

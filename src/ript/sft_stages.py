@@ -27,10 +27,11 @@ class Stage:
     Attributes:
         name: for logs.
         steps: optimiser steps.
-        learning_rate: peak; warmed up over 5 % of the steps, then a cosine to a tenth.
+        learning_rate: peak; see `schedule`.
         modules: what is trained.
         draws: generator -> rows of endless batches, int `[B]` each.
         loss: rows -> (loss, metrics).
+        noisy: what is not trained, but in training mode all the same.
     """
 
     name: str
@@ -39,14 +40,15 @@ class Stage:
     modules: Sequence[torch.nn.Module]
     draws: Callable[[np.random.Generator], Iterator[np.ndarray]]
     loss: Loss[np.ndarray]
+    noisy: Sequence[torch.nn.Module] = ()
 
 
-def schedule(step: int, steps: int, peak: float) -> float:
-    """Learning rate: linear warm-up over 5 % of the steps, then a cosine from `peak` to a tenth of it."""
-    warmup = max(1, steps // 20)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (0.55 + 0.45 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+def schedule(step: int, steps: int, peak: float, warmup: float = 0.05) -> float:
+    """Learning rate: linear warm-up over a share of the steps, then a cosine from `peak` to a tenth of it."""
+    rising = max(1, int(warmup * steps + 1e-9)) if warmup else 0  # 0.05 of 140 is 7, whatever it rounds to
+    if step < rising:
+        return peak * (step + 1) / rising
+    return peak * (0.55 + 0.45 * math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
 def run_stages(run: RunFolder, config: Config, policy: QuestPolicy, stages: Sequence[Stage]) -> None:
@@ -121,11 +123,11 @@ def _run_stage(
         Gradient(parameters, threads) as gradient,
     ):
         for step in range(start, stage.steps):
-            for module in stage.modules:
+            for module in (*stage.modules, *stage.noisy):
                 module.train()
             policy.training = True
             for group in optimiser.param_groups:
-                group["lr"] = schedule(step, stage.steps, stage.learning_rate)
+                group["lr"] = schedule(step, stage.steps, stage.learning_rate, config.sft.warmup)
             optimiser.zero_grad(set_to_none=True)
             try:
                 metrics = gradient.add(partial(part_loss, stage), batch_parts(next(draws), threads, rng))

@@ -79,6 +79,10 @@ class Study:
     changed: tuple[str, ...] = ()
     needs: str = "metaworld"
 
+    def on_demonstrated(self, cell: Cell) -> bool:
+        """Whether the cell practises on the initial states of the base's demonstrations, as in the paper."""
+        return self.scale == "paper" and not finetunes(cell.config)
+
     @property
     def shrunk(self) -> tuple[str, ...]:
         """What is smaller than in the paper, as the cells are now; nothing at scale "paper"."""
@@ -116,17 +120,15 @@ def get_study(name: str, scale: Scale = "small") -> Study:
 PAPER_SEEDS, SMALL_SEEDS = (0, 1, 2), (0,)
 
 DIFFERS = (
-    "pictures are shifted and their brightness changes by 0.1 in supervised training, instead of colour jitter of 0.3",
-    "learning rates of supervised training warm up over 5 % of the steps",
-    "target tokens of the prior are computed without dropout in the autoencoder",
-    "proprioception is standardised, not taken as it is",
-    "what is drawn from, the five likeliest tokens, is also what is optimised, not the softmax over all",
-    "instructions are embedded by MiniLM (384 numbers), not by the published policy's model (512)",
-    "contexts are 50 states of each task drawn from the simulator, not those of the demonstrations (`sampling.demos`)",
+    "what is drawn from, the five likeliest tokens, is also what is optimised, not the softmax over all "
+    "(--policy.sampling=published does that)",
     "minibatches are of 8 trajectories in all, not on each of several GPUs",
 )
 """Of scale "paper"."""
-FEW_SHOT_DIFFERS = ("the few-shot stage's loss of the action decoder has LIBERO's weight, 10, everywhere",)
+FEW_SHOT_DIFFERS = (
+    "contexts are states that the simulator draws as it draws the demonstrations', but others",
+    "the few-shot stage's loss of the action decoder has LIBERO's weight, 10, everywhere",
+)
 SEEDS = (
     "seeds share the base, its demonstrations and the held-out states; each has its own target demonstrations, "
     "fine-tuning and practice",
@@ -140,7 +142,7 @@ def _shrunk(config: Config) -> tuple[str, ...]:
     length = f"{c.sft.finetune_epochs:g} epochs" if c.sft.finetune_epochs else f"{c.sft.finetune_steps} steps"
     return (
         f"policy of 1.3 M instead of 20 M parameters, one {c.sim.image_size}-pixel camera near the table, "
-        f"the arm drawn as {c.sim.arm}, chunks of 16 executed whole",
+        f"the arm drawn as {c.sim.arm}, chunks of 16 executed whole, instructions embedded by MiniLM instead of CLIP",
         f"{c.demos.per_task} demonstrations of each pre-training task instead of 100; {c.sft.autoencoder_steps} and "
         f"{c.sft.policy_steps} optimiser steps, with an auxiliary loss on object positions"
         + (
@@ -152,7 +154,7 @@ def _shrunk(config: Config) -> tuple[str, ...]:
         f"{c.iterations} iterations of {s.groups * s.group_size} rollouts in groups with a signal, out of at most "
         f"{s.max_attempts * s.group_size}; horizon {s.horizon} in practice, or less where successes are "
         f"short, and {c.sim.horizon} in evaluation"
-        + ("" if s.contexts else "; new initial states in every iteration instead of 50 of each task"),
+        + ("" if s.contexts else "; new initial states in every iteration instead of a fixed set"),
         f"{learn.epochs} epochs at a learning rate of {learn.learning_rate:g} that follows the KL, token among the "
         f"{c.policy.top_k} likeliest at a temperature chosen by entropy, an adapter trained with the prior; "
         f"minibatches of {learn.minibatch} decisions instead of 8 trajectories, the mean over each {learn.reduction} "
@@ -163,7 +165,10 @@ def _shrunk(config: Config) -> tuple[str, ...]:
 
 
 def paper_metaworld(tasks: tuple[str, ...], *, multitask: bool) -> Config:
-    """The paper's settings for QueST on Meta-World: 10 contexts an iteration for each of few tasks, 180 for many."""
+    """The paper's settings for QueST on Meta-World: 10 contexts an iteration for each of few tasks, 180 for many.
+
+    Those of many are the initial states of all demonstrations (`Study.on_demonstrated`).
+    """
     return Config(
         recipe="paper-metaworld",
         tasks=tasks,
@@ -171,16 +176,19 @@ def paper_metaworld(tasks: tuple[str, ...], *, multitask: bool) -> Config:
         iterations=30 if multitask else 15,
         stop_at=1.0,
         sim=SimConfig(cameras=("corner2",), image_size=128, arm="mesh", horizon=500),
-        policy=PolicyConfig(size="paper", temperature=1.0, top_k=5, rl_trains="prior"),
+        policy=PolicyConfig(
+            size="paper", language="clip", standardise=False, temperature=1.0, top_k=5, rl_trains="prior"
+        ),
         demos=DemoConfig(per_task=100, target=5, noise=0.2, every=1),
         sft=SFTConfig(
             autoencoder_epochs=100, autoencoder_batch=256, autoencoder_learning_rate=1e-4, policy_epochs=20,
             policy_batch=128, policy_learning_rate=1e-4, finetune_epochs=200, finetune_learning_rate=1e-4,
-            finetune_share=1.0, finetune_decoder=10.0, weight_decay=1e-4, max_grad_norm=100.0, checkpoint_every=2_000,
+            finetune_share=1.0, finetune_decoder=10.0, weight_decay=1e-4, max_grad_norm=100.0, warmup=0.0,
+            colour_jitter=0.3, noisy_targets=True, checkpoint_every=2_000,
         ),
         sampling=SamplingConfig(
             group_size=16, groups=180 if multitask else 10 * len(tasks),
-            max_attempts=360 if multitask else 40 * len(tasks), contexts=50,
+            max_attempts=360 if multitask else 40 * len(tasks), contexts=0 if multitask else 50,
         ),
         learn=LearnConfig(
             learning_rate=1e-6, epochs=20, minibatch_trajectories=8, clip_low=0.2, clip_high=0.2, reduction="token",
@@ -355,6 +363,7 @@ def paper_libero(
         sim=SimConfig(suite="libero", cameras=("agentview_rgb", "eye_in_hand_rgb"), image_size=128, horizon=600),
         demos=replace(config.demos, per_task=per_task, target=target),
         sft=replace(config.sft, policy_epochs=policy_epochs),
+        sampling=replace(config.sampling, contexts=0 if tasks == pretrain else 50),
     )
 
 

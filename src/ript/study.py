@@ -9,24 +9,22 @@ out/table.md, report.html   made anew after every cell
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ript import overrides
-from ript.bases import base_fingerprint, base_folder, collect, make_base, train_unless_done
+from ript.bases import base_folder, collect, make_base, sft_fingerprint, train_unless_done
 from ript.build import simulator_factory, task_keys
 from ript.config import Config
 from ript.errors import ConfigError, DataError, NoSignalError, RiptError, RunError
 from ript.evaluate import wilson
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
-from ript.report.files import make_folder, plain, read_json, write_json, write_text
+from ript.report.files import make_folder, read_json, write_json, write_text
 from ript.report.lock import locked
 from ript.report.page import write_report
 from ript.report.progress import status
@@ -170,6 +168,9 @@ def _run_cell(study: Study, cell: Cell, seed: int, folder: Path) -> bool:
     try:
         config = replace(cell.config, seed=seed)
         policy = start_policy(config, folder)
+        if study.on_demonstrated(cell):
+            demos = (str(base_folder(config) / "demos.hdf5"),)
+            config = replace(config, sampling=replace(config.sampling, demos=demos))
         train_rl(config, policy, run, resume=(run / "config.json").exists())
         trouble.unlink(missing_ok=True)
     except Exception as error:  # whatever it is, out of memory too: the other cells go on
@@ -188,7 +189,7 @@ def start_policy(config: Config, folder: Path) -> Path:
     base = make_base(replace(config, seed=0), base_folder(config))
     if not finetunes(config):
         return base / "sft" / "policy"
-    sft = folder / f"sft-{_sft_fingerprint(config)}"
+    sft = folder / f"sft-{sft_fingerprint(config)}"
     target = sft.with_suffix(".hdf5")
     d = config.demos
     if not target.exists():
@@ -199,17 +200,6 @@ def start_policy(config: Config, folder: Path) -> Path:
         )  # fmt: skip
     train_unless_done(config, [base / "demos.hdf5", target], sft, base=base / "sft" / "policy")
     return sft / "policy"
-
-
-def _sft_fingerprint(config: Config) -> str:
-    parts = {
-        "base": base_fingerprint(config),
-        "tasks": config.tasks,
-        "target": config.demos.target,
-        "sft": {name: value for name, value in asdict(config.sft).items() if name.startswith("finetune")},
-        "seed": config.seed,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 # ------------------------------------------------------------------ results
@@ -244,8 +234,9 @@ def _last_line(path: Path) -> str:
 
 def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
     read_json(run / "result.json")
-    held, asked = read_config(run)["config"].get("recipe_config"), plain(replace(cell.config, seed=seed).to_json())
-    if {**held, "sampling": {**held["sampling"], "demos": asked["sampling"]["demos"]}} != asked:  # absolute paths there
+    held = Config.from_json(read_config(run)["config"].get("recipe_config"))
+    same_demos = replace(held.sampling, demos=cell.config.sampling.demos)  # absolute paths there
+    if replace(held, sampling=same_demos) != replace(cell.config, seed=seed):
         raise RunError(f"{run} was made with other settings than this cell of the study has now")
     policy_kind(run / "policy")
     read_tensors(run / "policy" / "model.safetensors")

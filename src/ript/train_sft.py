@@ -72,7 +72,7 @@ def train_sft(
     policy = load_quest(base) if base is not None else _new_policy(config, demo_set)
     windows = Windows(demo_set, policy.config.chunk)
     if base is None:
-        _set_statistics(policy, Statistics.of(windows))
+        _set_statistics(policy, Statistics.of(windows), config.policy.standardise)
     policy.to(device).check_simulator(windows.spec)
     policy.embed([task.instruction for task in windows.tasks])
     stages = _stages(config, policy, windows, targets, fresh=base is None)
@@ -125,10 +125,11 @@ def _new_policy(config: Config, demos: DemoSet) -> QuestPolicy:
     return make_policy(config, demos.spec, 0 if privileged is None else privileged.shape[1])
 
 
-def _set_statistics(policy: QuestPolicy, statistics: Statistics) -> None:
+def _set_statistics(policy: QuestPolicy, statistics: Statistics, standardise: bool) -> None:
     encoder = policy.encoder
-    encoder.proprio_mean.copy_(torch.as_tensor(statistics.proprio_mean))
-    encoder.proprio_std.copy_(torch.as_tensor(statistics.proprio_std))
+    if standardise:
+        encoder.proprio_mean.copy_(torch.as_tensor(statistics.proprio_mean))
+        encoder.proprio_std.copy_(torch.as_tensor(statistics.proprio_std))
     if encoder.privileged is not None:
         if statistics.privileged_mean is None or statistics.privileged_std is None:
             raise PolicyError(
@@ -153,12 +154,16 @@ def _stages(config: Config, policy: QuestPolicy, windows: Windows, targets: Sequ
         return lambda rng: windows.draws(s.policy_batch, rng, task_weights=weights)
 
     def window_loss(rows: np.ndarray, decoder_scale: float = 0.0) -> tuple[torch.Tensor, Metrics]:
-        return policy.loss(windows.batch(rows), decoder_scale=decoder_scale)
+        return policy.loss(
+            windows.batch(rows), decoder_scale=decoder_scale, colour_jitter=s.colour_jitter,
+            noisy_targets=s.noisy_targets,
+        )  # fmt: skip
 
     def steps(epochs: float, steps: int, windows: int, batch: float) -> int:
         return math.ceil(epochs * windows / batch) if epochs else steps
 
     actor = [policy.encoder, policy.prior]
+    noisy = [policy.autoencoder] if s.noisy_targets else []
     stages = []
     if fresh:
         stages += [
@@ -167,7 +172,7 @@ def _stages(config: Config, policy: QuestPolicy, windows: Windows, targets: Sequ
                   modules=[policy.autoencoder], draws=chunk_draws, loss=chunk_loss),
             Stage(name="policy", learning_rate=s.policy_learning_rate, modules=actor,
                   steps=steps(s.policy_epochs, s.policy_steps, len(windows), s.policy_batch),
-                  draws=window_draws(None), loss=window_loss),
+                  draws=window_draws(None), loss=window_loss, noisy=noisy),
         ]  # fmt: skip
     if targets:
         weights = windows.target_weights(targets, s.finetune_share)
@@ -176,7 +181,7 @@ def _stages(config: Config, policy: QuestPolicy, windows: Windows, targets: Sequ
             Stage(name="finetune", learning_rate=s.finetune_learning_rate,
                   modules=[*actor, policy.autoencoder.decoder] if s.finetune_decoder else actor,
                   steps=steps(s.finetune_epochs, s.finetune_steps, own, s.policy_batch * s.finetune_share),
-                  draws=window_draws(weights), loss=partial(window_loss, decoder_scale=s.finetune_decoder))
+                  draws=window_draws(weights), loss=partial(window_loss, decoder_scale=s.finetune_decoder), noisy=noisy)
         )  # fmt: skip
     return stages
 

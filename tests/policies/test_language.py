@@ -1,10 +1,16 @@
 """Sentence embeddings of instructions."""
 
 import importlib.util
+import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors.torch import load_file
 
 from ript.errors import DataError, DependencyMissing
 from ript.policies import language
@@ -15,7 +21,7 @@ SENTENCES = ["The weather is lovely today.", "It's so sunny outside!", "He drove
 def test_embeddings_are_those_of_the_published_model() -> None:
     """The similarities that the model's own documentation prints for these sentences, and numbers of the first."""
     vectors = language.embed(SENTENCES)
-    assert vectors.shape == (3, language.DIM) and vectors.dtype == torch.float32
+    assert vectors.shape == (3, language.DIMS["minilm"]) and vectors.dtype == torch.float32
     published = torch.tensor([[1.0000, 0.6660, 0.1046], [0.6660, 1.0000, 0.1411], [0.1046, 0.1411, 1.0000]])
     torch.testing.assert_close(vectors @ vectors.T, published, atol=1e-4, rtol=0)
     torch.testing.assert_close(vectors[0, :4], torch.tensor([0.0192, 0.1201, 0.1596, 0.0671]), atol=1e-4, rtol=0)
@@ -64,3 +70,111 @@ def test_a_damaged_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             language.embed(["open the drawer"])
     finally:
         language._load.cache_clear()
+
+
+# ---------------------------------------------------------------------- CLIP
+
+CLIP = Path(__file__).parent / "clip"
+"""A CLIP with tiny random weights, and the text features that transformers 5.24 gives for some sentences."""
+
+
+@pytest.fixture
+def clip_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A folder of one's own with its files."""
+    folder = tmp_path / "clip"
+    shutil.copytree(CLIP, folder)
+    monkeypatch.setenv(language.CLIP_FOLDER, str(folder))
+    language._load_clip.cache_clear()
+    yield folder
+    language._load_clip.cache_clear()
+
+
+def expected() -> tuple[list[str], torch.Tensor]:
+    return json.loads((CLIP / "sentences.json").read_text()), load_file(CLIP / "expected.safetensors")["features"]
+
+
+def test_clip_gives_the_features_of_the_reference(clip_folder: Path) -> None:
+    sentences, features = expected()
+    vectors = language.embed(sentences, "clip")
+    assert vectors.shape == (3, language.DIMS["clip"]) and vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors, features, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(language.embed(sentences[:1], "clip"), features[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_clip_reads_the_older_file_format_and_a_configuration_that_leaves_things_out(clip_folder: Path) -> None:
+    sentences, features = expected()
+    torch.save(load_file(clip_folder / "model.safetensors"), clip_folder / "pytorch_model.bin")
+    (clip_folder / "model.safetensors").unlink()
+    config = json.loads((clip_folder / "config.json").read_text())
+    for name in ("hidden_act", "layer_norm_eps"):
+        del config["text_config"][name]
+    (clip_folder / "config.json").write_text(json.dumps(config))
+    torch.testing.assert_close(language.embed(sentences, "clip"), features, atol=1e-5, rtol=1e-5)
+
+
+def test_clip_is_fetched_from_the_hub(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(language.CLIP_FOLDER)
+    torch.save(load_file(clip_folder / "model.safetensors"), clip_folder / "pytorch_model.bin")
+    (clip_folder / "model.safetensors").unlink()
+    asked = []
+
+    def download(repository: str, name: str) -> str:
+        asked.append((repository, name))
+        if not (clip_folder / name).exists():
+            raise EntryNotFoundError(f"no {name}")
+        return str(clip_folder / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    sentences, features = expected()
+    torch.testing.assert_close(language.embed(sentences, "clip"), features, atol=1e-5, rtol=1e-5)
+    assert asked == [
+        ("openai/clip-vit-base-patch32", name)
+        for name in ("config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin")
+    ]
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), OSError("no route to host")])
+def test_a_hub_out_of_reach_says_what_to_do(
+    error: Exception, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(repository: str, name: str) -> str:
+        raise error
+
+    monkeypatch.delenv(language.CLIP_FOLDER)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(DependencyMissing, match=r"cannot be fetched .*set RIPT_CLIP to it.*--embeddings"):
+        language.embed(["open the drawer"], "clip")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", None, "has no model.safetensors or pytorch_model.bin"),
+        ("tokenizer.json", None, "has no tokenizer.json"),
+        ("model.safetensors", b"cut", "cannot read CLIP in"),
+        ("config.json", b"{}", "cannot read CLIP in .*text_config"),
+        ("config.json", b'{"text_config": {"hidden_act": "relu"}}', "cannot read CLIP in .*relu"),
+        ("tokenizer.json", b"{", "cannot read CLIP in"),
+    ],
+)
+def test_missing_and_damaged_files_of_clip_are_named(
+    name: str, content: bytes | None, message: str, clip_folder: Path
+) -> None:
+    if content is None:
+        (clip_folder / name).unlink()
+    else:
+        (clip_folder / name).write_bytes(content)
+    with pytest.raises((DependencyMissing, DataError), match=message):
+        language.embed(["open the drawer"], "clip")
+
+
+def test_no_code_in_a_weights_file_is_run(clip_folder: Path, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "sprung",)
+
+    (clip_folder / "model.safetensors").unlink()
+    torch.save({"text_model": Trap()}, clip_folder / "pytorch_model.bin")
+    with pytest.raises(DataError, match="cannot read CLIP"):
+        language.embed(["open the drawer"], "clip")
+    assert not (tmp_path / "sprung").exists()

