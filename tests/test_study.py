@@ -1,6 +1,7 @@
 """Studies: their definitions, and the runner on a study of the toy simulator."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -13,8 +14,11 @@ from toy_runs import Stopped, stop_in, toy_config
 from ript import studies
 from ript.bases import base_folder, sft_fingerprint
 from ript.cli import main
+from ript.config import RolloutConfig
 from ript.errors import ConfigError, DependencyMissing, NoSignalError, RunError, UnknownNameError
+from ript.report.files import make_folder
 from ript.report.run import read_config
+from ript.sft_cost import SupervisedSpeed, measure_supervised, supervised_hours
 from ript.studies import ML45_TEST, ML45_TRAIN, STUDIES, Cell, Scale, Study, get_study
 from ript.study import _row, cell_folder, run_study, study_table, with_changes
 from ript.study_cost import Speed, cost
@@ -283,13 +287,43 @@ def test_the_cost_is_an_upper_bound_by_the_speed_here(study: str) -> None:
     assert expense.speed.env_steps > expense.speed.execute == 4 and expense.speed.decisions > 0
     assert expense.rollout_hours == pytest.approx(expense.env_steps / expense.speed.env_steps / 3600)
     assert expense.update_hours == pytest.approx(expense.decisions / expense.speed.decisions / 3600)
-    assert expense.machines_for_a_day == pytest.approx((expense.rollout_hours + expense.update_hours) / 24)
+    assert expense.supervised_hours > 0
+    hours = expense.supervised_hours + expense.rollout_hours + expense.update_hours
+    assert expense.hours == pytest.approx(hours) and expense.machines_for_a_day == pytest.approx(hours / 24)
     assert "at most a day on 1 machine like this" in expense.text(get_study(study))
     speed = Speed(env_steps=expense.env_steps / 3600 / 10, decisions=expense.decisions / 3600 / 40, execute=4)
-    assert "50.0 hours here (10.0 of rollouts at " in replace(expense, speed=speed).text(get_study(study))
+    expense = replace(expense, supervised_hours=2.5)
+    words = "52.5 hours here (2.5 of demonstrations and supervised training, 10.0 of rollouts at "
+    assert words in replace(expense, speed=speed).text(get_study(study))
     assert "at most a day on 3 machines like this" in replace(expense, speed=speed).text(get_study(study))
-    slow = replace(speed, decisions=expense.decisions / 3600 / 590)
+    slow = replace(speed, decisions=expense.decisions / 3600 / 587.5)
     assert "100 hours on 6 like this, since a run stays on one" in replace(expense, speed=slow).text(get_study(study))
+
+
+def test_supervised_training_costs_what_is_not_there_yet_once(study: str) -> None:
+    speed = SupervisedSpeed(
+        demo_seconds=3600.0, demo_steps=10, demo_looks=5,
+        step_seconds={"autoencoder": 36.0, "policy": 360.0, "finetune": 7200.0},
+    )  # fmt: skip
+    config = replace(CONFIG, demos=replace(CONFIG.demos, per_task=4, target=3), rollout=RolloutConfig(workers=2))
+    base = 8 / 2 + 10 * 36 / 3600 + 10 * 360 / 3600  # demonstrations of two tasks by two workers, ten steps each
+    fine = 3 / 2 + 5 * 2
+    seen = replace(config, tasks=("reach-left",))
+    assert supervised_hours([seen], speed) == pytest.approx(base)
+    assert supervised_hours([config, config], speed) == pytest.approx(base + fine)
+    assert supervised_hours([config, replace(config, seed=1), seen], speed) == pytest.approx(base + 2 * fine)
+    passes = replace(config, sft=replace(config.sft, policy_epochs=4, finetune_epochs=8))
+    policy, finetune = math.ceil(4 * 8 * 5 / 16), math.ceil(8 * 3 * 5 / (16 * 0.5))
+    expected = 8 / 2 + 10 * 36 / 3600 + policy / 10 + 3 / 2 + finetune * 2
+    assert config.sft.policy_batch == 16 and supervised_hours([passes], speed) == pytest.approx(expected)
+    make_folder(base_folder(config) / "sft" / "policy")
+    assert supervised_hours([config], speed) == pytest.approx(fine)
+
+
+def test_the_cost_of_supervised_training_is_of_demonstrations_and_steps_that_were_made() -> None:
+    speed = measure_supervised(CONFIG)
+    assert 1 <= speed.demo_looks <= speed.demo_steps <= CONFIG.sim.horizon and speed.demo_seconds > 0
+    assert set(speed.step_seconds) == {"autoencoder", "policy", "finetune"} and min(speed.step_seconds.values()) > 0
 
 
 def test_the_command_lists_and_estimates_without_running(

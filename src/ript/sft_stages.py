@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,11 +59,18 @@ def run_stages(run: RunFolder, config: Config, policy: QuestPolicy, stages: Sequ
     Raises:
         NotFiniteError: the loss became NaN; the last checkpoint is kept.
     """
+    with _threads_and_randomness(config):
+        _run_stages(run, config, policy, stages)
+
+
+@contextmanager
+def _threads_and_randomness(config: Config) -> Iterator[None]:
+    """Within, torch has the configuration's threads and random numbers of its own."""
     threads = torch.get_num_threads()
     torch.set_num_threads(config.sft.threads)
     try:
         with torch.random.fork_rng(devices=[]):
-            _run_stages(run, config, policy, stages)
+            yield
     finally:
         torch.set_num_threads(threads)
 
@@ -112,32 +121,24 @@ def _run_stage(
     save: Callable[[int], None],
 ) -> dict[str, float]:
     """Train one stage from step `start`; returns the metrics of its last stretch."""
-    parameters = [p for module in stage.modules for p in module.parameters()]
-    draws, threads = stage.draws(rng), part_threads(config, policy)
     parts: list[Metrics] = []
     last: dict[str, float] = {}
     every = config.sft.checkpoint_every
     bar: progress[None]
     with (
         progress(stage.steps - start, f"training: {stage.name}") as bar,
-        Gradient(parameters, threads) as gradient,
+        Gradient(_trained(stage), part_threads(config, policy)) as gradient,
     ):
+        draws = stage.draws(rng)
         for step in range(start, stage.steps):
-            for module in (*stage.modules, *stage.noisy):
-                module.train()
-            policy.training = True
             for group in optimiser.param_groups:
                 group["lr"] = schedule(step, stage.steps, stage.learning_rate, config.sft.warmup)
-            optimiser.zero_grad(set_to_none=True)
             try:
-                metrics = gradient.add(partial(part_loss, stage), batch_parts(next(draws), threads, rng))
+                parts.append(_step(config, policy, stage, optimiser, gradient, next(draws), rng))
             except NotFiniteError as error:
                 raise NotFiniteError(
                     f"{error} at step {step}; lower the learning rate; the last checkpoint in {run.path} is kept"
                 ) from error
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.sft.max_grad_norm)
-            optimiser.step()
-            parts.append(metrics | {"grad_norm": Mean(float(norm))})
             bar.advance()
             if (step + 1) % every == 0 or step + 1 == stage.steps:
                 last = {f"{stage.name}/{k}": v for k, v in values(merge(parts)).items()}
@@ -146,6 +147,47 @@ def _run_stage(
                 parts = []
     policy.eval()
     return last
+
+
+def _trained(stage: Stage) -> list[torch.nn.Parameter]:
+    return [p for module in stage.modules for p in module.parameters()]
+
+
+def _step(
+    config: Config,
+    policy: QuestPolicy,
+    stage: Stage,
+    optimiser: torch.optim.Optimizer,
+    gradient: Gradient,
+    rows: np.ndarray,
+    rng: np.random.Generator,
+) -> Metrics:
+    """One optimiser step on a batch."""
+    for module in (*stage.modules, *stage.noisy):
+        module.train()
+    policy.training = True
+    optimiser.zero_grad(set_to_none=True)
+    metrics = gradient.add(partial(part_loss, stage), batch_parts(rows, gradient.threads, rng))
+    norm = torch.nn.utils.clip_grad_norm_(_trained(stage), config.sft.max_grad_norm)
+    optimiser.step()
+    return metrics | {"grad_norm": Mean(float(norm))}
+
+
+def time_steps(config: Config, policy: QuestPolicy, stages: Sequence[Stage]) -> dict[str, float]:
+    """Seconds that an optimiser step of each stage takes, on a policy that nobody needs afterwards."""
+    seconds = {}
+    with _threads_and_randomness(config):
+        for stage in stages:
+            rng = np.random.default_rng(0)
+            optimiser = torch.optim.AdamW(parameter_groups(stage.modules), lr=0.0, weight_decay=0.0)
+            with Gradient(_trained(stage), part_threads(config, policy)) as gradient:
+                draws = stage.draws(rng)
+                for _ in range(2):  # the first time is for starting up
+                    began = time.perf_counter()
+                    _step(config, policy, stage, optimiser, gradient, next(draws), rng)
+                    seconds[stage.name] = time.perf_counter() - began
+            policy.eval()
+    return seconds
 
 
 @dataclass(frozen=True, slots=True)

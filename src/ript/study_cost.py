@@ -14,6 +14,7 @@ from ript.config import Config
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, update
 from ript.rl_start import learner
+from ript.sft_cost import measure_supervised, supervised_hours
 from ript.studies import Study, with_simulator
 from ript.tables import count
 from ript.types import Group, Rollout, RolloutRequest, Status
@@ -42,6 +43,7 @@ class Cost:
         cells: cells times seeds.
         rollouts, env_steps: of practice and evaluation.
         decisions: that updates work on, each as often as there are epochs.
+        supervised_hours: of demonstrations and supervised training, without bases that are there.
         speed: measured.
     """
 
@@ -49,6 +51,7 @@ class Cost:
     rollouts: int
     env_steps: int
     decisions: int
+    supervised_hours: float
     speed: Speed
 
     @property
@@ -61,7 +64,7 @@ class Cost:
 
     @property
     def hours(self) -> float:
-        return self.rollout_hours + self.update_hours
+        return self.supervised_hours + self.rollout_hours + self.update_hours
 
     @property
     def machines_for_a_day(self) -> float:
@@ -72,7 +75,8 @@ class Cost:
         return {
             "cells": self.cells, "rollouts": self.rollouts, "env_steps": self.env_steps, "decisions": self.decisions,
             "env_steps_per_second": self.speed.env_steps, "decisions_per_second": self.speed.decisions,
-            "rollout_hours": self.rollout_hours, "update_hours": self.update_hours, "hours": self.hours,
+            "supervised_hours": self.supervised_hours, "rollout_hours": self.rollout_hours,
+            "update_hours": self.update_hours, "hours": self.hours,
             "machines_for_a_day": self.machines_for_a_day,
         }  # fmt: skip
 
@@ -87,15 +91,15 @@ class Cost:
         speed = self.speed
         lines.append(
             f"{self.cells} runs: at most {self.rollouts:,} rollouts, {self.env_steps:,} env-steps; "
-            f"{self.hours:,.1f} hours here ({self.rollout_hours:,.1f} of rollouts at {speed.env_steps:,.0f} "
-            f"env-steps/s, {self.update_hours:,.1f} of updates at {speed.decisions:,.0f} decisions/s), or {day}; "
-            "supervised training comes on top"
+            f"{self.hours:,.1f} hours here ({self.supervised_hours:,.1f} of demonstrations and supervised training, "
+            f"{self.rollout_hours:,.1f} of rollouts at {speed.env_steps:,.0f} env-steps/s, {self.update_hours:,.1f} of "
+            f"updates at {speed.decisions:,.0f} decisions/s), or {day}"
         )
         return "\n".join(lines)
 
 
 def cost(study: Study, seeds: Sequence[int]) -> Cost:
-    """Of practice and evaluation, by the speed of an untrained policy here.
+    """Of all that it does, by the speed of an untrained policy here.
 
     Raises:
         DependencyMissing: its simulator is not there.
@@ -114,9 +118,10 @@ def cost(study: Study, seeds: Sequence[int]) -> Cost:
         kept = min(each, c.learn.max_decisions or each)
         decisions += c.iterations * s.groups * s.group_size * kept * c.learn.epochs
     n = len(seeds)
+    runs = [replace(cell.config, seed=seed) for cell in study.cells for seed in seeds]
     return Cost(
         cells=n * len(study.cells), rollouts=n * rollouts, env_steps=n * env_steps, decisions=n * decisions,
-        speed=speed,
+        supervised_hours=supervised_hours(runs, measure_supervised(runs[0])), speed=speed,
     )  # fmt: skip
 
 
@@ -126,7 +131,9 @@ def measure_speed(config: Config, steps: int = 64) -> Speed:
     slots = max(2, config.rollout.workers * config.rollout.slots)
     threads = torch.get_num_threads()
     with Contexts(config.sim, (key,), 0) as contexts:
-        fresh = make_policy(config, contexts.simulator(key).spec, 0)
+        simulator = contexts.simulator(key)
+        fresh = make_policy(config, simulator.spec, 0)
+        fresh.remember(simulator.task.instruction, torch.zeros(fresh.config.language_dim))
         policy = learner(config, fresh, contexts, calibrate=False)
         states = contexts.states(key, slots, "train")
         with make_env_pool(config.sim, config.rollout, policy) as pool:

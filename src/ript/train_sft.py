@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ript.build import load_quest, make_policy, simulator_factory, task_keys, use_device
-from ript.config import Config
+from ript.config import Config, SFTConfig
 from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
@@ -75,7 +75,7 @@ def train_sft(
         _set_statistics(policy, Statistics.of(windows), config.policy.standardise)
     policy.to(device).check_simulator(windows.spec)
     policy.embed([task.instruction for task in windows.tasks])
-    stages = _stages(config, policy, windows, targets, fresh=base is None)
+    stages = make_stages(config, policy, windows, targets, fresh=base is None)
     document = {
         "recipe_config": config.to_json(),
         "demos": [str(file.path.absolute()) for file in demo_set.files],
@@ -139,9 +139,27 @@ def _set_statistics(policy: QuestPolicy, statistics: Statistics, standardise: bo
         encoder.privileged_std.copy_(torch.as_tensor(statistics.privileged_std))
 
 
-def _stages(config: Config, policy: QuestPolicy, windows: Windows, targets: Sequence[str], fresh: bool) -> list[Stage]:
+def stage_steps(s: SFTConfig, *, steps: float, looks: float, target_looks: float) -> dict[str, int]:
+    """Optimiser steps of each stage, for demonstrations of so many environment steps and looks in all."""
+
+    def passes(epochs: float, otherwise: int, windows: float, batch: float) -> int:
+        return math.ceil(epochs * windows / batch) if epochs else otherwise
+
+    return {
+        "autoencoder": passes(s.autoencoder_epochs, s.autoencoder_steps, steps, s.autoencoder_batch),
+        "policy": passes(s.policy_epochs, s.policy_steps, looks, s.policy_batch),
+        "finetune": passes(s.finetune_epochs, s.finetune_steps, target_looks, s.policy_batch * s.finetune_share),
+    }
+
+
+def make_stages(
+    config: Config, policy: QuestPolicy, windows: Windows, targets: Sequence[str], fresh: bool
+) -> list[Stage]:
+    """The stages on these windows: all three of a fresh policy, or fine-tuning alone; that only with targets."""
     s = config.sft
     chunks, mask = windows.action_chunks()
+    own = sum(windows.tasks[i].key in targets for i in windows.task_index)
+    steps = stage_steps(s, steps=len(chunks), looks=len(windows), target_looks=own)
 
     def chunk_draws(rng: np.random.Generator) -> Iterator[np.ndarray]:
         while True:
@@ -159,29 +177,22 @@ def _stages(config: Config, policy: QuestPolicy, windows: Windows, targets: Sequ
             noisy_targets=s.noisy_targets,
         )  # fmt: skip
 
-    def steps(epochs: float, steps: int, windows: int, batch: float) -> int:
-        return math.ceil(epochs * windows / batch) if epochs else steps
-
     actor = [policy.encoder, policy.prior]
     noisy = [policy.autoencoder] if s.noisy_targets else []
     stages = []
     if fresh:
         stages += [
-            Stage(name="autoencoder", learning_rate=s.autoencoder_learning_rate,
-                  steps=steps(s.autoencoder_epochs, s.autoencoder_steps, len(chunks), s.autoencoder_batch),
+            Stage(name="autoencoder", steps=steps["autoencoder"], learning_rate=s.autoencoder_learning_rate,
                   modules=[policy.autoencoder], draws=chunk_draws, loss=chunk_loss),
-            Stage(name="policy", learning_rate=s.policy_learning_rate, modules=actor,
-                  steps=steps(s.policy_epochs, s.policy_steps, len(windows), s.policy_batch),
+            Stage(name="policy", steps=steps["policy"], learning_rate=s.policy_learning_rate, modules=actor,
                   draws=window_draws(None), loss=window_loss, noisy=noisy),
         ]  # fmt: skip
     if targets:
-        weights = windows.target_weights(targets, s.finetune_share)
-        own = sum(windows.tasks[i].key in targets for i in windows.task_index)
         stages.append(
-            Stage(name="finetune", learning_rate=s.finetune_learning_rate,
+            Stage(name="finetune", steps=steps["finetune"], learning_rate=s.finetune_learning_rate,
                   modules=[*actor, policy.autoencoder.decoder] if s.finetune_decoder else actor,
-                  steps=steps(s.finetune_epochs, s.finetune_steps, own, s.policy_batch * s.finetune_share),
-                  draws=window_draws(weights), loss=partial(window_loss, decoder_scale=s.finetune_decoder), noisy=noisy)
+                  draws=window_draws(windows.target_weights(targets, s.finetune_share)),
+                  loss=partial(window_loss, decoder_scale=s.finetune_decoder), noisy=noisy)
         )  # fmt: skip
     return stages
 

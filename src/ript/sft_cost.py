@@ -1,0 +1,86 @@
+"""What demonstrations and supervised training will take here: a few of both are made beforehand, and timed."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ript.bases import base_folder, sft_fingerprint
+from ript.build import make_policy, simulator_factory, task_keys
+from ript.config import Config
+from ript.demos.collect import collect_demos
+from ript.demos.demo_set import open_demos
+from ript.demos.windows import Windows
+from ript.sft_stages import time_steps
+from ript.studies import finetunes
+from ript.train_sft import make_stages, stage_steps
+
+TASKS = 5
+"""Of the pre-training tasks, so many are demonstrated once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisedSpeed:
+    """On this machine.
+
+    Attributes:
+        demo_seconds: that one process takes for a demonstration.
+        demo_steps, demo_looks: environment steps and looks in one.
+        step_seconds: stage -> seconds of an optimiser step.
+    """
+
+    demo_seconds: float
+    demo_steps: float
+    demo_looks: float
+    step_seconds: Mapping[str, float]
+
+
+def measure_supervised(config: Config) -> SupervisedSpeed:
+    """Demonstrate up to `TASKS` tasks once and take a step of each stage on that, with a policy of random weights."""
+    keys = task_keys(config.sim, config.pretrain_tasks)
+    keys = keys[:: -(-len(keys) // TASKS)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "demos.hdf5"
+        began = time.perf_counter()
+        made = collect_demos(
+            simulator_factory(config.sim), keys, 1, file, noise=config.demos.noise, every=config.demos.every
+        )
+        seconds = time.perf_counter() - began
+        demos = open_demos([file])
+        first = next(demos.demos())
+        policy = make_policy(config, demos.spec, 0 if first.privileged is None else first.privileged.shape[1])
+        for task in demos.tasks:  # whatever model embeds them, it is not what is timed
+            policy.remember(task.instruction, torch.zeros(policy.config.language_dim))
+        stages = make_stages(config, policy, Windows(demos, policy.config.chunk), keys[:1], fresh=True)
+        return SupervisedSpeed(
+            demo_seconds=seconds / made.demos, demo_steps=made.steps / made.demos, demo_looks=made.frames / made.demos,
+            step_seconds=time_steps(config, policy, stages),
+        )  # fmt: skip
+
+
+def supervised_hours(configs: Sequence[Config], speed: SupervisedSpeed) -> float:
+    """Of these runs' bases that are not there yet, and of their fine-tuning; what runs share is made once."""
+    bases = {base_folder(c): c for c in configs if not (base_folder(c) / "sft" / "policy").exists()}
+    tuned = {sft_fingerprint(c): c for c in configs if finetunes(c)}
+    seconds = 0.0
+    for c in bases.values():
+        n = len(task_keys(c.sim, c.pretrain_tasks)) * c.demos.per_task
+        seconds += _training(c, speed, n, 0, ("autoencoder", "policy"))
+    for c in tuned.values():
+        n = len(task_keys(c.sim, c.tasks)) * c.demos.target
+        seconds += _training(c, speed, n, n, ("finetune",))
+    return seconds / 3600
+
+
+def _training(c: Config, speed: SupervisedSpeed, demos: int, targets: int, stages: Sequence[str]) -> float:
+    """Seconds of `demos` demonstrations and of these stages on them."""
+    steps = stage_steps(
+        c.sft, steps=demos * speed.demo_steps, looks=demos * speed.demo_looks, target_looks=targets * speed.demo_looks
+    )
+    making = demos * speed.demo_seconds / max(1, c.rollout.workers)
+    return making + sum(steps[stage] * speed.step_seconds[stage] for stage in stages)
