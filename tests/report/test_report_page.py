@@ -14,7 +14,7 @@ from synthetic_run import evaluation, make_run, moving_square
 
 from ript.errors import ConfigError, RunError
 from ript.report import views
-from ript.report.page import write_report
+from ript.report.page import RUN_COLORS, write_report
 from ript.report.read import read_run
 from ript.report.run import RunFolder
 from ript.types import EvalResult, TaskResult
@@ -358,3 +358,12 @@ def test_a_value_that_no_run_writes_is_an_error_that_names_the_run(tmp_path, dam
     with pytest.raises(RunError, match=f"{run} holds what no run writes"):
         write_report([run], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_the_page_has_every_colour_of_runs_in_light_and_in_dark(tmp_path):
+    page, _ = report(tmp_path, make_run(tmp_path / "run"))
+    light, dark = page.split("prefers-color-scheme: dark", 1)
+    for number in range(RUN_COLORS):
+        colours = [re.findall(rf"--s{number}: (#[0-9a-f]{{6}});", part) for part in (light, dark)]
+        assert colours[0] and colours[1] and colours[0] != colours[1]
+    assert len(set(re.findall(r"--s\d+: (#[0-9a-f]{6});", light))) == RUN_COLORS

@@ -20,7 +20,7 @@ from ript.report.video import first_frame, poster
 if TYPE_CHECKING:
     from jinja2 import Template
 
-RUN_COLORS = 6
+RUN_COLORS = 12
 _MEDIA = {".mp4": "video/mp4", ".webm": "video/webm"}
 
 
