@@ -1,6 +1,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from ript.doctor import (
     GIB,
     Check,
     Outcome,
+    check_clip,
     check_cores,
     check_disk,
     check_gpu,
@@ -43,6 +45,15 @@ def test_this_machine_is_looked_at_for_real(found):
 def test_the_renderer_really_renders_a_frame(found):
     assert found["renderer"].ok, str(found["renderer"])
     assert "64x64 frame in" in found["renderer"].detail
+
+
+def test_clip_is_an_extra_that_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("RIPT_CLIP", str(Path(__file__).parent / "policies" / "clip"))
+    assert check_clip().ok and not check_clip().remedy
+    monkeypatch.setenv("RIPT_CLIP", str(tmp_path))
+    absent = check_clip()
+    assert not absent.ok and not absent.required and absent.detail == f"no config.json in {tmp_path}"
+    assert "set RIPT_CLIP to a folder with the files of openai/clip-vit-base-patch32" in absent.remedy
 
 
 def test_results_are_one_json_document(found):

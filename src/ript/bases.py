@@ -19,7 +19,7 @@ from ript.build import simulator_factory, task_keys
 from ript.config import Config
 from ript.demos import collect as collecting
 from ript.interfaces import SimulatorFactory
-from ript.policies.language import require_model
+from ript.policies.language_files import require_model
 from ript.report.files import make_folder
 from ript.report.lock import locked
 from ript.report.progress import progress

