@@ -17,7 +17,7 @@ LAYERS = [
     {"interfaces"},
     {"demos", "sims", "policies", "rollout", "learn", "report"},  # meet in types and interfaces, not in each other
     {"config", "tables", "doctor"},
-    {"recipes"},
+    {"recipes", "study_notes"},
     {"overrides", "studies"},
     {"build"},
     {"evaluate", "sft_stages"},

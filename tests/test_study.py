@@ -14,14 +14,15 @@ from toy_runs import Stopped, stop_in, toy_config
 from ript import studies
 from ript.bases import base_folder, sft_fingerprint
 from ript.cli import main
-from ript.config import RolloutConfig
+from ript.config import Config, RolloutConfig
 from ript.errors import ConfigError, DependencyMissing, NoSignalError, RunError, UnknownNameError
 from ript.report.files import make_folder
+from ript.report.lock import locked
 from ript.report.run import read_config
-from ript.sft_cost import SupervisedSpeed, measure_supervised, supervised_hours
+from ript.sft_cost import SupervisedSpeed, base_hours, measure_supervised, tuning_hours
 from ript.studies import ML45_TEST, ML45_TRAIN, STUDIES, Cell, Scale, Study, get_study
 from ript.study import _row, cell_folder, run_study, study_table, with_changes
-from ript.study_cost import Speed, cost
+from ript.study_cost import Cost, Speed, cost
 from ript.train_rl import train_rl
 
 CONFIG = toy_config(
@@ -68,7 +69,7 @@ def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> Non
     if scale == "small":
         for s in (cell.config.sampling for cell in study.cells):  # what is said of the study holds for every cell
             rollouts, tried = s.groups * s.group_size, s.max_attempts * s.group_size
-            assert f"{rollouts} rollouts in groups with a signal, out of at most {tried};" in study.shrunk[2]
+            assert f"rollouts in groups with a signal {rollouts} out of at most {tried} instead of" in study.shrunk[2]
         return
     assert study.seeds == (0, 1, 2)
     for cell in study.cells:
@@ -88,6 +89,10 @@ def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> Non
         assert rates == (1e-4,) * 3 and c.sft.max_grad_norm == 100 and c.sft.finetune_share == 1
         assert (c.learn.reduction, c.learn.normalise_std) == ("token", cell.name == "on" and name.startswith("std"))
         assert (c.sft.warmup, c.sft.colour_jitter, c.sft.noisy_targets) == (0.0, 0.3, True)
+        assert (c.sft.weight_decay, c.demos.every, c.stop_at, c.eval.every_trials) == (1e-4, 1, 1.0, 10)
+        assert c.sft.finetune_decoder == 10 and c.sim.arm == ("mesh" if study.needs == "metaworld" else "boxes")
+        cameras = {"metaworld": ("corner2",), "libero": ("agentview_rgb", "eye_in_hand_rgb")}
+        assert c.sim.cameras == cameras[study.needs]
         assert (c.policy.language, c.policy.standardise) == ("clip", False)
         fixed = int(cell.name.split()[0]) if name == "context_size" else 40 if name == "context_noise" else 50
         assert c.sampling.contexts == (0 if study.on_demonstrated(cell) else fixed)
@@ -236,11 +241,16 @@ def test_cells_of_the_papers_scale_practise_on_the_states_of_their_bases_demonst
     monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "cache"))
     found = run_study("toy", tmp_path / "out", scale="paper", seeds=[0])
     assert not found["failed"] and len(found["rows"]) == 2
-    held = [
-        read_config(cell_folder(tmp_path / "out", cell, 0))["config"]["recipe_config"]["sampling"]["demos"]
-        for cell in study.cells
-    ]
-    assert held == [[], [str(base_folder(CONFIG) / "demos.hdf5")]]
+
+    def demos(out: Path, cell: Cell) -> list[str]:
+        return read_config(cell_folder(out, cell, 0))["config"]["recipe_config"]["sampling"]["demos"]
+
+    base = base_folder(CONFIG) / "demos.hdf5"
+    assert [demos(tmp_path / "out", cell) for cell in study.cells] == [[], [str(base)]]
+    mine = shutil.copy(base, tmp_path / "mine.hdf5")  # those that one asks for stay
+    monkeypatch.setitem(STUDIES, "toy", lambda scale: replace(study, cells=(many,)))
+    found = run_study("toy", tmp_path / "own", scale="paper", seeds=[0], changes={"sampling.demos": [str(mine)]})
+    assert not found["failed"] and demos(tmp_path / "own", many) == [str(mine)]
 
 
 def test_a_field_changes_in_every_cell_and_the_table_says_so(study: str, tmp_path: Path) -> None:
@@ -287,17 +297,37 @@ def test_the_cost_is_an_upper_bound_by_the_speed_here(study: str) -> None:
     assert expense.speed.env_steps > expense.speed.execute == 4 and expense.speed.decisions > 0
     assert expense.rollout_hours == pytest.approx(expense.env_steps / expense.speed.env_steps / 3600)
     assert expense.update_hours == pytest.approx(expense.decisions / expense.speed.decisions / 3600)
-    assert expense.supervised_hours > 0
-    hours = expense.supervised_hours + expense.rollout_hours + expense.update_hours
-    assert expense.hours == pytest.approx(hours) and expense.machines_for_a_day == pytest.approx(hours / 24)
-    assert "at most a day on 1 machine like this" in expense.text(get_study(study))
-    speed = Speed(env_steps=expense.env_steps / 3600 / 10, decisions=expense.decisions / 3600 / 40, execute=4)
-    expense = replace(expense, supervised_hours=2.5)
-    words = "52.5 hours here (2.5 of demonstrations and supervised training, 10.0 of rollouts at "
-    assert words in replace(expense, speed=speed).text(get_study(study))
-    assert "at most a day on 3 machines like this" in replace(expense, speed=speed).text(get_study(study))
-    slow = replace(speed, decisions=expense.decisions / 3600 / 587.5)
-    assert "100 hours on 6 like this, since a run stays on one" in replace(expense, speed=slow).text(get_study(study))
+    assert expense.base_hours > 0 and expense.tuning_hours > 0
+    hours = expense.base_hours + expense.tuning_hours + expense.rollout_hours + expense.update_hours
+    assert expense.hours == pytest.approx(hours)
+    left = cost(get_study(study), [0, 1], {("2 groups", 0), ("seen", 1)})
+    assert left.cells == 4 and left.rollouts == expense.rollouts - (2 + 2) * 4 - 2 * 4 * 4
+    measured = replace(CONFIG, policy=replace(CONFIG.policy, entropy=0.5))
+    calibrated = replace(get_study(study), cells=(Cell(name="one", config=measured),))
+    assert cost(calibrated, [0]).rollouts == 24 + 6 * 4 + 4 * 4  # before the first iteration, in it, and evaluations
+
+
+def test_the_cost_says_how_many_machines_take_a_day(study: str) -> None:
+    def said(**hours: float) -> str:
+        speed = Speed(env_steps=1000.0, decisions=10.0, execute=4)
+        expense = Cost(
+            cells=6, rollouts=1, env_steps=round(3.6e6 * hours["rollout"]), decisions=36_000 * 40,
+            base_hours=hours["base"], tuning_hours=2.5, speed=speed,
+        )  # fmt: skip
+        assert expense.to_json()["machines_for_a_day"] == expense.machines_for_a_day
+        return expense.text(get_study(study)).splitlines()[-1]
+
+    assert said(base=0.0, rollout=10.0).endswith("or a day on 3 machines like this")  # 52.5 hours
+    words = (
+        "53.5 hours here (1.0 of the base, 2.5 of fine-tuning, 10.0 of rollouts at 1,000 env-steps/s, 40.0 of updates"
+    )
+    assert words in said(base=1.0, rollout=10.0)
+    # with a base of 15 hours, 9 are left for 52.5 hours of runs
+    assert said(base=15.0, rollout=10.0).endswith("or a day on 6 machines like this")
+    first = "or 25 hours on 6 machines like this, the base first, then a run on each"
+    assert said(base=16.0, rollout=10.0).endswith(first)
+    assert said(base=0.0, rollout=557.5).endswith("or 100 hours on 6 machines like this, a run on each")
+    assert said(base=0.0, rollout=0.0).endswith("or a day on 2 machines like this")
 
 
 def test_supervised_training_costs_what_is_not_there_yet_once(study: str) -> None:
@@ -309,15 +339,19 @@ def test_supervised_training_costs_what_is_not_there_yet_once(study: str) -> Non
     base = 8 / 2 + 10 * 36 / 3600 + 10 * 360 / 3600  # demonstrations of two tasks by two workers, ten steps each
     fine = 3 / 2 + 5 * 2
     seen = replace(config, tasks=("reach-left",))
-    assert supervised_hours([seen], speed) == pytest.approx(base)
-    assert supervised_hours([config, config], speed) == pytest.approx(base + fine)
-    assert supervised_hours([config, replace(config, seed=1), seen], speed) == pytest.approx(base + 2 * fine)
+
+    def hours(*configs: Config) -> tuple[float, float]:
+        return base_hours(configs, speed), tuning_hours(configs, speed)
+
+    assert hours(seen) == pytest.approx((base, 0.0)) and hours() == (0, 0)
+    assert hours(config, config) == pytest.approx((base, fine))
+    assert hours(config, replace(config, seed=1), seen) == pytest.approx((base, 2 * fine))
     passes = replace(config, sft=replace(config.sft, policy_epochs=4, finetune_epochs=8))
     policy, finetune = math.ceil(4 * 8 * 5 / 16), math.ceil(8 * 3 * 5 / (16 * 0.5))
-    expected = 8 / 2 + 10 * 36 / 3600 + policy / 10 + 3 / 2 + finetune * 2
-    assert config.sft.policy_batch == 16 and supervised_hours([passes], speed) == pytest.approx(expected)
+    assert config.sft.policy_batch == 16
+    assert hours(passes) == pytest.approx((8 / 2 + 10 * 36 / 3600 + policy / 10, 3 / 2 + finetune * 2))
     make_folder(base_folder(config) / "sft" / "policy")
-    assert supervised_hours([config], speed) == pytest.approx(fine)
+    assert hours(config) == pytest.approx((0.0, fine))
 
 
 def test_the_cost_of_supervised_training_is_of_demonstrations_and_steps_that_were_made() -> None:
@@ -336,6 +370,35 @@ def test_the_command_lists_and_estimates_without_running(
     assert json.loads(capsys.readouterr().out)["cells"] == 6 and not (tmp_path / "out").exists()
     assert main(["study", "demos", "--tasks=", "--dry-run"]) == 2
     assert "no task to practise on" in capsys.readouterr().err
+
+
+def test_what_cannot_be_run_is_refused_before_anything_is_measured(
+    study: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("ript.study_cost.cost", None)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    command = ["study", study, "--out", str(tmp_path / "out"), "--resume"]
+    assert main([*command, "--seeds", "0"]) == 0  # all of it is done: nothing to measure
+    with locked(tmp_path / "out"):
+        assert main([*command, "--seeds", "0", "1"]) == 1
+    assert "out is in use by process" in capsys.readouterr().err
+    monkeypatch.setenv("RIPT_CLIP", str(tmp_path))
+    assert main(["study", study, "--out", str(tmp_path / "new"), "--policy.language=clip"]) == 1
+    assert f"{tmp_path} has no config.json" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_a_base_is_not_begun_when_its_instructions_cannot_be_embedded(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = tmp_path / "clip"
+    shutil.copytree(Path(__file__).parent / "policies" / "clip", clip)
+    (clip / "model.safetensors").write_bytes(b"cut")
+    monkeypatch.setenv("RIPT_CLIP", str(clip))
+    found = run_study(study, tmp_path / "out", seeds=[0], changes={"policy.language": ["clip"]})
+    assert len(found["failed"]) == 3 and found["report"] is None
+    for why in found["failed"].values():
+        assert f"cannot use the CLIP in {clip}" in why and why.endswith("fetch openai/clip-vit-base-patch32 again")
+    assert not list(tmp_path.rglob("demos.hdf5"))
 
 
 @pytest.fixture(scope="module")
@@ -410,7 +473,9 @@ def test_what_cells_share_is_made_again_once_it_is_deleted(study: str, finished:
     assert not again["failed"] and len(again["rows"]) == 3
 
 
-def test_a_row_has_the_evaluations_before_and_after_and_seeds_are_pooled(finished: Path, tmp_path: Path) -> None:
+def test_a_row_has_the_evaluations_before_and_after_and_seeds_are_pooled(
+    study: str, finished: Path, tmp_path: Path
+) -> None:
     run, (cell, *_) = tmp_path / "run", toy_study("small").cells
     shutil.copytree(finished / "out" / "2-groups-seed0", run)
     lines = [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
@@ -441,7 +506,7 @@ def test_what_the_cells_differ_in_cannot_be_set(study: str, tmp_path: Path) -> N
         with pytest.raises(ConfigError, match=f"{field} is what the cells"):
             with_changes(get_study(name), {field: ["2"]})
     shorter = with_changes(get_study("metaworld_ml45"), {"iterations": ["1"], "rollout.workers": ["1"]})
-    assert any(what.startswith("1 iterations of") for what in shorter.shrunk)
+    assert any("iterations 1 instead of 30;" in what for what in shorter.shrunk)
     assert not any("fine-tuning" in what for what in shorter.shrunk)  # of tasks that the base has seen
 
 
@@ -451,6 +516,34 @@ def test_a_study_that_goes_on_without_seeds_has_those_that_it_had(study: str, fi
     assert found["seeds"] == [0] and not list((tmp_path / "out").glob("*-seed1"))
     with pytest.raises(RunError, match="ask for the same, or choose another --out"):
         run_study(study, tmp_path / "out", resume=True, changes={"iterations": ["2"]})
+
+
+def test_what_a_study_shrinks_is_told_of_it_as_it_is() -> None:
+    def told(changes: dict[str, list[str]], name: str = "demos") -> str:
+        return "; ".join(with_changes(get_study(name), changes).shrunk)
+
+    plain = told({})
+    for words in (
+        "parameters 1.3 M instead of 20 M", "cameras side of 64 pixels instead of corner2 of 128 pixels",
+        "instructions by MiniLM instead of CLIP", "auxiliary loss on object positions on instead of off",
+        "rates rise over 5% of the steps instead of 0% of the steps", "gradient norm at most 10 instead of 100",
+        "colours changed by brightness alone instead of jitter of 0.3", "looks every 2 steps instead of step",
+        "policy 1300 steps at 0.0005 instead of 20 epochs at 0.0001", "fine-tuning 40 epochs", "seeds: 1 instead of 3",
+        "initial states new ones in every iteration instead of 50 of each task", "states of each task 20 instead of 50",
+    ):  # fmt: skip
+        assert words in plain
+    changed = told({"policy.language": ["clip"], "policy.privileged": ["false"], "eval.trials": ["50"]})
+    assert not any(words in changed for words in ("MiniLM", "auxiliary loss", "states of each task"))
+    many = told({}, "metaworld_ml45")
+    assert "initial states new ones in every iteration instead of those of the demonstrations" in many
+    assert "fine-tuning" not in many
+    libero = told({}, "libero_goal")
+    assert "agentview_rgb, eye_in_hand_rgb of 64 pixels instead of agentview_rgb, eye_in_hand_rgb of 128" in libero
+    assert "pre-training task 10 instead of 50" in libero and "arm" not in libero
+    assert "seeds" not in "; ".join(replace(get_study("demos"), seeds=(0, 1, 2)).shrunk)
+    assert (
+        "fine-tuning" in get_study("demos").differs[-1] and "fine-tuning" not in get_study("metaworld_ml45").differs[-1]
+    )
 
 
 def test_fine_tuned_policies_are_shared_by_cells_that_differ_in_practice_alone() -> None:

@@ -342,6 +342,12 @@ def test_without_a_warm_up_the_learning_rate_starts_at_its_peak() -> None:
     assert rates[50] == pytest.approx(0.55) and rates[-1] == pytest.approx(0.1, abs=1e-3)
 
 
+def test_any_seed_that_is_allowed_can_be_trained_with(demos: list[Path], tmp_path: Path) -> None:
+    short = replace(CONFIG.sft, autoencoder_steps=1, policy_steps=1, finetune_steps=1)
+    train_sft(replace(CONFIG, seed=2**63 - 1, sft=short), demos, tmp_path / "run")
+    assert (tmp_path / "run" / "policy").is_dir()
+
+
 def test_the_published_ways_of_supervised_training_reach_every_step(
     demos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

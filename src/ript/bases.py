@@ -19,7 +19,7 @@ from ript.build import simulator_factory, task_keys
 from ript.config import Config
 from ript.demos import collect as collecting
 from ript.interfaces import SimulatorFactory
-from ript.policies.language_files import require_model
+from ript.policies.language import embed
 from ript.report.files import make_folder
 from ript.report.lock import locked
 from ript.report.progress import progress
@@ -90,7 +90,7 @@ def make_base_demos(config: Config, base: Path) -> None:
     """The demonstrations alone."""
     if (base / "demos.hdf5").exists():
         return
-    require_model(config.policy.language)  # now, rather than when all demonstrations have been made
+    embed(["a sentence"], config.policy.language)  # whether that works, before all demonstrations are made
     d, keys = config.demos, task_keys(config.sim, config.pretrain_tasks)
     with locked(make_folder(base), wait=True):
         if not (base / "demos.hdf5").exists():

@@ -78,7 +78,8 @@ def show_recipes(args: Namespace) -> Answer:
 
     if args.name in STUDIES:
         study = get_study(args.name, "paper")
-        cells = "\n".join(f"# {cell.name}" for cell in study.cells)
+        where = ", practised on the initial states of its base's demonstrations"
+        cells = "\n".join(f"# {cell.name}{where if study.on_demonstrated(cell) else ''}" for cell in study.cells)
         text = f"# {study.question} The first of these cells (`ript study {study.name}` runs them all):\n{cells}"
         config = study.cells[0].config
         return Answer(
@@ -306,9 +307,10 @@ def _run_folder(folder: Path) -> Path:
 
 
 def study(args: Namespace) -> Answer:
+    from ript.report.lock import require_unlocked
     from ript.report.progress import status
     from ript.studies import STUDIES, get_study
-    from ript.study import record, run_study, seeds_to_run, with_changes
+    from ript.study import finished, record, require_languages, run_study, seeds_to_run, with_changes
     from ript.study_cost import cost
 
     if args.name is None:
@@ -321,16 +323,24 @@ def study(args: Namespace) -> Answer:
     chosen = with_changes(get_study(args.name, args.scale), changes)
     out = args.out or f"runs/study-{args.name}-{args.scale}"
     seeds = seeds_to_run(chosen, Path(out), args.seeds, args.resume)
-    if not args.dry_run:
-        record(chosen, Path(out), seeds, changes, args.resume)  # refuses a place before anything is measured
-    expense = cost(chosen, seeds)
-    if args.dry_run:
-        return Answer(text=expense.text(chosen), document={"study": args.name, "scale": args.scale} | expense.to_json())
-    status(expense.text(chosen))
-    need_a_working_machine(Path(out))
+    done: set[tuple[str, int]] = set()
+    if not args.dry_run:  # what cannot be run is refused before anything is measured
+        seeds = record(chosen, Path(out), seeds, changes, args.resume)["seeds"]
+        require_unlocked(Path(out))
+        require_languages(chosen)
+        done = finished(chosen, seeds, Path(out))
+    chosen = replace(chosen, seeds=tuple(seeds))
+    if len(done) < len(chosen.cells) * len(seeds):
+        expense = cost(chosen, seeds, done)
+        if args.dry_run:
+            document = {"study": args.name, "scale": args.scale} | expense.to_json()
+            return Answer(text=expense.text(chosen), document=document)
+        status(expense.text(chosen))
+        need_a_working_machine(Path(out))
     with saying_what_is_kept(f"finished cells are kept in {out}; go on with --resume"):
         document = run_study(args.name, out, scale=args.scale, seeds=seeds, changes=changes, resume=args.resume)
-    lines = [Path(document["table"]).read_text(), f"look at  {document['report']}"]
+    lines = [Path(document["table"]).read_text()]
+    lines += [f"look at  {document['report']}"] if document["report"] else []
     lines += [f"failed   {cell}: {why}" for cell, why in document["failed"].items()]
     return Answer(text="\n".join(lines), document=document, code=1 if document["failed"] else 0)
 

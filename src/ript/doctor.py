@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ript.policies.language_files import CLIP, CLIP_FOLDER, MINILM, clip_missing
+from ript.policies.language_files import CLIP, CLIP_FOLDER, MINILM, clip_folder, clip_missing
 
 GIB = 2**30
 MEMORY_GIB, DISK_GIB, SHARED_MEMORY_GIB = 4.0, 2.0, 0.0625
@@ -254,7 +254,7 @@ def check_language_model() -> Check:
 
 
 def check_clip() -> Check:
-    where = os.environ.get(CLIP_FOLDER) or "the model hub's cache"
+    where = clip_folder() or "the model hub's cache"
     try:
         missing = clip_missing()
     except ImportError as error:  # that package has its own line

@@ -72,15 +72,19 @@ def learner(config: Config, start: Start, contexts: Contexts, *, calibrate: bool
     if not entropy and config.policy.rl_trains != "prior+adapter":
         return policy
     s = config.sampling
-    states = list(
-        itertools.islice(contexts.training(0, s.contexts, s.context_noise), CALIBRATION * len(contexts.tasks))
-    )
+    states = list(itertools.islice(contexts.training(0, s.contexts, s.context_noise), calibration_rollouts(config)))
     context, sample = own_decisions(policy, config.sim, states, horizon=s.horizon or None, seed=config.seed)
     policy = policy.prepared(context)
     if entropy:
         policy = policy.configured(temperature=choose_temperature(policy, context, sample, entropy=entropy))
         status(f"  temperature {policy.temperature:g}, for an entropy of {entropy:g} nats a token")
     return policy
+
+
+def calibration_rollouts(config: Config) -> int:
+    """Rollouts before the first iteration, at most; see `CALIBRATION`."""
+    wanted = config.policy.entropy or config.policy.rl_trains == "prior+adapter"
+    return CALIBRATION * len(config.tasks) if wanted else 0
 
 
 def document(config: Config, policy: PostTrainable, start: Start) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.windows import Windows
 from ript.sft_stages import time_steps
-from ript.studies import finetunes
+from ript.study_notes import finetunes
 from ript.train_sft import make_stages, stage_steps
 
 TASKS = 5
@@ -63,24 +63,22 @@ def measure_supervised(config: Config) -> SupervisedSpeed:
         )  # fmt: skip
 
 
-def supervised_hours(configs: Sequence[Config], speed: SupervisedSpeed) -> float:
-    """Of these runs' bases that are not there yet, and of their fine-tuning; what runs share is made once."""
+def base_hours(configs: Sequence[Config], speed: SupervisedSpeed) -> float:
+    """Of these runs' bases that are not there yet; each is made once, before the runs that share it."""
     bases = {base_folder(c): c for c in configs if not (base_folder(c) / "sft" / "policy").exists()}
+    demos = {folder: len(task_keys(c.sim, c.pretrain_tasks)) * c.demos.per_task for folder, c in bases.items()}
+    return sum(_hours(c, speed, demos[f], ("autoencoder", "policy")) for f, c in bases.items())
+
+
+def tuning_hours(configs: Sequence[Config], speed: SupervisedSpeed) -> float:
+    """Of these runs' fine-tuning; what runs share is made once."""
     tuned = {sft_fingerprint(c): c for c in configs if finetunes(c)}
-    seconds = 0.0
-    for c in bases.values():
-        n = len(task_keys(c.sim, c.pretrain_tasks)) * c.demos.per_task
-        seconds += _training(c, speed, n, 0, ("autoencoder", "policy"))
-    for c in tuned.values():
-        n = len(task_keys(c.sim, c.tasks)) * c.demos.target
-        seconds += _training(c, speed, n, n, ("finetune",))
-    return seconds / 3600
+    return sum(_hours(c, speed, len(task_keys(c.sim, c.tasks)) * c.demos.target, ("finetune",)) for c in tuned.values())
 
 
-def _training(c: Config, speed: SupervisedSpeed, demos: int, targets: int, stages: Sequence[str]) -> float:
-    """Seconds of `demos` demonstrations and of these stages on them."""
-    steps = stage_steps(
-        c.sft, steps=demos * speed.demo_steps, looks=demos * speed.demo_looks, target_looks=targets * speed.demo_looks
-    )
+def _hours(c: Config, speed: SupervisedSpeed, demos: int, stages: Sequence[str]) -> float:
+    """Of `demos` demonstrations and of these stages on them."""
+    looks = demos * speed.demo_looks
+    steps = stage_steps(c.sft, steps=demos * speed.demo_steps, looks=looks, target_looks=looks)
     making = demos * speed.demo_seconds / max(1, c.rollout.workers)
-    return making + sum(steps[stage] * speed.step_seconds[stage] for stage in stages)
+    return (making + sum(steps[stage] * speed.step_seconds[stage] for stage in stages)) / 3600

@@ -86,7 +86,7 @@ def _run_stages(run: RunFolder, config: Config, policy: QuestPolicy, stages: Seq
                 policy.load_state_dict(found.state["policy"])
             continue
         rng = np.random.default_rng([config.seed, number])
-        torch.manual_seed(config.seed * 1000 + number)
+        torch.manual_seed((config.seed * 1000 + number) % 2**63)
         optimiser = torch.optim.AdamW(parameter_groups(stage.modules), weight_decay=config.sft.weight_decay)
         start = 0
         if found and reached > done:

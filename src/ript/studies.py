@@ -24,6 +24,7 @@ from ript.errors import DependencyMissing, UnknownNameError
 from ript.recipes import quickstart
 from ript.sims.metaworld_suite import SPLITS
 from ript.sims.registry import SUITES
+from ript.study_notes import differences, finetunes
 from ript.tables import count
 
 Scale = Literal["paper", "small"]
@@ -46,11 +47,6 @@ class Cell:
     name: str
     config: Config
     paper: tuple[float | None, float | None] = (None, None)
-
-
-def finetunes(config: Config) -> bool:
-    """Whether the base is fine-tuned before practice: it has not seen all tasks."""
-    return not set(config.tasks) <= set(config.pretrain_tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +84,24 @@ class Study:
         """What is smaller than in the paper, as the cells are now; nothing at scale "paper"."""
         if self.scale == "paper":
             return ()
-        return (*_shrunk(self.cells[0].config), *([self.tasks_instead] if self.tasks_instead else []))
+        paper = STUDIES[self.name]("paper")
+        fewer = f"seeds: {len(self.seeds)} instead of {len(paper.seeds)}"
+        return (
+            *differences(self.cells[0].config, paper.cells[0].config),
+            *([fewer] if len(self.seeds) < len(paper.seeds) else []),
+            *([self.tasks_instead] if self.tasks_instead else []),
+        )
 
     @property
     def differs(self) -> tuple[str, ...]:
         """What is not as in the paper for other reasons."""
-        if self.scale == "small":
-            return SEEDS
         config = self.cells[0].config
+        seeds = (SEEDS.format("target demonstrations, fine-tuning and practice" if finetunes(config) else "practice"),)
+        if self.scale == "small":
+            return seeds
         few = FEW_SHOT_DIFFERS if finetunes(config) else ()
         together = f"one policy practises on all tasks, with {config.sampling.groups} contexts an iteration in all"
-        return (*DIFFERS, *few, *((together,) if self.name.startswith("cross") or few else ()), *SEEDS)
+        return (*DIFFERS, *few, *((together,) if self.name.startswith("cross") or few else ()), *seeds)
 
 
 def get_study(name: str, scale: Scale = "small") -> Study:
@@ -129,39 +132,7 @@ FEW_SHOT_DIFFERS = (
     "contexts are states that the simulator draws as it draws the demonstrations', but others",
     "the few-shot stage's loss of the action decoder has LIBERO's weight, 10, everywhere",
 )
-SEEDS = (
-    "seeds share the base, its demonstrations and the held-out states; each has its own target demonstrations, "
-    "fine-tuning and practice",
-)
-
-
-def _shrunk(config: Config) -> tuple[str, ...]:
-    """What the small scale shrinks, from its configuration."""
-    c, s, learn = config, config.sampling, config.learn
-    fixed = "" if c.sft.finetune_epochs else " whatever the number of demonstrations"
-    length = f"{c.sft.finetune_epochs:g} epochs" if c.sft.finetune_epochs else f"{c.sft.finetune_steps} steps"
-    return (
-        f"policy of 1.3 M instead of 20 M parameters, one {c.sim.image_size}-pixel camera near the table, "
-        f"the arm drawn as {c.sim.arm}, chunks of 16 executed whole, instructions embedded by MiniLM instead of CLIP",
-        f"{c.demos.per_task} demonstrations of each pre-training task instead of 100; {c.sft.autoencoder_steps} and "
-        f"{c.sft.policy_steps} optimiser steps, with an auxiliary loss on object positions"
-        + (
-            f", and {length} of fine-tuning{fixed}, with {c.sft.finetune_share:.0%} target demonstrations in a batch "
-            "instead of 100 %, the decoder left as it is"
-            if finetunes(c)
-            else ""
-        ),
-        f"{c.iterations} iterations of {s.groups * s.group_size} rollouts in groups with a signal, out of at most "
-        f"{s.max_attempts * s.group_size}; horizon {s.horizon} in practice, or less where successes are "
-        f"short, and {c.sim.horizon} in evaluation"
-        + ("" if s.contexts else "; new initial states in every iteration instead of a fixed set"),
-        f"{learn.epochs} epochs at a learning rate of {learn.learning_rate:g} that follows the KL, token among the "
-        f"{c.policy.top_k} likeliest at a temperature chosen by entropy, an adapter trained with the prior; "
-        f"minibatches of {learn.minibatch} decisions instead of 8 trajectories, the mean over each {learn.reduction} "
-        "first, no weight decay",
-        f"{c.eval.trials} held-out states a task instead of 50, measured {c.eval.mode} instead of sampled, one seed "
-        "instead of three",
-    )
+SEEDS = "seeds share the base, its demonstrations and the held-out states; each has its own {}"
 
 
 def paper_metaworld(tasks: tuple[str, ...], *, multitask: bool) -> Config:

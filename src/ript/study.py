@@ -17,19 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from ript import overrides
-from ript.bases import base_folder, collect, make_base, sft_fingerprint, train_unless_done
+from ript.bases import base_folder, cache_folder, collect, make_base, sft_fingerprint, train_unless_done
 from ript.build import simulator_factory, task_keys
 from ript.config import Config
 from ript.errors import ConfigError, DataError, NoSignalError, RiptError, RunError
 from ript.evaluate import wilson
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
+from ript.policies.language import embed
 from ript.report.files import make_folder, read_json, write_json, write_text
 from ript.report.lock import locked
 from ript.report.page import write_report
 from ript.report.progress import status
 from ript.report.run import read_config, read_rows
-from ript.studies import Cell, Scale, Study, finetunes, get_study, with_simulator
+from ript.studies import Cell, Scale, Study, get_study, with_simulator
+from ript.study_notes import finetunes
 from ript.train_rl import train_rl
 
 RECORD = "study.json"
@@ -68,6 +70,7 @@ def run_study(
     study = with_simulator(with_changes(get_study(name, scale), changes))
     folder = Path(out)
     asked = record(study, folder, seeds_to_run(study, folder, seeds, resume), changes, resume)
+    study = replace(study, seeds=tuple(asked["seeds"]))
     with locked(make_folder(folder)):
         write_json(folder / RECORD, asked)
         for cell, seed in _cells(study, asked["seeds"]):
@@ -141,6 +144,16 @@ def record(
     return asked | {"seeds": list(dict.fromkeys([*there, *seeds]))}
 
 
+def require_languages(study: Study) -> None:
+    """Embed a sentence with the models that instructions are embedded with.
+
+    Raises:
+        DependencyMissing, DataError: one is not there, or damaged.
+    """
+    for model in {cell.config.policy.language for cell in study.cells}:
+        embed(["a sentence"], model)
+
+
 def _words(asked: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in asked.items() if value)
 
@@ -149,6 +162,13 @@ def _cells(study: Study, seeds: Sequence[int]) -> Iterator[tuple[Cell, int]]:
     for seed in seeds:
         for cell in study.cells:
             yield cell, seed
+
+
+def finished(study: Study, seeds: Sequence[int], folder: Path) -> set[tuple[str, int]]:
+    """(name of a cell, seed) of the runs that are done."""
+    return {
+        (c.name, seed) for c, seed in _cells(study, seeds) if (cell_folder(folder, c, seed) / "result.json").exists()
+    }
 
 
 def cell_folder(folder: Path, cell: Cell, seed: int) -> Path:
@@ -162,13 +182,13 @@ def _run_cell(study: Study, cell: Cell, seed: int, folder: Path) -> bool:
     """One run, unless it is done already; what goes wrong in it is written down and does not stop the others."""
     run = cell_folder(folder, cell, seed)
     trouble = run.with_name(f"{run.name}.error.txt")
-    if (run / "result.json").exists():
+    if (cell.name, seed) in finished(study, [seed], folder):
         return False
     status(f"{study.name}: {cell.name}, seed {seed}")
     try:
         config = replace(cell.config, seed=seed)
         policy = start_policy(config, folder)
-        if study.on_demonstrated(cell):
+        if study.on_demonstrated(cell) and not config.sampling.demos:
             demos = (str(base_folder(config) / "demos.hdf5"),)
             config = replace(config, sampling=replace(config.sampling, demos=demos))
         train_rl(config, policy, run, resume=(run / "config.json").exists())
@@ -178,7 +198,7 @@ def _run_cell(study: Study, cell: Cell, seed: int, folder: Path) -> bool:
         again = ""
         if isinstance(error, NoSignalError):
             again = f"; to try it from its beginning, delete {run}"
-        elif isinstance(error, DataError):  # what cells share, too
+        elif isinstance(error, DataError) and any(str(place) in str(error) for place in (folder, cache_folder())):
             again = "; delete what is damaged there, and --resume makes it again"
         write_text(trouble, "".join(traceback.format_exception(error)).rstrip() + again)
     return True

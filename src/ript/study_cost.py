@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,8 +13,8 @@ from ript.build import Contexts, make_env_pool, make_policy, some_task_keys, upd
 from ript.config import Config
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, update
-from ript.rl_start import learner
-from ript.sft_cost import measure_supervised, supervised_hours
+from ript.rl_start import calibration_rollouts, learner
+from ript.sft_cost import base_hours, measure_supervised, tuning_hours
 from ript.studies import Study, with_simulator
 from ript.tables import count
 from ript.types import Group, Rollout, RolloutRequest, Status
@@ -43,7 +43,8 @@ class Cost:
         cells: cells times seeds.
         rollouts, env_steps: of practice and evaluation.
         decisions: that updates work on, each as often as there are epochs.
-        supervised_hours: of demonstrations and supervised training, without bases that are there.
+        base_hours: of pre-training, demonstrations included, of bases that are not there; before the runs.
+        tuning_hours: of fine-tuning and its demonstrations.
         speed: measured.
     """
 
@@ -51,7 +52,8 @@ class Cost:
     rollouts: int
     env_steps: int
     decisions: int
-    supervised_hours: float
+    base_hours: float
+    tuning_hours: float
     speed: Speed
 
     @property
@@ -64,19 +66,26 @@ class Cost:
 
     @property
     def hours(self) -> float:
-        return self.supervised_hours + self.rollout_hours + self.update_hours
+        return self.base_hours + self.tuning_hours + self.rollout_hours + self.update_hours
 
     @property
-    def machines_for_a_day(self) -> float:
-        """Like this one."""
-        return self.hours / 24
+    def fewest_hours(self) -> float:
+        """With a machine like this one for each run: the base first, then the runs side by side."""
+        return self.base_hours + (self.hours - self.base_hours) / max(1, self.cells)
 
-    def to_json(self) -> dict[str, float]:
+    @property
+    def machines_for_a_day(self) -> int | None:
+        """Machines like this one that it takes to be done within 24 hours; None when none would be enough."""
+        if self.fewest_hours > 24:
+            return None
+        return max(1, math.ceil((self.hours - self.base_hours) / (24 - self.base_hours)))
+
+    def to_json(self) -> dict[str, float | None]:
         return {
             "cells": self.cells, "rollouts": self.rollouts, "env_steps": self.env_steps, "decisions": self.decisions,
             "env_steps_per_second": self.speed.env_steps, "decisions_per_second": self.speed.decisions,
-            "supervised_hours": self.supervised_hours, "rollout_hours": self.rollout_hours,
-            "update_hours": self.update_hours, "hours": self.hours,
+            "base_hours": self.base_hours, "tuning_hours": self.tuning_hours, "rollout_hours": self.rollout_hours,
+            "update_hours": self.update_hours, "hours": self.hours, "fewest_hours": self.fewest_hours,
             "machines_for_a_day": self.machines_for_a_day,
         }  # fmt: skip
 
@@ -84,32 +93,44 @@ class Cost:
         lines = [f"{study.name}: {study.question}", *(f"  shrunk: {what}" for what in study.shrunk)]
         lines += [f"  differs: {what}" for what in study.differs]
         lines += [*(f"  changed: {what}" for what in study.changed), *(f"  {cell.name}" for cell in study.cells)]
-        machines = math.ceil(self.machines_for_a_day)
-        day = f"at most a day on {count(machines, 'machine')} like this"
-        if machines > self.cells:
-            day = f"{self.hours / self.cells:,.0f} hours on {self.cells} like this, since a run stays on one"
+        machines = self.machines_for_a_day
+        day = f"a day on {count(machines or 0, 'machine')} like this"
+        if machines is None:
+            first = "the base first, then a run on each" if self.base_hours else "a run on each"
+            day = f"{self.fewest_hours:,.0f} hours on {count(self.cells, 'machine')} like this, {first}"
         speed = self.speed
         lines.append(
-            f"{self.cells} runs: at most {self.rollouts:,} rollouts, {self.env_steps:,} env-steps; "
-            f"{self.hours:,.1f} hours here ({self.supervised_hours:,.1f} of demonstrations and supervised training, "
-            f"{self.rollout_hours:,.1f} of rollouts at {speed.env_steps:,.0f} env-steps/s, {self.update_hours:,.1f} of "
-            f"updates at {speed.decisions:,.0f} decisions/s), or {day}"
+            f"{count(self.cells, 'run')}: at most {self.rollouts:,} rollouts, {self.env_steps:,} env-steps; about "
+            f"{self.hours:,.1f} hours here ({self.base_hours:,.1f} of the base, {self.tuning_hours:,.1f} of "
+            f"fine-tuning, {self.rollout_hours:,.1f} of rollouts at {speed.env_steps:,.0f} env-steps/s, "
+            f"{self.update_hours:,.1f} of updates at {speed.decisions:,.0f} decisions/s), or {day}"
         )
         return "\n".join(lines)
 
 
-def cost(study: Study, seeds: Sequence[int]) -> Cost:
-    """Of all that it does, by the speed of an untrained policy here.
+def cost(study: Study, seeds: Sequence[int], done: Collection[tuple[str, int]] = ()) -> Cost:
+    """Of all that it has still to do, by the speed of an untrained policy here.
+
+    Args:
+        study: its cells.
+        seeds: of each.
+        done: (name of a cell, seed) of those that are finished.
 
     Raises:
         DependencyMissing: its simulator is not there.
     """
-    speed = measure_speed(with_simulator(study).cells[0].config)
+    runs = [
+        replace(cell.config, seed=seed)
+        for cell in with_simulator(study).cells
+        for seed in seeds
+        if (cell.name, seed) not in done
+    ]
+    speed, supervised = measure_speed(study.cells[0].config), measure_supervised(study.cells[0].config)
     rollouts = env_steps = decisions = 0
-    for cell in study.cells:
-        c, s = cell.config, cell.config.sampling
+    for c in runs:
+        s = c.sampling
         horizon = s.horizon or c.sim.horizon
-        practice = c.iterations * s.max_attempts * s.group_size
+        practice = c.iterations * s.max_attempts * s.group_size + calibration_rollouts(c)
         validations = c.iterations // c.eval.every if c.eval.every else 0
         measured = len(c.tasks) * (4 * c.eval.trials + validations * c.eval.every_trials)
         rollouts += practice + measured
@@ -117,11 +138,9 @@ def cost(study: Study, seeds: Sequence[int]) -> Cost:
         each = math.ceil(horizon / speed.execute)
         kept = min(each, c.learn.max_decisions or each)
         decisions += c.iterations * s.groups * s.group_size * kept * c.learn.epochs
-    n = len(seeds)
-    runs = [replace(cell.config, seed=seed) for cell in study.cells for seed in seeds]
     return Cost(
-        cells=n * len(study.cells), rollouts=n * rollouts, env_steps=n * env_steps, decisions=n * decisions,
-        supervised_hours=supervised_hours(runs, measure_supervised(runs[0])), speed=speed,
+        cells=len(runs), rollouts=rollouts, env_steps=env_steps, decisions=decisions,
+        base_hours=base_hours(runs, supervised), tuning_hours=tuning_hours(runs, supervised), speed=speed,
     )  # fmt: skip
 
 

@@ -3,18 +3,18 @@
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ript.errors import DataError, DependencyMissing
-from ript.policies import language
-from ript.policies.language_files import CLIP_FOLDER, clip_missing, model_folder, require_model
+from ript.policies import language, language_files
+from ript.policies.language_files import CLIP_FOLDER, clip_missing, model_folder
 
 SENTENCES = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
 
@@ -77,6 +77,7 @@ def test_a_damaged_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 CLIP = Path(__file__).parent / "clip"
 """A CLIP with tiny random weights, and the text features that transformers 5.24 gives for some sentences."""
+TOKENS = "text_model.embeddings.token_embedding.weight"
 
 
 @pytest.fixture
@@ -152,10 +153,10 @@ def test_a_hub_out_of_reach_says_what_to_do(
     [
         ("model.safetensors", None, "has no model.safetensors or pytorch_model.bin"),
         ("tokenizer.json", None, "has no tokenizer.json"),
-        ("model.safetensors", b"cut", "cannot read CLIP in"),
-        ("config.json", b"{}", "cannot read CLIP in .*text_config"),
-        ("config.json", b'{"text_config": {"hidden_act": "relu"}}', "cannot read CLIP in .*relu"),
-        ("tokenizer.json", b"{", "cannot read CLIP in"),
+        ("model.safetensors", b"cut", "cannot use the CLIP in"),
+        ("config.json", b"{}", "cannot use the CLIP in .*text_config"),
+        ("config.json", b'{"text_config": {"hidden_act": "relu"}}', "cannot use the CLIP in .*relu"),
+        ("tokenizer.json", b"{", "cannot use the CLIP in"),
     ],
 )
 def test_missing_and_damaged_files_of_clip_are_named(
@@ -169,12 +170,43 @@ def test_missing_and_damaged_files_of_clip_are_named(
         language.embed(["open the drawer"], "clip")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("text_projection.weight"), "it has no 'text_projection.weight'"),
+        (lambda w: w.pop("text_model.encoder.layers.1.mlp.fc1.bias"), "it has no .*layers.1.mlp.fc1.bias"),
+        (lambda w: w.update({"text_projection.weight": torch.ones(768, 16)}), "it gives 768 numbers, .* 512"),
+        (lambda w: w.update({"text_model.final_layer_norm.bias": torch.ones(3)}), "cannot use the CLIP"),
+        (lambda w: w["text_model.final_layer_norm.bias"].fill_(torch.nan), "final_layer_norm.bias holds NaN"),
+        (lambda w: w.update({TOKENS: w[TOKENS][:100].clone()}), "the tokenizer has 524 words, the model 100"),
+    ],
+)
+def test_weights_that_are_readable_but_wrong_are_refused_at_once(
+    change: Callable[[dict[str, torch.Tensor]], object], message: str, clip_folder: Path
+) -> None:
+    weights = load_file(clip_folder / "model.safetensors")
+    change(weights)
+    save_file(weights, clip_folder / "model.safetensors")
+    with pytest.raises(DataError, match=message):
+        language.embed(["open the drawer"], "clip")
+
+
+def test_no_sentence_is_no_embedding() -> None:
+    assert [tuple(language.embed([], model).shape) for model in ("minilm", "clip")] == [(0, 384), (0, 512)]
+
+
+def test_an_empty_name_of_a_folder_is_none_and_a_home_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CLIP_FOLDER, "")
+    assert language_files.clip_folder() is None
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(CLIP_FOLDER, "~/clip")
+    assert language_files.clip_folder() == tmp_path / "clip"
+
+
 def test_what_is_not_here_yet_is_told_without_fetching(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert clip_missing() == "" and require_model("clip") is None
+    assert clip_missing() == ""
     (clip_folder / "model.safetensors").unlink()
     assert clip_missing() == "model.safetensors or pytorch_model.bin"
-    with pytest.raises(DependencyMissing, match=r"has no model.safetensors or pytorch_model.bin"):
-        require_model("clip")
     monkeypatch.delenv(CLIP_FOLDER)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, name: None)
@@ -190,6 +222,6 @@ def test_no_code_in_a_weights_file_is_run(clip_folder: Path, tmp_path: Path) -> 
 
     (clip_folder / "model.safetensors").unlink()
     torch.save({"text_model": Trap()}, clip_folder / "pytorch_model.bin")
-    with pytest.raises(DataError, match="cannot read CLIP"):
+    with pytest.raises(DataError, match="cannot use the CLIP"):
         language.embed(["open the drawer"], "clip")
     assert not (tmp_path / "sprung").exists()

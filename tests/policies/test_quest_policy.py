@@ -543,6 +543,8 @@ def test_embeddings_of_another_size_are_refused() -> None:
         policy.embed(["an unknown sentence"])
     with pytest.raises(PolicyError, match=r"expected an embedding \[4\], got \[5\]"):
         policy.remember("lift", torch.zeros(5))
+    with pytest.raises(PolicyError, match="the embedding of 'lift' holds NaN"):
+        policy.remember("lift", torch.tensor([0.0, 1.0, torch.nan, 0.0]))
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,11 @@ def embed(sentences: Sequence[str], model: str = "minilm") -> torch.Tensor:
         DependencyMissing: the model is not there and cannot be fetched.
         DataError: its files are damaged.
     """
-    return {"minilm": _minilm, "clip": _clip}[model](sentences)
+    if not sentences:
+        return torch.empty(0, DIMS[model])
+    if model == "minilm":
+        return _minilm(sentences)
+    return _clip(_load_clip(), sentences)
 
 
 def model_of(dim: int) -> str | None:
@@ -107,21 +111,35 @@ def _minilm(sentences: Sequence[str]) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=1)
 def _load_clip() -> tuple:
+    """Read, and tried on a sentence: files of another model, or with something missing, are found out here.
+
+    Raises:
+        DependencyMissing: not there, and the model hub cannot be reached.
+        DataError: damaged, or not a CLIP with `DIMS["clip"]` features.
+    """
     from tokenizers import Tokenizer
 
     files = clip_files()
     try:
-        config = json.loads(files["config.json"].read_text())
-        settings = {**_CLIP_SETTINGS, **config["text_config"]}
+        settings = {**_CLIP_SETTINGS, **json.loads(files["config.json"].read_text())["text_config"]}
         weights = _clip_weights(files)
         tokenizer = Tokenizer.from_file(str(files["tokenizer.json"]))
+        tokenizer.enable_padding()
+        tokenizer.enable_truncation(len(weights["text_model.embeddings.position_embedding.weight"]))
         activation = _ACTIVATIONS[settings["hidden_act"]]
         layers, heads = settings["num_hidden_layers"], settings["num_attention_heads"]
+        loaded = layers, heads, settings["layer_norm_eps"], activation, weights, tokenizer
+        known, words = weights["text_model.embeddings.token_embedding.weight"].shape[0], tokenizer.get_vocab_size()
+        if known < words:
+            raise ValueError(f"the tokenizer has {words} words, the model {known}")
+        if unfit := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
+            raise ValueError(f"{unfit[0]} holds NaN or infinity")
+        if (got := _clip(loaded, ["a sentence"]).shape[1]) != DIMS["clip"]:
+            raise ValueError(f"it gives {got} numbers, {CLIP} {DIMS['clip']}")
     except Exception as error:
-        raise DataError(f"cannot read CLIP in {files['config.json'].parent}: {error!r}; fetch {CLIP} again") from error
-    tokenizer.enable_padding()
-    tokenizer.enable_truncation(len(weights["text_model.embeddings.position_embedding.weight"]))
-    return layers, heads, settings["layer_norm_eps"], activation, weights, tokenizer
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"cannot use the CLIP in {files['config.json'].parent}: {why}; fetch {CLIP} again") from error
+    return loaded
 
 
 def _clip_weights(files: Mapping[str, Path]) -> Weights:
@@ -148,9 +166,9 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def _clip(sentences: Sequence[str]) -> torch.Tensor:
+def _clip(loaded: tuple, sentences: Sequence[str]) -> torch.Tensor:
     """Projected features of the last word, a causal transformer's end mark."""
-    layers, heads, eps, activation, w, tokenizer = _load_clip()
+    layers, heads, eps, activation, w, tokenizer = loaded
     encoded = tokenizer.encode_batch(list(sentences))
     ids = torch.tensor([e.ids for e in encoded])
     end = torch.tensor([sum(e.attention_mask) - 1 for e in encoded])

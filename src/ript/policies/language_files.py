@@ -20,11 +20,6 @@ _CLIP_FILES = (("config.json",), ("tokenizer.json",), ("model.safetensors", "pyt
 """One of each."""
 
 
-def require_model(model: str) -> None:
-    """Raise `DependencyMissing` unless the model's files are there, or could be fetched."""
-    {"minilm": model_folder, "clip": clip_files}[model]()
-
-
 def model_folder() -> Path:
     """Where the packaged MiniLM lies.
 
@@ -40,6 +35,12 @@ def model_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
+def clip_folder() -> Path | None:
+    """The folder that the environment names, if any."""
+    folder = os.environ.get(CLIP_FOLDER)
+    return Path(folder).expanduser() if folder else None
+
+
 def clip_files() -> dict[str, Path]:
     """CLIP's files by their names: "config.json", "tokenizer.json", and the weights as "model.safetensors" or
     "pytorch_model.bin".
@@ -47,8 +48,8 @@ def clip_files() -> dict[str, Path]:
     Raises:
         DependencyMissing: not there, and the model hub cannot be reached.
     """
-    folder = os.environ.get(CLIP_FOLDER)
-    found, missing = _first(_from_hub if folder is None else partial(_from_folder, Path(folder)))
+    folder = clip_folder()
+    found, missing = _first(_from_hub if folder is None else partial(_from_folder, folder))
     if missing:
         raise DependencyMissing(f"{folder or CLIP} has no {missing}: it should hold the files of {CLIP}")
     return found
@@ -56,8 +57,8 @@ def clip_files() -> dict[str, Path]:
 
 def clip_missing() -> str:
     """What of CLIP is not here yet, in words; empty when all is."""
-    folder = os.environ.get(CLIP_FOLDER)
-    return _first(_from_cache if folder is None else partial(_from_folder, Path(folder)))[1]
+    folder = clip_folder()
+    return _first(_from_cache if folder is None else partial(_from_folder, folder))[1]
 
 
 def _first(fetch: Callable[[str], Path | None]) -> tuple[dict[str, Path], str]:

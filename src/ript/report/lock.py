@@ -32,6 +32,12 @@ def locked(path: str | Path, *, wait: bool = False) -> Iterator[None]:
         release(Path(path), lock)
 
 
+def require_unlocked(path: Path) -> None:
+    """Raise `RunError` when another process holds the folder's lock."""
+    if path.is_dir():
+        release(path, acquire(path))
+
+
 def acquire(path: Path, *, wait: bool = False) -> FileLock:
     """Take the folder's lock: at once or not at all, unless told to `wait`.
 

@@ -109,6 +109,8 @@ class QuestPolicy(nn.Module):
         """Use `vector` `[language_dim]` as the embedding of `instruction`; it is saved with the policy."""
         if vector.shape != (self.config.language_dim,):
             raise PolicyError(f"expected an embedding [{self.config.language_dim}], got {list(vector.shape)}")
+        if not torch.isfinite(vector).all():
+            raise PolicyError(f"the embedding of {instruction!r} holds NaN or infinity")
         self._language[instruction] = self._remembered[instruction] = vector.detach().float().cpu()
 
     def inputs(self, observation: Observation) -> dict[str, torch.Tensor]:
