@@ -28,18 +28,26 @@ def test_it_counts_operations_and_measures_ratios(document: dict) -> None:
 
 def test_options_say_what_they_give_or_why_not(document: dict) -> None:
     assert set(document["options"]) == {
-        "fused AdamW", "torch.compile", "bf16 autocast", "bf16 autocast, torch.compile",
+        "fused AdamW", "attention as plain products", "torch.compile", "bf16 autocast", "bf16 autocast, torch.compile",
     }  # fmt: skip
     for option in document["options"].values():
         assert "error" in option or option["ratio"] == pytest.approx(
-            document["update"]["milliseconds"] / option["milliseconds"]
+            option["plain_milliseconds"] / option["milliseconds"]
         )
     assert document["options"]["bf16 autocast"].get("changes_numerics", True)
 
 
+def test_the_layout_of_pictures_is_timed_both_ways(document: dict) -> None:
+    pictures = document["pictures"]
+    assert pictures["batch"] == 3 and pictures["milliseconds"] > 0 and 0.1 < pictures["ratio_to_channels_first"] < 10
+
+
 def test_its_text_has_every_part(document: dict) -> None:
     text = describe_policy(document)
-    assert all(word in text for word in ("tiny", "act", "log_prob", "update", "fused AdamW", "without a cache"))
+    assert all(
+        word in text
+        for word in ("tiny", "act", "log_prob", "update", "fused AdamW", "without a cache", "channels first")
+    )
 
 
 def test_a_matrix_product_takes_as_long_as_its_operations() -> None:

@@ -7,6 +7,7 @@ same device. Then what torch offers on top, one thing at a time. Those that chan
 
 from __future__ import annotations
 
+import copy
 import functools
 import resource
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ript.build import use_device
@@ -48,9 +50,9 @@ def bench_policy(
 
     Returns:
         {"size", "parameters", "device", "threads", "matmul_gflops", "matmul_gflops_bf16", "act", "log_prob", "update",
-        "options"}. Three of them hold "batch", "milliseconds", "ratio_to_naive", "naive" (what that is),
-        "ratio_to_limit" and "peak_mib"; "options" maps a name to {"milliseconds", "ratio", "ratio_to_limit" (of its own
-        precision; not for TF32), "changes_numerics"} or {"error"}.
+        "pictures", "options"}. Three of them hold "batch", "milliseconds", "ratio_to_naive", "naive" (what that is),
+        "ratio_to_limit" and "peak_mib"; "options" maps a name to {"milliseconds", "plain_milliseconds" (in turn),
+        "ratio", "ratio_to_limit" (of its own precision; not for TF32), "changes_numerics"} or {"error"}.
 
     Raises:
         ConfigError: no such size or device, or a batch below 1.
@@ -70,6 +72,7 @@ def bench_policy(
     }  # fmt: skip
     status("act, log_prob, update")
     document["act"] = _act(policy, look, device, speed)
+    document["pictures"] = _pictures(policy, look, device)
     context, sample = _decisions(policy, look, rows, device)
     document["log_prob"] = _log_prob(policy, context, sample, device, speed)
     update = _Update(policy, context, sample)
@@ -170,6 +173,25 @@ def _row(look: Observation, i: int) -> Observation:
     )
 
 
+def _pictures(policy: QuestPolicy, look: Observation, device: str) -> dict[str, float]:
+    """The encoders on pictures as they are stored, channels last, and laid out channels first."""
+    inputs = policy.inputs(look)
+    images = {name: inputs[f"image/{name}"] for name in policy.config.cameras}
+    first = {name: x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) for name, x in images.items()}
+    channels_first = copy.deepcopy(policy.encoder).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def last() -> None:
+        policy.encoder.features(images, inputs["proprio"])
+
+    @torch.no_grad()
+    def other() -> None:
+        channels_first.features(first, inputs["proprio"])
+
+    took, otherwise = _in_turn(device, last, other)
+    return {"batch": len(look), "milliseconds": took, "ratio_to_channels_first": otherwise / took}
+
+
 def _log_prob(
     policy: QuestPolicy, context: dict[str, torch.Tensor], sample: torch.Tensor, device: str, speed: float
 ) -> dict[str, Any]:
@@ -236,23 +258,31 @@ def _update(update: _Update, device: str, speed: float) -> dict[str, Any]:
 def _options(
     update: _Update, plain: dict[str, Any], device: str, limits: Mapping[torch.dtype, float]
 ) -> dict[str, Any]:
-    """Name -> what an update step takes with it, beside the plain one; measured last, since some cannot be undone."""
+    """Name -> what an update step takes with it, in turn with the plain one; last, since some cannot be undone."""
     original = update.log_prob
     plain_optimiser, fused = update.optimiser(), update.optimiser(fused=True)
     autocast = functools.partial(torch.autocast, device, dtype=torch.bfloat16)
 
+    @functools.cache
+    def fast() -> Callable:
+        return torch.compile(original, dynamic=False)
+
     def step(optimiser: torch.optim.Optimizer = plain_optimiser, *, compiled: bool = False) -> None:
-        if compiled and update.log_prob is original:
-            update.log_prob = torch.compile(original, dynamic=False)
+        update.log_prob = fast() if compiled else original
         update.step(optimiser)
 
     def bf16(**settings: Any) -> None:
         with autocast():
             step(**settings)
 
+    def plain_attention() -> None:
+        with sdpa_kernel(SDPBackend.MATH):
+            step()
+
     # Name, work, precision of its limit, whether results change by more than the order of sums.
     tried: list[tuple[str, Callable[[], None], torch.dtype | None, bool]] = [
         ("fused AdamW", lambda: step(fused), torch.float32, False),
+        ("attention as plain products", plain_attention, torch.float32, False),
         ("torch.compile", lambda: step(compiled=True), torch.float32, True),
         ("bf16 autocast", bf16, torch.bfloat16, True),
         ("bf16 autocast, torch.compile", lambda: bf16(compiled=True), torch.bfloat16, True),
@@ -265,12 +295,13 @@ def _options(
             found[name] = {"error": "bf16 products are many times slower than float32's"}  # minutes for nothing
             continue
         try:
-            took = _milliseconds(work, device)
+            took, plainly = _in_turn(device, work, step)
         except Exception as error:  # a missing compiler, an unsupported operation: this machine cannot, and says why
             found[name] = {"error": str(error).splitlines()[0]}
         else:
             found[name] = {
-                "milliseconds": took, "ratio": plain["milliseconds"] / took, "changes_numerics": numerics,
+                "milliseconds": took, "plain_milliseconds": plainly, "ratio": plainly / took,
+                "changes_numerics": numerics,
                 "ratio_to_limit": None if precision is None else 1e9 * plain["gflop"] / limits[precision] / took * 1000,
             }  # fmt: skip
         finally:
@@ -332,7 +363,8 @@ def matmul_speed(device: str, dtype: torch.dtype = torch.float32, size: int | No
     """Floating-point operations a second of a matrix product `[size, size]`, large enough to fill the device."""
     size = size or (8192 if device == "cuda" else 1024 if dtype is torch.float32 else 512)
     a = torch.randn(size, size, device=device, dtype=dtype)
-    return 2 * size**3 / (_milliseconds(lambda: a @ a, device) / 1000)
+    rounds = 8 if dtype is torch.float32 else 1  # the best of a second, on a machine that others use too
+    return 2 * size**3 / (min(_milliseconds(lambda: a @ a, device) for _ in range(rounds)) / 1000)
 
 
 def _synchronise(device: str) -> None:
@@ -369,6 +401,11 @@ def describe_policy(document: dict[str, Any]) -> str:
     )
     if "tokens_ratio_to_no_graph" in act:
         lines.append(f"  tokens with a CUDA graph: {act['tokens_ratio_to_no_graph']:.1f} times as fast as without")
+    pictures = document["pictures"]
+    lines.append(
+        f"  pictures alone: {pictures['milliseconds']:.2f} ms, {pictures['ratio_to_channels_first']:.2f} times as fast "
+        "as laid out channels first"
+    )
     for name, option in document["options"].items():
         if "error" in option:
             lines.append(f"  update with {name}: not here ({option['error']})")
