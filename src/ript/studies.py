@@ -101,7 +101,8 @@ class Study:
             return seeds
         few = FEW_SHOT_DIFFERS if finetunes(config) else ()
         together = f"one policy practises on all tasks, with {config.sampling.groups} contexts an iteration in all"
-        return (*DIFFERS, *few, *((together,) if self.name.startswith("cross") or few else ()), *seeds)
+        exact = (EXACT,) if config.policy.sampling == "exact" else ()
+        return (*exact, ONE_GPU, *few, *((together,) if self.name.startswith("cross") or few else ()), *seeds)
 
 
 def get_study(name: str, scale: Scale = "small") -> Study:
@@ -122,12 +123,12 @@ def get_study(name: str, scale: Scale = "small") -> Study:
 
 PAPER_SEEDS, SMALL_SEEDS = (0, 1, 2), (0,)
 
-DIFFERS = (
+EXACT = (
     "what is drawn from, the five likeliest tokens, is also what is optimised, not the softmax over all "
-    "(--policy.sampling=published does that)",
-    "minibatches are of 8 trajectories in all, not on each of several GPUs",
+    "(--policy.sampling=published does that)"
 )
-"""Of scale "paper"."""
+"""Of scale "paper", as all that follow."""
+ONE_GPU = "minibatches are of 8 trajectories in all, not on each of several GPUs"
 FEW_SHOT_DIFFERS = (
     "contexts are states that the simulator draws as it draws the demonstrations', but others",
     "the few-shot stage's loss of the action decoder has LIBERO's weight, 10, everywhere",
