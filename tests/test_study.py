@@ -387,6 +387,15 @@ def test_what_cannot_be_run_is_refused_before_anything_is_measured(
     assert f"{tmp_path} has no config.json" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
+def test_a_missing_simulator_is_told_before_a_model_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("ript.study.embed", None)
+    for more in ([], ["--dry-run"]):
+        assert main(["study", "libero_goal", "--scale", "paper", "--out", str(tmp_path / "out"), *more]) == 1
+        assert "libero_goal needs the simulator suite 'libero'" in capsys.readouterr().err
+
+
 def test_a_base_is_not_begun_when_its_instructions_cannot_be_embedded(
     study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -309,7 +309,7 @@ def _run_folder(folder: Path) -> Path:
 def study(args: Namespace) -> Answer:
     from ript.report.lock import require_unlocked
     from ript.report.progress import status
-    from ript.studies import STUDIES, get_study
+    from ript.studies import STUDIES, get_study, with_simulator
     from ript.study import finished, record, require_languages, run_study, seeds_to_run, with_changes
     from ript.study_cost import cost
 
@@ -320,17 +320,18 @@ def study(args: Namespace) -> Answer:
             document={one.name: one.question for one in found},
         )
     changes = overrides.split_words(args.rest)
-    chosen = with_changes(get_study(args.name, args.scale), changes)
+    chosen = with_simulator(with_changes(get_study(args.name, args.scale), changes))
     out = args.out or f"runs/study-{args.name}-{args.scale}"
     seeds = seeds_to_run(chosen, Path(out), args.seeds, args.resume)
     done: set[tuple[str, int]] = set()
     if not args.dry_run:  # what cannot be run is refused before anything is measured
         seeds = record(chosen, Path(out), seeds, changes, args.resume)["seeds"]
         require_unlocked(Path(out))
-        require_languages(chosen)
         done = finished(chosen, seeds, Path(out))
     chosen = replace(chosen, seeds=tuple(seeds))
     if len(done) < len(chosen.cells) * len(seeds):
+        if not args.dry_run:
+            require_languages(chosen)
         expense = cost(chosen, seeds, done)
         if args.dry_run:
             document = {"study": args.name, "scale": args.scale} | expense.to_json()
