@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from ript.bases import base_folder, sft_fingerprint
-from ript.build import make_policy, simulator_factory, task_keys
+from ript.build import simulator_factory, task_keys
 from ript.config import Config
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.windows import Windows
 from ript.sft_stages import time_steps
 from ript.study_notes import finetunes
-from ript.train_sft import make_stages, stage_steps
+from ript.train_sft import make_stages, new_policy, stage_steps
 
 TASKS = 5
 """Of the pre-training tasks, so many are demonstrated once."""
@@ -52,8 +52,7 @@ def measure_supervised(config: Config) -> SupervisedSpeed:
         )
         seconds = time.perf_counter() - began
         demos = open_demos([file])
-        first = next(demos.demos())
-        policy = make_policy(config, demos.spec, 0 if first.privileged is None else first.privileged.shape[1])
+        policy = new_policy(config, demos)
         for task in demos.tasks:  # whatever model embeds them, it is not what is timed
             policy.remember(task.instruction, torch.zeros(policy.config.language_dim))
         stages = make_stages(config, policy, Windows(demos, policy.config.chunk), keys[:1], fresh=True)

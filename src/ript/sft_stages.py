@@ -168,7 +168,7 @@ def _step(
     policy.training = True
     optimiser.zero_grad(set_to_none=True)
     metrics = gradient.add(partial(part_loss, stage), batch_parts(rows, gradient.threads, rng))
-    norm = torch.nn.utils.clip_grad_norm_(_trained(stage), config.sft.max_grad_norm)
+    norm = torch.nn.utils.clip_grad_norm_(gradient.parameters, config.sft.max_grad_norm)
     optimiser.step()
     return metrics | {"grad_norm": Mean(float(norm))}
 

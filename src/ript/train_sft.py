@@ -69,7 +69,7 @@ def train_sft(
     if base is not None and not targets:
         raise ConfigError("a base policy is fine-tuned toward target tasks, and none is given: give --tasks")
     device = use_device(config.device)
-    policy = load_quest(base) if base is not None else _new_policy(config, demo_set)
+    policy = load_quest(base) if base is not None else new_policy(config, demo_set)
     windows = Windows(demo_set, policy.config.chunk)
     if base is None:
         _set_statistics(policy, Statistics.of(windows), config.policy.standardise)
@@ -115,7 +115,12 @@ def resume_sft(out: str | Path) -> QuestPolicy:
     return train_sft(config, asked["demos"], out, base=asked["base"], resume=True)
 
 
-def _new_policy(config: Config, demos: DemoSet) -> QuestPolicy:
+def new_policy(config: Config, demos: DemoSet) -> QuestPolicy:
+    """A policy for what these demonstrations show, with weights drawn from the seed.
+
+    Raises:
+        DataError: the auxiliary loss is asked for, and they have no object positions.
+    """
     first = next(demos.demos())
     privileged = first.privileged
     if config.policy.privileged and privileged is None:
