@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import tomllib
 from typing import Literal, get_args, get_origin
 
@@ -62,6 +63,8 @@ def test_the_description_names_every_field_once_and_says_what_it_means() -> None
     assert sorted(lines) == sorted(name.rpartition(".")[2] for name in FIELDS)
     assert "group_size = 16  # K, rollouts from the same initial state." in text
     assert "[sampling]  # Contexts and dynamic rollout sampling." in text
+    without = [line for line in text.splitlines() if line and not re.search(r"  # \S.*\w\W*$", line)]
+    assert not without, "settings that nobody can understand"
 
 
 def test_meanings_are_the_strings_under_the_fields() -> None:

@@ -96,7 +96,8 @@ class PolicyConfig:
     sampling: Literal["exact", "published"] = "exact"
     """"published" samples from the top k but optimises the full softmax: a known mismatch, for comparison only."""
     rl_trains: Literal["prior", "prior+adapter", "prior+encoders"] = "prior"
-    """What post-training updates; see `QuestConfig`."""
+    """What post-training updates: the skill GPT; also a linear layer from whitened features to its input; or also the
+    encoders."""
 
     def __post_init__(self) -> None:
         _ranges(
@@ -130,24 +131,35 @@ class SFTConfig:
     """Supervised stages: skill autoencoder, policy on all tasks, then fine-tuning toward the target tasks."""
 
     autoencoder_steps: int = 1500
+    """Optimiser steps of the skill autoencoder."""
     autoencoder_epochs: float = 0.0
-    """Passes over the windows instead of steps, here and below; 0: steps."""
+    """Passes over the windows instead, one for each demonstrated environment step; 0: `autoencoder_steps`."""
     autoencoder_batch: int = 256
+    """Windows of actions in a batch of the autoencoder."""
     autoencoder_learning_rate: float = 1e-3
+    """Highest learning rate of the autoencoder, reached after the warm-up."""
     policy_steps: int = 1300
+    """Optimiser steps of the policy on all tasks."""
     policy_epochs: float = 0.0
+    """Passes over all demonstrated looks instead; 0: `policy_steps`."""
     policy_batch: int = 128
+    """Looks in a batch of the policy, in fine-tuning too."""
     policy_learning_rate: float = 5e-4
+    """Highest learning rate of the policy on all tasks."""
     finetune_steps: int = 400
+    """Optimiser steps of fine-tuning."""
     finetune_epochs: float = 0.0
-    """Passes over the target tasks' windows."""
+    """Passes over the target tasks' looks instead; 0: `finetune_steps`."""
     finetune_learning_rate: float = 2e-4
+    """Highest learning rate of fine-tuning."""
     finetune_share: float = 0.5
     """Share of each fine-tuning batch that comes from the target tasks."""
     finetune_decoder: float = 0.0
     """Weight of a loss that trains the action decoder too, on actions decoded from drawn tokens; 0: it stays."""
     weight_decay: float = 1e-4
+    """AdamW's weight decay in all stages; biases and norms have none."""
     max_grad_norm: float = 10.0
+    """Norm above which a gradient is scaled down to it, in all stages."""
     warmup: float = 0.05
     """Share of a stage's steps over which its learning rate rises, before a cosine takes it down to a tenth."""
     colour_jitter: float = 0.0
@@ -240,7 +252,9 @@ class LearnConfig:
     """The update: PPO's clipped objective on leave-one-out advantages."""
 
     learning_rate: float = 1e-4
+    """AdamW's learning rate at the start; `adapt_kl` changes it."""
     epochs: int = 3
+    """Passes over an iteration's decisions, at most."""
     minibatch: int = 512
     """Decisions per minibatch."""
     minibatch_trajectories: int = 0
@@ -248,7 +262,9 @@ class LearnConfig:
     micro_batch: int = 512
     """Decisions per forward pass at most; changes no result beyond rounding."""
     clip_low: float = 0.2
+    """Probability ratios below 1 minus this have no gradient when the advantage is negative."""
     clip_high: float = 0.2
+    """Probability ratios above 1 plus this have no gradient when the advantage is positive."""
     reduction: Literal["token", "trajectory"] = "trajectory"
     """Mean over all tokens, or over trajectories of their token means."""
     target_kl: float = 0.12
@@ -256,8 +272,11 @@ class LearnConfig:
     adapt_kl: float = 0.05
     """Adapt the learning rate (x1.2, x0.67) toward this KL at the end of each update; 0: keep it."""
     max_grad_norm: float = 1.0
+    """Norm above which a step's gradient is scaled down to it."""
     weight_decay: float = 0.0
+    """AdamW's weight decay in the update."""
     entropy_bonus: float = 0.0
+    """Weight of the mean entropy in nats, which is added to the objective; negative: entropy is held down."""
     normalise_std: bool = False
     """Divide advantages by their standard deviation (an ablation: it hurts)."""
     max_decisions: int = 0
@@ -283,6 +302,7 @@ class EvalConfig:
     trials: int = 100
     """Held-out initial states per task for the evaluations before and after."""
     seed: int = 0
+    """Seed of the held-out initial states and of sampling in evaluations; does not follow the run's `seed`."""
     every: int = 5
     """Iterations between evaluations that choose the best policy; 0: only before and after."""
     every_trials: int = 40
@@ -310,7 +330,10 @@ class Config:
     pretrain_tasks: tuple[str, ...] = ()
     """Tasks whose demonstrations the base policy learns from."""
     seed: int = 0
+    """Seed of weights, target demonstrations, batches, practice states and sampling; evaluations have `eval.seed`, and
+    bases that quickstart and studies share are those of seed 0."""
     iterations: int = 15
+    """Iterations of post-training, at most; 0: the policy is only measured."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where training computes. Workers act on the CPU all the same, unless rollout.inference is "central". To resume is
     exact on the CPU."""

@@ -24,7 +24,7 @@ class QuestConfig:
         execute: actions executed before the next look, 1..chunk.
         downsample: temporal stride of the autoencoder's encoder, a power of two.
         fsq_levels: levels of each quantised dimension; the codebook has their product.
-        autoencoder_width, encoder_layers, decoder_layers, autoencoder_heads: skill autoencoder.
+        autoencoder_width, encoder_layers, decoder_layers, encoder_heads, decoder_heads: skill autoencoder.
         width, layers, heads: skill GPT.
         dropout: in every layer of the skill GPT, in training only.
         autoencoder_dropout: the same in the autoencoder's transformer layers.
