@@ -39,7 +39,7 @@ def run(target: str, seed: int, out: Path, config: Config) -> dict:
     try:
         result = quickstart(target, seed=seed, out=folder, config=config)
         with RunFolder.open(folder / "rl") as opened:
-            evals = [row for row in opened.evals() if row["states"] == "held-out"]
+            evals = [row for row in opened.evals() if row["states"] == "test"]
         row = result.to_json() | {
             "evals": [{"iteration": e["iteration"], "mode": e["mode"], "total": e["eval"]["total"]} for e in evals]
         }

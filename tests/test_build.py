@@ -214,23 +214,27 @@ def test_demonstrated_states_are_practised_on_in_order_and_again(tmp_path: Path)
         Contexts(TOY, ("toy/reach-centre",), 0, [file])
 
 
-def test_states_depend_on_the_seed_and_held_out_ones_on_theirs_alone() -> None:
+def test_states_depend_on_the_seed_and_measured_ones_on_theirs_alone() -> None:
     with contexts("reach") as one, contexts("reach", seed=1) as other:
         assert not set(take(one, 20)) & set(take(other, 20))
-        held_out = [s.id for states in one.held_out(5).values() for s in states]
-        assert held_out == [s.id for states in other.held_out(5).values() for s in states]
-        assert held_out[3:] == [s.id for states in one.held_out(2, 3).values() for s in states]
-        assert not set(held_out) & {s.id for states in one.held_out(5, seed=1).values() for s in states}
+        measured = [s.id for states in one.measured("test", 5).values() for s in states]
+        assert measured == [s.id for states in other.measured("test", 5).values() for s in states]
+        assert measured[:3] == [s.id for states in one.measured("test", 3).values() for s in states]
+        assert not set(measured) & {s.id for states in one.measured("test", 5, seed=1).values() for s in states}
 
 
-def test_no_state_of_practice_or_of_a_demonstration_is_ever_held_out(tmp_path: Path) -> None:
+def test_practice_demonstrations_validation_and_test_have_no_state_in_common_at_any_seed(tmp_path: Path) -> None:
     collect_demos(simulator_factory(TOY), ["toy/reach"], 5, tmp_path / "d.hdf5")
-    shown = {state.id for state in demo_initial_states(open_demos([tmp_path / "d.hdf5"]))}
+    found = {"demonstrated": {state.id for state in demo_initial_states(open_demos([tmp_path / "d.hdf5"]))}}
     with contexts("reach") as source:
-        practised = set(take(source, 300))
-        held_out = {state.id for seed in range(3) for state in source.states("toy/reach", 200, "heldout", 0, seed)}
-    assert len(shown) == 5 and len(practised) == 300 and len(held_out) == 600
-    assert not held_out & (practised | shown)
+        found["practised"] = set(take(source, 300))
+        for split in ("validation", "test"):
+            states = [source.states("toy/reach", 200, split, 0, seed) for seed in range(3)]
+            found[split] = {state.id for several in states for state in several}
+    assert {name: len(ids) for name, ids in found.items()} == {
+        "demonstrated": 5, "practised": 300, "validation": 600, "test": 600,
+    }  # fmt: skip
+    assert len(set().union(*found.values())) == 1505
 
 
 def test_without_a_task_there_is_nothing_to_practise_on() -> None:
@@ -254,7 +258,7 @@ def test_a_pool_refuses_a_policy_that_does_not_fit() -> None:
     other = SimConfig(suite="toy", cameras=("top",), image_size=16, horizon=16)
     pool = make_env_pool(other, RolloutConfig(workers=0), policy)
     with contexts("reach") as source:
-        states = source.held_out(1)
+        states = source.measured("test", 1)
     with pytest.raises(PolicyError, match=r"expected \{'top': \(8, 8\)\}, got \{'top': \(16, 16\)\}"):
         run_evaluation(pool, states, name="p", seed=0)
     pool.close()

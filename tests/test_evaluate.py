@@ -224,8 +224,8 @@ def test_practice_validation_and_test_states_never_meet_for_any_seed() -> None:
             stream = contexts.training(0)
             groups = {
                 "practice": [next(stream) for _ in range(80)],
-                "test": [s for states in contexts.held_out(30, seed=seed).values() for s in states],
-                "validation": [s for states in contexts.held_out(20, 30, seed).values() for s in states],
+                "test": [s for states in contexts.measured("test", 30, seed).values() for s in states],
+                "validation": [s for states in contexts.measured("validation", 30, seed).values() for s in states],
             }
         for name, states in groups.items():
             seen[name] |= {state.id for state in states}
@@ -239,7 +239,7 @@ def test_a_pool_acts_with_the_weights_that_it_was_last_given(policy: QuestPolicy
     config = toy_config(policy={"temperature": 0.3})
     learner = for_post_training(policy, config.policy)
     with Contexts(config.sim, ("toy/reach-centre",), 0) as contexts:
-        states = contexts.held_out(8)
+        states = contexts.measured("test", 8)
     other = lively_policy(config, seed=2)
     kept = {name: tensor.clone() for name, tensor in learner.weights().items()}
     pool = make_env_pool(config.sim, config.rollout, learner)

@@ -307,7 +307,7 @@ def test_the_policy_of_a_run_acts_as_it_was_measured_and_its_card_tells(referenc
     assert policy != load_policy(reference.folder / "start")
     config = toy_config()
     with Contexts(config.sim, ("toy/reach-centre",), 0) as contexts:
-        states = contexts.held_out(config.eval.trials, seed=config.eval.seed)
+        states = contexts.measured("test", config.eval.trials, config.eval.seed)
     pool = make_env_pool(config.sim, config.rollout, policy)
     measured = measuring.run_evaluation(pool, states, name="again", seed=config.eval.seed, modes=("sampled", "greedy"))
     pool.close()

@@ -25,7 +25,7 @@ from ript.report.lock import locked
 from ript.report.progress import progress
 from ript.train_sft import train_sft
 
-BASE_FORMAT = 2
+BASE_FORMAT = 3
 """Raise it when a change of the code makes cached bases stale."""
 
 _POLICY = ("size", "chunk", "execute", "privileged", "standardise", "language")

@@ -289,9 +289,9 @@ class Contexts:
         """States start..start+n-1 of a task."""
         return self.simulator(task).initial_states(n, self.seed if seed is None else seed, split, start)
 
-    def held_out(self, trials: int, start: int = 0, seed: int = 0) -> dict[Task, list[InitialState]]:
-        """The held-out states that evaluations use."""
-        return {self.simulator(t).task: self.states(t, trials, "heldout", start, seed) for t in self.tasks}
+    def measured(self, split: Split, trials: int, seed: int = 0) -> dict[Task, list[InitialState]]:
+        """Task -> the first `trials` states of its split, "test" or "validation", to be measured on."""
+        return {self.simulator(t).task: self.states(t, trials, split, 0, seed) for t in self.tasks}
 
     def training(self, position: int, fixed: int = 0, noise: float = 0.0) -> Iterator[InitialState]:
         """The endless sequence of training states from `position` on, task after task in turn.

@@ -179,15 +179,13 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_results(commands: argparse._SubParsersAction) -> None:
-    p = _command(commands, "eval", "evaluate", "measure a policy on held-out initial states",
+    p = _command(commands, "eval", "evaluate", "measure a policy on test initial states",
                  "  ript eval --policy runs/rl/policy --tasks drawer-open-v3 --trials 100\n"
                  "  ript eval --policy runs/rl/policy --tasks ML45-test --greedy --json > eval.json\n"
                  "  ript eval --policy runs/rl/policy --tasks reach --videos 3 --video-dir videos")  # fmt: skip
     p.add_argument("--policy", metavar="DIR", required=True, help="policy folder")
     p.add_argument("--tasks", nargs="+", metavar="TASK", required=True, help="tasks, or a named list such as MT10")
-    p.add_argument(
-        "--trials", type=int, default=100, metavar="N", help="held-out initial states per task (default 100)"
-    )
+    p.add_argument("--trials", type=int, default=100, metavar="N", help="test initial states per task (default 100)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of states and sampling (default 0)")
     mode = p.add_mutually_exclusive_group()
     mode.add_argument("--greedy", action="store_true", help="take the most likely skill instead of sampling")

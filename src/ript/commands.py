@@ -247,7 +247,7 @@ def quickstart(args: Namespace) -> Answer:
         result = run(seed=config.seed, fresh=args.fresh, out=out, config=config)
     before, after = (results[result.mode].total for results in (result.rl.before, result.rl.after))
     lines = (
-        f"before   {rate(before)} of {result.target} on held-out states, from "
+        f"before   {rate(before)} of {result.target} on test states, from "
         f"{count(config.demos.target, 'demonstration')}{' each' if len(config.tasks) > 1 else ''}",
         f"after    {rate(after)} after {count(result.rl.iterations, 'iteration')} of practice",
         f"look at  {result.report} (policy: {result.rl.policy})",

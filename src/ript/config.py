@@ -297,16 +297,16 @@ class LearnConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Evaluation on fixed held-out initial states."""
+    """Evaluation: success is reported on the split `test`, the best policy is chosen on `validation`."""
 
     trials: int = 100
-    """Held-out initial states per task for the evaluations before and after."""
+    """Test initial states per task for the evaluations before and after."""
     seed: int = 0
     """Seed of the held-out initial states and of sampling in evaluations; does not follow the run's `seed`."""
     every: int = 5
     """Iterations between evaluations that choose the best policy; 0: only before and after."""
     every_trials: int = 40
-    """Held-out initial states per task for these."""
+    """Validation initial states per task for these."""
     mode: Literal["sampled", "greedy"] = "sampled"
     """The mode that counts."""
     videos: int = 3

@@ -1,4 +1,4 @@
-"""Success rates on fixed held-out initial states, with intervals; errors are not failures."""
+"""Success rates on fixed initial states, with intervals; errors are not failures."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run_evaluation(
 
     Args:
         pool: holds the policy.
-        states: held-out states per task.
+        states: initial states of each task.
         name: of the policy, for the record.
         seed: of sampling.
         modes: "sampled", "greedy" or both.
@@ -170,12 +170,12 @@ def evaluate(
     horizon: int = 500,
     rollout: RolloutConfig | None = None,
 ) -> EvalResult:
-    """Success rate of a policy on held-out initial states that training never draws.
+    """Success rate of a policy on test initial states: no policy was trained on them or chosen by them.
 
     Args:
         policy: a policy folder, or a policy.
         tasks: names such as "drawer-open-v3"; or one of them.
-        trials: states per task, the first of the held-out sequence of `seed`.
+        trials: states per task, the first of the test split of `seed`.
         seed: of states and sampling.
         greedy: take the most likely sample.
         temperature: of sampling; the policy's own by default.
@@ -200,7 +200,7 @@ def evaluate(
     sim = sim_config_of(loaded, horizon)
     keys = task_keys(sim, (tasks,) if isinstance(tasks, str) else tuple(tasks))
     with Contexts(sim, keys, seed) as contexts:
-        states = contexts.held_out(trials, seed=seed)
+        states = contexts.measured("test", trials, seed)
         loaded.embed([task.instruction for task in states])  # once here, not once in each worker
         mode = "greedy" if greedy else "sampled"
         with make_env_pool(sim, rollout or RolloutConfig(), loaded) as pool:

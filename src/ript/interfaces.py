@@ -63,7 +63,8 @@ class Simulator(Protocol):
     def initial_states(self, n: int, seed: int = 0, split: Split = "train", start: int = 0) -> list[InitialState]:
         """States number start..start+n-1 of the endless sequence of (split, seed).
 
-        State i does not depend on n or start. The sequences of two splits never share a seed.
+        State i does not depend on n or start. Sequences of two splits or two seeds have no state in common: what a
+        policy is reported on (test) was never practised on (train), demonstrated (demo) or used to choose (validation).
         """
         ...
 

@@ -37,13 +37,13 @@ class Progress:
 
 
 class Measurements:
-    """The evaluations of a run. Test states (before, after) and validation states (in between) have none in common."""
+    """The evaluations of a run, on test states before and after and on validation states in between."""
 
     def __init__(self, config: Config, policy: PostTrainable, contexts: Contexts, run: RunFolder, pool: EnvPool):
         e = config.eval
         self.config, self.policy, self.run, self.pool = config, policy, run, pool
-        self.test = contexts.held_out(e.trials, seed=e.seed)
-        self.validation = contexts.held_out(e.every_trials, e.trials, e.seed) if e.every else {}
+        self.test = contexts.measured("test", e.trials, e.seed)
+        self.validation = contexts.measured("validation", e.every_trials, e.seed) if e.every else {}
 
     def test_both_modes(self, stage: Literal["before", "after"], at: Progress) -> dict[str, EvalResult]:
         """Mode -> success on the test states, with videos; not part of training."""
@@ -52,15 +52,15 @@ class Measurements:
         measured = self.run.path / "start" if stage == "before" else self.run.policy
         results = self._evaluate(self.test, modes, at, measured, e.videos)
         for result in results.values():
-            self._log(result, at, "held-out")
+            self._log(result, at, "test")
         self.run.save_videos(stage, results[e.mode].videos)
         line = ", ".join(f"{mode} {r.total.successes}/{r.total.trials}" for mode, r in results.items())
-        status(f"  {stage} post-training, on held-out states: {line}")
+        status(f"  {stage} post-training, on test states: {line}")
         return results
 
     def recorded(self) -> dict[str, EvalResult]:
         """The evaluation from before post-training, of a run that goes on."""
-        rows = [row for row in self.run.evals() if row["iteration"] == 0 and row["states"] == "held-out"]
+        rows = [row for row in self.run.evals() if row["iteration"] == 0 and row["states"] == "test"]
         return {row["mode"].split()[0]: EvalResult.from_json(row["eval"], row["per_state"]) for row in rows}
 
     def validate(self, at: Progress, *, last: bool = False) -> float:
@@ -91,7 +91,7 @@ class Measurements:
             "recipe": self.config.recipe, "tasks": ", ".join(self.config.tasks), "seed": self.config.seed,
             "iteration": at.best_iteration, "rollouts": at.rollouts, "environment steps": at.env_steps,
         }  # fmt: skip
-        self.policy.card["success on held-out initial states, with Wilson 95 % intervals"] = {
+        self.policy.card["success on test initial states, with Wilson 95 % intervals"] = {
             f"{stage}, {mode}": f"{r.total.successes}/{r.total.trials} "
             f"({100 * r.total.interval[0]:.0f}-{100 * r.total.interval[1]:.0f} %)"
             for stage, results in (("before", before), ("after", after)) for mode, r in results.items()

@@ -133,7 +133,7 @@ FEW_SHOT_DIFFERS = (
     "contexts are states that the simulator draws as it draws the demonstrations', but others",
     "the few-shot stage's loss of the action decoder has LIBERO's weight, 10, everywhere",
 )
-SEEDS = "seeds share the base, its demonstrations and the held-out states; each has its own {}"
+SEEDS = "seeds share the base, its demonstrations and the test states; each has its own {}"
 
 
 def paper_metaworld(tasks: tuple[str, ...], *, multitask: bool) -> Config:

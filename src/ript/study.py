@@ -260,7 +260,7 @@ def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
         raise RunError(f"{run} was made with other settings than this cell of the study has now")
     policy_kind(run / "policy")
     read_tensors(run / "policy" / "model.safetensors")
-    evals = [row for row in read_rows(run / "evals.jsonl") if row["states"] == "held-out"]
+    evals = [row for row in read_rows(run / "evals.jsonl") if row["states"] == "test"]
     mode = cell.config.eval.mode
     totals = [row["eval"]["total"] for row in evals if row["mode"].startswith(mode)]
     if len(totals) < (2 if cell.config.iterations else 1):  # without an iteration, before is after

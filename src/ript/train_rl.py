@@ -40,7 +40,7 @@ class RLResult:
     Attributes:
         policy: folder of the best policy by validation success.
         folder: run folder.
-        before, after: mode -> evaluation on the same held-out states.
+        before, after: mode -> evaluation on the same test states.
         iterations: done.
         rollouts, env_steps: spent on training.
         seconds: stage -> wall clock.

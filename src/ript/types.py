@@ -22,7 +22,9 @@ from ript.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-Split = Literal["train", "heldout"]
+Split = Literal["train", "test", "validation", "demo"]
+"""What initial states are for: to practise on, to report success on, to choose a policy by, to demonstrate from. The
+order is part of the random streams (`sims.sequences`): append, never insert."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,7 +323,7 @@ class TaskResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
-    """A policy measured on fixed held-out initial states.
+    """A policy measured on fixed initial states.
 
     Attributes:
         policy: folder or name.

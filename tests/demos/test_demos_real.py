@@ -28,7 +28,7 @@ def test_demonstrations_made_in_a_worker_replay_to_the_last_bit_here(tmp_path, t
     assert all(result.exact for result in results), results
     demos = open_demos(out)
     with make(tasks[0]) as sim:
-        drawn = {state.id for state in sim.initial_states(20, seed=4)}
+        drawn = {state.id for state in sim.initial_states(20, seed=4, split="demo")}
     assert {state.id for state in demo_initial_states(demos, [tasks[0]])} <= drawn
     for demo in demos.demos():
         assert set(demo.images) == set(demos.spec.cameras)

@@ -75,8 +75,8 @@ def test_the_headline_gives_before_and_after_with_intervals_in_both_modes(tmp_pa
         run.log_eval(1, result(91, mode="sampled (temperature 0.6)"))
         run.finish("all done")
     _, text = report(tmp_path, run.path)
-    assert "Held-out success, greedy 12 % → 97 % 7–17 % 12 of 100, 2 errors apart 92–102 % 97 of 100" in text
-    assert "Held-out success, sampled (temperature 0.6) 10 % → 91 %" in text
+    assert "Test success, greedy 12 % → 97 % 7–17 % 12 of 100, 2 errors apart 92–102 % 97 of 100" in text
+    assert "Test success, sampled (temperature 0.6) 10 % → 91 %" in text
     assert "After 1 iteration (480 rollouts, 5 min 12 s) the policy solves 97 of 100" in text
     assert "61,200 environment steps" in text
     assert "overlap" not in text

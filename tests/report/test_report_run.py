@@ -92,8 +92,8 @@ def test_a_new_run_neither_replaces_nor_goes_on_with_what_is_there(tmp_path, nam
         ("metrics.jsonl", {"iteration": "1"}, "iteration is no whole number"),
         ("metrics.jsonl", {"iteration": 1, "loss": "low"}, "loss: no number"),
         ("evals.jsonl", {"iteration": 1}, "mode"),
-        ("evals.jsonl", {"iteration": 1, "mode": 3, "states": "held-out"}, "mode and states must be words"),
-        ("evals.jsonl", {"iteration": 1, "mode": "greedy", "states": "held-out", "eval": [], "per_state": {}}, ""),
+        ("evals.jsonl", {"iteration": 1, "mode": 3, "states": "test"}, "mode and states must be words"),
+        ("evals.jsonl", {"iteration": 1, "mode": "greedy", "states": "test", "eval": [], "per_state": {}}, ""),
     ],
 )
 def test_a_line_of_a_log_that_nothing_here_writes_is_named(tmp_path, file, row, what):
@@ -210,8 +210,8 @@ def test_logging_an_iteration_or_an_evaluation_again_replaces_it(tmp_path):
         run.log_eval(1, evaluation({"t": 0.5}, "greedy", rng), states="training")
         assert run.metrics() == [{"iteration": 1, "a": 2.0}]
         assert [(row["mode"], row["states"], row["rollouts"]) for row in run.evals()] == [
-            ("greedy", "held-out", 2),
-            ("sampled (temperature 1)", "held-out", 0),
+            ("greedy", "test", 2),
+            ("sampled (temperature 1)", "test", 0),
             ("greedy", "training", 0),
         ]
 

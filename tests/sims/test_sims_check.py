@@ -83,7 +83,17 @@ class StatesDependOnHowMany(ToySimulator):
         return super().initial_states(n, seed + n, split, start)
 
 
-class HeldOutIsTrain(ToySimulator):
+class ValidationIsTest(ToySimulator):
+    def initial_states(self, n, seed=0, split="train", start=0):
+        return super().initial_states(n, seed, "test" if split == "validation" else split, start)
+
+
+class NextSeedsTrainIsTest(ToySimulator):
+    def initial_states(self, n, seed=0, split="train", start=0):
+        return super().initial_states(n, seed + 1 if split == "test" else seed, "train", start)
+
+
+class AllSplitsAreTrain(ToySimulator):
     def initial_states(self, n, seed=0, split="train", start=0):
         return super().initial_states(n, seed, "train", start)
 
@@ -216,7 +226,9 @@ BROKEN = [
     (ForgetsSuccessWithinAChunk, "chunks equal single steps"),
     (SinglePrecisionStates, "used equals fresh"),
     (StatesDependOnHowMany, "initial states are sequences"),
-    (HeldOutIsTrain, "initial states are sequences"),
+    (AllSplitsAreTrain, "initial states are sequences"),
+    (ValidationIsTest, "initial states are sequences"),
+    (NextSeedsTrainIsTest, "initial states are sequences"),
     (OneStateForAll, "initial states are sequences"),
     (DrawsAtEveryStep, "nothing is drawn without a look"),
     (ChunkActsOnce, "chunks equal single steps"),

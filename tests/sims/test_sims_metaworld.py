@@ -197,7 +197,7 @@ def test_many_instances_that_take_turns_go_their_own_ways(simulator):
 
 def test_the_sequence_of_initial_states_is_the_same_in_every_version_of_this_package(simulator):
     """Results name states by split, seed and number: this must keep meaning the same states."""
-    vectors = [shared_task(TASK).layout.split(s.state)[0] for s in simulator.initial_states(2, seed=0, split="heldout")]
+    vectors = [shared_task(TASK).layout.split(s.state)[0] for s in simulator.initial_states(2, seed=0, split="test")]
     assert np.round(vectors, 6).tolist() == GOLDEN
 
 
@@ -320,9 +320,9 @@ def test_a_closed_context_frees_its_renderers_and_the_next_look_makes_new_ones(s
     assert np.array_equal(simulator.observe().images["side"], first.images["side"])
 
 
-def test_experts_solve_held_out_states_and_privileged_positions_are_the_objects(simulator):
+def test_experts_solve_test_states_and_privileged_positions_are_the_objects(simulator):
     assert isinstance(simulator, Demonstrator)
-    for state in simulator.initial_states(3, split="heldout"):
+    for state in simulator.initial_states(3, split="test"):
         assert solve(simulator, state)
         vector = simulator.state_vector()
         expected = np.concatenate([vector[4:7], vector[11:14], vector[36:39]])

@@ -15,7 +15,7 @@ def test_every_toy_task_keeps_the_contract(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_expert_solves_every_toy_task(task):
     with ToySimulator(task) as simulator:
-        for state in simulator.initial_states(20, split="heldout"):
+        for state in simulator.initial_states(20, split="test"):
             simulator.reset(state)
             result = simulator.step_chunk(simulator.expert_action()[None])
             while not result.done:
@@ -82,5 +82,5 @@ def test_initial_states_are_asked_for_by_numbers_and_a_split_that_there_are(key)
             simulator.initial_states(-1, start=-2)
         with pytest.raises(ConfigError, match="seed = -3"):
             simulator.initial_states(1, seed=-3)
-        with pytest.raises(UnknownNameError, match="unknown split 'held-out': did you mean heldout"):
-            simulator.initial_states(1, split="held-out")
+        with pytest.raises(UnknownNameError, match="unknown split 'tests': did you mean test"):
+            simulator.initial_states(1, split="tests")

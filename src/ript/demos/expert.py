@@ -39,7 +39,7 @@ def noise_generator(seed: int, task_key: str, number: int) -> np.random.Generato
 
 
 def make_demo(sim: Demonstrator, number: int, settings: ExpertSettings) -> Demo | None:
-    """Try number `number` of this task: from training state `number`; None when the expert failed.
+    """Try number `number` of this task: from state `number` of the split "demo"; None when the expert failed.
 
     The result depends on the task, `number` and `settings` alone. `Demo.tries` is 1; the caller counts.
 
@@ -47,7 +47,7 @@ def make_demo(sim: Demonstrator, number: int, settings: ExpertSettings) -> Demo 
         SimulatorError: the replay did not succeed at the step at which the try did.
         NotFiniteError: the expert's action is not finite.
     """
-    (state,) = sim.initial_states(1, settings.seed, "train", start=number)
+    (state,) = sim.initial_states(1, settings.seed, "demo", start=number)
     attempt = _act(sim, state, noise_generator(settings.seed, sim.task.key, number), settings)
     return None if attempt is None else _watch(sim, state, attempt, settings.every)
 

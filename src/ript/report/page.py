@@ -205,7 +205,7 @@ def _rl_curves(runs: Sequence[tuple[int, RunData]], several: bool) -> dict[str, 
         pictures = [
             {
                 "title": "Success",
-                "says": "On held-out initial states, with 95 % intervals, and of the rollouts it trained on.",
+                "says": "On test and validation states, with 95 % intervals, and of the rollouts it trained on.",
                 "svg": plots.curves(
                     _success_series(runs, axis, several),
                     key=f"rl-{axis.name}-success",

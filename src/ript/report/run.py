@@ -5,7 +5,7 @@
     evals.jsonl         one line an evaluation, with the outcome on every initial state
     checkpoints/NNNNNN  the newest two
     result.json         written when the run ends: why, and which iteration became the policy
-    best/  policy/      policy folders: best by held-out success so far, and the run's result
+    best/  policy/      policy folders: best by validation success so far, and the run's result
     videos/before, videos/after
     report.html
 
@@ -148,7 +148,7 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """Policy folder: best by held-out success so far."""
+        """Policy folder: best by validation success so far."""
         return self.path / "best"
 
     @property
@@ -181,7 +181,7 @@ class RunFolder:
         rollouts: int = 0,
         env_steps: int = 0,
         seconds: float = 0.0,
-        states: str = "held-out",
+        states: str = "test",
     ) -> None:
         """Append a line to evals.jsonl.
 
@@ -193,7 +193,7 @@ class RunFolder:
             rollouts: training rollouts spent so far.
             env_steps: training environment steps spent so far.
             seconds: wall clock of the run so far.
-            states: which set of initial states, in one or two words.
+            states: split of the initial states, "test" or "validation".
         """
         row = {
             "iteration": iteration,
@@ -325,6 +325,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             if path.name == "evals.jsonl":
                 if not isinstance(row["mode"], str) or not isinstance(row["states"], str):
                     raise TypeError("mode and states must be words")
+                if row["states"] == "held-out":  # as version 0.1.0 named the test states
+                    row["states"] = "test"
                 EvalResult.from_json(row["eval"], row["per_state"])
             elif odd := [name for name, value in row.items() if not isinstance(value, int | float | None)]:
                 raise TypeError(f"{', '.join(odd)}: no number")

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
 from ript.errors import SimulatorError, UnknownNameError
 from ript.interfaces import Simulator
 from ript.sims.trajectories import Moment, compare, copied, difference, fail, moment, plans, random_actions, trajectory
-from ript.types import InitialState, Task
+from ript.types import InitialState, Split, Task
 
 
 class StockEpisode(Protocol):
@@ -128,13 +128,16 @@ def initial_states_are_sequences(subject: _Subject) -> None:
             fail(task, None, None, "the first initial states depend on how many are asked for")
         if [s.id for s in other.initial_states(n - 1, seed=subject.seed, start=1)] != ids[1:]:
             fail(task, None, None, "initial states depend on start or on the instance")
+        seen: dict[str, str] = {}
         for what, others in {
-            "the splits train and heldout": simulator.initial_states(n, seed=subject.seed, split="heldout"),
-            "two seeds": simulator.initial_states(n, seed=subject.seed + 1),
+            f"the split {split}, seed {seed}": simulator.initial_states(n, seed=seed, split=split)
+            for split in get_args(Split)
+            for seed in (subject.seed, subject.seed + 1)
         }.items():
-            shared = set(ids) & {s.id for s in others}
-            if shared:
-                fail(task, None, None, f"{what} share initial states: {sorted(shared)}")
+            for state in others:
+                first = seen.setdefault(state.id, what)
+                if first != what:
+                    fail(task, state, None, f"{first} and {what} share this initial state")
 
 
 def first_observation_is_of_the_initial_state(subject: _Subject) -> None:
