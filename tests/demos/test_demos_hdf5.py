@@ -85,7 +85,7 @@ def test_initial_states_of_demonstrations_are_contexts_with_their_origin(good):
     expected = Point("point/blue").initial_states(3, seed=5, split="demo")
     assert [s.id for s in states] == [s.id for s in expected]
     assert {s.origin for s in states} == {"demo"}
-    assert states[0].label == "train seed 5 #0"
+    assert states[0].label == "demo seed 5 #0"
     assert len(demo_initial_states(open_demos([good]))) == 6
 
 
