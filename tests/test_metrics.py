@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ript.metrics import Max, Mean, Min, Sum, merge, values
+from ript.metrics import Distinct, Max, Mean, Min, Sum, merge, values
 
 numbers = st.integers(-1000, 1000).map(float)  # integers: sums are exact, so equality is too
 records = st.fixed_dictionaries(
@@ -14,6 +14,7 @@ records = st.fixed_dictionaries(
         "sum": st.builds(Sum, numbers),
         "max": st.builds(Max, numbers),
         "min": st.builds(Min, numbers),
+        "distinct": st.builds(Distinct, st.frozensets(st.integers(0, 9))),
     },
 )
 
@@ -26,6 +27,11 @@ def test_a_mean_of_parts_is_the_mean_of_all_not_the_mean_of_means():
 def test_sum_max_and_min_by_hand():
     merged = merge([{"s": Sum(2), "hi": Max(2), "lo": Min(2)}, {"s": Sum(5), "hi": Max(-1), "lo": Min(-1)}])
     assert values(merged) == {"s": 7, "hi": 2, "lo": -1}
+
+
+def test_what_two_parts_have_in_common_counts_once():
+    parts = [{"codes": Distinct(frozenset({1, 2}))}, {"codes": Distinct(frozenset({2, 5}))}]
+    assert values(merge(parts)) == {"codes": 3}
 
 
 def test_a_mean_of_nothing_is_nan():

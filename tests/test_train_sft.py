@@ -4,8 +4,9 @@ import itertools
 import json
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,23 @@ import pytest
 import torch
 from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
+from ript import sft_stages
 from ript.build import load_policy, make_policy
 from ript.config import Config
 from ript.demos.demo_set import open_demos
 from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
 from ript.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
-from ript.metrics import Metrics
+from ript.learn.gradient import Gradient
+from ript.metrics import Metrics, values
 from ript.policies import language
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.checkpoint import list_checkpoints, read_checkpoint
 from ript.report.run import RunFolder
-from ript.sft_stages import Stage, batch_parts, part_loss, part_threads, schedule
+from ript.sft_stages import Part, batch_parts, part_loss, part_threads, schedule
 from ript.sims.registry import make_simulator
-from ript.train_sft import babble, replay_autoencoded, resume_sft, train_sft
+from ript.train_sft import babble, make_stages, replay_autoencoded, resume_sft, train_sft
 from ript.types import DemoBatch
 
 CONFIG = toy_config(
@@ -65,7 +68,7 @@ def test_every_stage_is_logged_and_its_loss_falls(reference: Path) -> None:
     assert [row["iteration"] for row in logged] == list(range(5, 55, 5))
     reconstruction = [row["autoencoder/reconstruction_l1"] for row in logged[:4]]
     assert reconstruction[-1] < 0.7 * reconstruction[0]
-    assert all(row["autoencoder/codes_per_batch"] >= 1 for row in logged[:4])
+    assert all(row["autoencoder/codes_used"] >= 1 for row in logged[:4])
     loss = [row["policy/token_loss"] for row in logged[4:8]]
     assert loss[-1] < 0.8 * loss[0]
     assert logged[7]["policy/token_accuracy"] > logged[4]["policy/token_accuracy"]
@@ -131,19 +134,54 @@ def test_threads_each_take_a_part_of_a_batch_and_runs_still_repeat_and_go_on(
     assert logged[7]["policy/token_loss"] < 0.8 * logged[4]["policy/token_loss"]
 
 
-def test_the_losses_of_a_batchs_parts_add_up_to_its_own() -> None:
-    values = torch.tensor([1.0, 2, 3, 4, 5, 6, 9], requires_grad=True)
-    stage = Stage(
-        name="mean", steps=1, learning_rate=1.0, modules=[], draws=lambda rng: iter(()),
-        loss=lambda rows: (values[rows].mean(), {}),
-    )  # fmt: skip
-    parts = batch_parts(np.arange(7), 3, np.random.default_rng(0))
-    assert [part.rows.tolist() for part in parts] == [[0, 1, 2], [3, 4], [5, 6]]
-    assert len({part.seed for part in parts}) == 3
-    total = sum(part_loss(stage, part)[0].item() for part in parts)
-    assert total == pytest.approx(30 / 7)
-    (whole,) = batch_parts(np.arange(7), 1, np.random.default_rng(0))
-    assert float(part_loss(stage, whole)[0].detach()) == pytest.approx(30 / 7)
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_loss_and_gradient_of_a_batch_do_not_depend_on_the_threads_that_share_it(
+    demos: list[Path], threads: int
+) -> None:
+    """Windows that are padded, dropout, augmentation, drawn tokens, the auxiliary loss: every stage, all at once."""
+    config = replace(CONFIG, sft=replace(CONFIG.sft, finetune_decoder=10.0, colour_jitter=0.3, policy_batch=40))
+    demo_set = open_demos(demos)
+    spec = make_policy(config, demo_set.spec, 2).config.to_json()
+    torch.manual_seed(0)
+    policy = QuestPolicy(QuestConfig.from_json(spec | {"dropout": 0.2, "autoencoder_dropout": 0.2}), demo_set.spec)
+    windows = Windows(demo_set, policy.config.chunk)
+    policy.embed([task.instruction for task in windows.tasks])
+    policy.train()
+    for stage in make_stages(config, policy, windows, ["toy/reach-centre"], fresh=True):
+        rows = np.sort(next(stage.draws(np.random.default_rng(0))))  # the ends of demonstrations fall together
+        parameters = [p for module in stage.modules for p in module.parameters()]
+        found = []
+        for n in (1, threads):
+            parts = batch_parts(rows, n, (5, 6))
+            assert len(parts) == n and np.concatenate([part.rows for part in parts]).tolist() == rows.tolist()
+            policy.zero_grad()
+            with Gradient(parameters, n) as gradient:
+                metrics = gradient.add(partial(part_loss, stage), parts)
+            total = sum(float(part_loss(stage, part)[0].detach()) for part in parts)
+            found.append((total, [p.grad.clone() for p in parameters if p.grad is not None], values(metrics)))
+        (whole, whole_gradients, whole_metrics), (parted, gradients, metrics) = found
+        assert parted == pytest.approx(whole, rel=1e-5), stage.name
+        assert metrics == pytest.approx(whole_metrics, rel=1e-5)
+        torch.testing.assert_close(gradients, whole_gradients, rtol=1e-4, atol=2e-6)
+        assert float(part_loss(stage, batch_parts(rows, 1, (5, 7))[0])[0].detach()) != whole
+
+
+def test_the_windows_that_are_drawn_and_what_is_logged_do_not_depend_on_the_threads(
+    demos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[int, list[list[int]]] = {}
+    original = sft_stages.batch_parts
+
+    def watched(rows: np.ndarray, threads: int, seed: Sequence[int] | None) -> list[Part]:
+        drawn.setdefault(threads, []).append(rows.tolist())
+        return original(rows, threads, seed)
+
+    monkeypatch.setattr(sft_stages, "batch_parts", watched)
+    for n in (1, 3):
+        train_sft(replace(CONFIG, sft=replace(CONFIG.sft, threads=n)), demos, tmp_path / str(n))
+    assert len(drawn[1]) == 50 and drawn[1] == drawn[3]
+    for one, three in zip(rows(tmp_path / "1"), rows(tmp_path / "3"), strict=True):
+        assert one == pytest.approx(three, rel=0.05)  # rounding grows where a token is at the edge of another
 
 
 def test_batch_statistics_are_of_the_whole_batch() -> None:
@@ -356,7 +394,8 @@ def test_the_published_ways_of_supervised_training_reach_every_step(
     loss = QuestPolicy.loss
 
     def watched(self: QuestPolicy, batch: DemoBatch, **settings: Any) -> tuple[torch.Tensor, Metrics]:
-        seen.append((settings, self.autoencoder.training, self.autoencoder.decoder.training))
+        asked = {name: settings[name] for name in ("decoder_scale", "colour_jitter", "noisy_targets")}
+        seen.append((asked, self.autoencoder.training, self.autoencoder.decoder.training))
         return loss(self, batch, **settings)
 
     monkeypatch.setenv("RIPT_CLIP", str(Path(__file__).parent / "policies" / "clip"))
@@ -368,13 +407,15 @@ def test_the_published_ways_of_supervised_training_reach_every_step(
         sft=replace(CONFIG.sft, warmup=0.0, colour_jitter=0.3, noisy_targets=True, checkpoint_every=1, threads=1),
     )
     policy = train_sft(config, demos, tmp_path / "published")
-    assert seen == [({"decoder_scale": 0.0, "colour_jitter": 0.3, "noisy_targets": True}, True, True)] * 30
+    asked = {"decoder_scale": 0.0, "colour_jitter": 0.3, "noisy_targets": True}
+    assert seen == [(asked, True, True)] * 30
     assert rows(tmp_path / "published")[20]["learning_rate"] == CONFIG.sft.policy_learning_rate
     assert not policy.encoder.proprio_mean.any() and (policy.encoder.proprio_std == 1).all()
     assert policy.config.language_dim == 512 and not policy.training and not policy.autoencoder.training
     seen.clear()
     train_sft(replace(CONFIG, sft=replace(CONFIG.sft, threads=1)), demos, tmp_path / "ours")
-    assert seen == [({"decoder_scale": 0.0, "colour_jitter": 0.0, "noisy_targets": False}, False, False)] * 30
+    asked = {"decoder_scale": 0.0, "colour_jitter": 0.0, "noisy_targets": False}
+    assert seen == [(asked, False, False)] * 30
     language._load_clip.cache_clear()
 
 

@@ -45,7 +45,7 @@ def base_folder(config: Config) -> Path:
 
 
 def base_fingerprint(config: Config) -> str:
-    """What the base depends on, as 12 hex digits."""
+    """What the base depends on, as 12 hex digits: threads and device too, for sums are rounded in another order."""
     parts = {
         "format": BASE_FORMAT,
         "tasks": config.pretrain_tasks,
@@ -55,8 +55,9 @@ def base_fingerprint(config: Config) -> str:
         "sft": {
             name: value
             for name, value in dataclasses.asdict(config.sft).items()
-            if not name.startswith(("finetune", "checkpoint", "threads"))
+            if not name.startswith(("finetune", "checkpoint"))
         },
+        "device": config.device,
         "versions": [metadata.version(package) for package in ("ript", "metaworld", "mujoco", "torch")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

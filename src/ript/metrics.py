@@ -54,7 +54,21 @@ class Min:
         return Min(min(self.value, other.value))
 
 
-Metric = Mean | Sum | Max | Min
+@dataclass(frozen=True, slots=True)
+class Distinct:
+    """How many different things there were: parts may have some in common."""
+
+    seen: frozenset[int]
+
+    @property
+    def value(self) -> float:
+        return float(len(self.seen))
+
+    def merge(self, other: Distinct) -> Distinct:
+        return Distinct(self.seen | other.seen)
+
+
+Metric = Mean | Sum | Max | Min | Distinct
 Metrics = dict[str, Metric]
 
 

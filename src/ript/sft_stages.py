@@ -14,9 +14,9 @@ import torch
 
 from ript.config import Config
 from ript.errors import NotFiniteError
-from ript.learn.gradient import Gradient, Loss
+from ript.learn.gradient import Gradient
 from ript.metrics import Mean, Metrics, merge, values
-from ript.policies.quest.layers import drawing_from
+from ript.policies.quest.layers import Noise, drawing_from
 from ript.policies.quest.policy import QuestPolicy, parameter_groups
 from ript.report.progress import progress, status
 from ript.report.run import RunFolder
@@ -32,7 +32,7 @@ class Stage:
         learning_rate: peak; see `schedule`.
         modules: what is trained.
         draws: generator -> rows of endless batches, int `[B]` each.
-        loss: rows -> (loss, metrics).
+        loss: (rows of a part, rows of the batch) -> (loss, metrics); losses of a batch's parts add up to its own.
         noisy: what is not trained, but in training mode all the same.
     """
 
@@ -41,7 +41,7 @@ class Stage:
     learning_rate: float
     modules: Sequence[torch.nn.Module]
     draws: Callable[[np.random.Generator], Iterator[np.ndarray]]
-    loss: Loss[np.ndarray]
+    loss: Callable[[np.ndarray, np.ndarray], tuple[torch.Tensor, Metrics]]
     noisy: Sequence[torch.nn.Module] = ()
 
 
@@ -59,17 +59,17 @@ def run_stages(run: RunFolder, config: Config, policy: QuestPolicy, stages: Sequ
     Raises:
         NotFiniteError: the loss became NaN; the last checkpoint is kept.
     """
-    with _threads_and_randomness(config):
+    with _threads_and_randomness(config, policy):
         _run_stages(run, config, policy, stages)
 
 
 @contextmanager
-def _threads_and_randomness(config: Config) -> Iterator[None]:
+def _threads_and_randomness(config: Config, policy: QuestPolicy) -> Iterator[None]:
     """Within, torch has the configuration's threads and random numbers of its own."""
     threads = torch.get_num_threads()
     torch.set_num_threads(config.sft.threads)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
             yield
     finally:
         torch.set_num_threads(threads)
@@ -86,7 +86,6 @@ def _run_stages(run: RunFolder, config: Config, policy: QuestPolicy, stages: Seq
                 policy.load_state_dict(found.state["policy"])
             continue
         rng = np.random.default_rng([config.seed, number])
-        torch.manual_seed((config.seed * 1000 + number) % 2**63)
         optimiser = torch.optim.AdamW(parameter_groups(stage.modules), weight_decay=config.sft.weight_decay)
         start = 0
         if found and reached > done:
@@ -94,16 +93,15 @@ def _run_stages(run: RunFolder, config: Config, policy: QuestPolicy, stages: Seq
             policy.load_state_dict(found.state["policy"])
             optimiser.load_state_dict(found.state["optimiser"])
             rng.bit_generator.state = found.state["rng"]
-            torch.set_rng_state(found.state["torch_rng"])
 
         def save(step: int, rng: np.random.Generator = rng, optimiser: torch.optim.Optimizer = optimiser,
                  done: int = done) -> None:  # fmt: skip
             run.save_checkpoint(done + step, {
                 "policy": policy.state_dict(), "optimiser": optimiser.state_dict(),
-                "rng": rng.bit_generator.state, "torch_rng": torch.get_rng_state(),
+                "rng": rng.bit_generator.state,
             })  # fmt: skip
 
-        metrics = _run_stage(run, config, policy, stage, optimiser, rng, start, done, save)
+        metrics = _run_stage(run, config, policy, stage, (config.seed, number), optimiser, rng, start, done, save)
         done += stage.steps
         numbers = ", ".join(f"{k.split('/')[-1]} {v:.3g}" for k, v in metrics.items())
         status(f"  {stage.name}: {stage.steps} steps, {numbers}")
@@ -114,6 +112,7 @@ def _run_stage(
     config: Config,
     policy: QuestPolicy,
     stage: Stage,
+    seed: tuple[int, int],
     optimiser: torch.optim.Optimizer,
     rng: np.random.Generator,
     start: int,
@@ -134,7 +133,7 @@ def _run_stage(
             for group in optimiser.param_groups:
                 group["lr"] = schedule(step, stage.steps, stage.learning_rate, config.sft.warmup)
             try:
-                parts.append(_step(config, policy, stage, optimiser, gradient, next(draws), rng))
+                parts.append(_step(config, policy, stage, optimiser, gradient, next(draws), (*seed, step)))
             except NotFiniteError as error:
                 raise NotFiniteError(
                     f"{error} at step {step}; lower the learning rate; the last checkpoint in {run.path} is kept"
@@ -160,14 +159,15 @@ def _step(
     optimiser: torch.optim.Optimizer,
     gradient: Gradient,
     rows: np.ndarray,
-    rng: np.random.Generator,
+    seed: tuple[int, ...],
 ) -> Metrics:
-    """One optimiser step on a batch."""
+    """One optimiser step on a batch; its dropout and augmentation depend on `seed` alone."""
     for module in (*stage.modules, *stage.noisy):
         module.train()
     policy.training = True
     optimiser.zero_grad(set_to_none=True)
-    metrics = gradient.add(partial(part_loss, stage), batch_parts(rows, gradient.threads, rng))
+    seeded = _seeded(policy, seed)
+    metrics = gradient.add(partial(part_loss, stage), batch_parts(rows, gradient.threads, seeded))
     norm = torch.nn.utils.clip_grad_norm_(gradient.parameters, config.sft.max_grad_norm)
     optimiser.step()
     return metrics | {"grad_norm": Mean(float(norm))}
@@ -176,33 +176,33 @@ def _step(
 def time_steps(config: Config, policy: QuestPolicy, stages: Sequence[Stage]) -> dict[str, float]:
     """Seconds that an optimiser step of each stage takes, on a policy that nobody needs afterwards."""
     seconds = {}
-    with _threads_and_randomness(config):
+    with _threads_and_randomness(config, policy):
         for stage in stages:
             rng = np.random.default_rng(0)
             optimiser = torch.optim.AdamW(parameter_groups(stage.modules), lr=0.0, weight_decay=0.0)
             with Gradient(_trained(stage), part_threads(config, policy)) as gradient:
                 draws = stage.draws(rng)
-                for _ in range(2):  # the first time is for starting up
+                for step in range(2):  # the first time is for starting up
                     began = time.perf_counter()
-                    _step(config, policy, stage, optimiser, gradient, next(draws), rng)
+                    _step(config, policy, stage, optimiser, gradient, next(draws), (0, step))
                     seconds[stage.name] = time.perf_counter() - began
             policy.eval()
     return seconds
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """Rows of a batch that a thread works on.
 
     Attributes:
         rows: int `[b]`.
-        share: of the batch.
-        seed: of its dropout and augmentation; None: torch's generator, when the part is the whole.
+        batch: all rows of the batch, int `[B]`.
+        noise: what its dropout and augmentation draw from; None: torch's own generator.
     """
 
     rows: np.ndarray
-    share: float
-    seed: int | None
+    batch: np.ndarray
+    noise: Noise | None
 
 
 def part_threads(config: Config, policy: QuestPolicy) -> int:
@@ -211,17 +211,29 @@ def part_threads(config: Config, policy: QuestPolicy) -> int:
     return 1 if whole else config.sft.threads
 
 
-def batch_parts(rows: np.ndarray, threads: int, rng: np.random.Generator) -> list[_Part]:
-    if threads == 1:
-        return [_Part(rows, 1.0, None)]
+def batch_parts(rows: np.ndarray, threads: int, seed: Sequence[int] | None) -> list[Part]:
+    """A batch cut into one part a thread; `seed` is that of its noise, None leaves it to torch's own generator."""
     cut = [part for part in np.array_split(rows, threads) if len(part)]
-    return [_Part(part, len(part) / len(rows), int(rng.integers(2**63))) for part in cut]
+    starts = np.cumsum([0, *map(len, cut)])
+    return [
+        Part(part, rows, None if seed is None else Noise(*seed, start=int(start)))
+        for part, start in zip(cut, starts, strict=False)
+    ]
 
 
-def part_loss(stage: Stage, part: _Part) -> tuple[torch.Tensor, Metrics]:
-    generator = None if part.seed is None else torch.Generator().manual_seed(part.seed)
-    with drawing_from(generator):
-        loss, metrics = stage.loss(part.rows)
+def _seeded(policy: QuestPolicy, seed: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The seed of a step's noise; on a GPU, where torch's own generators are what is fast, they are set by it."""
+    if policy.device.type == "cpu":
+        return seed
+    (state,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    torch.manual_seed(int(state) >> 1)
+    return None
+
+
+def part_loss(stage: Stage, part: Part) -> tuple[torch.Tensor, Metrics]:
+    """The part's share of the batch's loss."""
+    with drawing_from(part.noise):
+        loss, metrics = stage.loss(part.rows, part.batch)
     if not torch.isfinite(loss):
         raise NotFiniteError(f"the loss of stage {stage.name} became {loss.item()}")
-    return loss * part.share, metrics
+    return loss, metrics

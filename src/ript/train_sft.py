@@ -170,16 +170,17 @@ def make_stages(
         while True:
             yield rng.integers(len(chunks), size=s.autoencoder_batch)
 
-    def chunk_loss(rows: np.ndarray) -> tuple[torch.Tensor, Metrics]:
-        return policy.autoencoder_loss(torch.from_numpy(chunks[rows]), torch.from_numpy(mask[rows]))
+    def chunk_loss(rows: np.ndarray, batch: np.ndarray) -> tuple[torch.Tensor, Metrics]:
+        executed = int(mask[batch].sum())
+        return policy.autoencoder_loss(torch.from_numpy(chunks[rows]), torch.from_numpy(mask[rows]), count=executed)
 
     def window_draws(weights: dict[str, float] | None) -> Callable[[np.random.Generator], Iterator[np.ndarray]]:
         return lambda rng: windows.draws(s.policy_batch, rng, task_weights=weights)
 
-    def window_loss(rows: np.ndarray, decoder_scale: float = 0.0) -> tuple[torch.Tensor, Metrics]:
+    def window_loss(rows: np.ndarray, batch: np.ndarray, decoder_scale: float = 0.0) -> tuple[torch.Tensor, Metrics]:
         return policy.loss(
             windows.batch(rows), decoder_scale=decoder_scale, colour_jitter=s.colour_jitter,
-            noisy_targets=s.noisy_targets,
+            noisy_targets=s.noisy_targets, windows=len(batch), actions=windows.executed(batch),
         )  # fmt: skip
 
     actor = [policy.encoder, policy.prior]

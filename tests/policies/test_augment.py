@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ript.policies.quest.augment import JITTERED, augment, grey, jitter, turn_hue
-from ript.policies.quest.layers import drawing_from
+from ript.policies.quest.layers import Noise, drawing_from
 
 
 def test_augmentation_shifts_each_picture_by_up_to_two_pixels_and_repeats_its_edges() -> None:
@@ -58,7 +58,7 @@ def test_a_turned_hue_is_that_of_hsv(turns: float) -> None:
 
 def test_one_in_ten_pictures_keeps_its_colours() -> None:
     x = random_pictures(2000, 2)
-    with drawing_from(torch.Generator().manual_seed(1)):
+    with drawing_from(Noise(1)):
         kept = (jitter(x, 0.3) == x).flatten(1).all(1)
     assert JITTERED == 0.9 and 0.08 < float(kept.float().mean()) < 0.12
 
@@ -67,7 +67,7 @@ def test_each_of_the_four_changes_is_there_and_within_bounds() -> None:
     def jittered(above: tuple[float, ...], below: tuple[float, ...], n: int = 4000) -> torch.Tensor:
         """Pictures of one colour above another."""
         x = torch.tensor([above, below]).T.reshape(1, 3, 2, 1).repeat(n, 1, 1, 1)
-        with drawing_from(torch.Generator().manual_seed(2)):
+        with drawing_from(Noise(2)):
             return jitter(x, 0.3)
 
     plain = jittered((0.6,) * 3, (0.2,) * 3)  # grey, which has no saturation and no hue
@@ -88,18 +88,18 @@ def test_stronger_jitter_changes_more_and_none_changes_nothing() -> None:
     x = random_pictures(50)
     changes = []
     for strength in (0.0, 0.05, 0.3):
-        with drawing_from(torch.Generator().manual_seed(3)):
+        with drawing_from(Noise(3)):
             changes.append(float((jitter(x, strength) - x).abs().mean()))
     assert changes[0] < 1e-6 < 0.01 < changes[1] < changes[2] / 3
 
 
 def test_pictures_stay_within_their_range_and_are_still_shifted_when_colours_change() -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (60, 6, 7, 3), np.uint8))
-    with drawing_from(torch.Generator().manual_seed(4)):
+    with drawing_from(Noise(4)):
         changed = augment(images, colour_jitter=0.3)
     assert changed.shape == images.shape and changed.dtype == torch.float32
     assert float(changed.min()) >= 0 and float(changed.max()) <= 1
-    with drawing_from(torch.Generator().manual_seed(4)):
+    with drawing_from(Noise(4)):
         shifted = augment(images, brightness=0.0)
     same = torch.isclose(changed, shifted, atol=1e-6).flatten(1).all(1)
     assert 0 < int(same.sum()) < 20  # those that kept their colours

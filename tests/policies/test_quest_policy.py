@@ -13,7 +13,7 @@ from policy_fixtures import SENTENCES, SPEC, generators, make_observation, make_
 from ript.errors import ConfigError, PolicyError
 from ript.metrics import merge
 from ript.policies.quest.encoders import Adapter, ImageEncoder
-from ript.policies.quest.layers import Attention, Dropout, drawing_from
+from ript.policies.quest.layers import Attention, Dropout, Noise, drawing_from
 from ript.policies.quest.policy import QuestPolicy
 from ript.types import DemoBatch, SimulatorSpec
 
@@ -338,7 +338,7 @@ def test_dropout_keeps_the_mean_and_draws_from_the_generator_of_its_thread() -> 
     dropout, x = Dropout(0.25).train(), torch.ones(200, 200)
 
     def drawn(seed: int) -> torch.Tensor:
-        with drawing_from(torch.Generator().manual_seed(seed)):
+        with drawing_from(Noise(seed)):
             return dropout(x)
 
     kept = drawn(0)
@@ -359,7 +359,7 @@ def test_a_loss_repeats_itself_with_the_same_generator() -> None:
     policy, batch = make_policy(dropout=0.2).train(), demo_batch(6)
 
     def loss(seed: int) -> float:
-        with drawing_from(torch.Generator().manual_seed(seed)):
+        with drawing_from(Noise(seed)):
             return float(policy.loss(batch, decoder_scale=1.0)[0].detach())
 
     state = torch.get_rng_state()
@@ -390,7 +390,7 @@ def test_the_autoencoders_dropout_acts_on_targets_only_where_it_is_asked_to() ->
     policy, batch = make_policy(dropout=0.0, autoencoder_dropout=0.5), demo_batch(6)
 
     def losses(**settings: bool) -> set[float]:
-        with drawing_from(torch.Generator().manual_seed(0)):
+        with drawing_from(Noise(0)):
             return {float(policy.loss(batch, **settings)[0].detach()) for _ in range(5)}  # type: ignore[arg-type]
 
     policy.autoencoder.train()  # and the rest in evaluation mode: no augmentation

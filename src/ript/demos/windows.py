@@ -146,6 +146,11 @@ class Windows:
             for key, count in counts.items()
         }
 
+    def executed(self, rows: np.ndarray) -> int:
+        """Actions of the windows `rows` that a demonstration has: where the masks are True."""
+        steps = self._step[rows]
+        return int(np.minimum(self._end[steps] - steps, self.horizon).sum())
+
     def action_chunks(self) -> tuple[np.ndarray, np.ndarray]:
         """Windows from *every* step, looked at or not: actions float32 `[N, H, A]` and mask bool `[N, H]`."""
         return self._chunks(np.arange(len(self.actions)))

@@ -1,11 +1,11 @@
-"""Random changes of pictures in supervised training, drawn from this thread's generator: see `layers.drawing_from`."""
+"""Random changes of pictures in supervised training, drawn row by row: see `layers.Noise`."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
 
-from ript.policies.quest.layers import randomness
+from ript.policies.quest.layers import uniform
 
 JITTERED = 0.9
 """Share of pictures whose colours change, where they do."""
@@ -26,19 +26,17 @@ def augment(images: torch.Tensor, shift: int = 2, brightness: float = 0.1, colou
     """
     b, h, w = images.shape[:3]
     pad = F.pad(images.permute(0, 3, 1, 2).float(), (shift,) * 4, mode="replicate")
-    generator = randomness.generator
-    offsets = torch.randint(0, 2 * shift + 1, (b, 2), generator=generator).tolist()
+    offsets = (uniform(b, 2) * (2 * shift + 1)).long().tolist()
     moved = torch.stack([pad[i, :, y : y + h, x : x + w] for i, (y, x) in enumerate(offsets)])
     if colour_jitter:
         return jitter(moved / 255, colour_jitter).permute(0, 2, 3, 1)
-    scale = (1 + brightness * (2 * torch.rand(b, 1, 1, 1, generator=generator).to(images.device) - 1)) / 255
+    scale = (1 + brightness * (2 * uniform(b, 1, 1, 1).to(images.device) - 1)) / 255
     return (moved * scale).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 def jitter(x: torch.Tensor, strength: float) -> torch.Tensor:
     """Brightness, contrast, saturation and hue of nine in ten pictures `[B, 3, h, w]` in [0, 1], in this order."""
-    b = len(x)
-    drawn = torch.rand(5, b, 1, 1, 1, generator=randomness.generator).to(x.device)
+    drawn = uniform(len(x), 5, 1, 1, 1).to(x.device).transpose(0, 1)
     brightness, contrast, saturation = 1 + strength * (2 * drawn[:3] - 1)
     y = (x * brightness).clamp(0, 1)
     y = _blend(y, grey(y).mean((2, 3), keepdim=True), contrast)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ript.errors import ConfigError, PolicyError
-from ript.metrics import Mean, Metrics
+from ript.metrics import Distinct, Mean, Metrics
 from ript.policies import folder as policy_folder
 from ript.policies import language
 from ript.policies.quest.augment import augment
@@ -23,7 +23,7 @@ from ript.policies.quest.autoencoder import SkillAutoencoder
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.encoders import Adapter, ContextEncoder
 from ript.policies.quest.graphs import Graphs
-from ript.policies.quest.layers import randomness, without_dropout
+from ript.policies.quest.layers import uniform, without_dropout
 from ript.policies.quest.prior import SkillPrior
 from ript.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 
@@ -233,18 +233,34 @@ class QuestPolicy(nn.Module):
         """See `interfaces.LikelihoodPolicy.log_prob`."""
         return self._density_of(self.prior(self.context(context), sample), sample)
 
-    def autoencoder_loss(self, actions: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        """Mean absolute error of the reconstruction over executed actions; `[B, H, A]` and bool `[B, H]`."""
+    def autoencoder_loss(
+        self, actions: torch.Tensor, mask: torch.Tensor, *, count: int | None = None
+    ) -> tuple[torch.Tensor, Metrics]:
+        """Mean absolute error of the reconstruction over executed actions.
+
+        Args:
+            actions: `[B, H, A]`.
+            mask: bool `[B, H]`, True for executed actions.
+            count: executed actions that the mean is over; those of the whole batch when this is a part of it, so that
+                losses and gradients of parts add up. None: those of `mask`.
+        """
         actions, mask = actions.to(self.device), mask.to(self.device)
         reconstruction, tokens = self.autoencoder(actions)
-        total, count = ((reconstruction - actions).abs() * mask[..., None]).sum(), mask.sum() * actions.shape[-1]
-        return total / count, {
-            "reconstruction_l1": Mean(total.item(), count.item()),
-            "codes_per_batch": Mean(float(tokens.unique().numel())),
+        total, own = ((reconstruction - actions).abs() * mask[..., None]).sum(), int(mask.sum())
+        return total / ((own if count is None else count) * actions.shape[-1]), {
+            "reconstruction_l1": Mean(total.item(), own * actions.shape[-1]),
+            "codes_used": Distinct(frozenset(tokens.unique().tolist())),
         }
 
     def loss(
-        self, batch: DemoBatch, *, decoder_scale: float = 0.0, colour_jitter: float = 0.0, noisy_targets: bool = False
+        self,
+        batch: DemoBatch,
+        *,
+        decoder_scale: float = 0.0,
+        colour_jitter: float = 0.0,
+        noisy_targets: bool = False,
+        windows: int | None = None,
+        actions: int | None = None,
     ) -> tuple[torch.Tensor, Metrics]:
         """Cross entropy of the demonstrated tokens, plus the auxiliary loss on object positions when it is configured.
 
@@ -257,19 +273,22 @@ class QuestPolicy(nn.Module):
                 too (the published code's way).
             decoder_scale: weight of the mean absolute error of actions decoded from tokens drawn from the prior. Its
                 gradient reaches the autoencoder's decoder alone (the paper's few-shot stage).
+            windows, actions: windows and executed actions that the means are over: those of the whole batch when this
+                is a part of it, so that losses and gradients of parts add up. None: those of `batch`.
         """
         inputs = self.inputs(batch.observation)
         if self.training:
             inputs |= {k: augment(v, colour_jitter=colour_jitter) for k, v in inputs.items() if k.startswith("image/")}
-        actions = torch.from_numpy(batch.actions).to(self.device)
+        chunks = torch.from_numpy(batch.actions).to(self.device)
         with torch.no_grad(), nullcontext() if noisy_targets else without_dropout():
-            targets = self.autoencoder.encode(actions)
+            targets = self.autoencoder.encode(chunks)
         features = self.features(inputs)
         logits = self.prior(self.encoder.tokens(features, inputs["language"]), targets)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        n = targets.numel()
+        share = 1.0 if windows is None else len(targets) / windows  # every window has as many tokens
+        tokens = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss, n = tokens * share, targets.numel()
         metrics: Metrics = {
-            "token_loss": Mean(loss.item() * n, n),
+            "token_loss": Mean(tokens.item() * n, n),
             "token_accuracy": Mean(float((logits.argmax(-1) == targets).sum()), n),
         }
         if self.encoder.privileged is not None and batch.privileged is not None:
@@ -277,15 +296,15 @@ class QuestPolicy(nn.Module):
             target = (target - self.encoder.privileged_mean) / self.encoder.privileged_std
             auxiliary = F.smooth_l1_loss(self.encoder.privileged(features), target)
             metrics["privileged_loss"] = Mean(auxiliary.item() * len(target), len(target))
-            loss = loss + auxiliary
+            loss = loss + auxiliary * share
         if decoder_scale:
-            density = logits.detach().flatten(0, 1).softmax(-1)
-            drawn = torch.multinomial(density, 1, generator=randomness.generator).view_as(targets)
+            cumulative = logits.detach().double().softmax(-1).cumsum(-1)
+            drawn = (cumulative <= uniform(*targets.shape, 1).to(self.device) * cumulative[..., -1:]).sum(-1)
             mask = torch.from_numpy(batch.mask).to(self.device)
-            error = ((self.autoencoder.decode(drawn) - actions).abs() * mask[..., None]).sum()
-            count = mask.sum() * actions.shape[-1]
-            metrics["decoder_l1"] = Mean(error.item(), count.item())
-            loss = loss + decoder_scale * error / count
+            error = ((self.autoencoder.decode(drawn) - chunks).abs() * mask[..., None]).sum()
+            own = int(mask.sum())
+            metrics["decoder_l1"] = Mean(error.item(), own * chunks.shape[-1])
+            loss = loss + decoder_scale * error / ((own if actions is None else actions) * chunks.shape[-1])
         return loss, metrics
 
     def rl_parameters(self) -> list[dict]:
