@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,41 @@ def violations(source: str, path: Path) -> list[str]:
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of the package."""
+    return {
+        ".".join(["ript", *p.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): p for p in FILES
+    }
+
+
+def dependencies(source: str, name: str, known: Collection[str], is_package: bool = False) -> set[str]:
+    """The modules of `known` that a module imports: anywhere, under TYPE_CHECKING and in functions too."""
+    found = set()
+    for _, target in imported(ast.parse(source), name if is_package else name.rpartition(".")[0]):
+        while target not in known and "." in target:
+            target = target.rpartition(".")[0]
+        found |= {target} & set(known) - {name}
+    return found
+
+
+def cycle(graph: Mapping[str, Collection[str]]) -> list[str]:
+    """Modules that import each other in a ring, the first one again at the end; empty when there is none."""
+    done: set[str] = set()
+
+    def walk(name: str, above: list[str]) -> list[str]:
+        if name in above:
+            return [*above[above.index(name) :], name]
+        if name in done:
+            return []
+        for target in sorted(graph[name]):
+            if ring := walk(target, [*above, name]):
+                return ring
+        done.add(name)
+        return []
+
+    return next((ring for name in sorted(graph) if (ring := walk(name, []))), [])
+
+
 def test_every_unit_has_its_place_in_the_layers():
     assert {unit_of(path) for path in FILES} == set(RANK)
 
@@ -123,6 +159,29 @@ def test_imports_go_one_way(path):
 def test_an_import_the_wrong_way_would_be_found(file, line, complaint):
     (found,) = violations(line, PACKAGE / file)
     assert found.endswith(complaint)
+
+
+def test_no_module_imports_one_that_imports_it_not_even_for_its_types():
+    known = modules()
+    graph = {
+        name: dependencies(path.read_text(encoding="utf-8"), name, known, path.name == "__init__.py")
+        for name, path in known.items()
+    }
+    assert sum(map(len, graph.values())) > 200
+    assert cycle(graph) == []
+
+
+def test_a_cycle_that_exists_for_a_type_checker_alone_would_be_found():
+    sources = {
+        "ript.rollout.engine": "if TYPE_CHECKING:\n    from ript.rollout.recorder import Recorder",
+        "ript.rollout.recorder": "from . import stream",
+        "ript.rollout.stream": "def f():\n    from ript.rollout.engine import Outcome",
+        "ript.errors": "from ript.errors import WorkerError",
+    }
+    graph = {name: dependencies(source, name, sources) for name, source in sources.items()}
+    ring = ["ript.rollout.engine", "ript.rollout.recorder", "ript.rollout.stream", "ript.rollout.engine"]
+    assert cycle(graph) == ring
+    assert cycle(graph | {"ript.rollout.stream": set()}) == []
 
 
 def test_imports_of_lower_layers_and_of_the_own_package_are_allowed():

@@ -12,20 +12,16 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from ript.errors import ConfigError, DependencyMissing, PolicyError, SimulatorError
 from ript.interfaces import Simulator, SimulatorFactory
-from ript.types import ChunkResult, Observation, Rollout, RolloutRequest, SimulatorSpec, Status
-
-if TYPE_CHECKING:
-    from ript.rollout.recorder import Recorder
-    from ript.rollout.stream import Stream
+from ript.types import ChunkResult, Observation, RolloutRequest, SimulatorSpec, Status
 
 DECIDING, RESTING = -1, -2
 """What a process does when it does not work on a rollout's simulator (see `Watch`)."""
@@ -302,31 +298,6 @@ class Slots:
             f"  while {what}: {address(slot.request)}, decision {slot.decisions}, {self._where}\n"
             + "".join(traceback.format_exception(error)),
         )
-
-
-def run_slots(stream: Stream, recorder: Recorder, slots: Slots) -> Generator[Rollout, None, None]:
-    """Run a stream of requests through slots of this process; yields rollouts as they end.
-
-    Closing the generator abandons what is in progress; the simulators stay in their cache.
-    """
-    try:
-        while True:
-            while slots.free and (flight := stream.draw()) is not None:
-                recorder.begin(flight.ticket, flight.request)
-                failed = slots.start(flight.ticket, flight.request)
-                if failed is not None:
-                    stream.delivered()
-                    yield recorder.rollout(failed)
-            if not len(slots):
-                if stream.finished():
-                    return
-                continue
-            for outcome in slots.cycle():
-                stream.delivered()
-                yield recorder.rollout(outcome)
-    finally:
-        slots.abandon()
-        recorder.clear()
 
 
 def address(request: RolloutRequest) -> str:

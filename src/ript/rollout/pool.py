@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ript.errors import ConfigError
 from ript.interfaces import EnvPool, Policy, SimulatorFactory
 from ript.metrics import Metrics, Sum
-from ript.rollout.engine import SimulatorCache, Slots, run_slots
+from ript.rollout.engine import SimulatorCache, Slots
 from ript.rollout.process_pool import BUSY, Inference, ProcessPool
 from ript.rollout.recorder import Recorder
 from ript.rollout.stream import ErrorLimit, Stream, refuse_if
@@ -159,6 +159,31 @@ class InlinePool:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def run_slots(stream: Stream, recorder: Recorder, slots: Slots) -> Generator[Rollout, None, None]:
+    """Run a stream of requests through slots of this process; yields rollouts as they end.
+
+    Closing the generator abandons what is in progress; the simulators stay in their cache.
+    """
+    try:
+        while True:
+            while slots.free and (flight := stream.draw()) is not None:
+                recorder.begin(flight.ticket, flight.request)
+                failed = slots.start(flight.ticket, flight.request)
+                if failed is not None:
+                    stream.delivered()
+                    yield recorder.rollout(failed)
+            if not len(slots):
+                if stream.finished():
+                    return
+                continue
+            for outcome in slots.cycle():
+                stream.delivered()
+                yield recorder.rollout(outcome)
+    finally:
+        slots.abandon()
+        recorder.clear()
 
 
 def _need(condition: bool, message: str) -> None:
