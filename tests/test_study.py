@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -553,6 +554,19 @@ def test_what_a_study_shrinks_is_told_of_it_as_it_is() -> None:
     assert (
         "fine-tuning" in get_study("demos").differs[-1] and "fine-tuning" not in get_study("metaworld_ml45").differs[-1]
     )
+
+
+def test_the_name_of_a_base_needs_no_simulator_that_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    named, version = base_folder(CONFIG), metadata.version
+
+    def without_metaworld(package: str) -> str:
+        if package in ("metaworld", "mujoco"):
+            raise metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(metadata, "version", without_metaworld)
+    assert base_folder(CONFIG).name.startswith("base-") and base_folder(CONFIG) != named
+    assert sft_fingerprint(CONFIG) == sft_fingerprint(CONFIG)
 
 
 def test_fine_tuned_policies_are_shared_by_cells_that_differ_in_practice_alone() -> None:

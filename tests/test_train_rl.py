@@ -343,10 +343,43 @@ def test_without_a_policy_a_run_starts_from_weights_of_the_seed(
     first = train_rl(config, None, tmp_path / "first")
     torch.set_num_threads(2)  # as a process may have that was started otherwise
     again = train_rl(config, None, tmp_path / "again")
-    assert torch.get_num_threads() == config.learn.threads == 1
+    torch.set_num_threads(1)
     other = train_rl(dataclasses.replace(config, seed=1), None, tmp_path / "other")
     assert weights(first.folder) == weights(again.folder) != weights(other.folder)
     assert first.iterations == 0 and first.rollouts == 0
+
+
+def test_torchs_threads_are_afterwards_what_they_were_however_a_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(iterations=1, learn={"threads": 2}, eval={"trials": 2, "every": 0})
+    within: list[int] = []
+    collect_groups = loop.collect_groups
+    monkeypatch.setattr(
+        loop, "collect_groups", lambda *a, **k: within.append(torch.get_num_threads()) or collect_groups(*a, **k)
+    )
+    run(tmp_path / "run", config)
+    assert (within, torch.get_num_threads()) == ([2], 1)
+    stop_in(monkeypatch, "log", 1)
+    with pytest.raises(Stopped):
+        run(tmp_path / "stopped", config)
+    assert torch.get_num_threads() == 1
+
+
+def test_what_chooses_the_temperature_opens_no_more_simulators_than_the_rollouts_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are 24 rollouts for each of two tasks."""
+    opened: list[ToySimulator] = []
+    create = ToySimulator.__init__
+    monkeypatch.setattr(ToySimulator, "__init__", lambda self, *a, **k: opened.append(self) or create(self, *a, **k))
+    config = toy_config(
+        tasks=("reach-centre", "reach-left"), iterations=0, policy={"entropy": 2.9}, rollout={"slots": 3},
+        eval={"trials": 1, "every": 0},
+    )  # fmt: skip
+    run(tmp_path / "run", config)
+    # one for each task's states; in both of calibration and evaluation as many as there are slots, of either task
+    assert len(opened) <= 2 + 2 * (2 * 3)
 
 
 def test_a_policy_in_memory_is_trained_in_place_and_a_folder_is_left_alone(tmp_path: Path) -> None:

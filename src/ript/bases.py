@@ -58,9 +58,17 @@ def base_fingerprint(config: Config) -> str:
             if not name.startswith(("finetune", "checkpoint"))
         },
         "device": config.device,
-        "versions": [metadata.version(package) for package in ("ript", "metaworld", "mujoco", "torch")],
+        "versions": [_version(package) for package in ("ript", "metaworld", "mujoco", "torch")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _version(package: str) -> str | None:
+    """None when it is not installed: other simulators need no Meta-World."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def sft_fingerprint(config: Config) -> str:

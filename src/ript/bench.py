@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ript.build import Contexts, make_env_pool, make_policy, simulator_factory, some_task_keys
+from ript.build import Contexts, computing, make_env_pool, make_policy, simulator_factory, some_task_keys
 from ript.config import Config
 from ript.errors import ConfigError, WorkerError
 from ript.interfaces import Simulator
@@ -79,8 +79,7 @@ def bench_rollout(config: Config, *, rollouts: int | None = None, stock_steps: i
         )
     keys = some_task_keys(config)
     workers = config.rollout.workers
-    torch.set_num_threads(1)
-    with Contexts(config.sim, keys, config.seed) as contexts:
+    with computing("cpu", 1), Contexts(config.sim, keys, config.seed) as contexts:
         policy = make_policy(config, contexts.simulator(keys[0]).spec, 0)
         policy.embed([contexts.simulator(key).task.instruction for key in keys])
         status("ours: whole rollouts, after a round to warm up")

@@ -20,7 +20,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ript.build import use_device
+from ript.build import computing
 from ript.config import LearnConfig
 from ript.errors import ConfigError
 from ript.learn.objective import weighted_objective
@@ -61,26 +61,26 @@ def bench_policy(
     threads = LearnConfig().threads if threads is None else threads
     if threads < 1:
         raise ConfigError(f"threads ({threads}) must be at least 1")
-    torch.set_num_threads(threads)
-    policy = _random_policy(size).to(device)
-    look = _random_look(policy, batch)
-    status("matrix products: the limit")
-    speed, speed_bf16 = matmul_speed(device), matmul_speed(device, torch.bfloat16)
-    document: dict[str, Any] = {
-        "size": size, "parameters": sum(p.numel() for p in policy.parameters()), "device": device,
-        "threads": torch.get_num_threads(), "matmul_gflops": speed / 1e9, "matmul_gflops_bf16": speed_bf16 / 1e9,
-    }  # fmt: skip
-    status("act, log_prob, update")
-    document["act"] = _act(policy, look, device, speed)
-    document["pictures"] = _pictures(policy, look, device)
-    context, sample = _decisions(policy, look, rows, device)
-    document["log_prob"] = _log_prob(policy, context, sample, device, speed)
-    update = _Update(policy, context, sample)
-    document["update"] = _update(update, device, speed)
-    status("what torch offers")
-    limits = {torch.float32: speed, torch.bfloat16: speed_bf16}
-    document["options"] = _options(update, document["update"], device, limits)
-    return document
+    with computing(device, threads):
+        policy = _random_policy(size).to(device)
+        look = _random_look(policy, batch)
+        status("matrix products: the limit")
+        speed, speed_bf16 = matmul_speed(device), matmul_speed(device, torch.bfloat16)
+        document: dict[str, Any] = {
+            "size": size, "parameters": sum(p.numel() for p in policy.parameters()), "device": device,
+            "threads": torch.get_num_threads(), "matmul_gflops": speed / 1e9, "matmul_gflops_bf16": speed_bf16 / 1e9,
+        }  # fmt: skip
+        status("act, log_prob, update")
+        document["act"] = _act(policy, look, device, speed)
+        document["pictures"] = _pictures(policy, look, device)
+        context, sample = _decisions(policy, look, rows, device)
+        document["log_prob"] = _log_prob(policy, context, sample, device, speed)
+        update = _Update(policy, context, sample)
+        document["update"] = _update(update, device, speed)
+        status("what torch offers")
+        limits = {torch.float32: speed, torch.bfloat16: speed_bf16}
+        document["options"] = _options(update, document["update"], device, limits)
+        return document
 
 
 def _check(size: str, batch: int, device: str, rows: int) -> None:
@@ -88,7 +88,6 @@ def _check(size: str, batch: int, device: str, rows: int) -> None:
         raise ConfigError(f"size: {size!r} is not one of {', '.join(SIZES)}")
     if batch < 1 or rows < 1:
         raise ConfigError(f"batch ({batch}) and rows ({rows}) must be at least 1")
-    use_device(device)
 
 
 def _random_policy(size: str) -> QuestPolicy:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ript.build import Contexts, make_env_pool, make_policy, some_task_keys, update_settings
+from ript.build import Contexts, computing, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config import Config
 from ript.errors import ConfigError
 from ript.interfaces import EnvPool, PostTrainable
@@ -80,8 +80,7 @@ def bench_update(config: Config, policy: PostTrainable | None = None) -> dict[st
                 groups, min_abs_advantage=config.learn.min_abs_advantage, normalise_std=config.learn.normalise_std,
                 max_decisions=config.learn.max_decisions, generator=torch.Generator().manual_seed(0),
             )  # fmt: skip
-        torch.set_num_threads(config.learn.threads)
-        with stage("update"):
+        with computing("cpu", config.learn.threads), stage("update"):
             settings = update_settings(config.learn) | ({} if real else {"target_kl": None})
             result = update(learner, optimiser, batch, generator=torch.Generator().manual_seed(0), **settings)
         with stage("checkpoint"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -212,21 +212,37 @@ def samples_as_published(policy: PostTrainable) -> bool:
     return policy.settings().get("sampling") == "published"
 
 
-def use_device(name: str) -> str:
-    """The device's name, when torch can compute on it; in full float32, so that act and log_prob agree.
+@contextmanager
+def computing(device: str, threads: int) -> Iterator[str]:
+    """Within, torch computes with so many threads, and in full float32 on a GPU, so that act and log_prob agree.
+
+    Torch's own settings are afterwards what they were before, however this ends.
+
+    Args:
+        device: "cpu" or "cuda".
+        threads: of torch; sums depend on it.
+
+    Returns:
+        the device's name.
 
     Raises:
         ConfigError: neither "cpu" nor "cuda", or torch sees no GPU.
     """
     import torch
 
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"device: {name!r} is neither cpu nor cuda")
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError("device: torch sees no CUDA device here (see `ript doctor`); use --device cpu")
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"device: {device!r} is neither cpu nor cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: torch sees no CUDA device here (see `ript doctor`); use --device cpu")
+    before, rounded = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(threads)
+    if device == "cuda":
         torch.backends.cudnn.allow_tf32 = False
-    return name
+    try:
+        yield device
+    finally:
+        torch.set_num_threads(before)
+        torch.backends.cudnn.allow_tf32 = rounded
 
 
 def make_env_pool(sim: SimConfig, rollout: RolloutConfig, policy: LikelihoodPolicy) -> EnvPool:

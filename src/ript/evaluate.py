@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,11 +103,18 @@ def run_evaluation(
 
 
 def own_decisions(
-    policy: PostTrainable, sim: SimConfig, states: Sequence[InitialState], *, horizon: int | None, seed: int
+    policy: PostTrainable,
+    sim: SimConfig,
+    states: Sequence[InitialState],
+    *,
+    horizon: int | None,
+    seed: int,
+    rollout: RolloutConfig | None = None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """(context, sample), `[N, ...]` both, of decisions in one rollout from each state, at temperature 1.
 
-    From a state that is there several times there are as many different rollouts.
+    From a state that is there several times there are as many different rollouts. No more simulators are open at a
+    time than `rollout` says (by default: all in this process).
     """
     times: Counter[str] = Counter()
     requests = []
@@ -116,7 +124,9 @@ def own_decisions(
         )
         times[state.id] += 1
     warm = policy.configured(temperature=1.0)
-    with make_env_pool(sim, RolloutConfig(workers=0, slots=len(requests)), warm) as pool:
+    rollout = rollout or RolloutConfig(workers=0)
+    slots = min(rollout.slots, -(-len(requests) // max(1, rollout.workers)))
+    with make_env_pool(sim, replace(rollout, slots=slots), warm) as pool:
         done = sorted(pool.run(iter(requests)), key=lambda r: (r.initial_state_id, r.index))
     kept = [r for r in done if r.context is not None and r.sample is not None]
     if not kept:

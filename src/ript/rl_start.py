@@ -73,7 +73,9 @@ def learner(config: Config, start: Start, contexts: Contexts, *, calibrate: bool
         return policy
     s = config.sampling
     states = list(itertools.islice(contexts.training(0, s.contexts, s.context_noise), calibration_rollouts(config)))
-    context, sample = own_decisions(policy, config.sim, states, horizon=s.horizon or None, seed=config.seed)
+    context, sample = own_decisions(
+        policy, config.sim, states, horizon=s.horizon or None, seed=config.seed, rollout=config.rollout
+    )
     policy = policy.prepared(context)
     if entropy:
         policy = policy.configured(temperature=choose_temperature(policy, context, sample, entropy=entropy))

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from ript.build import computing
 from ript.config import Config
 from ript.errors import NotFiniteError
 from ript.learn.gradient import Gradient
@@ -66,13 +67,9 @@ def run_stages(run: RunFolder, config: Config, policy: QuestPolicy, stages: Sequ
 @contextmanager
 def _threads_and_randomness(config: Config, policy: QuestPolicy) -> Iterator[None]:
     """Within, torch has the configuration's threads and random numbers of its own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.sft.threads)
-    try:
-        with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    with computing("cpu", config.sft.threads), torch.random.fork_rng(devices=devices):
+        yield
 
 
 def _run_stages(run: RunFolder, config: Config, policy: QuestPolicy, stages: Sequence[Stage]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ript.build import Contexts, make_env_pool, make_policy, some_task_keys, update_settings
+from ript.build import Contexts, computing, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config import Config
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, update
@@ -148,7 +148,6 @@ def measure_speed(config: Config, steps: int = 64) -> Speed:
     """Rollouts with an untrained policy in the loop, then one epoch of an update on them."""
     key = some_task_keys(config)[0]
     slots = max(2, config.rollout.workers * config.rollout.slots)
-    threads = torch.get_num_threads()
     with Contexts(config.sim, (key,), 0) as contexts:
         simulator = contexts.simulator(key)
         fresh = make_policy(config, simulator.spec, 0)
@@ -163,15 +162,12 @@ def measure_speed(config: Config, steps: int = 64) -> Speed:
                 rollout_seconds = time.perf_counter() - began
     batch = make_batch([Group(initial_state=states[0], rollouts=_half_successful(done))])
     settings = update_settings(config.learn) | {"epochs": 1, "target_kl": None}
-    torch.set_num_threads(config.learn.threads)
-    try:
+    with computing("cpu", config.learn.threads):
         optimiser = make_optimiser(policy, learning_rate=0.0)
         for _ in range(2):  # the first time is for starting up
             began = time.perf_counter()
             update(policy, optimiser, batch, generator=torch.Generator(), **settings)
             update_seconds = time.perf_counter() - began
-    finally:
-        torch.set_num_threads(threads)
     steps_done = sum(rollout.env_steps for rollout in done)
     return Speed(
         env_steps=steps_done / rollout_seconds, decisions=len(batch) / update_seconds, execute=fresh.config.execute

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ript.build import Contexts, make_env_pool, some_task_keys, update_settings, use_device
+from ript.build import Contexts, computing, make_env_pool, some_task_keys, update_settings
 from ript.config import Config
 from ript.errors import NoSignalError, NotFiniteError
 from ript.interfaces import EnvPool, PostTrainable
@@ -78,10 +78,12 @@ def train_rl(config: Config, policy: Start, out: str | Path, *, resume: bool = F
         config, policy = interrupted(out)
     else:
         RunFolder.require_free(out)
-    torch.set_num_threads(config.learn.threads)  # before anything is computed: sums depend on their order
-    device, keys = use_device(config.device), some_task_keys(config)
+    keys = some_task_keys(config)
     require_trackers(_trackers(config))
-    with Contexts(config.sim, keys, config.seed, config.sampling.demos) as contexts:
+    with (  # threads before anything is computed: sums depend on their order
+        computing(config.device, config.learn.threads) as device,
+        Contexts(config.sim, keys, config.seed, config.sampling.demos) as contexts,
+    ):
         next(contexts.training(0, config.sampling.contexts, config.sampling.context_noise))  # can there be any?
         trained = learner(config, policy, contexts, calibrate=not (resume and (out / "start").exists()))
         trained = trained.to(device)

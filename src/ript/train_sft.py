@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ript.build import load_quest, make_policy, simulator_factory, task_keys, use_device
+from ript.build import computing, load_quest, make_policy, simulator_factory, task_keys
 from ript.config import Config, SFTConfig
 from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.statistics import Statistics
@@ -68,34 +68,34 @@ def train_sft(
         )
     if base is not None and not targets:
         raise ConfigError("a base policy is fine-tuned toward target tasks, and none is given: give --tasks")
-    device = use_device(config.device)
-    policy = load_quest(base) if base is not None else new_policy(config, demo_set)
-    windows = Windows(demo_set, policy.config.chunk)
-    if base is None:
-        _set_statistics(policy, Statistics.of(windows), config.policy.standardise)
-    policy.to(device).check_simulator(windows.spec)
-    policy.embed([task.instruction for task in windows.tasks])
-    stages = make_stages(config, policy, windows, targets, fresh=base is None)
-    document = {
-        "recipe_config": config.to_json(),
-        "demos": [str(file.path.absolute()) for file in demo_set.files],
-        "base": None if base is None else str(Path(base).absolute()),
-    }
-    with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
-        run_stages(run, config, policy, stages)
-        policy.eval()
-        policy.card["supervised training"] = {
-            "recipe": config.recipe,
-            "demonstrations": len(demo_set),
-            "tasks": ", ".join(t.name for t in windows.tasks),
-            "target tasks": ", ".join(config.tasks) or "none",
-            "seed": config.seed,
-            "auxiliary loss on object positions from the simulator": "yes" if config.policy.privileged else "no",
+    with computing(config.device, torch.get_num_threads()) as device:
+        policy = load_quest(base) if base is not None else new_policy(config, demo_set)
+        windows = Windows(demo_set, policy.config.chunk)
+        if base is None:
+            _set_statistics(policy, Statistics.of(windows), config.policy.standardise)
+        policy.to(device).check_simulator(windows.spec)
+        policy.embed([task.instruction for task in windows.tasks])
+        stages = make_stages(config, policy, windows, targets, fresh=base is None)
+        document = {
+            "recipe_config": config.to_json(),
+            "demos": [str(file.path.absolute()) for file in demo_set.files],
+            "base": None if base is None else str(Path(base).absolute()),
         }
-        with run.replace(run.policy) as folder:
-            policy.save_pretrained(folder)
-        run.finish("all stages done")
-    return policy
+        with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
+            run_stages(run, config, policy, stages)
+            policy.eval()
+            policy.card["supervised training"] = {
+                "recipe": config.recipe,
+                "demonstrations": len(demo_set),
+                "tasks": ", ".join(t.name for t in windows.tasks),
+                "target tasks": ", ".join(config.tasks) or "none",
+                "seed": config.seed,
+                "auxiliary loss on object positions from the simulator": "yes" if config.policy.privileged else "no",
+            }
+            with run.replace(run.policy) as folder:
+                policy.save_pretrained(folder)
+            run.finish("all stages done")
+        return policy
 
 
 def resume_sft(out: str | Path) -> QuestPolicy:
