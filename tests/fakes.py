@@ -149,7 +149,7 @@ class FakePolicy:
     """Draws TOKENS codes uniformly; the chunk's first action is code / CODES + bias. `bias` is its only weight.
 
     Args:
-        breaks: "raise" or "nan", when it acts on initial state number `at`.
+        breaks: "raise", "nan" (actions) or "density" (log-probability), when it acts on initial state number `at`.
     """
 
     def __init__(self, bias: float = 0.0, breaks: str = "", at: int = 0):
@@ -167,10 +167,13 @@ class FakePolicy:
         if self.breaks and (observation.proprio[:, 0] == self.at).any():
             if self.breaks == "raise":
                 raise KeyError("a bug in the policy")
-            actions[observation.proprio[:, 0] == self.at] = np.nan
+            if self.breaks == "nan":
+                actions[observation.proprio[:, 0] == self.at] = np.nan
         log_prob = (
             np.zeros((rows, TOKENS), np.float32) if greedy else np.full((rows, TOKENS), -np.log(CODES), np.float32)
         )
+        if self.breaks == "density":
+            log_prob[observation.proprio[:, 0] == self.at] = np.nan
         context = {"step": observation.proprio[:, 1].copy(), "pixel": observation.images["front"][:, 0, 0]}
         return ActionChunk(actions=actions, sample=sample, log_prob=log_prob, context=context)
 

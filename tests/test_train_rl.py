@@ -29,7 +29,7 @@ from ript.errors import (
     RunError,
     SimulatorError,
 )
-from ript.evaluate import tally
+from ript.evaluate import evaluate, tally
 from ript.interfaces import EnvPool
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.checkpoint import list_checkpoints, read_checkpoint
@@ -555,6 +555,19 @@ def test_a_policy_of_nans_stops_the_run(tmp_path: Path) -> None:
         policy.autoencoder.action_out.bias[0] = torch.nan
     with pytest.raises(NotFiniteError, match="the policy returned NaN or infinite actions"):
         run(tmp_path / "run", config, policy)
+
+
+@pytest.mark.parametrize("mode", ["sampled", "greedy"])
+def test_a_prior_of_nans_stops_the_run_although_its_actions_look_well(tmp_path: Path, mode: str) -> None:
+    config = toy_config(eval={"mode": mode})
+    policy = lively_policy(config)
+    with torch.no_grad():
+        policy.prior.head.bias[3] = torch.nan
+    where = r"toy/reach-centre, initial state [0-9a-f]+, rollout \d+, decision 1"
+    with pytest.raises(NotFiniteError, match=f"NaN or infinite log-probabilities .*{where}"):
+        run(tmp_path / "run", config, policy)
+    with pytest.raises(NotFiniteError, match=f"NaN or infinite log-probabilities .*{where}"):
+        evaluate(policy, "reach-centre", trials=2, greedy=mode == "greedy", horizon=8, rollout=config.rollout)
 
 
 def test_a_gradient_of_nans_stops_the_run_and_the_last_good_checkpoint_is_kept(

@@ -118,6 +118,8 @@ class Policy(Protocol):
             observation: B rows.
             generators: one a row; a row draws from its own alone, so its result does not depend on its batch.
             greedy: take the most likely sample; generators are not used.
+
+        Everything returned must be finite, or the run stops.
         """
         ...
 

@@ -151,7 +151,8 @@ class ActionChunk:
     Attributes:
         actions: float32 `[B, H, A]`, simulator units; H is what will be executed before the next look.
         sample: int64 or float32 `[B, K]`, what was drawn.
-        log_prob: float32 `[B, K]`, under the density that was drawn from (zeros in greedy mode).
+        log_prob: float32 `[B, K]`, of the sample, under the density that was drawn from; in greedy mode too, where
+            nothing learns from it: scores that are not finite show in it, while actions decoded from them look well.
         context: name -> `[B, ...]`; what `log_prob` needs to recompute it; opaque outside the policy.
     """
 

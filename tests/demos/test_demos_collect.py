@@ -244,6 +244,23 @@ def test_a_nan_from_the_expert_is_reported_with_task_step_and_state(tmp_path, wo
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize("what", ["proprio", "privileged"])
+def test_a_simulator_that_shows_nan_is_found_out_before_it_is_written(tmp_path, what):
+    class Blind(Point):
+        def observe(self):
+            seen = super().observe()
+            if what == "proprio" and self._steps == 2:
+                seen.proprio[0, 1] = np.nan
+            return seen
+
+        def privileged(self):
+            return super().privileged() * (np.inf if what == "privileged" and self._steps == 2 else 1)
+
+    with pytest.raises(NotFiniteError, match=rf"point/red, initial state [0-9a-f]{{16}}: {what} holds NaN .* step 2"):
+        collect_demos(Blind, ["point/red"], 3, tmp_path / "d.hdf5")
+    assert leftovers(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("fault", "patience", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -243,8 +244,46 @@ def test_a_policy_that_raises_stops_the_run_and_says_on_what():
 
 def test_actions_that_are_not_finite_stop_the_run_and_name_the_row():
     bad = fake_state(2)
-    with pytest.raises(NotFiniteError, match=rf"1 of 4 observations of .*{bad.id}, rollout 0, decision 0"):
+    with pytest.raises(NotFiniteError, match=rf"actions for 1 of 4 observations of .*{bad.id}, rollout 0, decision 1;"):
         run(requests(group=1), policy=FakePolicy(breaks="nan", at=2), slots=4)
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_density_that_is_not_finite_stops_the_run_at_that_decision_recorded_or_not(greedy):
+    class Later(FakePolicy):
+        """Its density breaks at the third decision, while its actions stay well."""
+
+        def act(self, observation, generators, *, greedy=False):
+            chunk = super().act(observation, generators, greedy=greedy)
+            chunk.log_prob[observation.proprio[:, 1] == 2 * CHUNK, 1] = np.inf
+            return chunk
+
+    for record in (False, True):
+        wanted = [RolloutRequest(initial_state=fake_state(0, -1), index=0, seed=(3,), greedy=greedy, record=record)]
+        with pytest.raises(NotFiniteError, match=r"infinite log-probabilities .*fake/plain.*rollout 0, decision 3;"):
+            run(wanted, policy=Later())
+
+
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        ({"proprio": np.array([[1, np.nan, 0]], np.float32)}, r"proprio \[1.0, nan, 0.0\]; expected finite"),
+        ({"images": {"front": np.zeros((1, 6, 8, 3), np.float32)}}, "pictures of front are float32; expected uint8"),
+    ],
+)
+def test_a_simulator_that_shows_what_no_policy_can_use_is_an_error_of_that_rollout(broken, complaint):
+    class Broken(FakeSimulator):
+        def observe(self):
+            seen = super().observe()
+            return replace(seen, **broken) if self._number == 1 else seen
+
+    with make_pool(lambda key: Broken(fake_task()), FakePolicy(), workers=0, slots=4, max_error_rate=1.0) as pool:
+        wanted = [RolloutRequest(initial_state=fake_state(i), index=0, seed=(3,)) for i in range(3)]
+        done = {r.initial_state_id: r for r in pool.run(wanted)}
+    bad = done.pop(fake_state(1).id)
+    assert bad.status is Status.ERROR
+    assert re.search(f"SimulatorError: .*{complaint}", bad.error)
+    assert all(r.status is not Status.ERROR for r in done.values())
 
 
 def test_simulators_of_different_layouts_are_refused():

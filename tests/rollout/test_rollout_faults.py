@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -179,12 +181,17 @@ def test_a_bug_in_the_policy_arrives_whole_and_the_pool_can_go_on(inference, exp
         assert split(collect(pool, requests()), expected) == []
 
 
-def test_actions_that_are_not_finite_stop_the_run(inference):
-    with (
-        pool_of(FakeFactory(), FakePolicy(breaks="nan", at=7), inference=inference) as pool,
-        pytest.raises(NotFiniteError, match=rf"NaN or infinite actions .*{fake_state(7, 0.05).id}"),
-    ):
-        list(pool.run(requests()))
+@pytest.mark.parametrize(("breaks", "what"), [("nan", "actions"), ("density", "log-probabilities")])
+def test_what_a_policy_returns_that_is_not_finite_stops_the_run_with_its_address(inference, breaks, what):
+    bad = fake_state(7, 0.05)
+    with pool_of(FakeFactory(), FakePolicy(breaks=breaks, at=7), inference=inference) as pool:
+        for greedy in (False, True):
+            wanted = [replace(r, greedy=greedy, record=False) for r in requests()]
+            with pytest.raises(NotFiniteError, match=rf"NaN or infinite {what} .*fake/plain.*{bad.id}") as caught:
+                list(pool.run(wanted))
+            assert re.search(
+                r"worker \d.*rollout [01], decision 1|rollout [01], decision 1, worker \d", str(caught.value)
+            )
 
 
 def test_simulators_that_cannot_be_built_stop_the_run_at_the_error_limit(inference):

@@ -45,7 +45,7 @@ def make_demo(sim: Demonstrator, number: int, settings: ExpertSettings) -> Demo 
 
     Raises:
         SimulatorError: the replay did not succeed at the step at which the try did.
-        NotFiniteError: the expert's action is not finite.
+        NotFiniteError: the expert's action, or what the simulator shows, is not finite.
     """
     (state,) = sim.initial_states(1, settings.seed, "demo", start=number)
     attempt = _act(sim, state, noise_generator(settings.seed, sim.task.key, number), settings)
@@ -97,6 +97,13 @@ def _watch(sim: Demonstrator, state: InitialState, attempt: _Attempt, every: int
                 "the simulator breaks its contract (see sims/check.py)"
             )
     seen = Observation.concatenate(looks)
+    for what, rows in (("proprio", seen.proprio), ("privileged", np.stack(privileged))):
+        if not np.isfinite(rows).all():
+            step = every * int(np.argwhere(~np.isfinite(rows))[0, 0])
+            raise NotFiniteError(
+                f"{sim.task.key}, initial state {state.id}: {what} holds NaN or infinity at step {step}; "
+                "expected finite numbers"
+            )
     return Demo(
         initial_state=state,
         actions=attempt.clean,

@@ -307,7 +307,7 @@ def address(request: RolloutRequest) -> str:
 
 
 def _checked(look: Observation, spec: SimulatorSpec) -> Observation:
-    """Raise SimulatorError unless an observation is what the simulator's spec says."""
+    """Raise SimulatorError unless an observation is what the simulator's spec says, and finite."""
     want: dict[str, tuple[int, ...]] = {name: (1, h, w, 3) for name, (h, w) in spec.cameras.items()}
     have = {name: image.shape for name, image in look.images.items()}
     if have != want or look.proprio.shape != (1, spec.proprio_dim):
@@ -315,4 +315,8 @@ def _checked(look: Observation, spec: SimulatorSpec) -> Observation:
             f"an observation with images {have} and proprio {look.proprio.shape}; "
             f"expected {want} and (1, {spec.proprio_dim}), as in the simulator's spec"
         )
+    if odd := [name for name, image in look.images.items() if image.dtype != np.uint8]:
+        raise SimulatorError(f"pictures of {', '.join(odd)} are {look.images[odd[0]].dtype}; expected uint8")
+    if not np.isfinite(look.proprio).all():
+        raise SimulatorError(f"an observation with proprio {look.proprio[0].tolist()}; expected finite numbers")
     return look

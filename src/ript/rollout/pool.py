@@ -43,7 +43,8 @@ def make_pool(
         - A worker dies or hangs: it is killed and replaced. The rollout that it worked on (all of its rollouts, if that
           is not known) has lost a try; everything it had in flight is run again, and becomes ERROR after `max_retries`
           more tries. Three workers in a row that are lost without having had work stop the run.
-        - The policy raises, or returns NaN: the run stops with that error.
+        - The policy raises, or returns actions, log-probabilities or samples that are not finite: the run stops with
+          that error, which names the rollout and the decision.
         - ConfigError, DependencyMissing and PolicyError from a simulator stop the run too: no rollout could work.
 
     Args:

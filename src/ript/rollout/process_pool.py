@@ -159,7 +159,7 @@ class ProcessPool:
             worker.flights[flight.ticket] = flight
             given.setdefault(worker.settings.index, []).append((flight.ticket, flight.request))
             if self._central is not None:
-                self._central.begin(flight.ticket, flight.request)
+                self._central.begin(flight.ticket, flight.request, worker.name)
         for index, requests in given.items():
             self._workers[index].send(Work(self._run, requests))
 

@@ -25,6 +25,8 @@ class _Trace:
     request: RolloutRequest
     generator: np.random.Generator
     version: int
+    where: str
+    decisions: int = 0
     sample: list[np.ndarray] = field(default_factory=list)
     log_prob: list[np.ndarray] = field(default_factory=list)
     context: list[dict[str, np.ndarray]] = field(default_factory=list)
@@ -47,14 +49,15 @@ class Recorder:
         self.policy.load_weights(weights)  # type: ignore[attr-defined]
         self.version = version
 
-    def begin(self, ticket: int, request: RolloutRequest) -> None:
-        self._traces[ticket] = _Trace(request, request.generator(), self.version)
+    def begin(self, ticket: int, request: RolloutRequest, where: str = "") -> None:
+        """Expect decisions for this rollout; `where` is the process that simulates it, for messages."""
+        self._traces[ticket] = _Trace(request, request.generator(), self.version, where)
 
     def decide(self, tickets: Sequence[int], observation: Observation) -> np.ndarray:
         """Actions float32 `[B, H, A]` for B slots; greedy and sampled ones each make one batch.
 
         Raises:
-            NotFiniteError: NaN or infinity among the actions.
+            NotFiniteError: NaN or infinity among the actions, the log-probabilities or what was drawn.
             WorkerError: the policy raised, or returned another number of rows.
         """
         traces = [self._traces[ticket] for ticket in tickets]
@@ -114,20 +117,37 @@ class Recorder:
                 f"the policy returned actions of shape {chunk.actions.shape} for {_describe(traces)}; "
                 f"expected [{len(traces)}, H, A]"
             )
-        finite = np.isfinite(chunk.actions).all(axis=(1, 2))
-        if not finite.all():
-            bad = [trace for trace, good in zip(traces, finite, strict=True) if not good]
-            raise NotFiniteError(
-                f"the policy returned NaN or infinite actions for {len(bad)} of {_describe(traces)}, first for "
-                f"{_describe(bad[:1])}, decision {len(bad[0].sample)}; its weights or its inputs are broken"
-            )
+        for what, array in (
+            ("actions", chunk.actions), ("log-probabilities", chunk.log_prob), ("samples", chunk.sample),
+        ):  # fmt: skip
+            _require_finite(what, array, traces)
         for row, trace in enumerate(traces):
+            trace.decisions += 1
             if trace.request.record:
                 # Copies: a view would keep the whole batch alive until the update.
                 trace.sample.append(chunk.sample[row].copy())
                 trace.log_prob.append(chunk.log_prob[row].copy())
                 trace.context.append({name: value[row].copy() for name, value in chunk.context.items()})
         return chunk
+
+
+def _require_finite(what: str, array: np.ndarray, traces: Sequence[_Trace]) -> None:
+    """Raise NotFiniteError, with the address of the first bad row, unless all rows `[B, ...]` are finite.
+
+    Scores of NaN may decode to actions that look well: an argmax of NaN is an index like any other.
+    """
+    if len(array) != len(traces):
+        raise WorkerError(f"the policy returned {len(array)} rows of {what} for {_describe(traces)}")
+    finite = np.isfinite(array)
+    if finite.all():
+        return
+    bad = [trace for trace, good in zip(traces, finite, strict=True) if not good.all()]
+    first = bad[0]
+    where = f", {first.where}" if first.where else ""
+    raise NotFiniteError(
+        f"the policy returned NaN or infinite {what} for {len(bad)} of {_describe(traces)}, first for "
+        f"{_describe([first])}, decision {first.decisions + 1}{where}; its weights or its inputs are broken"
+    )
 
 
 def _take(observation: Observation, rows: Sequence[int]) -> Observation:

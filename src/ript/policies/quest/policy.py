@@ -181,10 +181,8 @@ class QuestPolicy(nn.Module):
             draws = np.stack([g.random(self.config.tokens) for g in generators])
             uniforms = torch.from_numpy(draws).to(self.device)
         tokens, logits = self.generate(context, uniforms)
-        log_prob = torch.zeros(tokens.shape)
-        if not greedy:
-            density = logits.log_softmax(-1) if self.config.sampling == "published" else self._density(logits)
-            log_prob = density.gather(-1, tokens[..., None])[..., 0]
+        density = logits.log_softmax(-1) if self.config.sampling == "published" else self._density(logits)
+        log_prob = density.gather(-1, tokens[..., None])[..., 0]
         actions = self.autoencoder.decode(tokens)[:, : self.config.execute].clamp(-1, 1)
         kept = {"context": context} if self.config.rl_trains == "prior" else inputs
         return ActionChunk(
