@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_runs import lively_policy, toy_config
+from toy_runs import Stopped, lively_policy, toy_config, toy_demos
 
 from ript.build import (
     Contexts,
@@ -15,6 +15,7 @@ from ript.build import (
     load_policy,
     make_env_pool,
     make_policy,
+    origin_of,
     sim_config_of,
     sim_config_of_spec,
     simulator_factory,
@@ -26,8 +27,12 @@ from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
 from ript.errors import ConfigError, DataError, PolicyError, UnknownNameError
-from ript.evaluate import run_evaluation
+from ript.evaluate import evaluate, run_evaluation
+from ript.policies.quest.policy import QuestPolicy
+from ript.report.run import read_config
 from ript.sims.registry import make_simulator
+from ript.train_rl import train_rl
+from ript.train_sft import resume_sft, train_sft
 from ript.types import SimulatorSpec
 
 TOY = toy_config().sim
@@ -149,27 +154,94 @@ def test_post_training_shares_the_weights_and_takes_the_configured_density_and_p
         for_post_training(policy, PolicyConfig(size="tiny", top_k=26))
 
 
-def test_a_policy_from_the_hub_that_cannot_be_fetched_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The hub's cache, without a connection: someone/policy at two commits, the second of them the branch main."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--someone--policy"
+    for commit, seed in ((OLD, 1), (NEW, 2)):
+        lively_policy(toy_config(), seed=seed).save_pretrained(repository / "snapshots" / commit)
+    for ref, commit in (("main", NEW), ("v1", OLD)):
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / ref).write_text(commit)
+    return repository
+
+
+OLD, NEW = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("name", "seed", "commit"),
+    [("", 2, NEW), ("@main", 2, NEW), ("@v1", 1, OLD), (f"@{OLD}", 1, OLD)],
+    ids=["none", "branch", "tag", "commit"],
+)
+def test_a_policy_on_the_hub_is_the_one_of_its_revision_and_known_by_its_commit(
+    hub: Path, name: str, seed: int, commit: str
+) -> None:
+    name = f"hf://someone/policy{name}"
+    origin = origin_of(name)
+    assert (origin.name, origin.revision, origin.place) == (name, commit, f"hf://someone/policy@{commit}")
+    assert load_policy(name) == load_policy(origin.place) == lively_policy(toy_config(), seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("hf://someone/other", "cannot fetch hf://someone/other from the model hub: "),
+        ("hf://someone/policy@v2", "cannot fetch hf://someone/policy@v2 from the model hub: "),
+        ("hf://some one/policy", "cannot fetch hf://some one/policy from the model hub: "),
+        *((f"hf://{bad}", "is named hf://owner/name or hf://owner/name@revision") for bad in
+          ("", "policy", "someone/", "/policy", "someone/policy@", "someone/policy/best")),
+    ],
+)  # fmt: skip
+def test_what_the_hub_does_not_have_is_a_clear_error(hub: Path, name: str, says: str) -> None:
+    with pytest.raises(PolicyError, match=says):
+        load_policy(name)
+
+
+@pytest.mark.parametrize("failure", [OSError("no route"), RuntimeError("a proxy says no")])
+def test_whatever_breaks_on_the_way_to_the_hub_is_one_error(
+    failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
-    def offline(name: str) -> str:
-        raise huggingface_hub.errors.LocalEntryNotFoundError(f"no connection for {name}")
+    def broken(*args: object, **settings: object) -> str:
+        raise failure
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(PolicyError, match=r"cannot fetch hf://someone/policy from the model hub: .*someone/policy"):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+    with pytest.raises(PolicyError, match=f"cannot fetch hf://someone/policy from the model hub: {failure}"):
         load_policy("hf://someone/policy")
 
 
-def test_a_policy_from_the_hub_is_loaded_from_what_was_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub
+def test_runs_and_evaluations_from_the_hub_say_the_commit_and_go_on_from_it_when_the_branch_has_moved(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(iterations=1, eval={"trials": 2, "every": 0}, sft={"finetune_steps": 1})
+    demos = toy_demos(tmp_path / "demos.hdf5", config, "reach-centre")
+    monkeypatch.chdir(tmp_path)
 
-    policy = lively_policy(toy_config())
-    policy.save_pretrained(tmp_path / "fetched")
-    asked: list[str] = []
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name: (asked.append(name), str(tmp_path / "fetched"))[1]
+    def stopped(*args: object) -> None:
+        raise Stopped
+
+    for folder, key in (("rl", "start"), ("sft", "base")):
+        with monkeypatch.context() as patch, pytest.raises(Stopped):  # before a copy of the policy is kept
+            patch.setattr(QuestPolicy, "save_pretrained", stopped)
+            if key == "start":
+                train_rl(config, "hf://someone/policy@v1", "rl")
+            else:
+                train_sft(config, [demos], "sft", base="hf://someone/policy@v1")
+        held = read_config(folder)["config"]
+        assert (held[key], held[f"{key}_revision"]) == ("hf://someone/policy@v1", OLD)
+    (hub / "refs" / "v1").write_text(NEW)
+    assert load_policy(train_rl(Config(), None, "rl", resume=True).folder / "start") == load_policy(
+        hub / "snapshots" / OLD
     )
-    assert load_policy("hf://someone/policy") == policy and asked == ["someone/policy"]
+    assert torch.equal(resume_sft("sft").autoencoder.action_out.bias, lively_policy(config).autoencoder.action_out.bias)
+    told = evaluate("hf://someone/policy@v1", ["reach"], trials=1, horizon=4, rollout=config.rollout)
+    assert told.policy == f"hf://someone/policy@{NEW}"
 
 
 # ---------------------------------------------------------------------- contexts

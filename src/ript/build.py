@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ript.demos.initial_states import demo_initial_states
 from ript.errors import ConfigError, PolicyError, UnknownNameError
 from ript.interfaces import EnvPool, LikelihoodPolicy, Perturbable, PostTrainable, Simulator, SimulatorFactory
 from ript.policies import folder as policy_folder
-from ript.policies import language
+from ript.policies import hub, language
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
@@ -153,18 +154,18 @@ POLICIES: dict[str, Callable[[str | Path], PostTrainable]] = {QuestPolicy.KIND: 
 PLUGINS = "ript.policies"
 """Entry points of this group load further kinds: name = kind, object = what loads a folder."""
 
-HUB = "hf://"
-"""Prefix of a policy on the Hugging Face hub: "hf://owner/name"."""
-
 
 def load_policy(folder: str | Path) -> PostTrainable:
-    """Load a policy folder, whatever kind of policy it holds; "hf://owner/name" is fetched from the model hub first.
+    """Load a policy folder, whatever kind of policy it holds.
+
+    Args:
+        folder: a folder, or "hf://owner/name" or "hf://owner/name@revision", which is fetched from the model hub first.
 
     Raises:
         PolicyError: missing, partial, corrupt, of an unknown kind or another version.
     """
-    if str(folder).startswith(HUB):
-        folder = _from_hub(str(folder))
+    if isinstance(folder, str) and hub.on_hub(folder):
+        folder = hub.fetch(folder)
     kind = policy_folder.kind(Path(folder))
     plugins = {} if kind in POLICIES else {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGINS)}
     if kind in plugins:
@@ -187,13 +188,39 @@ def load_quest(folder: str | Path) -> QuestPolicy:
     return policy
 
 
-def _from_hub(name: str) -> Path:
-    import huggingface_hub
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a policy comes from, for the record of what is made from it.
 
-    try:
-        return Path(huggingface_hub.snapshot_download(name.removeprefix(HUB)))
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise PolicyError(f"cannot fetch {name} from the model hub: {error}") from error
+    Attributes:
+        name: a folder, or the name on the hub, as it was given.
+        revision: on the hub: the commit that the name stood for; otherwise None.
+    """
+
+    name: str
+    revision: str | None = None
+
+    @property
+    def place(self) -> str:
+        """What `load_policy` takes: the same policy whenever it is asked for, as far as the place can promise that."""
+        return self.name if self.revision is None else hub.at_commit(self.name, self.revision)
+
+    def record(self, key: str) -> dict[str, str]:
+        """For a run's config.json: a folder's absolute path, or the name on the hub and what it stood for."""
+        if self.revision is None:
+            return {key: str(Path(self.name).absolute())}
+        return {key: self.name, f"{key}_revision": self.revision}
+
+
+def origin_of(policy: str | Path) -> Origin:
+    """Where this policy is; one on the hub is fetched.
+
+    Raises:
+        PolicyError: neither the hub nor its cache has it.
+    """
+    if isinstance(policy, str) and hub.on_hub(policy):
+        return Origin(policy, hub.commit_of(policy))
+    return Origin(str(policy))
 
 
 def for_post_training(policy: PostTrainable, settings: PolicyConfig) -> PostTrainable:

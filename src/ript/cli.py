@@ -162,7 +162,7 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
     _recipe(p, default=None)
     p.add_argument("--demos", nargs="+", metavar="FILE", help="demonstration files")
     p.add_argument("--out", metavar="DIR", help="run folder; the policy is written to DIR/policy")
-    p.add_argument("--base", metavar="DIR", help="policy folder to fine-tune")
+    p.add_argument("--base", metavar="DIR", help="policy folder to fine-tune, or hf://owner/name[@revision]")
     p.add_argument("--resume", metavar="DIR", help="go on with an interrupted run")
     _fields(p, "tasks", "seed")
     p = _command(commands, "rl", "rl", "post-train a policy by interaction",
@@ -172,7 +172,11 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
                  "          --learn.learning_rate=5e-5 --out runs/rl2\n"
                  "  ript rl --resume runs/rl", overrides=True)  # fmt: skip
     _recipe(p, default=None)
-    p.add_argument("--policy", metavar="DIR", help="policy folder to start from (recipe smoke needs none)")
+    p.add_argument(
+        "--policy",
+        metavar="DIR",
+        help="policy folder to start from, or hf://owner/name[@revision] (recipe smoke needs none)",
+    )
     p.add_argument("--out", metavar="DIR", help="run folder; the policy is written to DIR/policy")
     p.add_argument("--resume", metavar="DIR", help="go on with an interrupted run, with its own configuration")
     _fields(p, "tasks", "iterations", "workers", "seed")
@@ -183,7 +187,7 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
                  "  ript eval --policy runs/rl/policy --tasks drawer-open-v3 --trials 100\n"
                  "  ript eval --policy runs/rl/policy --tasks ML45-test --greedy --json > eval.json\n"
                  "  ript eval --policy runs/rl/policy --tasks reach --videos 3 --video-dir videos")  # fmt: skip
-    p.add_argument("--policy", metavar="DIR", required=True, help="policy folder")
+    p.add_argument("--policy", metavar="DIR", required=True, help="policy folder, or hf://owner/name[@revision]")
     p.add_argument("--tasks", nargs="+", metavar="TASK", required=True, help="tasks, or a named list such as MT10")
     p.add_argument("--trials", type=int, default=100, metavar="N", help="test initial states per task (default 100)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of states and sampling (default 0)")

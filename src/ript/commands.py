@@ -259,9 +259,10 @@ def quickstart(args: Namespace) -> Answer:
 
 
 def evaluate(args: Namespace) -> Answer:
-    from ript.build import load_policy, sim_config_of
+    from ript.build import sim_config_of
     from ript.config import EvalConfig, RolloutConfig
     from ript.evaluate import evaluate as measure
+    from ript.evaluate import named_policy
     from ript.report.files import make_folder
     from ript.report.video import write_video
     from ript.sims.registry import list_tasks
@@ -270,7 +271,7 @@ def evaluate(args: Namespace) -> Answer:
         raise ConfigError(f"--trials must be at least 1, got {args.trials}")
     EvalConfig(trials=args.trials)
     rollout = RolloutConfig(workers=args.workers)
-    policy = load_policy(args.policy)
+    name, policy = named_policy(args.policy)
     sim = sim_config_of(policy)
     names = task_names(replace(Config(), sim=sim), args.tasks)
     horizon = (
@@ -283,8 +284,8 @@ def evaluate(args: Namespace) -> Answer:
             policy, names, trials=args.trials, seed=args.seed, greedy=args.greedy, temperature=args.temperature,
             videos=args.videos, horizon=horizon, rollout=rollout,
         )  # fmt: skip
-    result = replace(result, policy=args.policy)
-    text = f"{args.policy}, {result.mode}, seed {result.seed}, horizon {horizon}\n\n{eval_table(result)}"
+    result = replace(result, policy=name)
+    text = f"{name}, {result.mode}, seed {result.seed}, horizon {horizon}\n\n{eval_table(result)}"
     for task, state, outcome, frames in result.videos:
         write_video(Path(args.video_dir) / f"{task}__{state}__{outcome}.mp4", frames)
     if result.videos:

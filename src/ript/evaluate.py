@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ript.build import Contexts, load_policy, make_env_pool, sim_config_of, task_keys
+from ript.build import Contexts, load_policy, make_env_pool, origin_of, sim_config_of, task_keys
 from ript.config import RolloutConfig, SimConfig, need_seed
 from ript.errors import ConfigError, SimulatorError
 from ript.interfaces import EnvPool, PostTrainable
@@ -168,6 +168,14 @@ def choose_temperature(
     return round(math.sqrt(low * high), 2)
 
 
+def named_policy(policy: str | Path | PostTrainable) -> tuple[str, PostTrainable]:
+    """The policy, and what its results are said to be of: one on the hub by its commit."""
+    if not isinstance(policy, str | Path):
+        return "policy", policy
+    origin = origin_of(policy)
+    return origin.place, load_policy(origin.place)
+
+
 def evaluate(
     policy: str | Path | PostTrainable,
     tasks: Sequence[str] | str,
@@ -183,7 +191,7 @@ def evaluate(
     """Success rate of a policy on test initial states: no policy was trained on them or chosen by them.
 
     Args:
-        policy: a policy folder, or a policy.
+        policy: a policy folder, a name on the hub (see `load_policy`), or a policy.
         tasks: names such as "drawer-open-v3"; or one of them.
         trials: states per task, the first of the test split of `seed`.
         seed: of states and sampling.
@@ -203,8 +211,7 @@ def evaluate(
     need_seed(seed, "seed")
     if not tasks:
         raise ConfigError("no task to evaluate on: name at least one")
-    name = str(policy) if isinstance(policy, str | Path) else "policy"
-    loaded = load_policy(policy) if isinstance(policy, str | Path) else policy
+    name, loaded = named_policy(policy)
     if temperature is not None:
         loaded = loaded.configured(temperature=temperature)
     sim = sim_config_of(loaded, horizon)

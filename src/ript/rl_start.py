@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ript.build import Contexts, for_post_training, load_policy, make_policy, samples_as_published
+from ript.build import Contexts, Origin, for_post_training, load_policy, make_policy, samples_as_published
 from ript.config import Config
 from ript.errors import RunError
 from ript.evaluate import choose_temperature, own_decisions
@@ -22,8 +22,8 @@ CALIBRATION = 24
 IN_MEMORY = "a policy in memory"
 """What a run folder records as its start when that was not a folder."""
 
-Start = str | Path | PostTrainable | None
-"""A policy folder, a policy, or None for weights drawn from the seed."""
+Start = Origin | PostTrainable | None
+"""Where a policy is, a policy, or None for weights drawn from the seed."""
 
 
 def interrupted(out: Path) -> tuple[Config, Start]:
@@ -45,7 +45,7 @@ def interrupted(out: Path) -> tuple[Config, Start]:
         return config, load_policy(out / "start")
     if start == IN_MEMORY:
         raise RunError(f"{out} was stopped before it kept the policy that it was given: start again with another --out")
-    return config, start
+    return config, None if start is None else Origin(start, document["config"].get("start_revision"))
 
 
 def learner(config: Config, start: Start, contexts: Contexts, *, calibrate: bool) -> PostTrainable:
@@ -62,7 +62,7 @@ def learner(config: Config, start: Start, contexts: Contexts, *, calibrate: bool
         fresh = make_policy(config, first.spec, 0)
         babble(fresh, config.seed)
         start = fresh
-    loaded = load_policy(start) if isinstance(start, str | Path) else start
+    loaded = load_policy(start.place) if isinstance(start, Origin) else start
     policy = for_post_training(loaded, config.policy)
     policy.check_simulator(first.spec)
     policy.embed([contexts.simulator(task).task.instruction for task in contexts.tasks])
@@ -94,7 +94,8 @@ def document(config: Config, policy: PostTrainable, start: Start) -> Mapping[str
     notes = list(policy.caveats)
     if config.sim.arm == "hidden":
         notes.append("The robot's arm is not drawn.")
-    origin = None if start is None else str(Path(start).absolute()) if isinstance(start, str | Path) else IN_MEMORY
+    given = {"start": None if start is None else IN_MEMORY}
+    where = start.record("start") if isinstance(start, Origin) else given
     demos = tuple(str(Path(file).absolute()) for file in config.sampling.demos)
     config = replace(config, sampling=replace(config.sampling, demos=demos))
-    return {"recipe_config": config.to_json(), "policy": dict(policy.settings()), "start": origin, "notes": notes}
+    return {"recipe_config": config.to_json(), "policy": dict(policy.settings()), **where, "notes": notes}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ript.build import Contexts, computing, make_env_pool, some_task_keys, update_settings
+from ript.build import Contexts, computing, make_env_pool, origin_of, some_task_keys, update_settings
 from ript.config import Config
 from ript.errors import NoSignalError, NotFiniteError
 from ript.interfaces import EnvPool, PostTrainable
@@ -58,13 +58,15 @@ class RLResult:
     reason: str
 
 
-def train_rl(config: Config, policy: Start, out: str | Path, *, resume: bool = False) -> RLResult:
+def train_rl(
+    config: Config, policy: str | Path | PostTrainable | None, out: str | Path, *, resume: bool = False
+) -> RLResult:
     """Post-train a policy by interaction.
 
     Args:
         config: recipe; `tasks` are practised on.
-        policy: folder or policy to start from (one in memory is trained in place); None starts from weights drawn from
-            the seed.
+        policy: folder, name on the hub (see `load_policy`) or policy to start from (one in memory is trained in place);
+            None starts from weights drawn from the seed.
         out: run folder; the result is written to `out/policy`.
         resume: go on with an interrupted run in `out` (its own config and policy are used).
 
@@ -74,10 +76,12 @@ def train_rl(config: Config, policy: Start, out: str | Path, *, resume: bool = F
         RunError: `out` is in use, holds another run, or cannot be resumed.
     """
     out = Path(out)
+    start: Start
     if resume:
-        config, policy = interrupted(out)
+        config, start = interrupted(out)
     else:
         RunFolder.require_free(out)
+        start = origin_of(policy) if isinstance(policy, str | Path) else policy
     keys = some_task_keys(config)
     require_trackers(_trackers(config))
     with (  # threads before anything is computed: sums depend on their order
@@ -85,9 +89,9 @@ def train_rl(config: Config, policy: Start, out: str | Path, *, resume: bool = F
         Contexts(config.sim, keys, config.seed, config.sampling.demos) as contexts,
     ):
         next(contexts.training(0, config.sampling.contexts, config.sampling.context_noise))  # can there be any?
-        trained = learner(config, policy, contexts, calibrate=not (resume and (out / "start").exists()))
+        trained = learner(config, start, contexts, calibrate=not (resume and (out / "start").exists()))
         trained = trained.to(device)
-        with RunFolder.open(out) if resume else RunFolder.create(out, document(config, trained, policy)) as run:
+        with RunFolder.open(out) if resume else RunFolder.create(out, document(config, trained, start)) as run:
             if not (run.path / "start").exists():
                 trained.save_pretrained(run.path / "start")
             with make_env_pool(config.sim, config.rollout, trained) as pool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ript.build import computing, load_quest, make_policy, simulator_factory, task_keys
+from ript.build import Origin, computing, load_quest, make_policy, origin_of, simulator_factory, task_keys
 from ript.config import Config, SFTConfig
 from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.statistics import Statistics
@@ -32,7 +32,7 @@ def train_sft(
     demos: Sequence[str | Path] | DemoSet,
     out: str | Path,
     *,
-    base: str | Path | None = None,
+    base: str | Path | Origin | None = None,
     resume: bool = False,
 ) -> QuestPolicy:
     """Train a policy on demonstrations, or fine-tune a base policy toward the target tasks.
@@ -44,7 +44,7 @@ def train_sft(
         config: recipe; `tasks` are the targets.
         demos: files, or an opened set.
         out: run folder; the policy is written to `out/policy`.
-        base: policy folder to start from.
+        base: policy folder, or name on the hub (see `load_policy`), to start from.
         resume: go on with an interrupted run in `out`.
 
     Raises:
@@ -69,7 +69,8 @@ def train_sft(
     if base is not None and not targets:
         raise ConfigError("a base policy is fine-tuned toward target tasks, and none is given: give --tasks")
     with computing(config.device, torch.get_num_threads()) as device:
-        policy = load_quest(base) if base is not None else new_policy(config, demo_set)
+        origin = None if base is None else base if isinstance(base, Origin) else origin_of(base)
+        policy = load_quest(origin.place) if origin else new_policy(config, demo_set)
         windows = Windows(demo_set, policy.config.chunk)
         if base is None:
             _set_statistics(policy, Statistics.of(windows), config.policy.standardise)
@@ -79,7 +80,7 @@ def train_sft(
         document = {
             "recipe_config": config.to_json(),
             "demos": [str(file.path.absolute()) for file in demo_set.files],
-            "base": None if base is None else str(Path(base).absolute()),
+            **(origin.record("base") if origin else {"base": None}),
         }
         with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
             run_stages(run, config, policy, stages)
@@ -112,7 +113,8 @@ def resume_sft(out: str | Path) -> QuestPolicy:
         )
     asked = document["config"]
     config = Config.from_json(asked["recipe_config"])
-    return train_sft(config, asked["demos"], out, base=asked["base"], resume=True)
+    base = None if asked["base"] is None else Origin(asked["base"], asked.get("base_revision"))
+    return train_sft(config, asked["demos"], out, base=base, resume=True)
 
 
 def new_policy(config: Config, demos: DemoSet) -> QuestPolicy:
