@@ -23,7 +23,7 @@ CONFIG = toy_config(
     pretrain_tasks=("reach-left", "reach-corner"),
     policy={"privileged": True},
     sft={"autoencoder_steps": 10, "policy_steps": 10, "finetune_steps": 5, "autoencoder_batch": 16},
-    sampling={"groups": 2, "max_attempts": 4},
+    sampling={"groups": 2, "max_attempts": 8, "group_size": 8},
     eval={"trials": 4, "every": 0, "videos": 1, "mode": "greedy"},
 )
 
@@ -82,7 +82,7 @@ def test_its_document_is_the_documented_one(first: tuple[QuickstartResult, Path]
         evaluation = document[stage]
         assert list(evaluation) == ["policy", "seed", "mode", "tasks", "total"] and evaluation["mode"] == "greedy"
         assert list(evaluation["tasks"]) == ["reach-centre"] and evaluation["total"]["trials"] == 4
-    assert document["rollouts"] == 4 * sum(
+    assert document["rollouts"] == 8 * sum(
         json.loads(line)["rollout/attempted"] for line in (folder / "rl" / "metrics.jsonl").read_text().splitlines()
     )
     assert document["env_steps"] >= document["rollouts"]

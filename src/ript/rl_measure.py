@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +11,17 @@ from typing import Literal
 
 from ript.build import Contexts, load_policy
 from ript.config import Config
+from ript.errors import NoSignalError
 from ript.evaluate import run_evaluation
 from ript.interfaces import EnvPool, PostTrainable
+from ript.metrics import values
 from ript.report.progress import status
 from ript.report.run import RunFolder
+from ript.rollout.sampling import Collection
 from ript.types import EvalResult, InitialState, Task
+
+PATIENCE = 3
+"""Iterations in a row in which no group has both successes and failures, after which a run stops."""
 
 
 @dataclass(kw_only=True)
@@ -27,13 +34,64 @@ class Progress:
     env_steps: int = 0
     seconds: float = 0.0
     before_seconds: float = 0.0
-    hopeless: int = 0
+    silent: int = 0
+    """Iterations in a row in which no group had both successes and failures."""
+    learned: int = 0
+    """Iterations that updated the policy."""
     rate_scale: float = 1.0
     best_success: float = -1.0
     best_iteration: int = 0
-    solved: bool = False
+    kept_of_task: dict[str, float] = field(default_factory=dict)
+    """Task name -> validation success of the best policy."""
+    best_of_task: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Task name -> its highest validation success, and at which iteration."""
+    ended: str = ""
+    """Why the run ends before its last iteration."""
     horizons: dict[str, int] = field(default_factory=dict)
     """Task key -> practice horizon."""
+
+    def judge(self, collection: Collection, stop_at: float, run: RunFolder) -> bool:
+        """Whether an iteration has something to learn from; sets `ended` when the run ends with it. An iteration of
+        errors alone says nothing of the policy.
+
+        Raises:
+            NoSignalError: `PATIENCE` iterations in a row had no signal, and the run has never had one, or every rollout
+                failed.
+        """
+        success = values(collection.metrics)["success"]
+        signal = any(group.has_signal for group in collection.groups)
+        self.learned += signal
+        if not math.isnan(success):
+            self.silent = 0 if signal else self.silent + 1
+        if success >= stop_at:
+            self.ended = f"solved: at least {stop_at:.0%} of an iteration's rollouts succeeded"
+        elif self.silent >= PATIENCE:
+            solved, tried = sum(group.success == 1 for group in collection.attempted), len(collection.attempted)
+            what = f"every rollout failed in {PATIENCE} iterations in a row"
+            if solved:
+                what = (
+                    f"no initial state was both solved and failed in {PATIENCE} iterations in a row ({solved} of the "
+                )
+                what += f"last {tried} were solved in every rollout, the others in none)"
+            if not solved or not self.learned:
+                raise NoSignalError(
+                    f"{what}: there is nothing to learn from. Look at the videos in {run.path / 'videos'}; more "
+                    f"demonstrations, a higher policy.temperature, more rollouts from a state (sampling.group_size) or "
+                    f"a longer sampling.horizon may help. The checkpoints in {run.path / 'checkpoints'} are kept"
+                )
+            self.ended = f"stopped: {what}"
+        return signal
+
+
+def iteration_line(iteration: int, row: Mapping[str, float]) -> str:
+    """What the screen says of an iteration."""
+    kl, clipped, entropy = (row.get(f"update/{k}", math.nan) for k in ("kl_last", "clip_fraction", "entropy"))
+    return (
+        f"  iteration {iteration:2d}: success {row['rollout/success']:.2f}, "
+        f"{row['rollout/accepted']:.0f}/{row['rollout/attempted']:.0f} groups with signal, "
+        f"kl {kl:.3f}, clipped {clipped:.2f}, entropy {entropy:.2f}, "
+        f"{row['time/rollout']:.1f} s rollouts + {row['time/update']:.1f} s update"
+    )
 
 
 class Measurements:
@@ -64,26 +122,51 @@ class Measurements:
         return {row["mode"].split()[0]: EvalResult.from_json(row["eval"], row["per_state"]) for row in rows}
 
     def validate(self, at: Progress, *, last: bool = False) -> float:
-        """Every few iterations: success on validation states; the best policy so far is kept. Returns seconds."""
+        """Every few iterations, and before the first: success on validation states; the best policy so far is kept, of
+        equally good ones the latest. Returns seconds."""
         e = self.config.eval
-        if not e.every or not (last or (at.iteration and at.iteration % e.every == 0)):
+        if not e.every or not (last or at.iteration % e.every == 0):
             return 0.0
         began = time.perf_counter()
         result = self._evaluate(self.validation, (e.mode,), at, self.run.path)[e.mode]
         self._log(result, at, "validation")
         status(f"  iteration {at.iteration}: validation {result.total.successes}/{result.total.trials}")
+        rates = {task: found.rate for task, found in result.tasks.items()}
+        for task, rate in rates.items():
+            if rate >= at.best_of_task.get(task, (-1.0, 0))[0]:
+                at.best_of_task[task] = (rate, at.iteration)
         if result.total.rate >= at.best_success:
-            at.best_success, at.best_iteration = result.total.rate, at.iteration
+            at.best_success, at.best_iteration, at.kept_of_task = result.total.rate, at.iteration, rates
             with self.run.replace(self.run.best) as folder:
                 self.policy.save_pretrained(folder)
         return time.perf_counter() - began
 
     def choose_best(self, at: Progress) -> None:
-        """The policy with the highest validation success; the last one without validation."""
+        """The policy with the highest validation success, the one from before practice included; the last one without
+        validation. Tells which tasks it is not the best policy for."""
         if at.best_success >= 0 and at.best_iteration != at.iteration:
             self.policy.load_weights(load_policy(self.run.best).weights())
         else:
             at.best_iteration = at.iteration
+        if at.best_success >= 0 and at.best_iteration == 0 < at.iteration:
+            status("  no iteration was better on validation states than the policy from before: that one is kept")
+        for task, (rate, iteration) in at.best_of_task.items():
+            kept = at.kept_of_task.get(task, rate)
+            if rate - kept >= max(0.25, 3 / self.config.eval.every_trials):
+                status(
+                    f"  {task}: {rate:.0%} of validation states at iteration {iteration}, but {kept:.0%} at iteration "
+                    f"{at.best_iteration}, which is the best for all tasks together"
+                )
+
+    def lost(self, before: Mapping[str, EvalResult], after: Mapping[str, EvalResult]) -> dict[str, str]:
+        """Task name -> what practice cost it on the test states, in the mode that counts; each is told."""
+        lost = {}
+        for task, was in before[self.config.eval.mode].tasks.items():
+            now = after[self.config.eval.mode].tasks[task]
+            if now.rate < was.rate:
+                lost[task] = f"{was.successes}/{was.trials} -> {now.successes}/{now.trials}"
+                status(f"  practice cost {task}: {lost[task]} of the test states")
+        return lost
 
     def write_policy(self, before: Mapping[str, EvalResult], after: Mapping[str, EvalResult], at: Progress) -> None:
         """The run's result, with a model card that says how it was made and what it is worth."""
@@ -96,6 +179,8 @@ class Measurements:
             f"({100 * r.total.interval[0]:.0f}-{100 * r.total.interval[1]:.0f} %)"
             for stage, results in (("before", before), ("after", after)) for mode, r in results.items()
         }  # fmt: skip
+        lost = self.lost(before, after)
+        self.policy.card["tasks that lost by practice"] = lost or "none"
         with self.run.replace(self.run.policy) as folder:
             self.policy.save_pretrained(folder)
 

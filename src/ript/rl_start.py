@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ript.build import Contexts, Origin, for_post_training, load_policy, make_policy, samples_as_published
 from ript.config import Config
-from ript.errors import RunError
+from ript.errors import RunError, SimulatorError
 from ript.evaluate import choose_temperature, own_decisions
 from ript.interfaces import PostTrainable
 from ript.report.progress import status
@@ -32,7 +35,7 @@ def interrupted(out: Path) -> tuple[Config, Start]:
     Raises:
         RunError: not a post-training run, or what it started from is lost.
     """
-    document = read_config(out)
+    document = read_config(out, to_resume=True)
     if document["kind"] != "rl":
         raise RunError(f"{out} is a run of supervised training: go on with `ript sft --resume {out}`")
     missing = [name for name in ("recipe_config", "start") if name not in document["config"]]
@@ -83,15 +86,43 @@ def learner(config: Config, start: Start, contexts: Contexts, *, calibrate: bool
     return policy
 
 
+IDLE_STATES, IDLE_STEPS = 16, 10
+"""Training states of each task that are looked at, and steps of zero actions from them, by `solved_by_nothing`."""
+
+
+def solved_by_nothing(config: Config, contexts: Contexts) -> dict[str, list[str]]:
+    """Task key -> ids of those among its first training states from which actions of zero succeed at once.
+
+    Every rollout from such a state succeeds, so that it teaches nothing and its success is not the policy's. Each is
+    named on the screen.
+    """
+    s = config.sampling
+    found: dict[str, list[str]] = {}
+    stream = contexts.training(0, s.contexts, s.context_noise)
+    for state in {state.id: state for state in itertools.islice(stream, IDLE_STATES * len(contexts.tasks))}.values():
+        simulator = contexts.simulator(state.task.key)
+        with suppress(SimulatorError):  # a simulator that fails is for the rollouts to tell of
+            simulator.reset(state)
+            if simulator.step_chunk(np.zeros((IDLE_STEPS, simulator.spec.action_dim), np.float32)).success:
+                found.setdefault(state.task.key, []).append(state.id)
+    for task, ids in found.items():
+        status(
+            f"  {task}: {len(ids)} of the first {IDLE_STATES} training states are solved by doing nothing for "
+            f"{IDLE_STEPS} steps ({', '.join(ids)}): nothing is learned from them, and success counts them"
+        )
+    return found
+
+
 def calibration_rollouts(config: Config) -> int:
     """Rollouts before the first iteration, at most; see `CALIBRATION`."""
     wanted = config.policy.entropy or config.policy.rl_trains == "prior+adapter"
     return CALIBRATION * len(config.tasks) if wanted else 0
 
 
-def document(config: Config, policy: PostTrainable, start: Start) -> Mapping[str, Any]:
-    """What the run folder records as its configuration."""
+def document(config: Config, policy: PostTrainable, start: Start, idle: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What the run folder records as its configuration. `idle` is what `solved_by_nothing` found."""
     notes = list(policy.caveats)
+    notes += [f"{task}: solved by doing nothing from initial states {', '.join(ids)}." for task, ids in idle.items()]
     if config.sim.arm == "hidden":
         notes.append("The robot's arm is not drawn.")
     given = {"start": None if start is None else IN_MEMORY}

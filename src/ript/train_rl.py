@@ -6,7 +6,6 @@ leave-one-out advantages -> a few epochs of the clipped objective -> log -> chec
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ import torch
 
 from ript.build import Contexts, computing, make_env_pool, origin_of, some_task_keys, update_settings
 from ript.config import Config
-from ript.errors import NoSignalError, NotFiniteError
+from ript.errors import NotFiniteError
 from ript.interfaces import EnvPool, PostTrainable
 from ript.learn.batch import make_batch
 from ript.learn.update import AdaptiveRate, make_optimiser, update
@@ -24,13 +23,10 @@ from ript.metrics import values
 from ript.report.progress import status
 from ript.report.run import RunFolder
 from ript.report.trackers import make_trackers, require_trackers
-from ript.rl_measure import Measurements, Progress
-from ript.rl_start import Start, document, interrupted, learner
+from ript.rl_measure import Measurements, Progress, iteration_line
+from ript.rl_start import Start, document, interrupted, learner, solved_by_nothing
 from ript.rollout.sampling import Collection, collect_groups, practice_horizons
 from ript.types import EvalResult
-
-PATIENCE = 3
-"""Iterations in a row in which every rollout failed, after which a run gives up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +68,7 @@ def train_rl(
 
     Raises:
         ConfigError, UnknownNameError, PolicyError: what was given cannot work.
-        NoSignalError: every rollout failed for several iterations in a row.
+        NoSignalError: no group of rollouts had both successes and failures for several iterations in a row.
         RunError: `out` is in use, holds another run, or cannot be resumed.
     """
     out = Path(out)
@@ -91,7 +87,8 @@ def train_rl(
         next(contexts.training(0, config.sampling.contexts, config.sampling.context_noise))  # can there be any?
         trained = learner(config, start, contexts, calibrate=not (resume and (out / "start").exists()))
         trained = trained.to(device)
-        with RunFolder.open(out) if resume else RunFolder.create(out, document(config, trained, start)) as run:
+        idle = {} if resume else solved_by_nothing(config, contexts)
+        with RunFolder.open(out) if resume else RunFolder.create(out, document(config, trained, start, idle)) as run:
             if not (run.path / "start").exists():
                 trained.save_pretrained(run.path / "start")
             with make_env_pool(config.sim, config.rollout, trained) as pool:
@@ -126,7 +123,7 @@ class _Run:
             self.at.before_seconds = time.perf_counter() - clock[0]
         clock.append(time.perf_counter())
         began = clock[-1] - self.at.seconds
-        while self.at.iteration < self.config.iterations and not self.at.solved:
+        while self.at.iteration < self.config.iterations and not self.at.ended:
             validated = measured.validate(self.at)
             collection = self.collect()
             try:
@@ -148,8 +145,7 @@ class _Run:
             "post-train": clock[2] - began,
             "evaluate after": clock[3] - clock[2],
         }
-        solved = f"solved: at least {self.config.stop_at:.0%} of an iteration's rollouts succeeded"
-        reason = solved if self.at.solved else f"all {self.config.iterations} iterations done"
+        reason = self.at.ended or f"all {self.config.iterations} iterations done"
         self.run.finish(reason, policy_iteration=self.at.best_iteration, seconds=seconds)
         for tracker in self.trackers:
             tracker.close()
@@ -185,15 +181,7 @@ class _Run:
         spent = values(self.pool.timings())
         times = {f"time/{k}": spent[k] for k in ("simulate", "render", "infer", "wait")}  # summed over workers
         times |= {"time/rollout": collected - self.clock, "rollout/worker_restarts": spent["worker_restarts"]}
-        success = values(collection.metrics)["success"]
-        self.at.hopeless = self.at.hopeless + 1 if success == 0 else 0
-        self.at.solved = success >= self.config.stop_at
-        if self.at.hopeless >= PATIENCE:
-            raise NoSignalError(
-                f"every rollout failed in {PATIENCE} iterations in a row: there is nothing to learn from. Look at the "
-                f"videos in {self.run.path / 'videos'}; more demonstrations or a higher policy.temperature may help"
-            )
-        if not any(group.has_signal for group in collection.groups):
+        if not self.at.judge(collection, self.config.stop_at, self.run):
             return times | {"time/update": 0.0}
         batch = make_batch(
             collection.groups, min_abs_advantage=learn.min_abs_advantage, normalise_std=learn.normalise_std,
@@ -231,13 +219,7 @@ class _Run:
         self.run.log(self.at.iteration, row)
         for tracker in self.trackers:
             tracker.log(self.at.iteration, row)
-        kl, clipped, entropy = (row.get(f"update/{k}", math.nan) for k in ("kl_last", "clip_fraction", "entropy"))
-        status(
-            f"  iteration {self.at.iteration:2d}: success {row['rollout/success']:.2f}, "
-            f"{row['rollout/accepted']:.0f}/{row['rollout/attempted']:.0f} groups with signal, "
-            f"kl {kl:.3f}, clipped {clipped:.2f}, entropy {entropy:.2f}, "
-            f"{row['time/rollout']:.1f} s rollouts + {row['time/update']:.1f} s update"
-        )
+        status(iteration_line(self.at.iteration, row))
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -106,7 +106,7 @@ def resume_sft(out: str | Path) -> QuestPolicy:
         RunError: `out` is in use, is not a run of supervised training, or is of another version.
         DataError: its demonstrations are gone.
     """
-    document = read_config(out)
+    document = read_config(out, to_resume=True)
     if document["kind"] != "sft":
         raise RunError(
             f"{out} is not a run of supervised training: go on with `ript {document['kind']} --resume {out}`"

@@ -17,6 +17,7 @@ from synthetic_run import evaluation, moving_square
 
 from ript.errors import DataError, RunError
 from ript.report import run as run_module
+from ript.report.read import read_run
 from ript.report.run import RunFolder, read_config
 
 torch.set_num_threads(1)
@@ -139,10 +140,10 @@ def test_closing_lets_the_next_one_in(tmp_path):
     [
         (
             '{"format": 99, "ript": "9.9", "kind": "rl", "config": {}}',
-            "run format 99 .written by ript 9.9.*reads format 1",
+            "run format 99 .written by ript 9.9.*reads format 2",
         ),
         ('{"config": {}}', "no format version"),
-        ('{"format": 1, "kind": "rl"}', "config missing"),
+        ('{"format": 2, "kind": "rl"}', "config missing"),
         ("[]", "no format version"),
     ],
 )
@@ -151,6 +152,20 @@ def test_a_run_of_another_version_is_refused_before_anything_is_touched(tmp_path
     with pytest.raises(RunError, match=message):
         RunFolder.open(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_run_of_the_first_release_can_be_read_but_not_gone_on_with(tmp_path):
+    with make(tmp_path / "run", 1) as run:
+        log = run.path / "evals.jsonl"
+    config = run.path / "config.json"
+    config.write_text(config.read_text().replace('"format": 2', '"format": 1'))
+    row = {"iteration": 0, "mode": "greedy", "states": "held-out", "per_state": {}}
+    total = {"successes": 0, "trials": 0, "errors": 0, "interval": [0, 1]}
+    row["eval"] = {"policy": "p", "seed": 0, "mode": "greedy", "tasks": {}, "total": total}
+    log.write_text(json.dumps(row) + "\n")
+    assert [found["states"] for found in read_run(run.path).evals] == ["test"]
+    with pytest.raises(RunError, match=r"run format 1 .*start again with another --out"):
+        RunFolder.open(run.path)
 
 
 def test_what_is_no_run_says_so_and_a_parent_names_the_runs_in_it(tmp_path):

@@ -380,8 +380,8 @@ def test_accepted_groups_are_not_more_successful_than_the_truth_as_first_finishe
 # ---------------------------------------------------------------------- practice horizons
 
 
-def collection_of(lengths: dict[str, list[tuple[int, Status]]]) -> Collection:
-    """One group a task, of rollouts with these lengths and outcomes."""
+def collection_of(lengths: dict[str, list[list[tuple[int, Status]]]]) -> Collection:
+    """Task -> groups -> rollouts, each (environment steps, how it ended)."""
     groups = tuple(
         Group(
             initial_state=dataclasses.replace(fake_state(0), task=dataclasses.replace(fake_task(), name=name)),
@@ -389,7 +389,8 @@ def collection_of(lengths: dict[str, list[tuple[int, Status]]]) -> Collection:
                 dataclasses.replace(rollout(status), env_steps=steps, index=i) for i, (steps, status) in enumerate(rows)
             ),
         )
-        for name, rows in lengths.items()
+        for name, several in lengths.items()
+        for rows in several
     )
     return Collection(groups=(), attempted=groups, position=len(groups), metrics={})
 
@@ -401,18 +402,46 @@ def rollout(status: Status) -> Rollout:
     return taken
 
 
+OK, BAD = Status.SUCCESS, Status.FAILURE
+
+
+def horizon_after(groups: list[list[tuple[int, Status]]], present: int, longest: int = 200) -> int:
+    collection = collection_of({"task": groups})
+    key = collection.attempted[0].initial_state.task.key
+    return practice_horizons(collection, {key: present}, margin=1.25, longest=longest)[key]
+
+
+def test_states_that_are_solved_at_once_whatever_happens_do_not_shorten_the_horizon() -> None:
+    """As in FetchPush, where 11 % of the initial states are solved by doing nothing."""
+    at_once, never = [(1, OK)] * 16, [(50, BAD)] * 16
+    for solved in (1, 5):
+        assert horizon_after([at_once] * solved + [never] * 15, 50, longest=50) == 50
+    some = [(30, OK)] * 8 + [(50, BAD)] * 8
+    assert horizon_after([at_once] * 5 + [some] * 3, 50, longest=50) == 38  # the others' time
+
+
+def test_successes_of_one_state_or_two_are_not_enough_to_shorten_the_horizon() -> None:
+    mixed = [(80, OK)] * 15 + [(200, BAD)]
+    assert [horizon_after([mixed] * groups, 200) for groups in (1, 2, 3)] == [200, 200, 100]
+
+
+def test_a_horizon_leaves_time_to_fail_and_comes_back_when_too_few_succeed() -> None:
+    assert horizon_after([[(2, OK)] * 15 + [(200, BAD)]] * 8, 200) == 50  # a quarter of the longest
+    never = [[(50, BAD)] * 16] * 8
+    assert [horizon_after(never, present) for present in (50, 100, 200)] == [100, 200, 200]
+
+
 def test_a_tasks_horizon_follows_the_time_of_its_successes_alone() -> None:
-    ok, bad = Status.SUCCESS, Status.FAILURE
     collection = collection_of(
         {
-            "quick": [(10 * i, ok) for i in range(1, 11)] + [(200, bad)] * 6,  # 90th percentile: 100
-            "late": [(190, ok)] * 8,
-            "rare": [(20, ok)] * 7 + [(200, bad)] * 9,  # too few to tell
-            "never": [(200, bad)] * 16,
+            "quick": [[(10 * i, OK) for i in range(1, 11)] + [(200, BAD)] * 6] * 3,  # 90th percentile: 100
+            "late": [[(190, OK)] * 8 + [(200, BAD)]] * 3,
+            "rare": [[(20, OK)] * 2 + [(200, BAD)] * 14] * 3,  # too few to tell
+            "never": [[(200, BAD)] * 16],
         }
     )
     keys = {group.initial_state.task.name: group.initial_state.task.key for group in collection.attempted}
-    present = dict.fromkeys(keys.values(), 200) | {keys["rare"]: 150}
+    present = dict.fromkeys(keys.values(), 200) | {keys["rare"]: 75}
     found = practice_horizons(collection, present, margin=1.25, longest=200)
     assert {name: found[key] for name, key in keys.items()} == {"quick": 125, "late": 200, "rare": 150, "never": 200}
     assert present[keys["quick"]] == 200  # not changed in place
@@ -422,6 +451,6 @@ def test_a_tasks_horizon_follows_the_time_of_its_successes_alone() -> None:
 def test_a_horizon_never_cuts_more_than_a_tenth_of_the_successes(
     lengths: list[int], margin: float, longest: int
 ) -> None:
-    collection = collection_of({"task": [(n, Status.SUCCESS) for n in lengths]})
+    collection = collection_of({"task": [[*((n, OK) for n in lengths), (longest, BAD)]] * 3})
     (horizon,) = practice_horizons(collection, {}, margin=margin, longest=longest).values()
     assert np.mean(np.array(lengths) > horizon) <= 0.1 and horizon <= longest

@@ -50,7 +50,9 @@ from ript.report.progress import status
 from ript.report.video import write_video
 from ript.types import EvalResult
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""Formats that reports read. Only a run of `FORMAT` can go on: earlier ones measured on other initial states."""
 Kind = Literal["rl", "sft"]
 Videos = Sequence[tuple[str, str, str, np.ndarray]]
 
@@ -126,7 +128,7 @@ class RunFolder:
             RunError: not a run folder, in use by another process, or of an incompatible version.
         """
         path = Path(path).absolute()
-        document = read_config(path)
+        document = read_config(path, to_resume=True)
         lock = acquire(path)
         try:
             for folder in (path, path / "checkpoints", path / "videos"):
@@ -335,8 +337,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path, *, to_resume: bool = False) -> dict[str, Any]:
     """The document config.json of a run folder: "format", "kind", "config", versions and command line.
+
+    Args:
+        path: the run folder.
+        to_resume: of a run that goes on, which takes the present format.
 
     Raises:
         RunError: not a run folder, or of an incompatible version.
@@ -351,7 +357,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     document = read_json(path / "config.json")
     if not isinstance(document, dict) or "format" not in document:
         raise RunError(f"{path / 'config.json'} is not the config of a ript run: it has no format version")
-    if document["format"] != FORMAT:
+    if document["format"] not in ((FORMAT,) if to_resume else READABLE):
         raise RunError(
             f"{path} has run format {document['format']} (written by ript {document.get('ript', '?')}); this is ript "
             f"{_version('ript')}, which reads format {FORMAT}: use that version, or start again with another --out"

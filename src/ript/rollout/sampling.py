@@ -227,8 +227,10 @@ def _requests(
             )
 
 
-ENOUGH = 8
-"""Successes of a task in an iteration from which its practice horizon is set."""
+ENOUGH, SEVERAL = 8, 3
+"""Successes of a task in an iteration, and groups that they come from, from which its practice horizon is set."""
+SHORTEST = 0.25
+"""Least practice horizon, as a share of the longest: a rollout that has no time to succeed says nothing."""
 
 
 def practice_horizons(
@@ -240,21 +242,28 @@ def practice_horizons(
     matter to the gradient. So: `margin` times the 90th percentile of the lengths of the task's successes. Where lengths
     are spread out up to the horizon, it does not shrink (for a margin above 1 / 0.9).
 
+    Only groups with a signal count: a state that is solved whatever the policy does, such as one that begins solved,
+    would shorten the horizon until no other state can be solved. Where they are too few to tell, the horizon doubles.
+
     Args:
         collection: the iteration's rollouts.
-        present: horizons so far, kept for tasks with fewer than `ENOUGH` successes.
+        present: horizons so far, kept for tasks that the collection did not come to.
         margin: above 1.
-        longest: upper bound.
+        longest: upper bound; the lower one is `SHORTEST` of it.
     """
-    lengths: dict[str, list[int]] = {}
+    lengths: dict[str, list[list[int]]] = {}
     for group in collection.attempted:
         done = [rollout.env_steps for rollout in group.rollouts if rollout.status is Status.SUCCESS]
-        lengths.setdefault(group.initial_state.task.key, []).extend(done)
-    set_now = {
-        task: min(longest, math.ceil(margin * float(np.quantile(done, 0.9, method="higher"))))
-        for task, done in lengths.items() if len(done) >= ENOUGH
-    }  # fmt: skip
-    return dict(present) | set_now
+        lengths.setdefault(group.initial_state.task.key, []).extend([done] if group.has_signal else [])
+    horizons = dict(present)
+    for task, groups in lengths.items():
+        together = [steps for done in groups for steps in done]
+        if len(groups) >= SEVERAL and len(together) >= ENOUGH:
+            wanted = math.ceil(margin * float(np.quantile(together, 0.9, method="higher")))
+        else:
+            wanted = 2 * present.get(task, longest)
+        horizons[task] = min(longest, max(wanted, math.ceil(SHORTEST * longest)))
+    return horizons
 
 
 def _stripped(group: Group) -> Group:
