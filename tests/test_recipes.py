@@ -6,7 +6,7 @@ import pytest
 from ript import recipes
 from ript.build import task_keys
 from ript.errors import UnknownNameError
-from ript.policies.quest.config import SIZES
+from ript.policies.quest.config import SIZES, QuestConfig
 from ript.sims.metaworld_suite import CAMERAS
 from ript.train_rl import train_rl
 
@@ -21,6 +21,13 @@ def test_a_recipe_is_complete_knows_its_name_and_names_things_that_exist(name: s
     assert not set(config.tasks) & set(config.pretrain_tasks)
     if config.sim.suite == "metaworld":
         assert set(config.sim.cameras) <= set(CAMERAS)
+
+
+def test_the_kl_of_a_recipe_is_a_tenth_of_a_nat_for_each_token_of_its_policy() -> None:
+    for name in recipes.RECIPES:
+        config = recipes.get(name)
+        tokens = QuestConfig(**SIZES[config.policy.size]).tokens
+        assert (config.learn.adapt_kl, config.learn.target_kl) == pytest.approx((0.1 * tokens, 0.3 * tokens))
 
 
 def test_targets_of_the_results_table_are_many_and_none_is_pretrained_on() -> None:

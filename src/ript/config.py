@@ -267,10 +267,11 @@ class LearnConfig:
     """Probability ratios above 1 plus this have no gradient when the advantage is positive."""
     reduction: Literal["token", "trajectory"] = "trajectory"
     """Mean over all tokens, or over trajectories of their token means."""
-    target_kl: float = 0.12
-    """Stop the update when a minibatch's KL passes this; 0: never."""
-    adapt_kl: float = 0.05
-    """Adapt the learning rate (x1.2, x0.67) toward this KL at the end of each update; 0: keep it."""
+    target_kl: float = 0.48
+    """Stop the update, and take its last step back, when a minibatch's KL passes this; 0: never. KL in nats a decision:
+    a chunk's variables (QueST: its tokens, chunk / 4) together."""
+    adapt_kl: float = 0.2
+    """Adapt the learning rate (x1.2, x0.67) toward this KL at the end of each update; 0: keep it. Nats a decision."""
     max_grad_norm: float = 1.0
     """Norm above which a step's gradient is scaled down to it."""
     weight_decay: float = 0.0

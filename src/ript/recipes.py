@@ -50,7 +50,7 @@ def quickstart() -> Config:
             finetune_share=0.3,
         ),
         sampling=SamplingConfig(group_size=16, groups=36, max_attempts=48, horizon=200, horizon_margin=1.5),
-        learn=LearnConfig(learning_rate=2e-4, epochs=4, adapt_kl=0.1, target_kl=0.3),
+        learn=LearnConfig(learning_rate=2e-4, epochs=4, adapt_kl=0.4, target_kl=1.2),  # four tokens
         eval=EvalConfig(mode="greedy"),
         stop_at=0.95,
     )  # fmt: skip
@@ -85,8 +85,8 @@ def smoke() -> Config:
         rollout=RolloutConfig(workers=0, slots=64),
         sampling=SamplingConfig(group_size=16, groups=64, max_attempts=64),
         learn=LearnConfig(
-            learning_rate=3e-3, epochs=6, minibatch=256, micro_batch=256, adapt_kl=0.1, target_kl=0.3, threads=1
-        ),
+            learning_rate=3e-3, epochs=6, minibatch=256, micro_batch=256, adapt_kl=0.2, target_kl=0.6, threads=1
+        ),  # two tokens
         eval=EvalConfig(mode="greedy", trials=50, every=2, every_trials=20, videos=1),
     )
 

@@ -78,9 +78,24 @@ def test_metrics_by_hand():
     _, _, metrics = by_ratio([[2.0, 0.25, 7.0]], [1.0], [[True, True, False]])
     assert metrics["ratio_mean"] == pytest.approx(1.125)
     assert (metrics["ratio_min"], metrics["ratio_max"]) == pytest.approx((0.25, 2.0))
-    assert metrics["kl"] == pytest.approx(((2 - 1 - math.log(2)) + (0.25 - 1 + math.log(4))) / 2)
-    assert metrics["kl_k1"] == pytest.approx((-math.log(2) + math.log(4)) / 2)
+    assert metrics["kl"] == pytest.approx((2 - 1 - math.log(2)) + (0.25 - 1 + math.log(4)))  # one decision
+    assert metrics["kl_k3"] == metrics["kl"] and metrics["kl_k1"] == pytest.approx(-math.log(2) + math.log(4))
     assert metrics["clip_fraction"] == 0.5
+
+
+def test_the_kl_is_a_mean_over_decisions_that_have_a_valid_token():
+    two, half = 2 - 1 - math.log(2), 0.5 - 1 + math.log(2)
+    mask = [[True, True], [True, False], [False, False]]
+    _, _, metrics = by_ratio([[2.0, 0.5], [2.0, 9.0], [9.0, 9.0]], [1.0, 1.0, 1.0], mask)
+    assert metrics["kl"] == metrics["kl_k3"] == pytest.approx((two + half + two) / 2)
+
+
+def test_a_ratio_above_e_counts_in_the_kl_as_its_logarithm_grows():
+    e = math.e
+    for log_ratio, share in ((1.0, e - 2), (3.0, (e - 2) + 2 * (e - 1)), (100.0, (e - 2) + 99 * (e - 1))):
+        _, _, metrics = by_ratio([[math.exp(log_ratio), 1.0]], [1.0])
+        assert metrics["kl"] == pytest.approx(share)
+    assert metrics["kl_k3"] > 1e8
 
 
 def test_entropy_is_averaged_and_its_bonus_lowers_the_loss_with_the_same_weights():
@@ -130,8 +145,23 @@ def test_nan_at_a_valid_place_is_refused_and_named(argument):
         clipped_objective(**arguments, mask=mask)
 
 
-def test_a_ratio_that_overflows_is_refused():
-    log_prob = torch.full((1, 1, 1), 100.0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("log_ratio", [19.0, 21.0, 89.0, 1000.0])
+def test_a_ratio_beyond_the_ceiling_is_clipped_where_it_would_gain_and_pushed_down_where_it_loses(log_ratio, dtype):
+    top = math.exp(min(log_ratio, 20.0))
+    for advantage, loss, slope in ((1.0, -1.2, 0.0), (-1.0, top * (1 + max(0.0, log_ratio - 20)), top)):
+        log_prob = torch.full((1, 1, 2), log_ratio, dtype=dtype).requires_grad_()
+        old, mask = torch.zeros(1, 1, 2, dtype=dtype), torch.ones(1, 1, 2, dtype=torch.bool)
+        mask[..., 1] = False
+        found, metrics = clipped_objective(log_prob, old, torch.tensor([advantage]), mask)
+        found.backward()
+        assert found.item() == pytest.approx(loss, rel=1e-5)
+        assert log_prob.grad.flatten().tolist() == pytest.approx([slope, 0.0], rel=1e-5)
+        assert all(math.isfinite(value) for value in values(metrics).values())
+
+
+def test_a_ratio_that_is_infinite_is_refused():
+    log_prob = torch.full((1, 1, 1), 3e38)
     with pytest.raises(NotFiniteError, match=r"ratio exp.* is inf at row 0, variable 0 \(1 of 1"):
         clipped_objective(log_prob, torch.zeros(1, 1, 1), torch.ones(1), torch.ones(1, 1, 1, dtype=bool))
 

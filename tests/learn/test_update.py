@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import math
 import threading
 
@@ -239,14 +240,15 @@ def test_over_an_epoch_of_decision_minibatches_the_mean_gradient_is_the_trajecto
 
 
 class Watching(Bandit):
-    """Notes the rows (by sample identity) that each forward pass saw."""
+    """Notes the rows (by sample identity) that each forward pass learned from."""
 
     def __init__(self, **options):
         super().__init__(**options)
         self.seen = []
 
     def log_prob(self, context, sample):
-        self.seen.append([round(v, 6) for v in context["x"][:, 0].tolist()])
+        if torch.is_grad_enabled():
+            self.seen.append([round(v, 6) for v in context["x"][:, 0].tolist()])
         return super().log_prob(context, sample)
 
 
@@ -388,13 +390,13 @@ def test_the_step_that_took_kl_past_its_target_is_taken_back_and_ends_the_update
     batch = make_update_batch(policy)
     optimiser = make_optimiser(policy, learning_rate=0.1)
     options = {"minibatch_decisions": 8, "generator": None}
-    result = update(policy, optimiser, batch, epochs=9, target_kl=0.05, **options)
-    assert result.kl_last > 0.05
+    result = update(policy, optimiser, batch, epochs=9, target_kl=0.1, **options)
+    assert result.kl_last < 0.1 < result.kl_max
     kept = int(result.metrics["optimiser_steps"].value)
     assert 1 <= kept < 17
     assert result.metrics["epochs_done"].value == kept / 2
     place = f"epoch {(kept + 1) // 2 + 1} of 9, minibatch {(kept + 1) % 2 + 1} of 2"
-    assert result.stop_reason == f"KL {result.kl_last:.3g} passed the target 0.05 in {place}"
+    assert result.stop_reason == f"KL {result.kl_max:.3g} passed the target 0.1 in {place}"
     # What is left equals an update that was stopped after the kept steps.
     other = Bandit()
     taken = []
@@ -414,6 +416,7 @@ def test_how_far_the_policy_moved_is_the_mean_of_the_last_epoch():
         options = {"minibatch_decisions": 8, "generator": None, "epochs": epochs}
         result = update(policy, make_optimiser(policy, learning_rate=0.1), batch, **options)
         assert result.kl_end == result.metrics["kl_end"].value != result.kl_last
+        assert result.kl_max == result.metrics["kl_max"].value >= result.kl_last == result.metrics["kl_last"].value
         seen.append((result.metrics["kl"], result.kl_end))
     # Minibatches of one size: the mean over two epochs is the mean of the two epochs' means.
     (first, end1), (two, end2), (_, end3) = seen
@@ -424,12 +427,54 @@ def test_how_far_the_policy_moved_is_the_mean_of_the_last_epoch():
 def test_a_first_step_past_the_target_leaves_the_weights_as_they_were():
     policy = Bandit()
     start = [p.detach().clone() for p in policy.parameters()]
+    for epochs in (2, 1):  # seen by the next minibatch, or after the last step
+        result = update(
+            policy, make_optimiser(policy, learning_rate=5.0), make_update_batch(policy), epochs=epochs,
+            minibatch_decisions=99, generator=None, target_kl=0.05,
+        )  # fmt: skip
+        assert result.metrics["optimiser_steps"].value == 0 and result.kl_max > 0.05
+        assert result.kl_last == pytest.approx(0, abs=1e-6)
+        assert all(torch.equal(p, old) for p, old in zip(policy.parameters(), start, strict=True))
+    assert result.stop_reason == f"KL {result.kl_max:.3g} passed the target 0.05 after the last step"
+
+
+@pytest.mark.parametrize("target_kl", [None, 0.3, 0.02])
+def test_the_kl_that_is_logged_last_is_that_of_the_weights_that_are_left(target_kl):
+    policy = Bandit()
+    batch = make_update_batch(policy)
     result = update(
-        policy, make_optimiser(policy, learning_rate=5.0), make_update_batch(policy), epochs=2, minibatch_decisions=99,
-        generator=None, target_kl=0.05,
+        policy, make_optimiser(policy, learning_rate=0.05), batch, epochs=4, minibatch_decisions=99, generator=None,
+        target_kl=target_kl,
     )  # fmt: skip
-    assert result.metrics["optimiser_steps"].value == 0 and result.kl_last > 0.05
-    assert all(torch.equal(p, old) for p, old in zip(policy.parameters(), start, strict=True))
+    assert (result.stop_reason == "all 4 epochs done") == (target_kl != 0.02)
+    log_ratio = ((policy.log_prob(batch.context, batch.sample)[0] - batch.old_log_prob) * batch.mask).detach()
+    assert result.kl_last == pytest.approx(float((log_ratio.exp() - 1 - log_ratio).sum(1).mean()), rel=1e-4)
+
+
+def test_one_large_ratio_neither_stops_an_update_nor_ends_the_run():
+    """At log ratio 6 the k3 estimator alone would be 25 nats a decision; at 100 the ratio overflows in float32."""
+    for log_ratio, advantage in ((6.0, 1.0), (100.0, 1.0), (100.0, -1.0)):
+        policy = Bandit()
+        batch = make_update_batch(policy)
+        batch.old_log_prob[0, 0] -= log_ratio
+        batch.advantage[0] = advantage
+        gradient, metrics = gradients(policy, batch, minibatch_decisions=99, target_kl=15.0, ratio_tolerance=math.inf)
+        assert torch.isfinite(gradient).all() and metrics["optimiser_steps"].value == 1
+        assert metrics["kl_k3"].value > 20 > 15 > metrics["kl"].value > 0.4
+
+
+def test_the_kl_of_a_decision_does_not_depend_on_how_its_variables_are_counted():
+    """Two variables of which the second repeats the first: twice the KL of a decision that has the first alone."""
+    found = []
+    for k in (1, 2):
+        policy = Bandit(k=k)
+        batch = make_update_batch(Bandit(k=1), spread=0.3)
+        repeated = {name: getattr(batch, name).repeat(1, k) for name in ("sample", "old_log_prob", "mask")}
+        with torch.no_grad():
+            policy.linear.weight.copy_(Bandit(k=1).linear.weight.repeat(k, 1))
+        _, metrics = gradients(policy, dataclasses.replace(batch, **repeated), minibatch_decisions=99)
+        found.append([metrics[name].value for name in ("kl", "kl_k1", "kl_k3", "kl_end", "kl_last", "kl_max")])
+    assert found[1] == pytest.approx([2 * value for value in found[0]])
 
 
 def test_without_a_target_all_epochs_are_done_and_said_to_be():
@@ -443,9 +488,9 @@ def test_without_a_target_all_epochs_are_done_and_said_to_be():
     assert result.metrics["epochs_done"].value == 3
     assert calls == [(i, 6) for i in range(1, 7)]
     expected = {
-        "loss", "clip_fraction", "kl", "kl_k1", "ratio_mean", "ratio_min", "ratio_max", "entropy", "grad_norm",
+        "loss", "clip_fraction", "kl", "kl_k1", "kl_k3", "ratio_mean", "ratio_min", "ratio_max", "entropy", "grad_norm",
         "grad_norm_max", "grad_clip_fraction", "learning_rate", "epochs_done", "optimiser_steps",
-        "first_ratio_deviation", "kl_last", "kl_end", "update_seconds",
+        "first_ratio_deviation", "kl_last", "kl_end", "kl_max", "update_seconds",
     }  # fmt: skip
     assert result.metrics.keys() == expected
 

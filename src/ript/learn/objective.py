@@ -7,6 +7,7 @@ whatever the mean is to be taken of, so how the rows were cut into micro-batches
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -19,6 +20,14 @@ Reduction = Literal["token", "trajectory"]
 LOG_RATIO_FLOOR = -20.0
 """Below it a ratio is 0 to every digit. A density with a hard edge gives -inf beyond it (QueST's has none: see
 `QuestPolicy._density_of`)."""
+
+LOG_RATIO_CEILING = 20.0
+"""Above it the ratio goes on as a straight line in the log ratio (e^89 is infinite in float32). A token with a positive
+advantage is clipped there and has no gradient. One with a negative advantage is not (equation 7 takes the worse of the
+two terms): it is still pushed down, as hard as at the ceiling."""
+
+KL_KNEE = 1.0
+"""Log ratio above which a token's share of `kl` grows with the log ratio instead of with the ratio."""
 
 
 def clipped_objective(
@@ -57,7 +66,8 @@ def clipped_objective(
         metrics: over valid tokens, see `weighted_objective`. They merge over parts.
 
     Raises:
-        NotFiniteError: a valid place is NaN or infinite (a `log_prob` of -inf is a ratio of 0, and allowed).
+        NotFiniteError: a valid place is NaN or infinite (a `log_prob` of -inf is a ratio of 0, and allowed; a large
+            ratio is, too: see `LOG_RATIO_CEILING`).
         TrainingError: shapes disagree.
     """
     if log_prob.ndim != 3:
@@ -123,16 +133,18 @@ def weighted_objective(
     """The core: `sum(weight * token loss) / normaliser` over rows `[R, K]`, with advantage `[R]`.
 
     Metrics, all over valid tokens: `loss` (the weighted mean without the bonus), `clip_fraction` (tokens whose clipped
-    term is the larger loss, so that they have no gradient), `kl` (the k3 estimator of KL(old || new),
-    `r - 1 - log r`, never negative), `kl_k1` (the k1 estimator, `-log r`, unbiased and noisier), `ratio_mean`,
-    `ratio_min`, `ratio_max`, and `entropy` when given. Empty when no token is valid.
+    term is the larger loss, so that they have no gradient), `ratio_mean`, `ratio_min`, `ratio_max`, and `entropy` when
+    given. And three estimates of KL(old || new) in nats a decision: a row's valid tokens together, mean over rows that
+    have any. `kl_k3` sums `r - 1 - log r`, never negative, of which single large ratios are most; `kl_k1` sums
+    `-log r`, noisier; `kl` is `kl_k3` with the tangent at log r = `KL_KNEE` above it: equal while no ratio is above e,
+    and less where one is. All are empty when no token is valid.
     """
     check_clip(clip_low, clip_high)
     _check_finite("log_prob", torch.where(torch.isneginf(log_prob), 0.0, log_prob), mask)
     _check_finite("old_log_prob", old_log_prob, mask)
     _check_finite("advantage", advantage[:, None].expand_as(mask), mask)
     log_ratio = torch.where(mask, log_prob - old_log_prob, 0.0).clamp(min=LOG_RATIO_FLOOR)
-    ratio = log_ratio.exp()
+    ratio = _ratio(log_ratio)
     _check_finite("ratio exp(log_prob - old_log_prob)", ratio, mask)
     gain = torch.where(mask, advantage[:, None].to(ratio.dtype), 0.0)
     unclipped = -gain * ratio
@@ -148,6 +160,18 @@ def weighted_objective(
     with torch.no_grad():
         metrics = _measure(total, weight, log_ratio, ratio, clipped > unclipped, mask, entropy)
     return objective / (normaliser or 1.0), metrics
+
+
+def _ratio(log_ratio: torch.Tensor) -> torch.Tensor:
+    """exp(log ratio), and its tangent above `LOG_RATIO_CEILING`."""
+    line = math.exp(LOG_RATIO_CEILING) * (1 + log_ratio - LOG_RATIO_CEILING)
+    return torch.where(log_ratio > LOG_RATIO_CEILING, line, log_ratio.clamp(max=LOG_RATIO_CEILING).exp())
+
+
+def _robust_kl(log_ratio: torch.Tensor, k3: torch.Tensor) -> torch.Tensor:
+    """`k3`, and its tangent above `KL_KNEE`."""
+    slope = math.exp(KL_KNEE) - 1
+    return torch.where(log_ratio > KL_KNEE, slope * (log_ratio - KL_KNEE) + slope - KL_KNEE, k3)
 
 
 def check_clip(clip_low: float, clip_high: float) -> None:
@@ -169,18 +193,22 @@ def _measure(
     entropy: torch.Tensor | None,
 ) -> Metrics:
     """One transfer from the device for all numbers. Masked places have ratio 1, hence add nothing to the sums of KL."""
+    k3 = ratio - 1 - log_ratio
     count = float(mask.sum())
     if not count:
         return {}
-    sums = [total, weight.sum(), was_clipped.sum(), (ratio - 1 - log_ratio).sum(), -log_ratio.sum()]
+    sums = [total, weight.sum(), was_clipped.sum(), mask.any(1).sum()]
+    sums += [_robust_kl(log_ratio, k3).sum(), k3.sum(), -log_ratio.sum()]
     sums += [(ratio * mask).sum(), ratio[mask].min(), ratio[mask].max()]
     sums += [] if entropy is None else [entropy.sum()]
-    loss, weights, clips, k3, k1, ratio_sum, low, high, *rest = torch.stack([s.double() for s in sums]).tolist()
+    numbers = torch.stack([s.double() for s in sums]).tolist()
+    loss, weights, clips, decisions, kl, kl_k3, kl_k1, ratio_sum, low, high, *rest = numbers
     metrics: Metrics = {
         "loss": Mean(loss, weights),
         "clip_fraction": Mean(clips, count),
-        "kl": Mean(k3, count),
-        "kl_k1": Mean(k1, count),
+        "kl": Mean(kl, decisions),
+        "kl_k3": Mean(kl_k3, decisions),
+        "kl_k1": Mean(kl_k1, decisions),
         "ratio_mean": Mean(ratio_sum, count),
         "ratio_min": Min(low),
         "ratio_max": Max(high),

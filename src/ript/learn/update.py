@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,15 +26,20 @@ class UpdateResult:
         metrics: those of `weighted_objective` over all minibatches that were looked at, and: `grad_norm` (before
             clipping, mean over steps), `grad_norm_max`, `grad_clip_fraction` (steps that were clipped), `learning_rate`
             (of the first parameter group), `epochs_done` (may be a fraction), `optimiser_steps`,
-            `first_ratio_deviation` (largest |ratio - 1| on the first minibatch), `kl_last`, `kl_end`, `update_seconds`.
-        kl_last: `kl` of the last minibatch looked at, before its step: how far the policy has moved.
-        kl_end: mean `kl` of the last epoch's minibatches: the same, less at the mercy of a few large ratios.
+            `first_ratio_deviation` (largest |ratio - 1| on the first minibatch), `kl_last`, `kl_end`, `kl_max`,
+            `update_seconds`.
+        kl_last: `kl` of the weights that are left, on the last minibatch that they were seen on: how far the policy has
+            moved.
+        kl_end: mean `kl` of the last epoch's minibatches, before their steps, one that was taken back included: what
+            the learning rate led to.
+        kl_max: largest `kl` of a minibatch: above `target_kl` when a step was taken back.
         stop_reason: why the update ended, in words.
     """
 
     metrics: Metrics
     kl_last: float
     kl_end: float
+    kl_max: float
     stop_reason: str
 
 
@@ -83,8 +88,9 @@ def update(
         micro_batch: rows a forward pass, to bound memory; changes no result beyond float rounding. None: all.
         clip_low, clip_high, reduction, entropy_bonus: see `clipped_objective`.
         max_grad_norm: the gradient of each step is scaled down to this norm.
-        target_kl: the update ends at the first minibatch whose `kl` is above this, and the step that led there is taken
-            back (the weights; the optimiser's moments stay): what it left behind has a measured KL within the target.
+        target_kl: nats a decision (all variables of a row), whatever K is. The update ends at the first minibatch whose
+            `kl` is above this; after the last step, the last minibatch is looked at once more. The step that led there
+            is taken back (the weights; the optimiser's moments stay): what is left has a measured KL within the target.
         threads: on a CPU, so many parts of a minibatch are worked on side by side (see `Gradient`). `policy.log_prob`
             must then be callable from several threads.
         ratio_tolerance: largest |ratio - 1| allowed on the first minibatch, where nothing has changed yet.
@@ -93,7 +99,7 @@ def update(
     Raises:
         RatioError: the first minibatch's ratio is not 1: the recomputed density differs from the one that acted.
         NotFiniteError: NaN or infinity in a loss or gradient, with its place; raised before the step, so the weights
-            are those of the step before, and finite.
+            are those of the step before, and finite (after the last step: those of that step).
         ConfigError: sizes, epochs or a clip range that cannot work.
     """
     began = time.perf_counter()
@@ -109,7 +115,8 @@ def update(
     plan = _Plan(batch, epochs, reduction, minibatch_decisions, minibatch_trajectories, generator)
     parts: list[Metrics] = []
     before: list[torch.Tensor] = []
-    kls: list[float] = []
+    kls: list[Mean] = []  # before each step
+    after: list[Mean] = []
     steps, reason = 0, f"all {epochs} epochs done"
     with _Gradient(policy, objective, batch, plan.weight, optimiser, micro_batch, threads) as gradient:
         for minibatch in plan:
@@ -119,10 +126,9 @@ def update(
                 if steps == 0:
                     measured |= _first_ratio(measured, ratio_tolerance)
                 parts.append(measured)
-                kls += [measured["kl"].value] if measured else []
-                if target_kl is not None and kls and kls[-1] > target_kl:
-                    reason = f"KL {kls[-1]:.3g} passed the target {target_kl:.3g} in {minibatch.place}"
-                    steps -= _restore(optimiser, before)
+                kls += _kl(measured)
+                if target_kl is not None and kls and kls[-1].value > target_kl:
+                    reason = f"KL {kls[-1].value:.3g} passed the target {target_kl:.3g} in {minibatch.place}"
                     break
                 before = _copy(optimiser) if target_kl is not None else []
                 parts.append(_step(policy, optimiser, max_grad_norm))
@@ -133,16 +139,30 @@ def update(
             steps += 1
             if on_minibatch is not None:
                 on_minibatch(steps, epochs * plan.per_epoch)
-    kl_last, kl_end = kls[-1], sum(kls[-plan.per_epoch :]) / len(kls[-plan.per_epoch :])
+        else:
+            try:
+                after = _kl(gradient.look(minibatch))
+            except NotFiniteError as error:
+                raise NotFiniteError(f"update, after the last step: {error}") from error
+    seen = [kl.value for kl in (*kls, *after)]
+    passed = target_kl is not None and seen[-1] > target_kl
+    if passed:
+        steps -= _restore(optimiser, before)
+        reason = reason if not after else f"KL {seen[-1]:.3g} passed the target {target_kl:.3g} after the last step"
+    kl_last, kl_max = seen[-2] if passed and len(seen) > 1 else seen[-1], max(seen)
+    kl_end = float(merge({"kl": kl} for kl in kls[-plan.per_epoch :])["kl"].value)
     done: Metrics = {
         "epochs_done": Mean(steps / plan.per_epoch),
         "optimiser_steps": Sum(steps),
         "learning_rate": Mean(optimiser.param_groups[0]["lr"]),
         "kl_last": Mean(kl_last),
         "kl_end": Mean(kl_end),
+        "kl_max": Max(kl_max),
         "update_seconds": Sum(time.perf_counter() - began),
     }
-    return UpdateResult(metrics=merge([*parts, done]), kl_last=kl_last, kl_end=kl_end, stop_reason=reason)
+    return UpdateResult(
+        metrics=merge([*parts, done]), kl_last=kl_last, kl_end=kl_end, kl_max=kl_max, stop_reason=reason
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,15 +234,26 @@ class _Gradient(Gradient):
 
     def of(self, minibatch: _Minibatch) -> Metrics:
         """Add a minibatch's gradient; returns its metrics."""
+        return self.add(partial(self._loss, normaliser=minibatch.normaliser), self._parts(minibatch))
+
+    def look(self, minibatch: _Minibatch) -> Metrics:
+        """A minibatch's metrics alone."""
+        measure, parts = partial(self._measure, normaliser=minibatch.normaliser), self._parts(minibatch)
+        return merge(map(measure, parts) if self.executor is None else self.executor.map(measure, parts))
+
+    def _parts(self, minibatch: _Minibatch) -> Sequence[torch.Tensor]:
         size = math.ceil(len(minibatch.rows) / self.threads)
-        parts = minibatch.rows.split(min(size, self.micro_batch or size))
-        return self.add(partial(self._loss, normaliser=minibatch.normaliser), parts)
+        return minibatch.rows.split(min(size, self.micro_batch or size))
+
+    def _measure(self, rows: torch.Tensor, normaliser: float) -> Metrics:
+        with torch.no_grad():
+            return self._loss(rows, normaliser)[1]
 
     def _loss(self, rows: torch.Tensor, normaliser: float) -> tuple[torch.Tensor, Metrics]:
         batch, device = self.batch, self.device
         context = {name: tensor[rows].to(device) for name, tensor in batch.context.items()}
         log_prob, entropy = self.policy.log_prob(context, batch.sample[rows].to(device))
-        if not log_prob.requires_grad:
+        if torch.is_grad_enabled() and not log_prob.requires_grad:
             raise TrainingError("policy.log_prob returned no gradient: no parameter that it depends on is trained")
         return self.objective(
             log_prob,
@@ -233,6 +264,12 @@ class _Gradient(Gradient):
             normaliser=normaliser,
             entropy=entropy,
         )
+
+
+def _kl(measured: Metrics) -> list[Mean]:
+    """The KL of a minibatch; none when no token of it is valid."""
+    kl = measured.get("kl")
+    return [kl] if isinstance(kl, Mean) else []
 
 
 def _first_ratio(measured: Metrics, tolerance: float) -> Metrics:

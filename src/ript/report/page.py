@@ -85,7 +85,11 @@ PANELS = (
         says="Share of sampled variables whose probability moved past the clip range.",
         scale="share",
     ),
-    Panel(key="update/kl", title="KL", says="How far an iteration moved the policy from the one that acted, in nats."),
+    Panel(
+        key="update/kl",
+        title="KL",
+        says="How far an iteration moved the policy from the one that acted, in nats a decision.",
+    ),
     Panel(
         key="update/entropy",
         title="Entropy",
