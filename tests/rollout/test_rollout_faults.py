@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -152,6 +153,41 @@ def test_a_slow_consumer_is_not_taken_for_a_hung_worker(inference, expected):
         time.sleep(limit + 0.1)
         assert split(done, expected) == []
         assert split(collect(pool, requests()), expected) == []
+        assert values(pool.timings())["worker_restarts"] == 0
+
+
+class Slow(FakePolicy):
+    """Takes longer for a decision than a worker may be silent, the first few times (as compilation does)."""
+
+    seconds, times = 0.6, 3
+
+    def act(self, observation, generators, *, greedy=False):
+        if self.times:
+            self.times -= 1
+            time.sleep(self.seconds)
+        return super().act(observation, generators, greedy=greedy)
+
+
+def test_workers_that_wait_while_the_parent_decides_for_others_are_not_hung(expected):
+    policy = Slow()
+    with pool_of(FakeFactory(delay=0.005), policy, inference="central", workers=4, request_timeout=0.4) as pool:
+        assert split(collect(pool, requests()), expected) == []
+        assert values(pool.timings())["worker_restarts"] == 0
+    assert policy.times == 0
+
+
+def test_workers_are_not_hung_when_everything_was_stopped_for_longer_than_the_limit(inference, expected):
+    """As Ctrl-Z and fg do to the whole group, or a machine that sleeps."""
+    limit = patience(0.6)
+    with pool_of(FakeFactory(delay=0.005), inference=inference, request_timeout=limit) as pool:
+        stream = pool.run(requests())
+        done = [next(stream)]
+        for pid in workers_of(pool):
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(2 * limit)
+        threading.Timer(limit / 3, lambda: [os.kill(pid, signal.SIGCONT) for pid in workers_of(pool)]).start()
+        done += list(stream)
+        assert split({(r.initial_state_id, r.index): r for r in done}, expected) == []
         assert values(pool.timings())["worker_restarts"] == 0
 
 

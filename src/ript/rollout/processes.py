@@ -74,7 +74,9 @@ class WorkerProcess:
         self.connection, theirs = context.Pipe()
         _limit_blocking(self.connection.fileno(), pipe_timeout)
         self._cell = context.RawArray("d", [RESTING, time.monotonic()])
-        self._heard = time.monotonic()
+        self._looked = time.monotonic()
+        self._quiet = 0.0
+        self._sign = tuple(self._cell)
         arguments = (theirs, self._cell, settings, payload, {**os.environ, **THREADS})
         self.process = context.Process(target=main, args=arguments, daemon=True)
         with _clean_start(hide_main=not self._needs_main):
@@ -89,7 +91,8 @@ class WorkerProcess:
         """Send, or note that the worker is lost."""
         try:
             self.connection.send(message)
-            self._heard = time.monotonic()
+            if int(self._cell[0]) == RESTING:  # it has to read that first
+                self._quiet = 0.0
         except BlockingIOError:
             self._lost = "hung: it took no messages"
         except OSError:
@@ -112,25 +115,39 @@ class WorkerProcess:
             self.kill()  # likewise
             raise
         if messages:
-            self._heard = time.monotonic()
+            self._quiet = 0.0
         return messages
 
     def loss(self, request_timeout: float, start_timeout: float) -> str | None:
-        """Why this worker must be replaced, or None. Call it after `receive`."""
-        now = time.monotonic()
-        ticket, since = int(self._cell[0]), self._cell[1]
-        if self._lost is None and not self.ready and now - self._heard > start_timeout:
-            self._lost = f"hung: it did not start within {start_timeout:g} s"
-        if self._lost is None and self.ready:
-            owes = ticket != RESTING or self.flights or self.stopping is not None
-            quiet = now - (since if ticket != RESTING else max(since, self._heard))
-            if owes and quiet > request_timeout:
-                self._lost = f"hung: no sign of life for {request_timeout:g} s"
+        """Why this worker must be replaced, or None. Call it after `receive`, and often.
+
+        A worker is hung when it owes something and gave no sign of life within the limit: it began no unit of work and
+        sent nothing. What lies unread in its pipe is a sign of life; the parent may have been deciding, or stopped. Nor
+        does the parent judge by one look after a long absence of its own, which counts as half the limit at most.
+        """
+        limit = request_timeout if self.ready else start_timeout
+        passed, self._looked = time.monotonic() - self._looked, time.monotonic()
+        sign = tuple(self._cell)
+        owes = not self.ready or int(sign[0]) != RESTING or self.flights or self.stopping is not None
+        if not owes or sign != self._sign or self._spoke():
+            self._quiet, self._sign = 0.0, sign
+        else:
+            self._quiet += min(passed, limit / 2)
+        if self._lost is None and self._quiet > limit:
+            what = "no sign of life for" if self.ready else "it did not start within"
+            self._lost = f"hung: {what} {limit:g} s"
         if self._lost is None:
             return None
         if self._lost == "died":
             return f"{self.name} {self._exit()} {self.doing()}"
         return f"{self.name} {self._lost} {self.doing()}"
+
+    def _spoke(self) -> bool:
+        """Whether something of it lies unread in the pipe."""
+        try:
+            return bool(self.connection.poll())
+        except OSError:  # closed; `receive` says so
+            return False
 
     def blamed(self) -> Flight | None:
         """The rollout whose simulator it works on, as far as that is known."""
