@@ -21,12 +21,12 @@ import numpy as np
 
 from ript import overrides
 from ript.config import Config
-from ript.evaluate import wilson
 from ript.recipes import quickstart as recipe
 from ript.recipes import with_tasks
 from ript.report.files import read_lines
 from ript.report.page import write_report
 from ript.report.progress import status
+from ript.statistics import over_seeds
 from ript.train_rl import train_rl
 
 CELLS: dict[str, Callable[[Config], Config]] = {
@@ -57,26 +57,37 @@ def run(cell: str, seed: int, args: argparse.Namespace) -> Path:
 
 
 def curve(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
-    """(env-steps, validation successes, trials) of a run."""
+    """(env-steps, validation success, trials) of a run."""
     rows = [r for r in read_lines(folder / "evals.jsonl") if r["states"] == "validation"]
     totals = [r["eval"]["total"] for r in rows]
     return (
         np.array([r["env_steps"] for r in rows]),
-        np.array([t["successes"] for t in totals]),
+        np.array([t["successes"] / t["trials"] for t in totals]),
         totals[0]["trials"],
     )
 
 
 def table(folders: dict[str, list[Path]]) -> str:
+    """Success at equal env-steps: each seed, and the mean with its interval over seeds and states.
+
+    Beside it each seed's difference from the same seed of the first cell.
+    """
     curves = {cell: [curve(folder) for folder in paths] for cell, paths in folders.items()}
     budget = min(steps[-1] for runs in curves.values() for steps, _, _ in runs)
-    lines = [f"At {budget:,} env-steps:", "", "| cell | success, per seed | together |", "|---|---|---|"]
+    lines = [
+        f"At {budget:,} env-steps:", "", "| cell | success, per seed | mean, interval over seeds and states "
+        "| over the first cell, per seed |", "|---|---|---|---|",
+    ]  # fmt: skip
+    first: list[float] = []
     for cell, runs in curves.items():
-        at = [np.interp(budget, steps, successes) for steps, successes, _ in runs]
-        trials = sum(n for _, _, n in runs)
-        low, high = wilson(round(sum(at)), trials)
-        each = ", ".join(f"{100 * s / n:.0f} %" for s, (_, _, n) in zip(at, runs, strict=True))
-        lines.append(f"| {cell} | {each} | {100 * sum(at) / trials:.0f} % ({100 * low:.0f}-{100 * high:.0f}) |")
+        at = [float(np.interp(budget, steps, success)) for steps, success, _ in runs]
+        found = over_seeds(at, min(trials for _, _, trials in runs))
+        each = ", ".join(f"{100 * s:.0f} %" for s in at)
+        over = ", ".join(f"{100 * (mine - theirs):+.0f}" for mine, theirs in zip(at, first, strict=False)) or "-"
+        first = first or at
+        lines.append(
+            f"| {cell} | {each} | {100 * found.value:.0f} % ({100 * found.low:.0f}-{100 * found.high:.0f}) | {over} |"
+        )
     return "\n".join(lines)
 
 

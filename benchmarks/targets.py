@@ -19,13 +19,13 @@ from pathlib import Path
 from ript import overrides
 from ript.config import Config
 from ript.errors import RiptError
-from ript.evaluate import wilson
 from ript.quickstart import quickstart
 from ript.recipes import TARGET_TASKS
 from ript.recipes import quickstart as recipe
 from ript.report.files import write_json
 from ript.report.progress import status
 from ript.report.run import RunFolder
+from ript.statistics import wilson
 
 
 def run(target: str, seed: int, out: Path, config: Config) -> dict:
@@ -51,7 +51,7 @@ def run(target: str, seed: int, out: Path, config: Config) -> dict:
 
 
 def cell(row: dict, before: bool, mode: str) -> str:
-    """ "63 % (52-72)" of the first or last evaluation in a mode."""
+    """ "63 % (52-72)" of the first or last evaluation in a mode; the interval is over states, of that one policy."""
     totals = [e["total"] for e in row["evals"] if e["mode"].startswith(mode) and (e["iteration"] == 0) == before]
     if not totals:
         return "-"

@@ -349,9 +349,16 @@ def test_rl_ends_with_before_after_and_where_to_look(rl: Path, printed: dict, ca
     assert Path(printed["policy"]) == rl / "policy"
     assert (rl / "report.html").stat().st_size > 10_000
     assert run("rl", "--resume", rl) == 0
-    before, after, where = capsys.readouterr().out.splitlines()[-3:]
+    before, after, *changes, where = capsys.readouterr().out.splitlines()[-5:]
     assert before.startswith("before   greedy ")
     assert after.startswith("after    greedy ")
+    was, now = (printed[stage]["greedy"]["total"] for stage in ("before", "after"))
+    found = printed["change"]["greedy"]
+    assert found["gained"] - found["lost"] == now["successes"] - was["successes"]
+    assert found["difference"] == pytest.approx((found["gained"] - found["lost"]) / now["trials"])
+    assert [line.split()[1] for line in changes] == ["greedy", "sampled"]
+    assert f" points on the same states (paired 95 % interval {100 * found['interval'][0]:+.0f} to " in changes[0]
+    assert f": {found['gained']} gained, {found['lost']} lost, p" in changes[0]
     assert str(rl / "report.html") in where
     assert str(rl / "policy") in where
 
@@ -461,7 +468,7 @@ def test_quickstart_goes_from_nothing_to_a_policy_and_a_report(tmp_path: Path, c
     words = ("quickstart", *QUICK, *steps, "--pretrain_tasks=reach-left,reach-centre", "--demos.per_task=1")
     assert run(*words, "--target", "reach", "--seed", 3, "--fresh", "--out", tmp_path / "qs", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    keys = ["target", "sft", "rl", "iterations", "rollouts", "env_steps", "seconds", "policy", "report"]
+    keys = ["target", "sft", "rl", "change", "iterations", "rollouts", "env_steps", "seconds", "policy", "report"]
     assert list(found) == keys
     assert (found["target"], found["iterations"]) == ("reach", 1)
     assert found["sft"].keys() == found["rl"].keys() == {"policy", "seed", "mode", "tasks", "total"}
@@ -469,6 +476,9 @@ def test_quickstart_goes_from_nothing_to_a_policy_and_a_report(tmp_path: Path, c
     assert (Path(found["policy"]) / "model.safetensors").is_file()
     assert Path(found["report"]) == tmp_path / "qs" / "report.html"
     assert "<html" in Path(found["report"]).read_text()[:200]
+    assert found["change"]["difference"] == pytest.approx(
+        (found["rl"]["total"]["successes"] - found["sft"]["total"]["successes"]) / found["rl"]["total"]["trials"]
+    )
     assert run(*words, "--target", "reach", "--out", tmp_path / "qs") == 1
     assert "is a finished quickstart: choose another --out" in capsys.readouterr().err
 

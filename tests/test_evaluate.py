@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeFactory, FakePolicy, Fault, fake_state, fake_task
-from hypothesis import given
-from hypothesis import strategies as st
 from toy_runs import lively_policy, toy_config
 
 from ript.build import Contexts, for_post_training, load_policy, make_env_pool
@@ -23,11 +21,11 @@ from ript.evaluate import (
     own_decisions,
     run_evaluation,
     tally,
-    wilson,
 )
 from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
 from ript.sims.toy import ToySimulator
+from ript.statistics import wilson
 from ript.types import EvalResult, InitialState, RolloutRequest, Status
 
 HERE = RolloutConfig(workers=0, slots=8)
@@ -39,39 +37,7 @@ def policy() -> QuestPolicy:
     return lively_policy(toy_config())
 
 
-# ---------------------------------------------------------------------- numbers by hand
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [
-        (0, 10, 0.0, 0.2775),  # z^2 / (n + z^2) with z^2 = 3.8415
-        (10, 10, 0.7225, 1.0),
-        (5, 10, 0.2366, 0.7634),
-        (1, 1, 0.2065, 1.0),
-        (50, 100, 0.4038, 0.5962),
-        (95, 100, 0.8882, 0.9785),
-        (0, 0, 0.0, 1.0),
-    ],
-)
-def test_the_wilson_interval_is_that_worked_by_hand(successes: int, trials: int, low: float, high: float) -> None:
-    assert wilson(successes, trials) == pytest.approx((low, high), abs=1e-4)
-
-
-@given(st.integers(1, 2000), st.data())
-def test_wilson_intervals_hold_the_rate_are_symmetric_and_narrow_with_trials(trials: int, data: st.DataObject) -> None:
-    successes = data.draw(st.integers(0, trials))
-    low, high = wilson(successes, trials)
-    assert 0 <= low <= successes / trials <= high <= 1 and low < high
-    mirrored = wilson(trials - successes, trials)
-    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
-    four = wilson(4 * successes, 4 * trials)
-    assert four[1] - four[0] < high - low
-    # The bounds are the rates whose own standard error just reaches the observed rate (Wilson's definition).
-    for bound in (low, high):
-        if 0 < bound < 1:
-            error = 1.959964 * math.sqrt(bound * (1 - bound) / trials)
-            assert abs(successes / trials - bound) == pytest.approx(error, rel=1e-4, abs=1e-9)
+# ---------------------------------------------------------------------- counts
 
 
 def test_errors_are_neither_successes_nor_trials() -> None:

@@ -14,13 +14,13 @@ PACKAGE = Path(ript.__file__).parent
 
 LAYERS = [
     {"errors"},
-    {"metrics", "types", "places"},
+    {"metrics", "types", "places", "statistics"},
     {"interfaces"},
     {"demos", "sims", "policies", "rollout", "learn", "report"},  # meet in types and interfaces, not in each other
     {"config", "tables", "doctor"},
     {"recipes", "study_notes"},
     {"overrides", "studies"},
-    {"build"},
+    {"build", "study_table"},
     {"evaluate", "sft_stages"},
     {"train_sft"},
     {"bases", "rl_measure", "rl_start"},

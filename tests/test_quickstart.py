@@ -70,6 +70,7 @@ def test_its_document_is_the_documented_one(first: tuple[QuickstartResult, Path]
         "target",
         "sft",
         "rl",
+        "change",
         "iterations",
         "rollouts",
         "env_steps",

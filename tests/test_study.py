@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_runs import Stopped, stop_in, toy_config
@@ -22,8 +24,9 @@ from ript.report.lock import locked
 from ript.report.run import read_config
 from ript.sft_cost import SupervisedSpeed, base_hours, measure_supervised, tuning_hours
 from ript.studies import ML45_TEST, ML45_TRAIN, STUDIES, Cell, Scale, Study, get_study
-from ript.study import _row, cell_folder, run_study, study_table, with_changes
+from ript.study import _row, cell_folder, run_study, with_changes
 from ript.study_cost import Cost, Speed, cost
+from ript.study_table import study_table, summarise
 from ript.train_rl import train_rl
 
 CONFIG = toy_config(
@@ -177,7 +180,12 @@ def test_a_study_runs_every_cell_and_puts_the_numbers_beside_the_papers(study: s
     )
     assert not found["failed"] and found["shrunk"][-1] == "all"
     table = Path(found["table"]).read_text()
-    assert "| 2 groups | 0, 1 |" in table and "| 5 % | 97.2 % |" in table and "/8, " in table
+    assert "| 2 groups | 0, 1 |" in table and "| 5 % | 97.2 % |" in table
+    assert re.search(r"\| \d+ % \(\d/4, \d/4; \d+-\d+\) \|", table)  # each seed's trials
+    assert [(cell["cell"], len(cell["after"]["seeds"])) for cell in found["cells"]] == [
+        ("2 groups", 2), ("3 groups", 2), ("seen", 2)
+    ]  # fmt: skip
+    assert found["cells"][0]["over_first"] is None and len(found["cells"][1]["over_first"]["seeds"]) == 2
     assert "Does it run?" in Path(found["report"]).read_text()
     fine_tuned = sorted((tmp_path / "out").glob("sft-*.hdf5"))
     assert len(fine_tuned) == 2  # one a seed: the cells share it, and "seen" needs none
@@ -483,24 +491,68 @@ def test_what_cells_share_is_made_again_once_it_is_deleted(study: str, finished:
     assert not again["failed"] and len(again["rows"]) == 3
 
 
-def test_a_row_has_the_evaluations_before_and_after_and_seeds_are_pooled(
-    study: str, finished: Path, tmp_path: Path
-) -> None:
-    run, (cell, *_) = tmp_path / "run", toy_study("small").cells
-    shutil.copytree(finished / "out" / "2-groups-seed0", run)
+def test_a_row_has_the_evaluations_before_and_after_and_every_state(study: str, finished: Path) -> None:
+    run, (cell, *_) = finished / "out" / "2-groups-seed0", toy_study("small").cells
     lines = [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
-    for line in lines:
-        line["eval"]["total"]["successes"] = 3 if line["iteration"] else 1
-    (run / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before, after = (line for line in lines if line["mode"] == "greedy" and line["states"] == "test")
     row = _row(cell, 0, run)
-    assert (row["before"]["successes"], row["after"]["successes"], row["iterations"]) == (1, 3, 1)
-    other = row | {"seed": 1, "env_steps": row["env_steps"] + 100}
-    ((_, seeds, before, after, steps, *paper), *_) = study_table(toy_study("small"), [row, other])["rows"]
-    assert (seeds, before[:10], after[:10], paper) == ("0, 1", "25 % (2/8,", "75 % (6/8,", ["5 %", "97.2 %"])
-    assert steps == f"{row['env_steps'] + 50:,}"
-    # without fine-tuning every seed starts from the base itself: measured once, not once a seed
-    seen = study_table(toy_study("small"), [row | {"cell": "seen"}, other | {"cell": "seen"}])["rows"][2]
-    assert (seen[2][:10], seen[3][:10]) == ("25 % (1/4,", "75 % (6/8,")
+    assert (row["before"], row["after"]) == (before["eval"]["total"], after["eval"]["total"])
+    assert row["states"] == {"before": before["per_state"], "after": after["per_state"]}
+    assert row["iterations"] == 1 and len(row["states"]["after"]["reach-centre"]) == 4
+
+
+def a_run(cell: str, seed: int, before: int, after: int, trials: int = 100) -> dict[str, Any]:
+    """A run whose first so many states were solved; other numbers are of no matter."""
+
+    def states(successes: int) -> dict[str, list[tuple[str, str]]]:
+        return {"t": [(f"{i}", "success" if i < successes else "failure") for i in range(trials)]}
+
+    def total(successes: int) -> dict[str, int]:
+        return {"successes": successes, "trials": trials}
+
+    return {
+        "cell": cell, "seed": seed, "env_steps": 100 + seed, "before": total(before), "after": total(after),
+        "states": {"before": states(before), "after": states(after)},
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("study")
+def test_a_table_shows_every_seed_and_intervals_over_seeds_and_states() -> None:
+    """Two seeds that differ tell nothing: 30 and 17 of 100 are no 47 of 200."""
+    study = toy_study("small")
+    rows = summarise(study, [a_run("2 groups", 0, 7, 30), a_run("2 groups", 1, 2, 17), a_run("3 groups", 0, 7, 31),
+                             a_run("3 groups", 1, 2, 19)])  # fmt: skip
+    table = study_table(study, rows)
+    (name, seeds, before, after, gain, first, steps, *paper), other, none = table["rows"]
+    assert table["columns"][:7] == ["", "seeds", "SFT", "post-trained", "gain", "over the first row", "env-steps"]
+    assert (name, seeds, before, after) == (
+        "2 groups", "0, 1", "5 % (7/100, 2/100; 0-37)", "24 % (30/100, 17/100; 0-100)"
+    )  # fmt: skip
+    assert (gain, first, steps, paper) == ("+19 (+23, +15; -32 to +70)", "-", "100", ["5 %", "97.2 %"])
+    assert other[5] == "+2 (+1, +2; -5 to +9)"  # their difference is known far better than either
+    assert none == ["seen", *["-"] * 8]
+    assert "With two seeds their spread is hardly known" in table["notes"][1]
+    assert not any("of one seed" in note for note in table["notes"])
+    text = json.dumps([row.to_json() for row in rows])
+    assert json.loads(text)[0]["after"] == {"value": 0.235, "interval": [0.0, 1.0], "seeds": [0.3, 0.17]}
+
+
+@pytest.mark.usefixtures("study")
+def test_a_table_of_one_seed_says_that_its_intervals_are_over_states() -> None:
+    study = replace(toy_study("small"), cells=toy_study("small").cells[:1])
+    table = study_table(study, summarise(study, [a_run("2 groups", 0, 7, 30)]))
+    ((_, seeds, before, after, gain, *_),) = table["rows"]
+    assert (seeds, before, after) == ("0", "7 % (7/100; 3-14)", "30 % (30/100; 22-40)")
+    assert gain == "+23 (+15 to +32)" and "over the first row" not in table["columns"]
+    assert "another seed may differ by more" in table["notes"][1]
+    assert study_table(study, [])["rows"] == [["2 groups", "-", "-", "-", "-", "-", "5 %", "97.2 %"]]
+
+
+def test_seeds_that_all_start_from_the_base_share_its_one_measurement() -> None:
+    """Without fine-tuning, before is measured once, and each seed is compared with it."""
+    (row,) = summarise(toy_study("small"), [a_run("seen", 0, 20, 30), a_run("seen", 1, 20, 32)])
+    assert row.counts["before"] == [(20, 100)] and row.before.seeds == pytest.approx((0.2,))
+    assert row.gain.seeds == pytest.approx((0.1, 0.12)) and len(row.after.seeds) == 2
 
 
 def test_a_study_without_practice_has_its_starting_point_in_both_columns(study: str, tmp_path: Path) -> None:
@@ -587,7 +639,7 @@ def test_seeds_are_added_to_a_study_and_results_merge(study: str, finished: Path
     shutil.rmtree(out / "2-groups-seed0")  # what is not there is run again
     both = run_study(study, out, seeds=[1], resume=True)
     assert [row["seed"] for row in both["rows"]] == [0] * 3 + [1] * 3 and not both["failed"]
-    assert both["seeds"] == [0, 1] and "/8, " in (out / "table.md").read_text()
+    assert both["seeds"] == [0, 1] and "| 2 groups | 0, 1 |" in (out / "table.md").read_text()
     for seeds in ([0, 0], [-1]):
         with pytest.raises(ConfigError, match="each once and none negative"):
             run_study(study, out, seeds=seeds, resume=True)

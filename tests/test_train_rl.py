@@ -37,6 +37,7 @@ from ript.report.run import RunFolder
 from ript.rollout.sampling import Collection, collect_groups
 from ript.sims import toy
 from ript.sims.toy import ToySimulator
+from ript.tables import change, points
 from ript.train_rl import RLResult, train_rl
 from ript.types import ChunkResult, EvalResult, InitialState, Rollout, Status, Task
 
@@ -318,6 +319,7 @@ def test_the_policy_of_a_run_acts_as_it_was_measured_and_its_card_tells(referenc
     card = (reference.policy / "README.md").read_text()
     total = reference.after["greedy"].total
     assert f"| after, greedy | {total.successes}/6" in card and "| tasks | reach-centre |" in card
+    assert f"| greedy | {points(change(reference.before['greedy'], reference.after['greedy']))} |" in card
 
 
 def test_before_and_after_are_measured_on_the_same_states_in_both_modes(reference: RLResult) -> None:

@@ -21,7 +21,7 @@ from ript.arguments import (
 )
 from ript.config import Config, describe
 from ript.errors import ConfigError, UnknownNameError
-from ript.tables import count, eval_table, modes, rate, table
+from ript.tables import change, count, eval_table, modes, points, rate, table
 
 if TYPE_CHECKING:
     from ript.types import Task
@@ -216,9 +216,10 @@ def rl(args: Namespace) -> Answer:
     with saying_what_is_kept(lambda: kept_of_run(out, "rl")):
         result = train_rl(config, args.policy, out, resume=bool(args.resume))
         report = write_report([result.folder], result.folder / "report.html")
-    document = {
+    document: dict[str, Any] = {
         "before": {mode: r.to_json() for mode, r in result.before.items()},
         "after": {mode: r.to_json() for mode, r in result.after.items()},
+        "change": {mode: change(result.before[mode], r) for mode, r in result.after.items()},
         "iterations": result.iterations,
         "rollouts": result.rollouts,
         "env_steps": result.env_steps,
@@ -230,6 +231,7 @@ def rl(args: Namespace) -> Answer:
     }
     lines = [f"{result.iterations} iterations, {result.rollouts} rollouts, {result.env_steps} steps; {result.reason}"]
     lines += [f"before   {modes(result.before)}", f"after    {modes(result.after)}"]
+    lines += [f"change   {mode} {points(found)}" for mode, found in document["change"].items()]
     return Answer(text="\n".join([*lines, f"look at  {report} (policy: {result.policy})"]), document=document)
 
 
@@ -245,11 +247,12 @@ def quickstart(args: Namespace) -> Answer:
 
     with saying_what_is_kept(f"finished stages and checkpoints are kept in {out}; the same command goes on from there"):
         result = run(seed=config.seed, fresh=args.fresh, out=out, config=config)
-    before, after = (results[result.mode].total for results in (result.rl.before, result.rl.after))
+    before, after = (results[result.mode] for results in (result.rl.before, result.rl.after))
     lines = (
-        f"before   {rate(before)} of {result.target} on test states, from "
+        f"before   {rate(before.total)} of {result.target} on test states, from "
         f"{count(config.demos.target, 'demonstration')}{' each' if len(config.tasks) > 1 else ''}",
-        f"after    {rate(after)} after {count(result.rl.iterations, 'iteration')} of practice",
+        f"after    {rate(after.total)} after {count(result.rl.iterations, 'iteration')} of practice; "
+        f"{points(change(before, after))}",
         f"look at  {result.report} (policy: {result.rl.policy})",
     )
     return Answer(text="\n".join(lines), document=result.to_json())

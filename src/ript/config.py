@@ -303,7 +303,7 @@ class EvalConfig:
     trials: int = 100
     """Test initial states per task for the evaluations before and after."""
     seed: int = 0
-    """Seed of the held-out initial states and of sampling in evaluations; does not follow the run's `seed`."""
+    """Seed of the test and validation states and of sampling in evaluations; does not follow the run's `seed`."""
     every: int = 5
     """Iterations between evaluations that choose the best policy; 0: only before and after."""
     every_trials: int = 40

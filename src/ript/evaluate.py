@@ -17,21 +17,11 @@ from ript.config import RolloutConfig, SimConfig, need_seed
 from ript.errors import ConfigError, SimulatorError
 from ript.interfaces import EnvPool, PostTrainable
 from ript.report.progress import progress
+from ript.statistics import wilson
 from ript.types import EvalResult, InitialState, Rollout, RolloutRequest, Status, Task, TaskResult
 
 SEED_TAG = 0x6576616C
 """Keeps the generators of evaluation apart from those of training."""
-
-
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson score interval of a proportion, 95 % by default (Wilson 1927). (0, 1) without trials."""
-    if trials == 0:
-        return 0.0, 1.0
-    p, z2 = successes / trials, z * z
-    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = z / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
-    # Exact at the ends, where rounding would leave 1e-17.
-    return centre - half if successes else 0.0, centre + half if successes < trials else 1.0
 
 
 def tally(statuses: Sequence[Status]) -> TaskResult:

@@ -23,6 +23,7 @@ from ript.report.files import make_folder, read_json, write_json
 from ript.report.lock import locked
 from ript.report.page import write_report
 from ript.report.progress import status
+from ript.tables import change
 from ript.train_rl import RLResult, train_rl
 from ript.train_sft import replay_autoencoded
 
@@ -42,6 +43,7 @@ class QuickstartResult:
             "target": self.target,
             "sft": self.rl.before[self.mode].to_json(),
             "rl": self.rl.after[self.mode].to_json(),
+            "change": change(self.rl.before[self.mode], self.rl.after[self.mode]),
             "iterations": self.rl.iterations,
             "rollouts": self.rl.rollouts,
             "env_steps": self.rl.env_steps,

@@ -18,6 +18,7 @@ from ript.metrics import values
 from ript.report.progress import status
 from ript.report.run import RunFolder
 from ript.rollout.sampling import Collection
+from ript.tables import change, points
 from ript.types import EvalResult, InitialState, Task
 
 PATIENCE = 3
@@ -181,6 +182,9 @@ class Measurements:
         }  # fmt: skip
         lost = self.lost(before, after)
         self.policy.card["tasks that lost by practice"] = lost or "none"
+        self.policy.card["after minus before, state by state, with McNemar's exact test"] = {
+            mode: points(change(before[mode], r)) for mode, r in after.items()
+        }
         with self.run.replace(self.run.policy) as folder:
             self.policy.save_pretrained(folder)
 

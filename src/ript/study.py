@@ -21,7 +21,6 @@ from ript.bases import base_folder, cache_folder, collect, make_base, sft_finger
 from ript.build import simulator_factory, task_keys
 from ript.config import Config
 from ript.errors import ConfigError, DataError, NoSignalError, RiptError, RunError
-from ript.evaluate import wilson
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
 from ript.policies.language import embed
@@ -32,6 +31,7 @@ from ript.report.progress import status
 from ript.report.run import read_config, read_rows
 from ript.studies import Cell, Scale, Study, get_study, with_simulator
 from ript.study_notes import finetunes
+from ript.study_table import markdown, study_table, summarise
 from ript.train_rl import train_rl
 
 RECORD = "study.json"
@@ -57,8 +57,9 @@ def run_study(
         resume: `out` holds this study already.
 
     Returns:
-        {"study", "scale", "seeds", "changes", "question", "expected", "shrunk", "differs", "rows", "failed", "table",
-        "report"}; a row is {"cell", "seed", "mode", "before", "after", "iterations", "rollouts", "env_steps"}.
+        {"study", "scale", "seeds", "changes", "question", "expected", "shrunk", "differs", "rows", "cells", "failed",
+        "table", "report"}; a row is {"cell", "seed", "mode", "before", "after", "iterations", "rollouts", "env_steps"},
+        a cell what its seeds come to together, see `study_table.Row`.
 
     Raises:
         UnknownNameError: no such study or field.
@@ -238,12 +239,14 @@ def summary(study: Study, asked: dict[str, Any], folder: Path) -> dict[str, Any]
             runs.append(run)
         except (RiptError, OSError, LookupError, TypeError, ValueError) as error:
             failed[run.name] = f"{error}; to run it again, delete {run} and use --resume"
-    table = study_table(study, rows)
+    found = summarise(study, rows)
+    table = study_table(study, found)
     write_text(folder / "table.md", markdown(table))
     report = write_report(runs, folder / "report.html", table=table) if runs else None
     return asked | {
         "question": study.question, "expected": study.expected, "shrunk": list(study.shrunk),
-        "differs": list(study.differs), "rows": rows, "failed": failed, "table": str(folder / "table.md"),
+        "differs": list(study.differs), "rows": [{k: v for k, v in row.items() if k != "states"} for row in rows],
+        "cells": [row.to_json() for row in found], "failed": failed, "table": str(folder / "table.md"),
         "report": None if report is None else str(report),
     }  # fmt: skip
 
@@ -262,7 +265,8 @@ def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
     read_tensors(run / "policy" / "model.safetensors")
     evals = [row for row in read_rows(run / "evals.jsonl") if row["states"] == "test"]
     mode = cell.config.eval.mode
-    totals = [row["eval"]["total"] for row in evals if row["mode"].startswith(mode)]
+    counted = [row for row in evals if row["mode"].startswith(mode)]
+    totals = [row["eval"]["total"] for row in counted]
     if len(totals) < (2 if cell.config.iterations else 1):  # without an iteration, before is after
         raise RunError(f"{run / 'evals.jsonl'} lacks the evaluation before or after post-training")
     metrics = read_rows(run / "metrics.jsonl")
@@ -273,46 +277,5 @@ def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
         "cell": cell.name, "seed": seed, "mode": mode, "before": totals[0], "after": totals[-1],
         "iterations": last.get("iteration", 0), "rollouts": last.get("total/rollouts", 0),
         "env_steps": last.get("total/env_steps", 0),
+        "states": {"before": counted[0]["per_state"], "after": counted[-1]["per_state"]},
     }  # fmt: skip
-
-
-def study_table(study: Study, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The study's numbers beside the paper's; see `write_report`."""
-    body = []
-    for cell in study.cells:
-        mine = [row for row in rows if row["cell"] == cell.name]
-        steps = f"{sum(row['env_steps'] for row in mine) // max(1, len(mine)):,}" if mine else "-"
-        starts = (
-            mine if finetunes(cell.config) else mine[:1]
-        )  # all seeds start from the base itself: one measurement, not several
-        numbers = [pooled([row["before"] for row in starts]), pooled([row["after"] for row in mine])]
-        paper = ["-" if value is None else f"{value:g} %" for value in cell.paper]
-        seeds = ", ".join(str(row["seed"]) for row in mine) or "-"
-        body.append([cell.name, seeds, *numbers, steps, *paper])
-    return {
-        "title": study.question,
-        "columns": ["", "seeds", "SFT", "post-trained", "env-steps", "paper: SFT", "paper: post-trained"],
-        "rows": body,
-        "notes": [
-            f"The paper: {study.expected}.",
-            *(f"Shrunk: {what}." for what in study.shrunk),
-            *(f"Differs: {what}." for what in study.differs),
-            *(f"Changed: {what}." for what in study.changed),
-        ],
-    }
-
-
-def markdown(table: dict[str, Any]) -> str:
-    lines = [f"**{table['title']}**", ""]
-    lines += [f"| {' | '.join(row)} |" for row in (table["columns"], ["---"] * len(table["columns"]), *table["rows"])]
-    return "\n".join([*lines, "", *(f"- {note}" for note in table["notes"]), ""])
-
-
-def pooled(totals: Sequence[dict[str, Any]]) -> str:
-    """Successes over the trials of all seeds, with the Wilson 95 % interval."""
-    trials = sum(total["trials"] for total in totals)
-    if not trials:
-        return "-"
-    successes = sum(total["successes"] for total in totals)
-    low, high = wilson(successes, trials)
-    return f"{100 * successes / trials:.0f} % ({successes}/{trials}, {100 * low:.0f}-{100 * high:.0f})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ript.types import EvalResult, TaskResult
@@ -28,6 +28,36 @@ def rate(r: TaskResult) -> str:
 def interval(r: TaskResult) -> str:
     low, high = r.interval
     return f"{100 * low:.0f}-{100 * high:.0f} %"
+
+
+def change(before: EvalResult, after: EvalResult) -> dict[str, Any]:
+    """What became of the states measured before and after; states with an ERROR in either are left out.
+
+    Returns:
+        {"difference": share of states, "interval": its paired 95 % interval, "gained", "lost", "dropped": states, "p":
+        of McNemar's exact test}; `difference` is None without a state.
+    """
+    from ript.statistics import align, difference, pairs  # numpy: not needed to print a help text
+
+    was, now = align([before.per_state, after.per_state])
+    found, counts = difference(was, now), pairs(was, now)
+    return {
+        "difference": found.value if counts.states else None, "interval": [found.low, found.high],
+        "gained": counts.gained, "lost": counts.lost, "dropped": counts.dropped, "p": counts.p_value,
+    }  # fmt: skip
+
+
+def points(changed: Mapping[str, Any]) -> str:
+    """Such as "+85 points on the same states (paired 95 % interval +76 to +91): 86 gained, 1 lost, p < 0.001"."""
+    if changed["difference"] is None:
+        return "no state with a valid trial before and after"
+    low, high = changed["interval"]
+    p = f"p = {changed['p']:.3f}" if changed["p"] >= 0.001 else "p < 0.001"
+    dropped = f", {changed['dropped']} left out" if changed["dropped"] else ""
+    return (
+        f"{100 * changed['difference']:+.0f} points on the same states (paired 95 % interval {100 * low:+.0f} to "
+        f"{100 * high:+.0f}): {changed['gained']} gained, {changed['lost']} lost{dropped}, {p}"
+    )
 
 
 def modes(results: Mapping[str, EvalResult]) -> str:

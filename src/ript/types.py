@@ -310,7 +310,7 @@ class UpdateBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult:
-    """Successes over valid trials of one task (or of all), with errors apart and a Wilson 95 % interval."""
+    """Successes over valid trials of one task (or of all), with errors apart and a Wilson 95 % interval over states."""
 
     successes: int
     trials: int

@@ -82,11 +82,60 @@ def test_the_headline_gives_before_and_after_with_intervals_in_both_modes(tmp_pa
     assert "overlap" not in text
 
 
-def test_a_gain_within_the_intervals_is_not_told_without_saying_so(tmp_path):
+def outcomes(successes: int, errors: int = 0, first: int = 0) -> list[tuple[str, str]]:
+    """100 states of which so many are solved, from number `first` on; the last few are errors."""
+    solved = range(first, first + successes)
+    words = ["success" if i in solved else "failure" for i in range(100 - errors)] + ["error"] * errors
+    return [(f"state{i}", word) for i, word in enumerate(words)]
+
+
+def test_a_gain_is_judged_by_the_states_that_changed_not_by_two_intervals(tmp_path):
+    """48 and 60 of 100: the intervals overlap, but no state was lost."""
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        run.log_eval(0, result(48, outcomes(48)))
+        run.log_eval(1, result(60, outcomes(60)))
+    _, text = report(tmp_path, run.path)
+    assert "+12 points on the same states (paired +5 to +18): 12 gained, 0 lost of 100; p < 0.001" in text
+    assert "may be chance" not in text
+
+
+def test_a_gain_that_may_be_chance_is_not_told_without_saying_so(tmp_path):
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        run.log_eval(0, result(48, outcomes(48)))
+        run.log_eval(1, result(53, outcomes(53, first=30)))
+    _, text = report(tmp_path, run.path)
+    assert "(paired -11 to +20): 35 gained, 30 lost of 100; p = 0.620" in text
+    assert "That may be chance: the paired 95 % interval of the difference is -11 to +20 points." in text
+
+
+def test_states_with_an_error_are_left_out_of_the_pairs(tmp_path):
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        run.log_eval(0, result(48, outcomes(48, errors=3)))
+        run.log_eval(1, result(60, outcomes(60)))
+    assert "12 gained, 0 lost of 97, 3 left out; p < 0.001" in report(tmp_path, run.path)[1]
+
+
+def test_without_the_outcome_of_each_state_nothing_is_said_of_chance(tmp_path):
     with RunFolder.create(tmp_path / "run", {}) as run:
         run.log_eval(0, result(50))
         run.log_eval(1, result(55))
-    assert "The 95 % intervals overlap." in report(tmp_path, run.path)[1]
+    _, text = report(tmp_path, run.path)
+    assert "Which states were solved is not known" in text and "points on the same states" not in text
+
+
+def test_runs_that_differ_in_the_seed_alone_are_told_together_over_seeds_and_states(tmp_path):
+    def run(name: str, before: int, after: int, **config) -> str:
+        with RunFolder.create(tmp_path / name, {"recipe_config": config}) as made:
+            made.log_eval(0, result(before, outcomes(before)))
+            made.log_eval(1, result(after, outcomes(after)))
+        return made.path
+
+    runs = [run("a", 7, 30, seed=0, rate=1), run("b", 2, 17, seed=1, rate=1), run("c", 7, 40, seed=0, rate=2)]
+    _, text = report(tmp_path, *runs)
+    together = text.partition("Runs that differ in the seed alone, together")[2]
+    assert "a, b greedy 5 % 7, 2 0–37 % 24 % 30, 17 0–100 % +19 +23, +15 -32 to +70" in together
+    assert "over seeds and states" in together and " c " not in together.partition("Mean over seeds")[0]
+    assert "alone, together" not in report(tmp_path, runs[0], runs[2])[1]
 
 
 def test_after_is_the_policy_that_was_kept_not_the_last_one(tmp_path):

@@ -144,6 +144,7 @@ def render(runs: Sequence[RunData], *, max_videos: int = 6, table: Mapping[str, 
         table=table,
         generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         runs=[_run_view(number, run, max_videos) for number, run in enumerate(runs)],
+        together=views.over_seeds(runs),
         curves=blocks,
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ript.report.read import Comparison, Row, RunData
+from ript.statistics import Estimate, align, difference, pairs, success
 
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95)
 
@@ -107,10 +108,7 @@ def headline(comparison: Comparison, kept: int | None = None) -> dict[str, Any]:
             outcome(row["eval"]["tasks"].get(name)) if row is not None else None
             for row in (comparison.before, comparison.after)
         ]
-        tasks.append({"name": name, "before": sides[0], "after": sides[1]})
-    apart = (
-        before is not None and after is not None and (after["low"] > before["high"] or after["high"] < before["low"])
-    )
+        tasks.append({"name": name, "before": sides[0], "after": sides[1], "change": _change(comparison, [name])})
     iteration = None
     if comparison.after:
         iteration = comparison.after["iteration"] if kept is None else kept
@@ -122,8 +120,77 @@ def headline(comparison: Comparison, kept: int | None = None) -> dict[str, Any]:
         "after": after,
         "iteration": iteration,
         "row": comparison.after,
-        "apart": apart,
+        "change": _change(comparison),
         "tasks": tasks,
+    }
+
+
+def _change(comparison: Comparison, tasks: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """What became of the states that were measured before and after; None when no state is known on both sides."""
+    if comparison.before is None or comparison.after is None:
+        return None
+    was, now = align([row.get("per_state", {}) for row in (comparison.before, comparison.after)], tasks)
+    counts = pairs(was, now)
+    if not counts.states:
+        return None
+    found = difference(was, now)
+    p = f"p = {counts.p_value:.3f}" if counts.p_value >= 0.001 else "p < 0.001"
+    dropped = f", {counts.dropped} left out" if counts.dropped else ""
+    return {
+        "points": f"{100 * found.value:+.0f}",
+        "interval": points(found),
+        "counts": f"{counts.gained} gained, {counts.lost} lost of {counts.states}{dropped}; {p}",
+        "apart": found.low > 0 or found.high < 0,
+    }
+
+
+def points(found: Estimate) -> str:
+    """A difference's interval: "+76 to +91"."""
+    return f"{100 * found.low:+.0f} to {100 * found.high:+.0f}"
+
+
+def over_seeds(runs: Sequence[RunData]) -> list[dict[str, Any]]:
+    """A row for each mode of runs whose configurations differ in the seed alone: what they come to together."""
+    groups: dict[str, list[RunData]] = {}
+    for run in runs:
+        config = run.config.get("recipe_config")
+        if isinstance(config, Mapping):
+            groups.setdefault(json.dumps({**config, "seed": None}, sort_keys=True), []).append(run)
+    rows = []
+    for group in groups.values():
+        of_mode: dict[tuple[str, str], list[tuple[RunData, Comparison]]] = {}
+        for run in group:
+            for one in run.comparisons():
+                if one.before is not None and one.after is not None:
+                    of_mode.setdefault((one.states, short_mode(one.mode)), []).append((run, one))
+        rows += [_together(key, found) for key, found in of_mode.items() if len(found) > 1]
+    return [row for row in rows if row is not None]
+
+
+def _together(key: tuple[str, str], found: Sequence[tuple[RunData, Comparison]]) -> dict[str, Any] | None:
+    sides = [row.get("per_state", {}) for _, one in found for row in (one.before, one.after) if row is not None]
+    outcomes = align(sides)
+    before, after, change = success(outcomes[::2]), success(outcomes[1::2]), difference(outcomes[::2], outcomes[1::2])
+    if len(change.seeds) < 2:
+        return None
+    return {
+        "runs": ", ".join(run.name for run, _ in found),
+        "what": ", ".join(part for part in (key[1], key[0]) if part != "test"),
+        "before": _seeds_side(before),
+        "after": _seeds_side(after),
+        "change": {
+            "points": f"{100 * change.value:+.0f}",
+            "each": ", ".join(f"{100 * seed:+.0f}" for seed in change.seeds),
+            "interval": points(change),
+        },
+    }
+
+
+def _seeds_side(found: Estimate) -> dict[str, str]:
+    return {
+        "percent": percent(found.value),
+        "each": ", ".join(f"{100 * seed:.0f}" for seed in found.seeds),
+        "interval": f"{100 * found.low:.0f}–{100 * found.high:.0f}\u00a0%",
     }
 
 
@@ -289,6 +356,9 @@ def lead(run: RunData, heads: Sequence[Mapping[str, Any]]) -> str:
         sentence += f" The policy it kept is that of iteration {run.kept}."
     elif head["row"]["iteration"] < run.iterations:
         sentence += f" Later iterations, up to {run.iterations}, were not measured."
-    if not head["apart"]:
-        sentence += " The 95 % intervals overlap."
+    change = head["change"]
+    if change is None:
+        return f"{sentence} Which states were solved is not known, so they cannot be compared one by one."
+    if not change["apart"]:
+        sentence += f" That may be chance: the paired 95 % interval of the difference is {change['interval']} points."
     return sentence
