@@ -122,7 +122,7 @@ def test_meanings_are_the_strings_under_the_fields() -> None:
         (lambda: RolloutConfig(max_retries=-1), "rollout.max_retries: must be at least 0, got -1"),
         (lambda: SamplingConfig(horizon=-1), "sampling.horizon: must be at least 0, got -1"),
         (lambda: SamplingConfig(context_noise=100), r"sampling.context_noise: must be in 0\.\.1, got 100"),
-        (lambda: PolicyConfig(entropy=-1), "policy.entropy"),
+        (lambda: PolicyConfig(entropy=-100), "policy.entropy"),
         (lambda: PolicyConfig(entropy=100), "policy.entropy"),
         (lambda: PolicyConfig(temperature=float("inf")), "policy.temperature: must be a finite number, got inf"),
         (lambda: EvalConfig(trials=10**20), "eval.trials"),

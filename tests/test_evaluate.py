@@ -11,7 +11,7 @@ from fakes import FakeFactory, FakePolicy, Fault, fake_state, fake_task
 from toy_runs import lively_policy, toy_config
 
 from ript.build import Contexts, for_post_training, load_policy, make_env_pool
-from ript.config import RolloutConfig
+from ript.config import PolicyConfig, RolloutConfig
 from ript.errors import ConfigError, ErrorRateExceeded, PolicyError, SimulatorError, UnknownNameError
 from ript.evaluate import (
     SEED_TAG,
@@ -256,7 +256,7 @@ def test_a_state_that_is_there_several_times_gives_as_many_different_rollouts(po
     assert all(len(tensor) == len(sample) for tensor in context.values())
 
 
-def chosen(policy: QuestPolicy, entropy: float) -> float:
+def chosen(policy: QuestPolicy, entropy: float) -> tuple[float, float]:
     context, sample = own_decisions(policy, toy_config().sim, practice_states(), horizon=8, seed=0)
     return choose_temperature(policy, context, sample, entropy=entropy)
 
@@ -282,12 +282,35 @@ def test_the_chosen_temperature_gives_the_wanted_entropy_of_what_is_sampled(dens
         policy.prior.head.weight.mul_(10)  # an untrained policy is undecided at any temperature
     aim = sampled_entropy(policy, 0.6)
     assert sampled_entropy(policy, 0.3) < aim - 0.2 and sampled_entropy(policy, 1.5) > aim + 0.2
-    assert chosen(policy, aim) == pytest.approx(0.6, abs=0.02)
+    temperature, reached = chosen(policy, aim)
+    assert temperature == pytest.approx(0.6, abs=0.02)
+    assert reached == pytest.approx(sampled_entropy(policy, temperature), abs=1e-5)
 
 
 def test_an_entropy_out_of_reach_gives_the_nearer_bound(policy: QuestPolicy) -> None:
-    assert chosen(policy, 0.0) == pytest.approx(TEMPERATURES[0], abs=0.02)
-    assert chosen(policy, 99.0) == pytest.approx(TEMPERATURES[1], abs=0.02)
+    assert chosen(policy, 0.0)[0] == pytest.approx(TEMPERATURES[0], abs=0.02)
+    temperature, reached = chosen(policy, 99.0)
+    assert temperature == pytest.approx(TEMPERATURES[1], abs=0.02) and reached < math.log(policy.config.codebook)
+
+
+def test_the_entropy_of_a_density_may_be_negative() -> None:
+    """Normal variables of deviation 0.1 times the temperature: entropy log(0.1 T) + 1.4189."""
+
+    class Normal:
+        def __init__(self, temperature: float = 1.0):
+            self.temperature = temperature
+
+        def configured(self, *, temperature: float, **others: object) -> "Normal":
+            return Normal(temperature)
+
+        def log_prob(self, context: object, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            normal = torch.distributions.Normal(torch.zeros_like(sample), 0.1 * self.temperature)
+            return normal.log_prob(sample), normal.entropy()
+
+    temperature, reached = choose_temperature(Normal(), {}, torch.zeros(3, 2), entropy=-1.2)  # type: ignore[arg-type]
+    assert temperature == pytest.approx(10 * math.exp(-1.2 - 1.4189385), abs=0.02)
+    assert reached == pytest.approx(math.log(0.1 * temperature) + 1.4189385)
+    assert PolicyConfig(entropy=-1.2).entropy == -1.2
 
 
 def test_without_a_rollout_no_temperature_is_chosen(policy: QuestPolicy, monkeypatch: pytest.MonkeyPatch) -> None:

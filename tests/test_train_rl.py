@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,18 @@ def test_a_temperature_chosen_at_the_start_is_kept_when_the_run_goes_on(
         run(tmp_path / "stopped", config)
     monkeypatch.setattr(starting, "choose_temperature", _stop)
     assert weights(train_rl(Config(), None, tmp_path / "stopped", resume=True).folder) == weights(whole.folder)
+
+
+@pytest.mark.parametrize("asked", [2.9, 6.5])
+def test_the_entropy_that_a_chosen_temperature_gives_is_told_beside_the_one_asked_for(
+    asked: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = toy_config(policy={"entropy": asked})
+    with Contexts(config.sim, ("toy/reach-centre",), 0) as contexts:
+        policy = starting.learner(config, lively_policy(config), contexts, calibrate=True)
+    (told,) = re.findall(r"temperature (\S+): entropy (\S+) nats a variable, asked for (\S+)", capsys.readouterr().err)
+    assert float(told[0]) == policy.temperature and float(told[2]) == asked
+    assert float(told[1]) == pytest.approx(2.9, abs=0.02) if asked == 2.9 else float(told[1]) < math.log(25)
 
 
 # ---------------------------------------------------------------------- what a run leaves behind

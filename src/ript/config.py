@@ -90,7 +90,8 @@ class PolicyConfig:
     temperature: float = 1.0
     """Softmax temperature of both the sampled and the optimised density, in post-training."""
     entropy: float = 0.0
-    """Choose the temperature so that the entropy of a sampled token is this many nats at the start; 0: as given."""
+    """Choose the temperature so that the entropy of a sampled variable (a token) is this many nats at the start, within
+    what temperatures of 0.3 to 1.5 give; 0: as given. Of continuous variables it may be negative."""
     top_k: int = 0
     """Sample among the k most likely tokens, in both densities; 0: all."""
     sampling: Literal["exact", "published"] = "exact"
@@ -101,7 +102,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         _ranges(
-            self, "policy", chunk=(0, _MANY), execute=(0, _MANY), temperature=(1e-3, 1e3), entropy=(0, 6.5),
+            self, "policy", chunk=(0, _MANY), execute=(0, _MANY), temperature=(1e-3, 1e3), entropy=(-20, 6.5),
             top_k=(0, _MANY),
         )  # fmt: skip
         drawn = self.sampling == "exact" or self.top_k > 0

@@ -134,8 +134,8 @@ TEMPERATURES = (0.3, 1.5)
 
 def choose_temperature(
     policy: PostTrainable, context: Mapping[str, torch.Tensor], sample: torch.Tensor, *, entropy: float
-) -> float:
-    """The temperature at which a sampled token's entropy is `entropy` nats, on the policy's own decisions.
+) -> tuple[float, float]:
+    """The temperature at which a sampled variable's entropy is `entropy` nats, on the policy's own decisions.
 
     A policy fine-tuned on one demonstration may be so sure of itself that the K rollouts of a group end alike, or so
     unsure that none succeeds; the same number of nats is a start that can be learned from in both cases.
@@ -143,19 +143,24 @@ def choose_temperature(
     Args:
         policy: as it will be post-trained.
         context, sample: see `own_decisions`.
-        entropy: mean over tokens, nats.
+        entropy: mean over variables, nats; of continuous ones it may be negative.
 
     Returns:
-        within `TEMPERATURES`; the nearer bound when the entropy cannot be reached.
+        temperature: within `TEMPERATURES`; the nearer bound when the entropy cannot be reached.
+        entropy: that it gives.
     """
+
+    def reached(temperature: float) -> float:
+        sampled = policy.configured(temperature=temperature, sampling="exact")  # "published" reports another density
+        with torch.no_grad():
+            return float(sampled.log_prob(context, sample)[1].mean())
+
     low, high = TEMPERATURES
-    with torch.no_grad():
-        for _ in range(8):
-            middle = math.sqrt(low * high)
-            sampled = policy.configured(temperature=middle, sampling="exact")  # "published" reports another density
-            below = float(sampled.log_prob(context, sample)[1].mean()) < entropy
-            low, high = (middle, high) if below else (low, middle)
-    return round(math.sqrt(low * high), 2)
+    for _ in range(8):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if reached(middle) < entropy else (low, middle)
+    chosen = round(math.sqrt(low * high), 2)
+    return chosen, reached(chosen)
 
 
 def named_policy(policy: str | Path | PostTrainable) -> tuple[str, PostTrainable]:

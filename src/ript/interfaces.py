@@ -143,8 +143,8 @@ class LikelihoodPolicy(Policy, Protocol):
     """
 
     def log_prob(self, context: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(log-probability, entropy of each variable's distribution), both `[R, K]`, with gradient. The update calls it
-        from several threads at once unless told not to."""
+        """(log-probability, entropy of each variable's distribution), both `[R, K]`, nats, with gradient. The entropy
+        of a density may be negative. The update calls it from several threads at once unless told not to."""
         ...
 
     def rl_parameters(self) -> list[dict]:

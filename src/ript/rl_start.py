@@ -81,8 +81,9 @@ def learner(config: Config, start: Start, contexts: Contexts, *, calibrate: bool
     )
     policy = policy.prepared(context)
     if entropy:
-        policy = policy.configured(temperature=choose_temperature(policy, context, sample, entropy=entropy))
-        status(f"  temperature {policy.temperature:g}, for an entropy of {entropy:g} nats a token")
+        temperature, reached = choose_temperature(policy, context, sample, entropy=entropy)
+        policy = policy.configured(temperature=temperature)
+        status(f"  temperature {temperature:g}: entropy {reached:.2f} nats a variable, asked for {entropy:g}")
     return policy
 
 
