@@ -171,6 +171,7 @@ class _Run:
             max_attempts=s.max_attempts,
             seed=(self.config.seed, self.at.iteration),
             dynamic=s.dynamic,
+            task_quota=-(-s.groups // len(self.contexts.tasks)) if s.equal_tasks else 0,
             horizon=self.horizons,
         )
 

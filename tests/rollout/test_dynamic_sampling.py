@@ -91,17 +91,27 @@ def states(n: int | None = None) -> Iterator[InitialState]:
     return (fake_state(i) for i in (itertools.count() if n is None else range(n)))
 
 
+def in_turn(n: int, tasks: int) -> Iterator[InitialState]:
+    """States 0..n-1, of so many tasks in turn."""
+    several = [dataclasses.replace(fake_task(), name=f"task-{number}") for number in range(tasks)]
+    return (fake_state(i, task=several[i % tasks]) for i in range(n))
+
+
 def numbers(groups: Sequence[Group]) -> list[int]:
     return [int(group.initial_state.state[0]) for group in groups]
 
 
-def sequentially(table: Sequence[Sequence[int | None]], quota: int, max_attempts: int) -> tuple[list[int], list[int]]:
-    """The definition: one group after the other. (accepted, attempted)."""
+def sequentially(
+    table: Sequence[Sequence[int | None]], quota: int, max_attempts: int, tasks: int = 1, task_quota: int = 0
+) -> tuple[list[int], list[int]]:
+    """The definition: one group after the other, of tasks in turn. (accepted, attempted)."""
     accepted: list[int] = []
     attempted: list[int] = []
-    for number, rewards in enumerate(table[:max_attempts]):
-        if len(accepted) == quota:
+    for number, rewards in enumerate(table):
+        if len(accepted) == quota or len(attempted) == max_attempts:
             break
+        if task_quota and sum(other % tasks == number % tasks for other in accepted) >= task_quota:
+            continue
         attempted.append(number)
         if {0, 1} <= set(rewards):
             accepted.append(number)
@@ -121,22 +131,25 @@ tables = st.integers(2, 5).flatmap(
     extra=st.integers(0, 10),
     capacity=st.integers(1, 40),
     saturation=st.integers(1, 40),
+    tasks=st.integers(1, 3),
+    task_quota=st.integers(0, 3),
     data=st.data(),
 )
 def test_in_whatever_order_rollouts_finish_the_groups_are_those_of_the_sequential_definition(
-    table, quota, extra, capacity, saturation, data
+    table, quota, extra, capacity, saturation, tasks, task_quota, data
 ):
     def choose(n: int) -> int:
         return data.draw(st.integers(0, n - 1))
 
     pool = ScriptedPool(table, choose, capacity=capacity, saturation=saturation)
     collection = collect_groups(
-        pool, states(len(table)), group_size=len(table[0]), quota=quota, max_attempts=quota + extra, seed=(0,)
-    )
-    accepted, attempted = sequentially(table, quota, quota + extra)
+        pool, in_turn(len(table), tasks), group_size=len(table[0]), quota=quota, max_attempts=quota + extra, seed=(0,),
+        task_quota=task_quota,
+    )  # fmt: skip
+    accepted, attempted = sequentially(table, quota, quota + extra, tasks, task_quota)
     assert numbers(collection.groups) == accepted
     assert numbers(collection.attempted) == attempted
-    assert collection.position == len(attempted)
+    assert collection.position == max(attempted, default=-1) + 1
     for group in collection.attempted:
         assert [r.index for r in group.rollouts] == list(range(len(table[0])))
         assert [r.reward for r in group.rollouts] == list(table[int(group.initial_state.state[0])])
@@ -181,6 +194,14 @@ def test_rejected_groups_keep_their_rewards_but_not_what_only_an_update_needs():
     assert all(r.sample is r.log_prob is r.mask is r.context is None for r in rejected.rollouts)
     assert all(r.sample is not None and r.context for r in accepted.rollouts)
     assert collection.groups == (accepted,)
+
+
+def test_quotas_of_tasks_that_are_less_than_the_quota_end_the_collection():
+    pool = ScriptedPool([(0, 1)] * 20_000)
+    collection = collect_groups(
+        pool, in_turn(20_000, 2), group_size=2, quota=5, max_attempts=9, seed=(0,), task_quota=2
+    )
+    assert numbers(collection.groups) == [0, 1, 2, 3]
 
 
 def test_a_short_batch_is_used_as_it_is():

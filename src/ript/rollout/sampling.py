@@ -34,7 +34,8 @@ class Collection:
         groups: accepted groups, in launch order; fewer than the quota when `max_attempts` or the states ran out.
         attempted: every group of the definition above, in launch order, accepted ones included; rejected ones without
             sample, log_prob, mask and context.
-        position: how many initial states these took. The next collection goes on with the state after them.
+        position: how many initial states these took, those passed over included. The next collection goes on with the
+            state after them.
         metrics:
             success: Mean over the valid rollouts of all attempted groups (not inflated by rejection).
             attempted, accepted, rejected_all_success, rejected_all_failure, rejected_invalid (fewer than two valid
@@ -60,6 +61,7 @@ def collect_groups(
     max_attempts: int,
     seed: tuple[int, ...],
     dynamic: bool = True,
+    task_quota: int = 0,
     horizon: Mapping[str, int] | None = None,
     video_for: Callable[[InitialState, int], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -84,6 +86,8 @@ def collect_groups(
         max_attempts: groups attempted at most.
         seed: (run seed, iteration).
         dynamic: False accepts the first `quota` groups whatever their rewards.
+        task_quota: with dynamic sampling, states of a task that has this many accepted groups before them are passed
+            over, so that a task with many groups without a signal keeps its share of the update; 0: no limit.
         horizon: task key -> `RolloutRequest.horizon`; a task that is missing runs to the simulator's.
         video_for: (initial state, number within the group) -> keep frames.
         progress: called with (accepted, attempted) whenever one more group is settled.
@@ -92,7 +96,7 @@ def collect_groups(
         ConfigError: K < 2, quota < 1 or quota > max_attempts.
     """
     _check(group_size, quota, max_attempts)
-    ledger = _Ledger(group_size, quota, max_attempts if dynamic else quota, dynamic)
+    ledger = _Ledger(group_size, quota, max_attempts if dynamic else quota, dynamic, task_quota if dynamic else 0)
     requests = _requests(ledger, pool, iter(initial_states), seed, horizon or {}, video_for)
     run = pool.run(requests)
     try:
@@ -114,6 +118,8 @@ class _Entry:
     """A launched group."""
 
     state: InitialState
+    position: int
+    """How many initial states were drawn, this one included."""
     first_index: int
     rollouts: list[Rollout | None]
     accepted: bool | None = None
@@ -129,6 +135,7 @@ class _Ledger:
     quota: int
     limit: int
     dynamic: bool
+    task_quota: int
     entries: list[_Entry] = field(default_factory=list)
     settled: int = 0
     accepted: int = 0
@@ -157,10 +164,20 @@ class _Ledger:
         rate = (sure + 1) / (decided + 1)
         return self.quota - sure - rate * undecided >= 0.5
 
-    def launch(self, state: InitialState) -> _Entry:
+    def has_room(self, task: str) -> bool | None:
+        """Whether a further group of this task is attempted; None while groups in flight decide that."""
+        if not self.task_quota:
+            return True
+        found = [entry.accepted for entry in self.entries if entry.state.task.key == task]
+        sure, undecided = found.count(True), found.count(None)
+        if sure >= self.task_quota:
+            return False
+        return None if sure + undecided >= self.task_quota else True
+
+    def launch(self, state: InitialState, position: int) -> _Entry:
         first = self._drawn[state.id] * self.group_size
         self._drawn[state.id] += 1
-        entry = _Entry(state, first, [None] * self.group_size)
+        entry = _Entry(state, position, first, [None] * self.group_size)
         self.entries.append(entry)
         for index in range(first, first + self.group_size):
             self._by_rollout[state.id, index] = entry
@@ -194,10 +211,14 @@ class _Ledger:
         return Collection(
             groups=tuple(entry.group for entry in taken if entry.group is not None and entry.accepted),
             attempted=attempted,
-            position=self.settled,
+            position=taken[-1].position if taken else 0,
             metrics=_metrics(attempted, self.accepted, self.dynamic)
             | {"dropped_rollouts": Sum(float(launched - self.settled * self.group_size))},
         )
+
+
+_MOST_PASSED = 10_000
+"""States passed over in a row, after which there are no others: quotas of all tasks that are less than the quota."""
 
 
 def _requests(
@@ -209,21 +230,33 @@ def _requests(
     video_for: Callable[[InitialState, int], bool] | None,
 ) -> Iterator[RolloutRequest | None]:
     """Requests of whole groups; None while no further group is wanted."""
+    state, position, passed = None, 0, 0
     while not ledger.exhausted:
         if not ledger.wants(pool.saturation):
             yield None
             continue
-        state = next(states, None)
+        if state is None:
+            state = next(states, None)
+            position += 1
         if state is None:
             return
-        entry = ledger.launch(state)
+        room = ledger.has_room(state.task.key)
+        if room is None:
+            yield None
+            continue
+        if not room:
+            state, passed = None, passed + 1
+            if passed > _MOST_PASSED:
+                return
+            continue
+        entry, state, passed = ledger.launch(state, position), None, 0
         for number in range(ledger.group_size):
             yield RolloutRequest(
-                initial_state=state,
+                initial_state=entry.state,
                 index=entry.first_index + number,
                 seed=seed,
-                horizon=horizon.get(state.task.key),
-                video=video_for is not None and video_for(state, number),
+                horizon=horizon.get(entry.state.task.key),
+                video=video_for is not None and video_for(entry.state, number),
             )
 
 
