@@ -334,14 +334,6 @@ def test_with_json_what_anything_prints_goes_to_stderr(monkeypatch, capfd) -> No
     assert {"from python", "from a library", "from a child"} <= set(err.splitlines())
 
 
-def test_a_reader_that_goes_away_is_not_an_error() -> None:
-    reader, closed = os.pipe()
-    os.close(reader)
-    done = subprocess.run([*RIPT, "tasks"], stdout=closed, stderr=subprocess.PIPE, text=True)
-    os.close(closed)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 def test_rl_ends_with_before_after_and_where_to_look(rl: Path, printed: dict, capsys) -> None:
     assert printed["iterations"] == 4
     assert 4 * 4 * 4 <= printed["rollouts"] <= 4 * 16 * 4

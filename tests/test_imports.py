@@ -14,7 +14,7 @@ PACKAGE = Path(ript.__file__).parent
 
 LAYERS = [
     {"errors"},
-    {"metrics", "types", "places", "statistics"},
+    {"metrics", "types", "places", "streams", "statistics"},
     {"interfaces"},
     {"demos", "sims", "policies", "rollout", "learn", "report"},  # meet in types and interfaces, not in each other
     {"config", "tables", "doctor"},

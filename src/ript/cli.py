@@ -1,7 +1,8 @@
 """The `ript` command: parses, calls a function of `commands`, prints its answer, exits.
 
-Exit codes: 0 done, 1 a clear error, 2 usage, 130 interrupted (143 terminated). With `--json` exactly one JSON document
-goes to stdout; everything else goes to stderr. Nothing heavy is imported before a command needs it.
+Exit codes: 0 done, 1 a clear error, 2 usage, 130 interrupted, 143 terminated (129 with the terminal), 141 the reader of
+a result went away. With `--json` exactly one JSON document goes to stdout; everything else goes to stderr. Nothing
+heavy is imported before a command needs it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from ript import streams
 from ript.errors import ConfigError, RiptError, UnknownNameError
+
+if TYPE_CHECKING:
+    from ript.commands import Answer
 
 DESCRIPTION = """\
 Interactive post-training of Vision-Language-Action policies: a policy practises in a simulator and improves from
@@ -63,8 +69,10 @@ COMMANDS = (
 )
 
 
-TERMINATED = 143
-"""Exit code after SIGTERM."""
+TERMINATED = (143, 129)
+"""Exit codes after SIGTERM and SIGHUP."""
+READER_GONE = 141
+"""Exit code when the reader of stdout went away before it had the result; that of a program ended by SIGPIPE."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,6 +83,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see `{self.prog} --help`)")
+
+    def print_help(self, file: object = None) -> None:
+        streams.emit(self.format_help().rstrip("\n"))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -294,17 +305,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    streams.open_closed_descriptors()
     try:
         return _run(words)
     except (KeyboardInterrupt, SystemExit) as stop:
-        interrupted = isinstance(stop, KeyboardInterrupt)
-        if isinstance(stop, SystemExit) and stop.code != TERMINATED:
+        word, code = ("interrupted", 130) if isinstance(stop, KeyboardInterrupt) else ("terminated", stop.code)
+        if not isinstance(code, int) or code not in (130, *TERMINATED):
             raise
         kept = " ".join(getattr(stop, "__notes__", [])) or "nothing was written"
-        return _fail(f"{'interrupted' if interrupted else 'terminated'}: {kept}", 130 if interrupted else TERMINATED)
-    except BrokenPipeError:  # the reader of stdout went away, as in `ript tasks | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _fail(f"{word}: {kept}", code)
+    except streams.NotPrinted as error:
+        if error.reader_gone:
+            return READER_GONE
+        return _fail(f"error: cannot write to standard output: {error}", 1, "--debug" in words)
     except RiptError as error:
         return _fail(f"error: {error}", error.exit_code, "--debug" in words)
     except OSError as error:
@@ -324,7 +337,7 @@ def _run(words: list[str]) -> int:
     if args.version:
         from ript import __version__
 
-        print(__version__)
+        streams.emit(__version__)
         return 0
     if first is None:
         if rest:
@@ -336,15 +349,41 @@ def _run(words: list[str]) -> int:
     args.rest = rest
     from ript import commands
 
-    with _terminated_like_interrupted(), _stdout_for_the_document(args.json):
+    with _terminated_like_interrupted(), streams.forgiving(), _stdout_for_the_document(args.json):
         answer = getattr(commands, args.run)(args)
-    if args.json:
+    return _tell(answer, args.json, args.run)
+
+
+def _tell(answer: Answer, json: bool, command: str) -> int:
+    """Print the answer; returns the exit code. Work that was done is not lost when it cannot be printed."""
+    text = answer.text
+    if json:
         from ript.report.files import dumps
 
-        print(dumps(answer.document, indent=2), flush=True)
-    else:
-        print(answer.text, flush=True)
+        text = dumps(answer.document, indent=2)
+    try:
+        streams.emit(text)
+    except streams.NotPrinted as error:
+        if answer.kept:
+            streams.say(f"ript: the result could not be printed ({error}); all of it is in {answer.kept}")
+            return answer.code
+        if answer.costly:
+            streams.say(f"ript: the result could not be printed ({error}); it is kept in {_keep(answer, command)}")
+        raise
     return answer.code
+
+
+def _keep(answer: Answer, command: str) -> str:
+    """Write the document into a file of its own, in the current folder or else the temporary one; returns its path."""
+    from ript.report.files import now, write_json
+
+    name = f"ript-{command.replace('_', '-')}-{now().replace(':', '')}-{os.getpid()}.json"
+    for place in (os.curdir, tempfile.gettempdir()):
+        with contextlib.suppress(RiptError, OSError):
+            path = os.path.abspath(os.path.join(place, name))
+            write_json(path, answer.document)
+            return path
+    return "no file either: none could be written here or in the temporary folder"
 
 
 def _refuse(rest: Sequence[str], args: argparse.Namespace) -> NoReturn:
@@ -363,8 +402,8 @@ def _refuse(rest: Sequence[str], args: argparse.Namespace) -> NoReturn:
 
 def _fail(message: str, code: int, debug: bool = False) -> int:
     if debug:
-        traceback.print_exc(file=sys.stderr)
-    print(f"ript: {message}", file=sys.stderr, flush=True)
+        streams.say(traceback.format_exc().rstrip())
+    streams.say(f"ript: {message}")
     return code
 
 
@@ -387,20 +426,23 @@ def _stdout_for_the_document(json: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that workers end and locks are released; the exit code is 143."""
+    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that workers end and locks are released; see `TERMINATED`."""
 
     def terminate(signum: int, frame: object) -> None:
-        raise SystemExit(TERMINATED)
+        raise SystemExit(128 + signum)
 
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, terminate)
+        for number in (code - 128 for code in TERMINATED):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                before[number] = signal.signal(number, terminate)
     except ValueError:  # not in the main thread
-        yield
-        return
+        pass
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -35,11 +35,15 @@ class Answer:
         text: for a person.
         document: the same for a machine (`--json`).
         code: exit code.
+        kept: where all of it is when it cannot be printed; empty when only printing it keeps it.
+        costly: then it is written to a file, for it took work to find out.
     """
 
     text: str
     document: Any
     code: int = 0
+    kept: str = ""
+    costly: bool = False
 
 
 # ------------------------------------------------------------------ tasks, recipes
@@ -117,7 +121,7 @@ def demos_collect(args: Namespace) -> Answer:
     text = f"{made.demos} demonstrations of {len(keys)} tasks ({counts})"
     document = {"file": args.out, "tasks": keys, "demos": made.demos, "steps": made.steps, "looks": made.frames,
                 "tries": made.tries, "seed": args.seed, "noise": noise}  # fmt: skip
-    return Answer(text=f"{text}\nwritten to {args.out}", document=document)
+    return Answer(text=f"{text}\nwritten to {args.out}", document=document, kept=str(args.out))
 
 
 def demos_info(args: Namespace) -> Answer:
@@ -165,7 +169,7 @@ def demos_verify(args: Namespace) -> Answer:
             for r in results
         ],
     }  # fmt: skip
-    return Answer(text=text, document=document, code=0 if good == len(results) else 1)
+    return Answer(text=text, document=document, code=0 if good == len(results) else 1, costly=True)
 
 
 # ------------------------------------------------------------------ training
@@ -196,7 +200,8 @@ def sft(args: Namespace) -> Answer:
     document = {"policy": str(Path(out) / "policy"), "run": str(out), "metrics": numbers,
                 "seconds": round(time.perf_counter() - began, 2)}  # fmt: skip
     rows = [(name, f"{value:.4g}") for name, value in numbers.items() if value is not None]
-    return Answer(text=table(rows, right=(1,)) + f"\n\npolicy: {document['policy']}", document=document)
+    text = table(rows, right=(1,)) + f"\n\npolicy: {document['policy']}"
+    return Answer(text=text, document=document, kept=str(out))
 
 
 def rl(args: Namespace) -> Answer:
@@ -232,7 +237,8 @@ def rl(args: Namespace) -> Answer:
     lines = [f"{result.iterations} iterations, {result.rollouts} rollouts, {result.env_steps} steps; {result.reason}"]
     lines += [f"before   {modes(result.before)}", f"after    {modes(result.after)}"]
     lines += [f"change   {mode} {points(found)}" for mode, found in document["change"].items()]
-    return Answer(text="\n".join([*lines, f"look at  {report} (policy: {result.policy})"]), document=document)
+    lines += [f"look at  {report} (policy: {result.policy})"]
+    return Answer(text="\n".join(lines), document=document, kept=str(out))
 
 
 def quickstart(args: Namespace) -> Answer:
@@ -255,7 +261,7 @@ def quickstart(args: Namespace) -> Answer:
         f"{points(change(before, after))}",
         f"look at  {result.report} (policy: {result.rl.policy})",
     )
-    return Answer(text="\n".join(lines), document=result.to_json())
+    return Answer(text="\n".join(lines), document=result.to_json(), kept=str(out))
 
 
 # ------------------------------------------------------------------ results
@@ -293,7 +299,7 @@ def evaluate(args: Namespace) -> Answer:
         write_video(Path(args.video_dir) / f"{task}__{state}__{outcome}.mp4", frames)
     if result.videos:
         text += f"\n\n{count(len(result.videos), 'video')} in {args.video_dir}"
-    return Answer(text=text, document=result.to_json())
+    return Answer(text=text, document=result.to_json(), costly=True)
 
 
 def report(args: Namespace) -> Answer:
@@ -301,7 +307,8 @@ def report(args: Namespace) -> Answer:
 
     folders = [_run_folder(Path(run)) for run in args.runs]
     out = write_report(folders, args.out)
-    return Answer(text=f"written to {out}", document={"report": str(out), "runs": [str(f) for f in folders]})
+    document = {"report": str(out), "runs": [str(f) for f in folders]}
+    return Answer(text=f"written to {out}", document=document, kept=str(out))
 
 
 def _run_folder(folder: Path) -> Path:
@@ -339,7 +346,7 @@ def study(args: Namespace) -> Answer:
         expense = cost(chosen, seeds, done)
         if args.dry_run:
             document = {"study": args.name, "scale": args.scale} | expense.to_json()
-            return Answer(text=expense.text(chosen), document=document)
+            return Answer(text=expense.text(chosen), document=document, costly=True)
         status(expense.text(chosen))
         need_a_working_machine(Path(out))
     with saying_what_is_kept(f"finished cells are kept in {out}; go on with --resume"):
@@ -347,7 +354,7 @@ def study(args: Namespace) -> Answer:
     lines = [Path(document["table"]).read_text()]
     lines += [f"look at  {document['report']}"] if document["report"] else []
     lines += [f"failed   {cell}: {why}" for cell, why in document["failed"].items()]
-    return Answer(text="\n".join(lines), document=document, code=1 if document["failed"] else 0)
+    return Answer(text="\n".join(lines), document=document, code=1 if document["failed"] else 0, kept=str(out))
 
 
 def import_quest(args: Namespace) -> Answer:
@@ -368,7 +375,7 @@ def import_quest(args: Namespace) -> Answer:
         f"{args.out}: QueST for {spec.suite!r}, {parameters:,} parameters, cameras {', '.join(spec.cameras)}, "
         f"proprioception {spec.proprio_dim}, actions {spec.action_dim}, {policy.config.sampling} sampling"
     )
-    return Answer(text="\n".join([text, *policy.caveats]), document=document)
+    return Answer(text="\n".join([text, *policy.caveats]), document=document, kept=str(args.out))
 
 
 def export_quest(args: Namespace) -> Answer:
@@ -376,7 +383,8 @@ def export_quest(args: Namespace) -> Answer:
     from ript.policies.quest.checkpoint import export_quest as write
 
     write(load_quest(args.policy), args.file)
-    return Answer(text=f"written to {args.file}", document={"file": str(args.file), "policy": str(args.policy)})
+    document = {"file": str(args.file), "policy": str(args.policy)}
+    return Answer(text=f"written to {args.file}", document=document, kept=str(args.file))
 
 
 # ------------------------------------------------------------------ this machine
@@ -389,7 +397,7 @@ def bench_rollout(args: Namespace) -> Answer:
     config = configure(args)
     with saying_what_is_kept("nothing was measured"):
         document = measure(config)
-    return Answer(text=describe_rollout(document), document=document)
+    return Answer(text=describe_rollout(document), document=document, costly=True)
 
 
 def bench_update(args: Namespace) -> Answer:
@@ -400,7 +408,7 @@ def bench_update(args: Namespace) -> Answer:
     config = configure(args)
     with saying_what_is_kept("nothing was measured"):
         document = measure(config, None if args.policy is None else load_policy(args.policy))
-    return Answer(text=describe_update(document), document=document)
+    return Answer(text=describe_update(document), document=document, costly=True)
 
 
 def bench_policy(args: Namespace) -> Answer:
@@ -408,7 +416,7 @@ def bench_policy(args: Namespace) -> Answer:
     from ript.bench_policy import describe_policy
 
     document = measure(args.size, args.batch, args.device, args.threads, args.rows)
-    return Answer(text=describe_policy(document), document=document)
+    return Answer(text=describe_policy(document), document=document, costly=True)
 
 
 def doctor(args: Namespace) -> Answer:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from ript import streams
 from ript.demos.expert import ExpertSettings, make_demo
 from ript.demos.records import Demo
 from ript.errors import ConfigError, RiptError, WorkerError
@@ -153,6 +154,7 @@ class _Failure:
 def _serve(connection: Connection, make_simulator: Callable[[str], Simulator], settings: ExpertSettings) -> None:
     """A worker: answer each (task key, try number) with (demonstration or None, spec), until the parent goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    streams.forgive()
     os.environ.setdefault("LP_NUM_THREADS", "0")  # software OpenGL: no threads of its own, every core has a worker
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), _OneSimulator(make_simulator) as slot:
         while True:

@@ -1,4 +1,7 @@
-"""What a run is doing, on stderr: bars on a terminal, now and then a plain line otherwise. Never a byte on stdout."""
+"""What a run is doing, on stderr: bars on a terminal, now and then a plain line otherwise. Never a byte on stdout.
+
+It is only extra: where it cannot be shown it is lost, and the work goes on (see `streams`).
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -21,6 +25,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ript import streams
+
 T = TypeVar("T")
 
 PLAIN_EVERY_SECONDS = 10.0
@@ -29,11 +35,8 @@ QUIET_SECONDS = 2.0
 
 def status(line: str) -> None:
     """Say what is going on, as one line on stderr (above the bars, when there are any)."""
-    display = _display.progress
-    if display is not None:
-        display.console.print(line, markup=False, highlight=False, soft_wrap=True)
-    else:
-        print(line, file=sys.stderr, flush=True)
+    if not _display.say(line):
+        streams.say(line)
 
 
 class progress(Generic[T]):
@@ -91,9 +94,7 @@ class progress(Generic[T]):
     def advance(self, steps: int = 1) -> None:
         """Count `steps` more."""
         self._done += steps
-        if self._bar is not None:
-            _display.update(self._bar, self._done)
-        else:
+        if self._bar is None or not _display.update(self._bar, self._done):
             now = time.monotonic()
             if now - self._last_line >= PLAIN_EVERY_SECONDS:
                 self._last_line, self._spoke = now, True
@@ -114,55 +115,97 @@ class progress(Generic[T]):
 
 
 class _Display:
-    """All bars of the process share one rich display: rich refuses a second live display inside a first."""
+    """All bars of the process share one rich display: rich refuses a second live display inside a first.
+
+    When rich fails, there are no bars any more in this process, and progress is told in plain lines.
+    """
 
     def __init__(self) -> None:
-        self.progress: Progress | None = None
+        self._progress: Progress | None = None
         self._bars = 0
+        self._failed = False
+        self._stderr: TextIO | None = None
         self._lock = threading.RLock()
 
-    def add(self, what: str, total: int | None) -> TaskID:
+    def add(self, what: str, total: int | None) -> TaskID | None:
+        """A new bar, or None where there can be none."""
+        added: list[TaskID] = []
         with self._lock:
-            if self.progress is None:
-                # redirect_stdout would move what others print to stdout over to stderr.
-                self.progress = Progress(
-                    TextColumn("{task.description}"),
-                    BarColumn(),
-                    MofNCompleteColumn(),
-                    TimeElapsedColumn(),
-                    TimeRemainingColumn(),
-                    TextColumn("{task.fields[note]}"),
-                    console=Console(stderr=True),
-                    redirect_stdout=False,
-                    transient=True,
-                )
-                self.progress.start()
-            self._bars += 1
-            return self.progress.add_task(what, total=total, note="")
+            self._try(lambda bars: added.append(bars.add_task(what, total=total, note="")), start=True)
+            self._bars += len(added)
+        return added[0] if added else None
 
-    def update(self, bar: TaskID, done: int, note: str | None = None) -> None:
-        if self.progress is None:
-            return
-        self.progress.update(bar, completed=done)
-        if note is not None:
-            self.progress.update(bar, note=note)
+    def update(self, bar: TaskID, done: int, note: str | None = None) -> bool:
+        """Whether there are bars."""
+        fields: dict[str, Any] = {} if note is None else {"note": note}
+        return self._try(lambda bars: bars.update(bar, completed=done, **fields))
+
+    def say(self, line: str) -> bool:
+        """Print a line above the bars; whether there are any."""
+        return self._try(lambda bars: bars.console.print(line, markup=False, highlight=False, soft_wrap=True))
 
     def remove(self, bar: TaskID) -> None:
         with self._lock:
-            if self.progress is None:
-                return
-            self.progress.remove_task(bar)
             self._bars -= 1
+            self._try(lambda bars: bars.remove_task(bar))
             if not self._bars:
-                self.progress.stop()
-                self.progress = None
+                self._stop()
+
+    def _try(self, action: Callable[[Progress], object], start: bool = False) -> bool:
+        """Whether `action` was done."""
+        with self._lock:
+            try:
+                if start and self._progress is None and not self._failed:
+                    self._start()
+                if self._progress is not None and not self._failed:
+                    action(self._progress)
+                    return True
+            except Exception:  # the bars are extra, whatever went wrong
+                self._failed = True
+            if self._failed:
+                self._stop()
+            return False
+
+    def _start(self) -> None:
+        self._stderr = sys.stderr
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            # rich ends the process where its file raises BrokenPipeError
+            console=Console(file=cast(TextIO, streams.Forgiving(sys.stderr))),
+            redirect_stdout=False,  # it would move what others print to stdout over to stderr
+            transient=True,
+        )
+        refresh = self._progress.live.refresh
+
+        def refresh_or_fail() -> None:
+            try:
+                refresh()
+            except Exception:  # in rich's own thread: the next call from here sees it
+                self._failed = True
+
+        self._progress.live.refresh = refresh_or_fail  # type: ignore[method-assign]
+        self._progress.start()
+        sys.stderr = cast(TextIO, streams.Forgiving(sys.stderr))  # what rich has put there until it is stopped
+
+    def _stop(self) -> None:
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            with suppress(Exception):
+                progress.stop()
+            if self._failed and self._stderr is not None:
+                sys.stderr = self._stderr  # rich had put itself there
 
 
 _display = _Display()
 
 
 def _is_terminal() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM", "") != "dumb"
+    return streams.Forgiving(sys.stderr).isatty() and os.environ.get("TERM", "") != "dumb"
 
 
 def _length(items: Iterable[object]) -> int | None:

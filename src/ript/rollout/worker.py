@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ript import streams
 from ript.rollout.engine import RESTING, Outcome, SimulatorCache, Slots, Watch
 from ript.rollout.messages import (
     Answer,
@@ -270,6 +271,7 @@ def main(
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    streams.forgive()
     os.environ.clear()
     os.environ.update(environ)
 

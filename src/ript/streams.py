@@ -1,0 +1,142 @@
+"""The standard streams, which may be full, closed, gone with their reader or terminal, or None (without a console).
+
+What is said on the way is extra: where it cannot be written it is lost, and the work goes on (`say`, `Forgiving`). A
+result that was asked for on stdout is not: where that cannot be written, the caller is told (`emit`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
+
+
+class NotPrinted(Exception):
+    """Standard output did not take what was printed.
+
+    Attributes:
+        reader_gone: it is a pipe whose reader has ended, as in `ript recipes | head`.
+    """
+
+    def __init__(self, error: Exception):
+        super().__init__(getattr(error, "strerror", None) or str(error))
+        self.reader_gone = isinstance(error, BrokenPipeError)
+
+
+def say(line: str) -> None:
+    """One line on stderr, or nowhere. Never raises, and never writes to stdout instead."""
+    with suppress(Exception):  # not only OSError: a stream that a program has put there raises what it likes
+        _write(sys.stderr, line + "\n")
+
+
+def emit(text: str) -> None:
+    """Text and a line end on stdout.
+
+    Raises:
+        NotPrinted: the disk is full, the reader has gone, or there is no stdout.
+    """
+    try:
+        _write(sys.stdout, text + "\n")
+    except Exception as error:
+        raise NotPrinted(error) from error
+
+
+class Forgiving:
+    """A text stream that takes everything; what `stream` cannot take, or no stream, is lost."""
+
+    def __init__(self, stream: TextIO | None):
+        self._stream = stream._stream if isinstance(stream, Forgiving) else stream
+
+    def write(self, text: str) -> int:
+        with suppress(Exception):
+            _write(self._stream, text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        self.write("")
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except Exception:  # closed
+            return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def forgive() -> None:
+    """From here on, nothing that this process or a library in it prints raises."""
+    sys.stdout, sys.stderr = cast(TextIO, Forgiving(sys.stdout)), cast(TextIO, Forgiving(sys.stderr))
+
+
+@contextmanager
+def forgiving() -> Iterator[None]:
+    """Within, nothing that this process or a library in it prints raises."""
+    before = sys.stdout, sys.stderr
+    forgive()
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def open_closed_descriptors() -> None:
+    """Put the null device where descriptor 0, 1 or 2 is closed.
+
+    The next file to be opened would take that number, and what anything prints would be written into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, number)  # also where it is that number already: children inherit it then
+            if null != number:
+                os.close(null)
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    """Write and flush. On an error nothing of it is left in a buffer."""
+    if stream is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    try:
+        try:
+            stream.write(text)
+        except UnicodeEncodeError as error:
+            stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        stream.flush()
+    except Exception:
+        with suppress(Exception):
+            _discard(stream)
+        raise
+
+
+def _discard(stream: TextIO) -> None:
+    """Empty a stream's buffers into the null device.
+
+    Otherwise the next write fails too, and so does the interpreter's own flush at its end, with exit code 120.
+    """
+    number = stream.fileno()
+    inheritable = True
+    saved = None
+    with suppress(OSError):  # closed behind the stream's back: then the null device stays there
+        inheritable = os.get_inheritable(number)
+        saved = os.dup(number)
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, number, inheritable)
+        stream.flush()
+    finally:
+        if saved is not None:
+            os.dup2(saved, number, inheritable)
+            os.close(saved)
+        if null != number:
+            os.close(null)
