@@ -14,8 +14,8 @@ PACKAGE = Path(ript.__file__).parent
 
 LAYERS = [
     {"errors"},
-    {"metrics", "types", "places", "streams", "statistics"},
-    {"interfaces"},
+    {"files", "metrics", "types", "streams", "statistics"},
+    {"interfaces", "places"},
     {"demos", "sims", "policies", "rollout", "learn", "report"},  # meet in types and interfaces, not in each other
     {"config", "tables", "doctor"},
     {"recipes", "study_notes"},

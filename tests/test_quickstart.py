@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from toy_runs import Stopped, stop_in, toy_config, weights
 
-from ript.bases import base_fingerprint, base_folder, cache_folder, make_base
+from ript.bases import base_fingerprint, base_folder, make_base
 from ript.build import load_policy
 from ript.config import Config
 from ript.demos.demo_set import open_demos
 from ript.errors import ConfigError, RunError, UnknownNameError
+from ript.files import make_folder
+from ript.places import cache_folder
 from ript.quickstart import QuickstartResult, output_folder, quickstart
-from ript.report.files import make_folder
 from ript.report.lock import locked
 
 CONFIG = toy_config(
@@ -248,14 +249,3 @@ def test_a_cached_base_is_used_exactly_where_it_fits(change: dict, same: bool) -
         changed = replace(getattr(config, name), **value) if isinstance(value, dict) else value
         config = replace(config, **{name: changed})
     assert (base_fingerprint(config) == base_fingerprint(CONFIG)) == same
-
-
-def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "a"))
-    assert cache_folder() == tmp_path / "a"
-    monkeypatch.delenv("RIPT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert cache_folder() == tmp_path / "b" / "ript"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "ript"

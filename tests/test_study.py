@@ -19,7 +19,7 @@ from ript.bases import base_folder, sft_fingerprint
 from ript.cli import main
 from ript.config import Config, RolloutConfig
 from ript.errors import ConfigError, DependencyMissing, NoSignalError, RunError, UnknownNameError
-from ript.report.files import make_folder
+from ript.files import make_folder
 from ript.report.lock import locked
 from ript.report.run import read_config
 from ript.sft_cost import SupervisedSpeed, base_hours, measure_supervised, tuning_hours

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -18,9 +18,11 @@ from typing import Any
 from ript.build import simulator_factory, task_keys
 from ript.config import Config
 from ript.demos import collect as collecting
+from ript.errors import DataError, RunError
+from ript.files import make_folder
 from ript.interfaces import SimulatorFactory
+from ript.places import CACHE, cache_folder
 from ript.policies.language import embed
-from ript.report.files import make_folder
 from ript.report.lock import locked
 from ript.report.progress import progress
 from ript.train_sft import train_sft
@@ -30,13 +32,6 @@ BASE_FORMAT = 3
 
 _POLICY = ("size", "chunk", "execute", "privileged", "standardise", "language")
 """Settings of the policy that its base depends on."""
-
-
-def cache_folder() -> Path:
-    """Where bases are kept between runs."""
-    if "RIPT_CACHE" in os.environ:
-        return Path(os.environ["RIPT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ript"
 
 
 def base_folder(config: Config) -> Path:
@@ -90,7 +85,7 @@ def make_base(config: Config, base: Path) -> Path:
     """
     make_base_demos(config, base)
     if not (base / "sft" / "policy").exists():
-        with locked(base, wait=True):
+        with _naming_the_cache(base), locked(base, wait=True):
             train_unless_done(replace(config, tasks=(), seed=0), [base / "demos.hdf5"], base / "sft")
     return base
 
@@ -101,12 +96,23 @@ def make_base_demos(config: Config, base: Path) -> None:
         return
     embed(["a sentence"], config.policy.language)  # whether that works, before all demonstrations are made
     d, keys = config.demos, task_keys(config.sim, config.pretrain_tasks)
-    with locked(make_folder(base), wait=True):
+    with _naming_the_cache(base), locked(make_folder(base), wait=True):
         if not (base / "demos.hdf5").exists():
             collect(
                 simulator_factory(config.sim), keys, d.per_task, base / "demos.hdf5", seed=0, noise=d.noise,
                 every=d.every, workers=config.rollout.workers,
             )  # fmt: skip
+
+
+@contextmanager
+def _naming_the_cache(base: Path) -> Iterator[None]:
+    """Say how to put the cache elsewhere when the disk refuses something in it."""
+    try:
+        yield
+    except (DataError, RunError) as error:
+        if not isinstance(error.__cause__, OSError) or not base.name.startswith("base-"):
+            raise
+        raise type(error)(f"{error}; the cache can lie elsewhere: set {CACHE} to a folder") from error.__cause__
 
 
 def train_unless_done(config: Config, demos: Sequence[Path], out: Path, base: Path | None = None) -> None:

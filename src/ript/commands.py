@@ -272,7 +272,7 @@ def evaluate(args: Namespace) -> Answer:
     from ript.config import EvalConfig, RolloutConfig
     from ript.evaluate import evaluate as measure
     from ript.evaluate import named_policy
-    from ript.report.files import make_folder
+    from ript.files import make_folder
     from ript.report.video import write_video
     from ript.sims.registry import list_tasks
 
@@ -318,6 +318,7 @@ def _run_folder(folder: Path) -> Path:
 
 
 def study(args: Namespace) -> Answer:
+    from ript.files import read_text
     from ript.report.lock import require_unlocked
     from ript.report.progress import status
     from ript.studies import STUDIES, get_study, with_simulator
@@ -351,7 +352,7 @@ def study(args: Namespace) -> Answer:
         need_a_working_machine(Path(out))
     with saying_what_is_kept(f"finished cells are kept in {out}; go on with --resume"):
         document = run_study(args.name, out, scale=args.scale, seeds=seeds, changes=changes, resume=args.resume)
-    lines = [Path(document["table"]).read_text()]
+    lines = [read_text(document["table"])]
     lines += [f"look at  {document['report']}"] if document["report"] else []
     lines += [f"failed   {cell}: {why}" for cell, why in document["failed"].items()]
     return Answer(text="\n".join(lines), document=document, code=1 if document["failed"] else 0, kept=str(out))

@@ -1,10 +1,17 @@
-"""Where a result may be written."""
+"""Where a result may be written, and where the cache lies."""
 
 from __future__ import annotations
 
+import os
+import pwd
+import tempfile
 from pathlib import Path
 
 from ript.errors import RunError
+from ript.files import cannot_write, expanded
+
+CACHE = "RIPT_CACHE"
+"""Environment variable: the folder in which pre-trained bases are kept."""
 
 
 def require_replaceable(path: str | Path, kind: str, beginnings: tuple[bytes, ...]) -> None:
@@ -32,3 +39,47 @@ def require_replaceable(path: str | Path, kind: str, beginnings: tuple[bytes, ..
         return
     if begins and not begins.startswith(beginnings):
         raise RunError(f"{path} is there already, and is not {kind}: name another file with --out, or move it")
+
+
+def cache_folder() -> Path:
+    """Where bases are kept between runs: `$RIPT_CACHE`, or `ript` in the user's cache folder. It need not exist.
+
+    Variables that are empty count as not set, and so does a relative XDG_CACHE_HOME, as its specification says.
+
+    Raises:
+        RunError: there is no home folder; names RIPT_CACHE.
+    """
+    if chosen := os.environ.get(CACHE):
+        return Path(os.path.abspath(expanded(chosen)))
+    if os.path.isabs(shared := os.path.expanduser(os.environ.get("XDG_CACHE_HOME", ""))):
+        return Path(shared) / "ript"
+    home = os.environ.get("HOME") or _home_of_user()
+    if not os.path.isabs(home):
+        raise RunError(
+            f"there is no home folder to keep the cache in (HOME is not set, and user {os.getuid()} has none): "
+            f"set {CACHE} to a folder"
+        )
+    return Path(home) / ".cache" / "ript"
+
+
+def _home_of_user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return ""
+
+
+def cache_trouble() -> str:
+    """Why nothing can be kept in the cache, and what to do; empty when all is well. Leaves nothing behind."""
+    try:
+        folder = cache_folder()
+    except RunError as error:
+        return str(error)
+    try:
+        nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        return f"{cannot_write(folder, error)}; another place for the cache: set {CACHE} to a folder"
+    return ""

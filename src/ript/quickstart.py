@@ -17,9 +17,10 @@ from ript.bases import base_folder, collect, make_base, make_base_demos, train_u
 from ript.build import load_quest, simulator_factory, task_keys
 from ript.config import Config
 from ript.errors import ConfigError, RiptError, RunError
+from ript.files import make_folder
 from ript.recipes import quickstart as recipe
 from ript.recipes import with_tasks
-from ript.report.files import make_folder, read_json, write_json
+from ript.report.files import read_json, write_json
 from ript.report.lock import locked
 from ript.report.page import write_report
 from ript.report.progress import status

@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from ript import overrides
-from ript.bases import base_folder, cache_folder, collect, make_base, sft_fingerprint, train_unless_done
+from ript.bases import base_folder, collect, make_base, sft_fingerprint, train_unless_done
 from ript.build import simulator_factory, task_keys
 from ript.config import Config
 from ript.errors import ConfigError, DataError, NoSignalError, RiptError, RunError
+from ript.files import make_folder, read_text, write_text
+from ript.places import cache_folder
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
 from ript.policies.language import embed
-from ript.report.files import make_folder, read_json, write_json, write_text
+from ript.report.files import read_json, write_json
 from ript.report.lock import locked
 from ript.report.page import write_report
 from ript.report.progress import status
@@ -252,7 +254,7 @@ def summary(study: Study, asked: dict[str, Any], folder: Path) -> dict[str, Any]
 
 
 def _last_line(path: Path) -> str:
-    return path.read_text().strip().splitlines()[-1]
+    return read_text(path).strip().splitlines()[-1]
 
 
 def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:

@@ -1,4 +1,3 @@
-import contextlib
 import functools
 import multiprocessing
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from disks import as_ordinary_user
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from point import HORIZON, Point
@@ -398,8 +398,9 @@ def test_a_full_disk_ends_in_one_clear_error_and_leaves_nothing_behind(tmp_path)
     )
     said, complaints = program.communicate(timeout=60)
     assert program.returncode == 0, complaints
-    assert (
-        said.strip() == f"cannot write {tmp_path}/out/d.hdf5: File too large; free some space or choose another place"
+    assert said.strip() == (
+        f"cannot write {tmp_path}/out/d.hdf5: the file would be larger than is allowed there: write to another disk "
+        "(nothing half-written was left there)"
     )
     assert complaints == ""
     assert leftovers(tmp_path / "out") == []
@@ -408,13 +409,14 @@ def test_a_full_disk_ends_in_one_clear_error_and_leaves_nothing_behind(tmp_path)
 def test_a_folder_that_may_not_be_written_to_is_said_before_any_work(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
-    with as_ordinary_user(), pytest.raises(DataError, match=r"cannot write .*d.hdf5: Permission denied; choose"):
+    with as_ordinary_user(), pytest.raises(DataError, match=r"cannot write .*d.hdf5: permission denied: make it"):
         collect_demos(no_simulator, ["point/red"], 1, closed / "d.hdf5")
 
 
-def test_a_folder_that_does_not_exist_is_said_before_any_work(tmp_path):
-    with pytest.raises(DataError, match=r"there is no folder .*missing; make it first"):
-        collect_demos(no_simulator, ["point/red"], 1, tmp_path / "missing" / "d.hdf5")
+def test_a_folder_in_the_way_or_one_that_cannot_be_is_said_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot write .*d.hdf5: something of that name is in the way"):
+        collect_demos(no_simulator, ["point/red"], 1, tmp_path / "file" / "d.hdf5")
     with pytest.raises(RunError, match="is a folder: name a file in it"):
         collect_demos(no_simulator, ["point/red"], 1, tmp_path)
 
@@ -433,19 +435,6 @@ def test_nothing_but_an_older_demonstration_file_is_replaced(tmp_path):
 
 def no_simulator(key):
     raise AssertionError("no simulator should be made")
-
-
-@contextlib.contextmanager
-def as_ordinary_user():
-    """Root may write anywhere: give that up for a while."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
 
 
 def test_workers_do_not_import_torch(tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+import fcntl
 import re
 import shutil
 from functools import partial
@@ -6,10 +7,12 @@ from functools import partial
 import h5py
 import numpy as np
 import pytest
+from disks import as_ordinary_user, open_to_all
 from point import Point
 
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
+from ript.demos.hdf5 import _reading
 from ript.demos.initial_states import demo_initial_states
 from ript.demos.writer import DemoWriter
 from ript.errors import DataError
@@ -125,6 +128,34 @@ def test_a_missing_file_is_named(tmp_path):
         open_demos(tmp_path / "nowhere.hdf5")
     with pytest.raises(DataError, match="no demonstration file was given"):
         open_demos([])
+
+
+def test_a_file_that_another_program_has_locked_is_read_all_the_same(good):
+    with open(good, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert open_demos(good).tasks
+
+
+def test_a_file_that_may_not_be_read_is_not_called_truncated(good, tmp_path):
+    closed = open_to_all(tmp_path) / "closed.hdf5"
+    closed.write_bytes(good.read_bytes())
+    closed.chmod(0)
+    with as_ordinary_user(), pytest.raises(DataError) as caught:
+        open_demos(closed)
+    assert str(caught.value).startswith(f"{closed} cannot be read: permission denied: let this user read it")
+
+
+def test_an_error_of_the_disk_while_a_file_is_read_is_not_called_damage(copy):
+    for words in ("file read failed, errno = 5, error message = 'Input/output error'", "errno = 116"):
+        with pytest.raises(DataError, match=r"cannot be read: the (disk|network)") as caught, _reading(copy):
+            raise OSError(f"Can't synchronously read data ({words})")
+        assert "collect it again" not in str(caught.value)
+
+
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path):
+    (tmp_path / "demos.hdf5").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(DataError, match=r"demos\.hdf5 is a pointer of Git LFS"):
+        open_demos(tmp_path / "demos.hdf5")
 
 
 def test_a_file_that_is_not_hdf5_is_named(tmp_path):

@@ -6,11 +6,13 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from disks import as_ordinary_user, modes, open_to_all, umask
 from policy_fixtures import SENTENCES, generators, make_observation, make_policy
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import ript
 from ript.build import load_policy
 from ript.errors import PolicyError
+from ript.files import atomic_folder
 from ript.policies import folder as policy_folder
 from ript.policies.quest.policy import QuestPolicy
 
@@ -94,13 +97,43 @@ def test_policies_of_other_settings_or_another_simulator_differ(saved: Path) -> 
 def test_the_model_card_has_hub_metadata_what_was_measured_and_how_to_load(saved: Path) -> None:
     text = (saved / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: ript\n") and "\nlicense: apache-2.0\n" in text
-    for part in ('ript.load_policy("policy")', "## Supervised training", "| tasks | drawer, door |", "- greedy 9/10"):
+    for part in ("ript.load_policy(", "## Supervised training", "| tasks | drawer, door |", "- greedy 9/10"):
         assert part in text
 
 
-def test_the_folder_can_be_read_by_everyone(saved: Path) -> None:
-    assert saved.stat().st_mode & 0o777 == 0o755
-    assert sorted(contents(saved)) == ["README.md", "config.json", "instructions.safetensors", "model.safetensors"]
+def test_the_model_card_is_the_same_under_whatever_name_it_is_written(saved: Path, tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "best") as temporary:  # as a run writes its policies
+        load_policy(saved).save_pretrained(temporary)
+    text = (tmp_path / "best" / "README.md").read_text()
+    assert text == (saved / "README.md").read_text()
+    assert "\n# quest policy for desk\n" in text and ".tmp" not in text and "best" not in text
+
+
+@pytest.mark.parametrize("mask, file, folder", [(0o002, 0o664, 0o775), (0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_the_folder_and_its_files_have_the_modes_of_the_umask(
+    tmp_path: Path, mask: int, file: int, folder: int
+) -> None:
+    policy = make_policy()
+    policy.remember("open the drawer", torch.ones(policy.config.language_dim))
+    with umask(mask):
+        policy.save_pretrained(tmp_path / "policy")
+    names = ["README.md", "config.json", "instructions.safetensors", "model.safetensors"]
+    assert modes(tmp_path / "policy") == {".": folder} | dict.fromkeys(names, file)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "instructions.safetensors", "."])
+def test_what_may_not_be_read_is_not_called_corrupt(saved: Path, name: str) -> None:
+    open_to_all(saved)
+    (saved / name).chmod(0)
+    with as_ordinary_user(), pytest.raises(PolicyError, match=f"{saved / name} cannot be read: permission denied"):
+        load_policy(saved)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "instructions.safetensors"])
+def test_a_pointer_of_git_lfs_instead_of_the_file_is_called_that(saved: Path, name: str) -> None:
+    (saved / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 99\n")
+    with pytest.raises(PolicyError, match=f"{name} is a pointer of Git LFS.*git lfs pull"):
+        load_policy(saved)
 
 
 # ---------------------------------------------------------------------- folders that cannot be used
@@ -226,8 +259,8 @@ def test_a_full_disk_leaves_the_old_folder_and_nothing_half_written(
     elif where == "weights as OSError":
         monkeypatch.setattr(policy_folder, "save_file", full_disk)
     else:
-        monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(PolicyError, match=f"cannot write the policy folder {place}: .*[Nn]o space left on device"):
+        monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(PolicyError, match=f"cannot write {place}: the disk is full"):
         make_policy(seed=1).save_pretrained(place)
     assert contents(saved.parent) == before
     assert [path.name for path in saved.parent.iterdir()] == ["policy"]
@@ -238,7 +271,7 @@ def test_when_the_new_folder_cannot_take_its_place_the_old_one_comes_back(
 ) -> None:
     before = contents(saved.parent)
     monkeypatch.setattr(os, "replace", second_move_fails())
-    with pytest.raises(PolicyError, match="No space left on device"):
+    with pytest.raises(PolicyError, match="the disk is full"):
         make_policy(seed=1).save_pretrained(saved)
     assert contents(saved.parent) == before
 
@@ -257,9 +290,18 @@ def test_an_interrupt_while_saving_leaves_nothing_half_written(saved: Path, monk
 
 def test_a_parent_that_cannot_be_a_folder_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(PolicyError, match=f"cannot write the policy folder {tmp_path / 'file' / 'policy'}"):
+    with pytest.raises(PolicyError, match=f"cannot write {tmp_path}/file/policy: something of that name"):
         make_policy().save_pretrained(tmp_path / "file" / "policy")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_policy_is_saved_into_the_folder_that_one_is_in(saved: Path) -> None:
+    with chdir(saved):
+        make_policy(seed=1).save_pretrained(".")
+        (saved / ".policy.0123abcd.tmp").mkdir()  # of a process that was killed while it did that
+        load_policy(".").save_pretrained(".")
+        assert load_policy(".") == make_policy(seed=1)
+    assert [path.name for path in saved.parent.iterdir()] == ["policy"]
 
 
 def test_saving_replaces_an_older_policy_whole(saved: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -13,10 +16,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from disks import as_ordinary_user, modes, open_to_all, umask
+from safetensors.torch import save_file
 from synthetic_run import evaluation, moving_square
 
 from ript.errors import DataError, RunError
 from ript.report import run as run_module
+from ript.report.lock import Lock
 from ript.report.read import read_run
 from ript.report.run import RunFolder, read_config
 
@@ -293,6 +299,51 @@ def test_when_no_checkpoint_can_be_read_the_run_stops_and_keeps_them(tmp_path):
     with RunFolder.open(tmp_path) as run, pytest.raises(RunError, match=r"no checkpoint of .* can be read"):
         run.load_checkpoint()
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
+def test_a_checkpoint_that_may_not_be_read_is_neither_skipped_nor_removed(tmp_path, name):
+    open_to_all(tmp_path)
+    make(tmp_path / "run").close()
+    newest = tmp_path / "run" / "checkpoints" / "000004"
+    (newest / name).chmod(0)
+    with as_ordinary_user(), pytest.raises(RunError, match=f"{newest / name} cannot be read: permission denied"):
+        RunFolder(tmp_path / "run", Lock(None), "rl", {}, 2).load_checkpoint()
+    assert len(list(newest.iterdir())) == 3
+
+
+def test_a_run_writes_everything_with_the_modes_of_the_umask(tmp_path):
+    with umask(0o002), make(tmp_path / "run") as run:
+        run.log_eval(1, evaluation({"t": 0.5}, "greedy", np.random.default_rng(0)))
+        run.save_videos("after", [("t", "aa", "failure", moving_square(4))])
+        with run.replace(run.best) as folder:
+            save_file({"w": torch.zeros(2)}, folder / "weights")
+        run.finish("done")
+        found = modes(run.path)
+    assert {mode for name, mode in found.items() if (run.path / name).is_file()} == {0o664}
+    assert {mode for name, mode in found.items() if (run.path / name).is_dir()} == {0o775}
+
+
+def test_a_file_system_without_locks_is_used_with_a_warning_and_still_knows_its_own_processes(
+    tmp_path, monkeypatch, capsys
+):
+    def flock(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with make(tmp_path) as run:
+        assert f"{tmp_path} cannot be locked (No locks available): see to it" in capsys.readouterr().err
+        with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+            RunFolder.open(tmp_path)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    owner = {"pid": gone.pid, "host": socket.gethostname(), "since": "yesterday"}
+    (tmp_path / ".owner.json").write_text(json.dumps(owner))
+    RunFolder.open(tmp_path).close()  # that process has ended
+    (tmp_path / ".owner.json").write_text(json.dumps(owner | {"host": "elsewhere"}))
+    with pytest.raises(RunError, match=r"in use by process .* on elsewhere .*remove .*\.owner\.json"):
+        RunFolder.open(tmp_path)
+    assert run.path == tmp_path
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_keeps_the_last_good_one(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ import numpy as np
 
 from ript.demos.records import Demo
 from ript.errors import DataError
+from ript.files import cannot_read, reading, refused, require_content
 from ript.types import InitialState, SimulatorSpec, Task
 
 FORMAT = "ript-demos"
@@ -195,6 +196,8 @@ class _Reader:
         try:
             return data[()]
         except (OSError, RuntimeError) as error:
+            if refused(error):
+                raise cannot_read(self._path, error) from error
             raise DataError(f"{self._path}: key '{key}' is damaged ({error}); collect the file again") from error
 
     def floats(self, key: str, shape: tuple[int | None, ...], dtype: str = "float32") -> np.ndarray:
@@ -226,13 +229,17 @@ def uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[h5py.File]:
-    if not path.exists():
-        raise DataError(f"there is no demonstration file {path}; make one with `ript demos collect`")
-    if path.is_dir():
-        raise DataError(f"{path} is a folder: give a demonstration file, as `ript demos collect --out` names it")
+    with reading(path):
+        if not path.exists():
+            raise DataError(f"there is no demonstration file {path}; make one with `ript demos collect`")
+        if path.is_dir():
+            raise DataError(f"{path} is a folder: give a demonstration file, as `ript demos collect --out` names it")
+    require_content(path)
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", locking=False)  # nobody writes into a file that has its name
     except (OSError, RuntimeError) as error:
+        if refused(error):
+            raise cannot_read(path, error) from error
         raise DataError(
             f"{path} is not a readable HDF5 file ({error}); it may be truncated: collect it again"
         ) from error
@@ -240,6 +247,8 @@ def _reading(path: Path) -> Iterator[h5py.File]:
         try:
             yield file
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+            if refused(error):
+                raise cannot_read(path, error) from error
             raise DataError(f"{path} is damaged ({error}); collect it again") from error
 
 
@@ -253,6 +262,8 @@ def _group(path: Path, data: h5py.Group, name: str) -> h5py.Group:
     try:
         found = data[name]
     except (KeyError, OSError, RuntimeError) as error:  # a link to another file, damage
+        if refused(error):
+            raise cannot_read(path, error) from error
         raise DataError(f"{path}: key 'data/{name}' cannot be read ({error})") from error
     if not isinstance(found, h5py.Group):
         raise DataError(f"{path}: key 'data/{name}': expected a group")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib.metadata
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +16,7 @@ import h5py
 from ript.demos.hdf5 import FORMAT, FORMAT_VERSION, plain_spec, uninterrupted
 from ript.demos.records import Demo
 from ript.errors import DataError
+from ript.files import atomic_file, cannot_write
 from ript.places import require_replaceable
 from ript.types import SimulatorSpec
 
@@ -36,30 +35,27 @@ class DemoWriter:
         settings: how the demonstrations were made (seed, noise, ...), plain values.
 
     Raises:
-        DataError: the file cannot be written: no folder, no permission, disk full.
+        DataError: the file cannot be written: no permission, disk full.
         RunError: it would replace something else than a demonstration file.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, object]):
         self.path = Path(path)
         require_replaceable(self.path, "a demonstration file", (b"\x89hdf",))
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._open = contextlib.ExitStack()
         self._settings = settings
         self._spec: SimulatorSpec | None = None
         self._samples = 0
         self._count = 0
 
     def __enter__(self) -> DemoWriter:
-        try:
+        with contextlib.ExitStack() as opening:
             with uninterrupted():
-                self._disk = _Disk(self._temporary, "w+b")
-                self._file = h5py.File(self._disk, "w", libver="latest")
+                temporary = opening.enter_context(atomic_file(self.path, DataError))
+                self._disk = opening.enter_context(_Disk(temporary, "w+b"))
+                self._file = opening.enter_context(h5py.File(self._disk, "w", libver="latest"))
                 self._file.create_group("data")
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
-        except KeyboardInterrupt:
-            self._discard()
-            raise
+            self._open = opening.pop_all()
         return self
 
     def add(self, index: int, demo: Demo, spec: SimulatorSpec) -> None:
@@ -81,11 +77,11 @@ class DemoWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with uninterrupted():
-            try:
-                if kind is None:
-                    self._finish()
-            finally:
-                self._discard()
+            if kind is not None:
+                self._open.__exit__(kind, error, trace)
+                return
+            with self._open:
+                self._finish()
 
     def _finish(self) -> None:
         if self._spec is None:
@@ -101,20 +97,10 @@ class DemoWriter:
         )
         self._file.close()
         self._check()
-        try:
-            os.fsync(self._disk.fileno())
-            os.replace(self._temporary, self.path)
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
-
-    def _discard(self) -> None:
-        self._file.close()
-        self._disk.close()
-        self._temporary.unlink(missing_ok=True)
 
     def _check(self) -> None:
         if self._disk.error:
-            raise _cannot_write(self.path, self._disk.error) from self._disk.error
+            raise cannot_write(self.path, self._disk.error, DataError) from self._disk.error
 
 
 class _Disk(io.FileIO):
@@ -182,13 +168,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
-
-
-def _cannot_write(path: Path, error: OSError) -> DataError:
-    if error.errno == errno.ENOENT:
-        return DataError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return DataError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DataError(f"cannot write {path}: {error.strerror}; free some space or choose another place")
-    return DataError(f"cannot write {path}: {error}")

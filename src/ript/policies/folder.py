@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +20,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ript.errors import PolicyError
+from ript.files import (
+    atomic_folder,
+    cannot_read,
+    cannot_write,
+    encoded,
+    is_leftover,
+    number_in,
+    read_text,
+    reading,
+    refused,
+    require_content,
+    writing,
+)
 from ript.types import SimulatorSpec
 
 FORMAT = 1
@@ -67,18 +77,12 @@ def save(
         "simulator": dataclasses.asdict(simulator) | {"cameras": {k: list(v) for k, v in simulator.cameras.items()}},
         "card": dict(card),
     }
+    refuse_to_replace(folder)
     try:
-        refuse_to_replace(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        try:
-            _write(temporary, folder.name, document, {"model": weights} | {k: v for k, v in further.items() if v})
-            _take_place(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise PolicyError(f"cannot write the policy folder {folder}: {why}; nothing half-written was left") from error
+        with atomic_folder(folder, PolicyError) as temporary:
+            _write(temporary, document, {"model": weights} | {k: v for k, v in further.items() if v})
+    except SafetensorError as error:  # the library reports a full disk as its own error
+        raise cannot_write(folder, OSError(number_in(error) or 0, str(error)), PolicyError) from error
 
 
 def refuse_to_replace(folder: Path) -> None:
@@ -87,11 +91,12 @@ def refuse_to_replace(folder: Path) -> None:
     Raises:
         PolicyError: saving a policy there would delete something else.
     """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise PolicyError(f"{folder} is a file: a policy is saved as a folder, choose another name")
-    names = {path.name for path in folder.iterdir()}
+    with writing(folder, PolicyError):
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise PolicyError(f"{folder} is a file: a policy is saved as a folder, choose another name")
+        names = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
     ours = {name for name in names if name in ("config.json", "README.md") or name.endswith(".safetensors")}
     strange = sorted(names - ours)
     if not strange and names:
@@ -101,39 +106,22 @@ def refuse_to_replace(folder: Path) -> None:
         raise PolicyError(f"{folder} holds more than a policy ({listed}): choose another folder, nothing was written")
 
 
-def _write(folder: Path, name: str, document: Mapping, files: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n")
-    (folder / "README.md").write_text(model_card(name, document))
+def _write(folder: Path, document: Mapping, files: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    (folder / "config.json").write_bytes(encoded(json.dumps(document, indent=2) + "\n"))
+    (folder / "README.md").write_bytes(encoded(model_card(document)))
     for file, tensors in files.items():
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / f"{file}.safetensors")
-    folder.chmod(0o755)
-
-
-def _take_place(new: Path, folder: Path) -> None:
-    """Move `new` to `folder`; what was there is set aside first, and comes back when the move fails."""
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    aside = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.replace(folder, aside)
-    try:
-        os.replace(new, folder)
-    except BaseException:
-        os.replace(aside, folder)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(folder: Path, kind: str | None = None) -> SavedPolicy:
     """Read a policy folder.
 
     Raises:
-        PolicyError: missing, partial, corrupt, of another kind or format.
+        PolicyError: missing, partial, corrupt, of another kind or format, or the system does not let it be read.
     """
     _require(folder)
     try:
-        document = json.loads((folder / "config.json").read_text())
+        document = json.loads(read_text(folder / "config.json", PolicyError))
         if document["format"] != FORMAT:
             raise PolicyError(f"{folder} has policy format {document['format']}; this version of ript reads {FORMAT}")
         if kind is not None and document["kind"] != kind:
@@ -153,14 +141,18 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
-        PolicyError: missing, corrupt or truncated.
+        PolicyError: missing, corrupt or truncated, or the system does not let it be read.
     """
-    if not Path(path).is_file():
-        raise PolicyError(f"there is no file {path}")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise PolicyError(f"{path} is corrupt or truncated: {error}") from error
+    with reading(path, PolicyError):
+        if not Path(path).is_file():
+            raise PolicyError(f"there is no file {path}")
+        require_content(path, PolicyError)
+        try:
+            return load_file(path)
+        except (SafetensorError, ValueError) as error:
+            if refused(error):
+                raise cannot_read(path, error, PolicyError) from error
+            raise PolicyError(f"{path} is corrupt or truncated: {error}") from error
 
 
 def fill(module: nn.Module, saved: SavedPolicy) -> None:
@@ -184,31 +176,35 @@ def kind(folder: Path) -> str:
     """Which kind of policy a folder holds ("quest", ...)."""
     _require(folder)
     try:
-        return str(json.loads((folder / "config.json").read_text())["kind"])
+        return str(json.loads(read_text(folder / "config.json", PolicyError))["kind"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PolicyError(f"{folder / 'config.json'} is not a policy's configuration: {error}") from error
 
 
 def _require(folder: Path) -> None:
     """Raise unless the folder has the files of a policy."""
-    if not folder.is_dir():
-        raise PolicyError(f"no policy folder at {folder}: give the folder that `ript sft` or `ript rl` wrote")
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            hint = f"; did you mean {folder / 'policy'}?" if (folder / "policy" / name).is_file() else ""
-            raise PolicyError(f"{folder} is not a complete policy folder: {name} is missing{hint}")
+    with reading(folder, PolicyError):
+        if not folder.is_dir():
+            raise PolicyError(f"no policy folder at {folder}: give the folder that `ript sft` or `ript rl` wrote")
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                hint = f"; did you mean {folder / 'policy'}?" if (folder / "policy" / name).is_file() else ""
+                raise PolicyError(f"{folder} is not a complete policy folder: {name} is missing{hint}")
 
 
-def model_card(name: str, document: Mapping) -> str:
-    """A model card with hub metadata. What was not measured is not claimed."""
+def model_card(document: Mapping) -> str:
+    """A model card with hub metadata. What was not measured is not claimed.
+
+    It does not name the folder: that is renamed while it is written, and by its owner later.
+    """
     simulator, card = document["simulator"], document["card"]
     lines = [
         "---", "library_name: ript", "pipeline_tag: robotics", "license: apache-2.0",
         f"tags: [robotics, {document['kind']}, {simulator['suite']}]", "---", "",
-        f"# {name}", "",
+        f"# {document['kind']} policy for {simulator['suite']}", "",
         f"A `{document['kind']}` policy for the simulator suite `{simulator['suite']}`, "
         f"cameras {', '.join(simulator['cameras'])}, action size {simulator['action_dim']}.", "",
-        "```python", "import ript", f'policy = ript.load_policy("{name}")', "```", "",
+        "```python", "import ript", 'policy = ript.load_policy("path/to/this/folder")', "```", "",
     ]  # fmt: skip
     for title, value in card.items():
         lines += [f"## {title.replace('_', ' ').capitalize()}", ""]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ript.errors import PolicyError
+from ript.files import cannot_read, reading, refused, require_content
 
 
 def load_pth(path: Path) -> Any:
@@ -19,6 +20,9 @@ def load_pth(path: Path) -> Any:
     Raises:
         PolicyError: missing, corrupt, or holds more than tensors.
     """
+    with reading(path, PolicyError):
+        if path.is_file():
+            require_content(path, PolicyError)
     _check_sums(path)
     try:
         with warnings.catch_warnings():
@@ -33,6 +37,8 @@ def load_pth(path: Path) -> Any:
             f"{path} holds more than tensors, or is no .pth file; it was not opened, since unpickling can run code"
         ) from error
     except Exception as error:  # whatever torch's reader trips over
+        if refused(error):
+            raise cannot_read(path, error, PolicyError) from error
         why = "it is empty" if path.exists() and not path.stat().st_size else f"{type(error).__name__}: {error}"
         raise PolicyError(f"{path} is not a readable .pth file: {why.splitlines()[0]}") from error
 
@@ -45,6 +51,8 @@ def _check_sums(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        if refused(error):
+            raise cannot_read(path, error, PolicyError) from error
         raise PolicyError(f"{path} is not a readable .pth file: {error}") from error
     if damaged:
         raise PolicyError(f"{path} is damaged: {damaged} in it does not have its checksum; fetch the file again")

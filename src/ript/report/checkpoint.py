@@ -28,7 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ript.errors import DataError, RunError
-from ript.report.files import atomic_folder, read_json
+from ript.files import atomic_folder, cannot_read, number_in
+from ript.report.files import read_json
 
 FORMAT = 1
 _NAME = re.compile(r"\d{6,}")
@@ -70,12 +71,11 @@ def write_checkpoint(folder: str | Path, iteration: int, state: Mapping[str, Any
             save_file(tensors, temporary / _TENSORS)
         except SafetensorError as error:
             # The library reports a full disk as its own error, with the system's words and number inside.
-            number = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(number.group(1)) if number else 0, str(error)) from error
-        (temporary / _STATE).write_text(json.dumps(document, allow_nan=False))
+            raise OSError(number_in(error) or 0, str(error)) from error
+        (temporary / _STATE).write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
         files = {name: _fingerprint(temporary / name) for name in (_TENSORS, _STATE)}
         manifest = {"format": FORMAT, "iteration": iteration, "files": files}
-        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=2))
+        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     return path
 
 
@@ -84,10 +84,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         DataError: a file is missing or its content is not what was written; names it.
-        RunError: the checkpoint is of another format version.
+        RunError: the checkpoint is of another format version, or the system does not let it be read: it may be whole.
     """
     path = Path(path)
-    manifest = read_json(path / _MANIFEST)
+    manifest = read_json(path / _MANIFEST, RunError)
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise DataError(f"{path / _MANIFEST} is not the manifest of a checkpoint")
     if manifest["format"] != FORMAT:
@@ -98,12 +98,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     for name, expected in files.items():
         try:
             found = _fingerprint(path / name)
+        except FileNotFoundError as error:
+            raise DataError(f"{path / name} is missing") from error
         except OSError as error:
-            raise DataError(f"{path / name} cannot be read: {error.strerror}") from error
+            raise cannot_read(path / name, error, RunError) from error
         if found != expected:
             raise DataError(f"{path / name} is damaged: expected {expected}, got {found}")
     tensors = load_file(path / _TENSORS)
-    return Checkpoint(iteration=manifest["iteration"], state=_decode(read_json(path / _STATE), tensors))
+    return Checkpoint(iteration=manifest["iteration"], state=_decode(read_json(path / _STATE, RunError), tensors))
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:

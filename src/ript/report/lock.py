@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ript.errors import DataError, RunError
-from ript.report.files import now, read_json, translate_write_errors, write_json
+from ript.files import writing
+from ript.report.files import now, read_json, write_json
 from ript.report.progress import status
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+"""What `flock` answers on file systems without locks, such as some network ones."""
+
+
+class Lock:
+    """A lock that is held until `release`, or until this process dies, however it dies."""
+
+    def __init__(self, handle: int | None):
+        self._handle = handle
+        self.held = True
+
+    def drop(self) -> None:
+        self.held = False
+        if self._handle is not None:
+            os.close(self._handle)
 
 
 @contextmanager
@@ -20,6 +38,7 @@ def locked(path: str | Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder's lock, which the system drops when this process dies, however it dies.
 
     Args:
+        path: the folder.
         wait: for another process that holds it, instead of raising.
 
     Raises:
@@ -38,25 +57,76 @@ def require_unlocked(path: Path) -> None:
         release(path, acquire(path))
 
 
-def acquire(path: Path, *, wait: bool = False) -> FileLock:
+def acquire(path: Path, *, wait: bool = False) -> Lock:
     """Take the folder's lock: at once or not at all, unless told to `wait`.
+
+    On a file system without locks, `.owner.json` is all that there is: a process that it names counts as the holder.
 
     Raises:
         RunError: another process holds it; says which.
     """
-    lock = FileLock(path / ".lock", timeout=0)
-    with translate_write_errors(path):
-        try:
-            lock.acquire()
-        except Timeout:
-            if not wait:
-                raise RunError(
-                    f"{path} is in use{_holder(path)}: wait for it or stop it, or choose another --out"
-                ) from None
-            status(f"waiting for {path}, which is in use{_holder(path)}")
-            lock.acquire(timeout=-1, poll_interval=0.5)
+    lock = _try(path)
+    if lock is None:
+        if not wait:
+            raise RunError(f"{path} is in use{_holder(path)}: wait for it or stop it, or choose another --out")
+        status(f"waiting for {path}, which is in use{_holder(path)}")
+        while lock is None:
+            time.sleep(0.5)
+            lock = _try(path)
+    try:
         write_json(path / ".owner.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
+    except BaseException:
+        lock.drop()
+        raise
     return lock
+
+
+def _try(path: Path) -> Lock | None:
+    """The lock, or None when another process holds it."""
+    with writing(path):
+        handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return None
+            if error.errno not in _NO_LOCKS:
+                raise
+            return _without_locks(path, error)
+        except BaseException:
+            os.close(handle)
+            raise
+    return Lock(handle)
+
+
+def _without_locks(path: Path, error: OSError) -> Lock | None:
+    """What stands in for a lock where the file system has none: the process that `.owner.json` names still lives.
+
+    Raises:
+        RunError: that is a process of another machine, of which nothing is known here.
+    """
+    with suppress(DataError, KeyError, TypeError, ValueError):
+        owner = read_json(path / ".owner.json")
+        if owner["host"] != socket.gethostname():
+            raise RunError(
+                f"{path} was in use{_holder(path)}, and the file system has no locks ({error.strerror}): when that "
+                f"process has ended, remove {path / '.owner.json'}"
+            )
+        if _alive(int(owner["pid"])):
+            return None
+    status(f"{path} cannot be locked ({error.strerror}): see to it that no second process writes there")
+    return Lock(None)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def _holder(path: Path) -> str:
@@ -66,9 +136,9 @@ def _holder(path: Path) -> str:
     return " by another process"
 
 
-def release(path: Path, lock: FileLock) -> None:
+def release(path: Path, lock: Lock) -> None:
     """Give a lock back; one that was given back is fine."""
-    if lock.is_locked:
+    if lock.held:
         with suppress(OSError):
             (path / ".owner.json").unlink(missing_ok=True)
-        lock.release()
+        lock.drop()

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ript.errors import ConfigError, DataError, RunError
+from ript.files import write_text
 from ript.places import require_replaceable
 from ript.report import plots, views
-from ript.report.files import write_text
 from ript.report.read import Comparison, Row, RunData, VideoPair, read_run
 from ript.report.video import first_frame, poster
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,25 +26,22 @@ from types import TracebackType
 from typing import Any, Literal, get_args
 
 import numpy as np
-from filelock import FileLock
 
 from ript.errors import DataError, RunError
-from ript.report.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
-from ript.report.files import (
-    append_line,
+from ript.files import (
+    absolute,
     atomic_folder,
     cannot_write,
     clean_leftovers,
-    dumps,
     make_folder,
-    now,
-    read_json,
-    read_lines,
-    translate_write_errors,
-    write_json,
+    reading,
+    remove,
     write_text,
+    writing,
 )
-from ript.report.lock import acquire, release
+from ript.report.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
+from ript.report.files import append_line, dumps, now, read_json, read_lines, write_json
+from ript.report.lock import Lock, acquire, release
 from ript.report.progress import status
 from ript.report.video import write_video
 from ript.types import EvalResult
@@ -72,7 +68,7 @@ class RunFolder:
         config: what was asked for.
     """
 
-    def __init__(self, path: Path, lock: FileLock, kind: Kind, config: dict[str, Any], keep: int):
+    def __init__(self, path: Path, lock: Lock, kind: Kind, config: dict[str, Any], keep: int):
         self.path, self.kind, self.config = path, kind, config
         self._lock, self._keep = lock, keep
         self._newest: dict[str, int] = {}  # iteration in each log, once this process has read it
@@ -90,7 +86,7 @@ class RunFolder:
         Raises:
             RunError: the folder already holds a run, is in use, or cannot be written.
         """
-        path = make_folder(path).absolute()
+        path = make_folder(absolute(path))
         lock = acquire(path)
         try:
             cls.require_free(path)
@@ -107,14 +103,15 @@ class RunFolder:
         Raises:
             RunError: a run lies there or what it would replace, or no folder can be made.
         """
-        path = Path(path).absolute()
-        if (path / "config.json").exists():
-            raise RunError(f"{path} already holds a run: go on with it (--resume {path}) or choose another --out")
-        if taken := [name for name in _OWN if (path / name).exists()]:
-            raise RunError(
-                f"{path} holds {', '.join(taken)}, which a run would replace: choose another --out, or move them"
-            )
-        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+        path = absolute(path)
+        with writing(path):
+            if (path / "config.json").exists():
+                raise RunError(f"{path} already holds a run: go on with it (--resume {path}) or choose another --out")
+            if taken := [name for name in _OWN if (path / name).exists()]:
+                raise RunError(
+                    f"{path} holds {', '.join(taken)}, which a run would replace: choose another --out, or move them"
+                )
+            nearest = next(folder for folder in (path, *path.parents) if folder.exists())
         if not nearest.is_dir():
             raise cannot_write(path, OSError(errno.ENOTDIR, "not a folder"))
         if not os.access(nearest, os.W_OK | os.X_OK):
@@ -127,7 +124,7 @@ class RunFolder:
         Raises:
             RunError: not a run folder, in use by another process, or of an incompatible version.
         """
-        path = Path(path).absolute()
+        path = absolute(path)
         document = read_config(path, to_resume=True)
         lock = acquire(path)
         try:
@@ -242,7 +239,7 @@ class RunFolder:
         """
         path = write_checkpoint(self.path / "checkpoints", iteration, state)
         for old in list_checkpoints(self.path / "checkpoints")[: -self._keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
         return path
 
     def load_checkpoint(self) -> Checkpoint | None:
@@ -264,7 +261,7 @@ class RunFolder:
             for message in skipped:
                 status(f"checkpoint skipped: {message}; going on from iteration {found.iteration}")
             for damaged in paths[paths.index(path) + 1 :]:
-                shutil.rmtree(damaged, ignore_errors=True)
+                remove(damaged)
             self._cut(found.iteration)
             return Checkpoint(iteration=found.iteration, state=found.state, skipped=tuple(skipped))
         if paths:
@@ -300,7 +297,7 @@ class RunFolder:
     def _cut(self, iteration: int) -> None:
         for name in ("metrics.jsonl", "evals.jsonl"):
             self._rewrite(name, lambda row: row["iteration"] <= iteration)
-        with translate_write_errors(self.path / "result.json"):
+        with writing(self.path / "result.json"):
             (self.path / "result.json").unlink(missing_ok=True)
 
     def _rewrite(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
@@ -348,7 +345,9 @@ def read_config(path: str | Path, *, to_resume: bool = False) -> dict[str, Any]:
         RunError: not a run folder, or of an incompatible version.
     """
     path = Path(path)
-    if not (path / "config.json").is_file():
+    with reading(path, RunError):
+        is_run = (path / "config.json").is_file()
+    if not is_run:
         what = "is not a run folder (it has no config.json)" if path.is_dir() else "is a file, not a run folder"
         what = what if path.exists() else "does not exist"
         inside = sorted(str(file.parent) for file in path.glob("*/config.json") if (file.parent / ".lock").exists())

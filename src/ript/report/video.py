@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ript.errors import DataError, DependencyMissing
-from ript.report.files import write_bytes
+from ript.files import require_content, write_bytes
 
 _CODECS = (
     ("libx264", "mp4", "video/mp4", {"crf": "21", "preset": "medium"}),
@@ -80,8 +80,9 @@ def first_frame(path: str | Path) -> np.ndarray:
         DataError: the file is missing, damaged or without a frame.
     """
     av = _import_av()
+    require_content(path)
     try:
-        with av.open(str(path)) as source:
+        with open(path, "rb") as file, av.open(file) as source:
             for frame in source.decode(video=0):
                 return frame.to_ndarray(format="rgb24")
     except (av.FFmpegError, OSError, IndexError) as error:

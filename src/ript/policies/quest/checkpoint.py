@@ -15,6 +15,7 @@ from typing import Any, get_args
 import torch
 
 from ript.errors import ConfigError, PolicyError, UnknownNameError
+from ript.files import atomic_file, cannot_write, number_in, read_text
 from ript.places import require_replaceable
 from ript.policies.pth import load_pth
 from ript.policies.quest.config import QuestConfig, Sampling
@@ -92,15 +93,11 @@ def export_quest(policy: QuestPolicy, path: str | Path) -> None:
         key: (own[source] if isinstance(source, str) else source).detach().cpu().clone().to(dtype)
         for key, _, dtype, source in published_keys(config)
     }
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": state}, temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise PolicyError(f"cannot write {path}: {error}; nothing half-written was left") from error
+        with atomic_file(path, PolicyError) as temporary:
+            torch.save({"model": state}, temporary)
+    except RuntimeError as error:  # of torch's own writer, also when the disk is full
+        raise cannot_write(path, OSError(number_in(error) or 0, str(error)), PolicyError) from error
 
 
 def _with_statistics(policy: QuestPolicy) -> dict[str, torch.Tensor]:
@@ -158,7 +155,7 @@ def _quest_config(
         raise ConfigError(f"config: expected a preset, a file or its content, got {config!r}")
     if not isinstance(config, Mapping):
         try:
-            document = json.loads(Path(config).read_text())
+            document = json.loads(read_text(config, ConfigError))
         except FileNotFoundError as error:
             presets = ", ".join(PRESETS)
             raise ConfigError(f"{config} is neither a preset ({presets}) nor a file that exists") from error
