@@ -88,3 +88,29 @@ def test_states_that_are_solved_by_doing_nothing_are_named_before_practice(
         for state in simulator.initial_states(16):
             simulator.reset(state)
             assert simulator.step_chunk(np.zeros((1, 2))).success == (state.id in named)
+
+
+def test_a_run_that_makes_a_policy_worse_hands_over_the_one_from_before_and_names_the_tasks_that_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate that ruins the policy; without validation there is no choice, and the loss is told."""
+    ruinous = {
+        "iterations": 2, "tasks": ("reach-centre", "reach-left"), "sim": {"horizon": 24},
+        "learn": {"learning_rate": 1.0, "target_kl": 0.0, "adapt_kl": 0.0, "epochs": 1},
+    }  # fmt: skip
+    kept = run(tmp_path / "kept", **ruinous, eval={"trials": 20, "every": 1, "every_trials": 20, "mode": "sampled"})
+    assert json.loads((kept.folder / "result.json").read_text())["policy_iteration"] == 0
+    assert load_policy(kept.policy).weights().keys() == load_policy(kept.folder / "start").weights().keys()
+    assert kept.after["sampled"].per_state == kept.before["sampled"].per_state
+    told = capsys.readouterr().err
+    assert "no iteration was better on validation states than the policy from before" in told
+    assert "practice cost" not in told and load_policy(kept.policy).card["tasks that lost by practice"] == "none"
+
+    spoilt = run(tmp_path / "spoilt", **ruinous, eval={"trials": 20, "every": 0, "mode": "sampled"})
+    worse = {
+        task for task, was in spoilt.before["sampled"].tasks.items()
+        if spoilt.after["sampled"].tasks[task].rate < was.rate
+    }  # fmt: skip
+    told = capsys.readouterr().err
+    assert worse and {task for task in ruinous["tasks"] if f"practice cost {task}: -" in told} == worse
+    assert set(load_policy(spoilt.policy).card["tasks that lost by practice"]) == worse

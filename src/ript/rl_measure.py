@@ -161,12 +161,11 @@ class Measurements:
 
     def lost(self, before: Mapping[str, EvalResult], after: Mapping[str, EvalResult]) -> dict[str, str]:
         """Task name -> what practice cost it on the test states, in the mode that counts; each is told."""
-        lost = {}
-        for task, was in before[self.config.eval.mode].tasks.items():
-            now = after[self.config.eval.mode].tasks[task]
-            if now.rate < was.rate:
-                lost[task] = f"{was.successes}/{was.trials} -> {now.successes}/{now.trials}"
-                status(f"  practice cost {task}: {lost[task]} of the test states")
+        lost, (was, now) = {}, (results[self.config.eval.mode] for results in (before, after))
+        for task in was.tasks:
+            if now.tasks[task].rate < was.tasks[task].rate:
+                lost[task] = points(change(was, now, [task]))
+                status(f"  practice cost {task}: {lost[task]}")
         return lost
 
     def write_policy(self, before: Mapping[str, EvalResult], after: Mapping[str, EvalResult], at: Progress) -> None:

@@ -30,8 +30,12 @@ def interval(r: TaskResult) -> str:
     return f"{100 * low:.0f}-{100 * high:.0f} %"
 
 
-def change(before: EvalResult, after: EvalResult) -> dict[str, Any]:
+def change(before: EvalResult, after: EvalResult, tasks: Sequence[str] | None = None) -> dict[str, Any]:
     """What became of the states measured before and after; states with an ERROR in either are left out.
+
+    Args:
+        before, after: evaluations on the same states.
+        tasks: names of those that count; all by default.
 
     Returns:
         {"difference": share of states, "interval": its paired 95 % interval, "gained", "lost", "dropped": states, "p":
@@ -39,7 +43,7 @@ def change(before: EvalResult, after: EvalResult) -> dict[str, Any]:
     """
     from ript.statistics import align, difference, pairs  # numpy: not needed to print a help text
 
-    was, now = align([before.per_state, after.per_state])
+    was, now = align([before.per_state, after.per_state], tasks)
     found, counts = difference(was, now), pairs(was, now)
     return {
         "difference": found.value if counts.states else None, "interval": [found.low, found.high],
