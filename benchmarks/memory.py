@@ -4,7 +4,8 @@
     python benchmarks/memory.py --size small --groups 48 --steps 200
 
 Bytes of a decision are counted from what `act` returns; the resident set is measured as records and then the update's
-batch are made. Frames are not among them: what rollouts keep is what the encoders made of them.
+batch are made. Rollouts keep what the encoders made of frames, unless post-training trains the encoders
+(`prior+encoders`, not measured here): then the frames themselves, 100 kB a decision at paper size.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     python benchmarks/targets.py --out runs/no-aux --policy.privileged=false --sft.threads=1
 
 Any field of the recipe can be changed. Resumable: a row that is done is not run again, one that failed says why and
-does not stop the others. The targets are `ript.recipes.TARGET_TASKS`, written down before any of them was run.
+does not stop the others. The targets are `ript.recipes.TARGET_TASKS`; the recipe was tuned on the first two.
 """
 
 from __future__ import annotations

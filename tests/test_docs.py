@@ -11,10 +11,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ript import collect_demos, evaluate, overrides, recipe, train_rl, train_sft
+from ript.bench_policy import _random_look, _random_policy
 from ript.build import simulator_factory
 from ript.cli import make_parser
 
@@ -141,6 +143,21 @@ def test_the_documented_eval_schema_has_the_keys_of_a_real_evaluation(runs: Path
 
     written = json.loads(document.replace("faucet-open-v3", "reach"))
     assert shape(written) == shape(real.to_json())
+
+
+def test_what_rollouts_keep_of_a_decision_is_as_large_as_the_pages_say() -> None:
+    """ARCHITECTURE.md, of the paper's size and of the small one: frames are kept where the encoders are trained."""
+    text, kept = (ROOT / "ARCHITECTURE.md").read_text(), {}
+    for size in ("paper", "small"):
+        policy = _random_policy(size)
+        for trained in ("prior", "prior+adapter", "prior+encoders"):
+            chunk = policy.configured(rl_trains=trained).act(_random_look(policy, 1), [np.random.default_rng(0)])
+            assert any("image" in name for name in chunk.context) == (trained == "prior+encoders")
+            arrays = [chunk.sample, chunk.log_prob, *chunk.context.values()]
+            kept[size, trained] = sum(array.nbytes for array in arrays) / 1000
+    assert f"`prior+encoders`, {kept['paper', 'prior+encoders']:.0f} kB a decision at paper size" in text
+    assert f"{kept['small', 'prior+encoders']:.0f} kB at the small one" in text
+    assert f"{kept['paper', 'prior']:.1f} kB (paper size; {kept['paper', 'prior+adapter']:.1f} kB with the ad" in text
 
 
 # ---------------------------------------------------------------------------------------------- what pages name

@@ -1,5 +1,6 @@
 """Studies: their definitions, and the runner on a study of the toy simulator."""
 
+import itertools
 import json
 import math
 import os
@@ -16,8 +17,11 @@ from toy_runs import Stopped, stop_in, toy_config
 
 from ript import studies
 from ript.bases import base_folder, sft_fingerprint
+from ript.build import Contexts
 from ript.cli import main
 from ript.config import Config, RolloutConfig
+from ript.demos.demo_set import open_demos
+from ript.demos.initial_states import demo_initial_states
 from ript.errors import ConfigError, DependencyMissing, NoSignalError, RunError, UnknownNameError
 from ript.files import make_folder
 from ript.report.lock import locked
@@ -489,6 +493,18 @@ def test_what_cells_share_is_made_again_once_it_is_deleted(study: str, finished:
     shutil.rmtree(shared)
     again = run_study(study, out, seeds=[0], resume=True)
     assert not again["failed"] and len(again["rows"]) == 3
+
+
+def test_a_policy_is_not_shown_the_states_that_it_practises_on_or_is_measured_on(finished: Path) -> None:
+    """As the paper-scale studies say of their contexts; `demos` and states have seed 0 both."""
+    (file,) = (finished / "out").glob("sft-*.hdf5")
+    task = "toy/reach-centre"
+    shown = {state.id for state in demo_initial_states(open_demos([file]), [task])}
+    with Contexts(CONFIG.sim, (task,), 0) as contexts:
+        practised = {state.id for state in itertools.islice(contexts.training(0), 200)}
+        measured = {s.id for split in ("test", "validation") for s in contexts.states(task, 200, split, seed=0)}
+    assert shown and not shown & (practised | measured)
+    assert "demonstrations', but others" in " ".join(get_study("demos", "paper").differs)
 
 
 def test_a_row_has_the_evaluations_before_and_after_and_every_state(study: str, finished: Path) -> None:

@@ -1,4 +1,4 @@
-"""Configuration -> objects: the only file that knows every concrete class."""
+"""Configuration -> objects: policies, simulators and pools for the loop, evaluation and studies, which name none."""
 
 from __future__ import annotations
 

@@ -228,7 +228,9 @@ def _add_studies(commands: argparse._SubParsersAction) -> None:
                  "  ript study demos --iterations=15 --rollout.workers=8 --out runs/longer\n"
                  "  ript study metaworld_ml45 --scale paper --dry-run", overrides=True)  # fmt: skip
     p.add_argument("name", nargs="?", metavar="NAME", help="study to run; without one they are listed")
-    p.add_argument("--scale", default="small", metavar="NAME", help="small (two cores, about an hour) or paper")
+    p.add_argument(
+        "--scale", default="small", metavar="NAME", help="small (for two cores) or paper; --dry-run says how long"
+    )
     p.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of the study's own")
     p.add_argument("--out", metavar="DIR", help="folder of the study (default runs/study-NAME-SCALE)")
     p.add_argument("--resume", action="store_true", help="go on where an earlier call stopped")

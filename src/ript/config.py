@@ -283,7 +283,7 @@ class LearnConfig:
     entropy_bonus: float = 0.0
     """Weight of the mean entropy in nats, which is added to the objective; negative: entropy is held down."""
     normalise_std: bool = False
-    """Divide advantages by their standard deviation (an ablation: it hurts)."""
+    """Divide advantages by their standard deviation (an ablation; LOOP reports that it hurts)."""
     max_decisions: int = 0
     """Learn from at most this many random decisions of a rollout; 0: all. Unbiased with reduction "trajectory"."""
     min_abs_advantage: float = 0.0
@@ -326,7 +326,7 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that determines a run."""
+    """All settings of a run. What it starts from, a policy or demonstrations, is given beside it."""
 
     recipe: str = "custom"
     """Name of the recipe that it came from."""

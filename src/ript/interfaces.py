@@ -107,7 +107,7 @@ SimulatorFactory = Callable[[str], Simulator]
 
 @runtime_checkable
 class Policy(Protocol):
-    """Acts on observations. Stateless: the engine owns histories."""
+    """Acts on observations. Stateless: an action depends on its observation and draws alone, on nothing before them."""
 
     def act(
         self, observation: Observation, generators: Sequence[np.random.Generator], *, greedy: bool = False

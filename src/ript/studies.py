@@ -1,7 +1,8 @@
 """The studies of RIPT-VLA (Tan et al. 2025) by name: lists of cells, each a complete configuration.
 
 A cell names what is pre-trained on, what is practised on and how; `run_study` does the rest. Two scales: "paper" keeps
-the paper's settings; "small" is the same question shrunk to two CPU cores and about an hour, and says what was shrunk.
+the paper's settings, but for what it says differs; "small" is the same question shrunk to two CPU cores and hours
+instead of weeks, and says what was shrunk.
 """
 
 from __future__ import annotations

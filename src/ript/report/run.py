@@ -1,4 +1,4 @@
-"""The run folder: everything a run leaves behind, and all that is needed to go on with it.
+"""The run folder: what a run leaves behind, and, beside demonstration files that it names, what it takes to go on.
 
     config.json         what was asked for; versions and command line
     metrics.jsonl       one line an iteration
