@@ -240,6 +240,28 @@ def test_the_learning_rate_follows_the_kl_of_the_iteration_before(tmp_path: Path
     assert len(learned) >= 3 and len(rates) >= 2
 
 
+def test_a_run_can_be_held_near_its_start_and_goes_on_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def config(weight: float) -> Config:
+        return toy_config(learn={"kl_to_start": weight, "target_kl": 0.0}, eval={"trials": 2, "every": 0})
+
+    held, free = run(tmp_path / "held", config(5.0)), run(tmp_path / "free", config(0.0))
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 2)
+        run(tmp_path / "stopped", config(5.0))
+    assert weights(train_rl(Config(), None, tmp_path / "stopped", resume=True).folder) == weights(held.folder)
+    distance = [row["update/kl_to_start"] for row in rows(held.folder) if "update/kl" in row]
+    assert 0 < distance[0] < distance[-1] and not any("update/kl_to_start" in row for row in rows(free.folder))
+    start = load_policy(held.folder / "start").state_dict()
+
+    def moved(result: RLResult) -> float:
+        checkpoint = read_checkpoint(list_checkpoints(result.folder / "checkpoints")[-1])
+        return sum(float((w - start[name]).norm()) for name, w in checkpoint.state["weights"].items())
+
+    assert moved(held) < 0.9 * moved(free)
+
+
 def test_practice_rollouts_end_soon_after_the_time_that_successes_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,7 +81,7 @@ def bench_update(config: Config, policy: PostTrainable | None = None) -> dict[st
                 max_decisions=config.learn.max_decisions, generator=torch.Generator().manual_seed(0),
             )  # fmt: skip
         with computing("cpu", config.learn.threads), stage("update"):
-            settings = update_settings(config.learn) | ({} if real else {"target_kl": None})
+            settings = update_settings(config.learn) | {"start": learner} | ({} if real else {"target_kl": None})
             result = update(learner, optimiser, batch, generator=torch.Generator().manual_seed(0), **settings)
         with stage("checkpoint"):
             write_checkpoint(folder, 1, {"weights": learner.weights(), "optimiser": optimiser.state_dict()})

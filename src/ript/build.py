@@ -299,6 +299,7 @@ def update_settings(learn: LearnConfig) -> dict[str, Any]:
         "max_grad_norm": learn.max_grad_norm,
         "target_kl": learn.target_kl or None,
         "entropy_bonus": learn.entropy_bonus,
+        "kl_to_start": learn.kl_to_start,
         "threads": learn.threads,
     }
 

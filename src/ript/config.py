@@ -282,6 +282,9 @@ class LearnConfig:
     """AdamW's weight decay in the update."""
     entropy_bonus: float = 0.0
     """Weight of the mean entropy in nats, which is added to the objective; negative: entropy is held down."""
+    kl_to_start: float = 0.0
+    """Weight in the loss of the KL to the policy that the run started from, nats a decision, over the decisions that an
+    iteration learns from; 0: none, as published."""
     normalise_std: bool = False
     """Divide advantages by their standard deviation (an ablation; LOOP reports that it hurts)."""
     max_decisions: int = 0
@@ -296,7 +299,8 @@ class LearnConfig:
             self, "learn", learning_rate=(_TINY, _MANY), epochs=(1, _MANY), minibatch=(1, _MANY),
             minibatch_trajectories=(0, _MANY), micro_batch=(1, _MANY), clip_low=(_TINY, 1 - _TINY),
             clip_high=(_TINY, _MANY), target_kl=(0, _MANY), adapt_kl=(0, _MANY), max_grad_norm=(_TINY, _MANY),
-            weight_decay=(0, 1), max_decisions=(0, _MANY), min_abs_advantage=(0, 1), threads=(1, _THREADS),
+            kl_to_start=(0, _MANY), weight_decay=(0, 1), max_decisions=(0, _MANY), min_abs_advantage=(0, 1),
+            threads=(1, _THREADS),
         )  # fmt: skip
 
 

@@ -114,6 +114,11 @@ def solved_by_nothing(config: Config, contexts: Contexts) -> dict[str, list[str]
     return found
 
 
+def to_stay_near(config: Config, start: Path) -> PostTrainable | None:
+    """The policy in `start`, where the run began, when the update is to stay near it."""
+    return load_policy(start).to(config.device) if config.learn.kl_to_start else None
+
+
 def calibration_rollouts(config: Config) -> int:
     """Rollouts before the first iteration, at most; see `CALIBRATION`."""
     wanted = config.policy.entropy or config.policy.rl_trains == "prior+adapter"

@@ -161,7 +161,7 @@ def measure_speed(config: Config, steps: int = 64) -> Speed:
                 done = list(pool.run(asked))
                 rollout_seconds = time.perf_counter() - began
     batch = make_batch([Group(initial_state=states[0], rollouts=_half_successful(done))])
-    settings = update_settings(config.learn) | {"epochs": 1, "target_kl": None}
+    settings = update_settings(config.learn) | {"epochs": 1, "target_kl": None, "start": policy}
     with computing("cpu", config.learn.threads):
         optimiser = make_optimiser(policy, learning_rate=0.0)
         for _ in range(2):  # the first time is for starting up

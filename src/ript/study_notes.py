@@ -109,6 +109,7 @@ def _update(c: Config) -> dict[str, str]:
         "epochs": str(u.epochs),
         "learning rate": f"{u.learning_rate:g}{', which follows the KL' if u.adapt_kl else ''}",
         "stop at a KL of": f"{u.target_kl:g} a decision" if u.target_kl else "none",
+        "weight of the KL to the start": f"{u.kl_to_start:g}",
         "minibatch": f"{trajectories} trajectories" if trajectories else f"{u.minibatch} decisions",
         "mean over": "all tokens" if u.reduction == "token" else "each trajectory first",
         "weight decay": f"{u.weight_decay:g}",

@@ -24,7 +24,7 @@ from ript.report.progress import status
 from ript.report.run import RunFolder
 from ript.report.trackers import make_trackers, require_trackers
 from ript.rl_measure import Measurements, Progress, iteration_line
-from ript.rl_start import Start, document, interrupted, learner, solved_by_nothing
+from ript.rl_start import Start, document, interrupted, learner, solved_by_nothing, to_stay_near
 from ript.rollout.sampling import Collection, collect_groups, practice_horizons
 from ript.types import EvalResult
 
@@ -109,6 +109,7 @@ class _Run:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.longest = config.sampling.horizon or config.sim.horizon
         self.at = Progress(horizons=dict.fromkeys(contexts.tasks, self.longest))
+        self.settings = update_settings(learn) | {"start": to_stay_near(config, run.path / "start")}
         self.measurements = Measurements(config, policy, contexts, run, pool)
         self.trackers = make_trackers(_trackers(config), run.path, config.to_json())
 
@@ -190,7 +191,7 @@ class _Run:
         )  # fmt: skip
         rate = AdaptiveRate(target_kl=learn.adapt_kl or 1.0, scale=self.at.rate_scale)
         rate.apply(self.optimiser)
-        result = update(self.policy, self.optimiser, batch, generator=self.generator, **update_settings(learn))
+        result = update(self.policy, self.optimiser, batch, generator=self.generator, **self.settings)
         if learn.adapt_kl:
             self.at.rate_scale = rate.after(result.kl_end).scale
         metrics = {f"update/{k}": v for k, v in values(result.metrics).items()}

@@ -533,6 +533,71 @@ def test_parameters_that_get_no_gradient_are_refused():
         update(policy, torch.optim.SGD(other.parameters()), batch, epochs=1, minibatch_decisions=4, generator=None)
 
 
+# ---- staying near a policy ----
+
+
+def far_from(policy, other, batch):
+    """Mean over decisions of the sum over their valid tokens of r - 1 - log r, r = other / policy; with gradient."""
+    with torch.no_grad():
+        start = other.log_prob(batch.context, batch.sample)[0]
+    away = (start - policy.log_prob(batch.context, batch.sample)[0]) * batch.mask
+    assert float(away.detach().max()) < 1
+    return (away.exp() - 1 - away).sum(1).mean()
+
+
+@pytest.mark.parametrize("options", [{}, {"micro_batch": 3}, {"threads": 3}])
+def test_the_kl_to_the_start_adds_its_gradient_in_nats_a_decision(options):
+    policy, start = Bandit(), Bandit(seed=1)
+    batch = make_update_batch(policy)
+    batch.mask[:] = True
+    plain, metrics = gradients(policy, batch, minibatch_decisions=99)
+    held, held_metrics = gradients(policy, batch, minibatch_decisions=99, kl_to_start=0.3, start=start, **options)
+    distance = far_from(policy, start, batch)
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(0.3 * distance, list(policy.parameters()))])
+    torch.testing.assert_close(held - plain, expected[None], rtol=1e-4, atol=1e-6)
+    assert held_metrics["kl_to_start"].value == pytest.approx(float(distance.detach()), rel=1e-5)
+    assert held_metrics["loss"].value == pytest.approx(metrics["loss"].value, abs=1e-6)
+    assert all(torch.equal(p, q) for p, q in zip(start.parameters(), Bandit(seed=1).parameters(), strict=True))
+
+
+def test_an_update_with_a_weight_on_the_start_stays_nearer_to_it_and_one_of_zero_changes_no_bit():
+    ends = []
+    for weight in (None, 0.0, 1.0, 10.0):
+        policy = Bandit()
+        options = {} if weight is None else {"kl_to_start": weight, "start": Bandit()}
+        update(
+            policy, make_optimiser(policy, learning_rate=0.02), make_update_batch(policy), epochs=6,
+            minibatch_decisions=8, generator=None, **options,
+        )  # fmt: skip
+        ends.append(policy)
+    assert all(torch.equal(p, q) for p, q in zip(ends[0].parameters(), ends[1].parameters(), strict=True))
+    moved = [float(far_from(policy, Bandit(), make_update_batch(Bandit())).detach()) for policy in ends[1:]]
+    assert moved[0] > 1.5 * moved[1] > 2 * moved[2]
+
+
+def test_a_weight_on_the_start_without_one_is_refused():
+    with pytest.raises(ConfigError, match="no policy to stay near was given"):
+        gradients(Bandit(), make_update_batch(Bandit()), minibatch_decisions=4, kl_to_start=0.1)
+
+
+def test_a_start_that_rules_out_what_was_drawn_or_a_policy_that_does_leaves_the_loss_finite():
+    for of_start in (True, False):
+        policy, start = Bandit(), Bandit()
+        ruled = start if of_start else policy
+        batch = make_update_batch(policy)
+        original = ruled.log_prob
+
+        def log_prob(context, sample, original=original):
+            log_prob, entropy = original(context, sample)
+            return torch.where(torch.arange(len(sample))[:, None] == 0, -math.inf, log_prob), entropy
+
+        ruled.log_prob = log_prob
+        gradient, metrics = gradients(
+            policy, batch, minibatch_decisions=99, kl_to_start=0.1, start=start, ratio_tolerance=math.inf
+        )
+        assert torch.isfinite(gradient).all() and math.isfinite(metrics["kl_to_start"].value)
+
+
 # ---- optimiser and rate ----
 
 

@@ -26,6 +26,9 @@ LOG_RATIO_CEILING = 20.0
 advantage is clipped there and has no gradient. One with a negative advantage is not (equation 7 takes the worse of the
 two terms): it is still pushed down, as hard as at the ceiling."""
 
+_FAR = 1e4
+"""Log ratio at which a distance ends that would be infinite: a density with a hard edge."""
+
 KL_KNEE = 1.0
 """Log ratio above which a token's share of `kl` grows with the log ratio instead of with the ratio."""
 
@@ -129,6 +132,8 @@ def weighted_objective(
     clip_high: float,
     entropy: torch.Tensor | None = None,
     entropy_bonus: float = 0.0,
+    start_log_prob: torch.Tensor | None = None,
+    kl_to_start: float = 0.0,
 ) -> tuple[torch.Tensor, Metrics]:
     """The core: `sum(weight * token loss) / normaliser` over rows `[R, K]`, with advantage `[R]`.
 
@@ -138,6 +143,10 @@ def weighted_objective(
     have any. `kl_k3` sums `r - 1 - log r`, never negative, of which single large ratios are most; `kl_k1` sums
     `-log r`, noisier; `kl` is `kl_k3` with the tangent at log r = `KL_KNEE` above it: equal while no ratio is above e,
     and less where one is. All are empty when no token is valid.
+
+    With `start_log_prob` `[R, K]`, of a policy to stay near, `kl_to_start` times the mean of that last estimate with
+    r = start / new is added to the loss, in nats a decision with the tokens' weights, and `kl_to_start` is among the
+    metrics. On policy its gradient is that of KL(start || new).
     """
     check_clip(clip_low, clip_high)
     _check_finite("log_prob", torch.where(torch.isneginf(log_prob), 0.0, log_prob), mask)
@@ -157,8 +166,14 @@ def weighted_objective(
         objective = total - entropy_bonus * (entropy * weight).sum()
     elif entropy_bonus:
         raise ConfigError(f"entropy_bonus is {entropy_bonus}, but no entropy was given")
+    distance = None
+    if start_log_prob is not None:
+        _check_finite("start_log_prob", torch.where(torch.isneginf(start_log_prob), 0.0, start_log_prob), mask)
+        away = torch.where(mask, start_log_prob - log_prob, 0.0).clamp(LOG_RATIO_FLOOR, _FAR)
+        distance = _robust_kl(away, away.clamp(max=KL_KNEE).exp() - 1 - away)
+        objective = objective + kl_to_start * mask.shape[1] * (distance * weight).sum()
     with torch.no_grad():
-        metrics = _measure(total, weight, log_ratio, ratio, clipped > unclipped, mask, entropy)
+        metrics = _measure(total, weight, log_ratio, ratio, clipped > unclipped, mask, entropy, distance)
     return objective / (normaliser or 1.0), metrics
 
 
@@ -191,6 +206,7 @@ def _measure(
     was_clipped: torch.Tensor,
     mask: torch.Tensor,
     entropy: torch.Tensor | None,
+    distance: torch.Tensor | None,
 ) -> Metrics:
     """One transfer from the device for all numbers. Masked places have ratio 1, hence add nothing to the sums of KL."""
     k3 = ratio - 1 - log_ratio
@@ -200,9 +216,9 @@ def _measure(
     sums = [total, weight.sum(), was_clipped.sum(), mask.any(1).sum()]
     sums += [_robust_kl(log_ratio, k3).sum(), k3.sum(), -log_ratio.sum()]
     sums += [(ratio * mask).sum(), ratio[mask].min(), ratio[mask].max()]
-    sums += [] if entropy is None else [entropy.sum()]
+    sums += [total.new_zeros(()) if tensor is None else tensor.sum() for tensor in (entropy, distance)]
     numbers = torch.stack([s.double() for s in sums]).tolist()
-    loss, weights, clips, decisions, kl, kl_k3, kl_k1, ratio_sum, low, high, *rest = numbers
+    loss, weights, clips, decisions, kl, kl_k3, kl_k1, ratio_sum, low, high, nats, far = numbers
     metrics: Metrics = {
         "loss": Mean(loss, weights),
         "clip_fraction": Mean(clips, count),
@@ -213,7 +229,8 @@ def _measure(
         "ratio_min": Min(low),
         "ratio_max": Max(high),
     }
-    return metrics | {"entropy": Mean(rest[0], count)} if rest else metrics
+    metrics |= {} if entropy is None else {"entropy": Mean(nats, count)}
+    return metrics | ({} if distance is None else {"kl_to_start": Mean(far, decisions)})
 
 
 def _check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:

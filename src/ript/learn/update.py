@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +17,8 @@ from ript.learn.gradient import Gradient
 from ript.learn.objective import Reduction, check_clip, reduction_weights, weighted_objective
 from ript.metrics import Max, Mean, Metrics, Sum, merge
 from ript.types import UpdateBatch
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,8 @@ def update(
     max_grad_norm: float = 1.0,
     target_kl: float | None = None,
     entropy_bonus: float = 0.0,
+    kl_to_start: float = 0.0,
+    start: LikelihoodPolicy | None = None,
     threads: int = 1,
     ratio_tolerance: float = 1e-3,
     on_minibatch: Callable[[int, int], None] | None = None,
@@ -91,6 +96,9 @@ def update(
         target_kl: nats a decision (all variables of a row), whatever K is. The update ends at the first minibatch whose
             `kl` is above this; after the last step, the last minibatch is looked at once more. The step that led there
             is taken back (the weights; the optimiser's moments stay): what is left has a measured KL within the target.
+        kl_to_start: weight of the KL to the policy `start`, nats a decision, in the loss; see `weighted_objective`. The
+            batch's log-probabilities under `start` are computed once, beforehand.
+        start: a policy to stay near, on the same device; it is not changed.
         threads: on a CPU, so many parts of a minibatch are worked on side by side (see `Gradient`). `policy.log_prob`
             must then be callable from several threads.
         ratio_tolerance: largest |ratio - 1| allowed on the first minibatch, where nothing has changed yet.
@@ -111,7 +119,11 @@ def update(
         )
     if isinstance(policy, torch.nn.Module):
         policy.eval()
-    objective = partial(weighted_objective, clip_low=clip_low, clip_high=clip_high, entropy_bonus=entropy_bonus)
+    if kl_to_start and start is None:
+        raise ConfigError(f"update: kl_to_start is {kl_to_start}, but no policy to stay near was given as `start`")
+    objective = partial(
+        weighted_objective, clip_low=clip_low, clip_high=clip_high, entropy_bonus=entropy_bonus, kl_to_start=kl_to_start
+    )
     plan = _Plan(batch, epochs, reduction, minibatch_decisions, minibatch_trajectories, generator)
     parts: list[Metrics] = []
     before: list[torch.Tensor] = []
@@ -119,6 +131,8 @@ def update(
     after: list[Mean] = []
     steps, reason = 0, f"all {epochs} epochs done"
     with _Gradient(policy, objective, batch, plan.weight, optimiser, micro_batch, threads) as gradient:
+        if kl_to_start and start is not None:
+            gradient.stay_near(start)
         for minibatch in plan:
             optimiser.zero_grad(set_to_none=True)
             try:
@@ -229,30 +243,45 @@ class _Gradient(Gradient):
         self.policy, self.objective, self.batch, self.weight = policy, objective, batch, weight
         self.device: torch.device = optimiser.param_groups[0]["params"][0].device
         self.micro_batch = micro_batch
+        self.start_log_prob: torch.Tensor | None = None
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         super().__init__(parameters, threads if self.device.type == "cpu" else 1)
 
     def of(self, minibatch: _Minibatch) -> Metrics:
         """Add a minibatch's gradient; returns its metrics."""
-        return self.add(partial(self._loss, normaliser=minibatch.normaliser), self._parts(minibatch))
+        return self.add(partial(self._loss, normaliser=minibatch.normaliser), self._parts(minibatch.rows))
 
     def look(self, minibatch: _Minibatch) -> Metrics:
         """A minibatch's metrics alone."""
-        measure, parts = partial(self._measure, normaliser=minibatch.normaliser), self._parts(minibatch)
-        return merge(map(measure, parts) if self.executor is None else self.executor.map(measure, parts))
+        return merge(self._each(lambda rows: self._loss(rows, minibatch.normaliser)[1], self._parts(minibatch.rows)))
 
-    def _parts(self, minibatch: _Minibatch) -> Sequence[torch.Tensor]:
-        size = math.ceil(len(minibatch.rows) / self.threads)
-        return minibatch.rows.split(min(size, self.micro_batch or size))
+    def stay_near(self, start: LikelihoodPolicy) -> None:
+        """Compute the batch's log-probabilities under a policy, for losses that have the KL to it, from now on."""
+        if isinstance(start, torch.nn.Module):
+            start.eval()
+        parts = self._parts(torch.arange(len(self.batch)), limit=1024)
+        self.start_log_prob = torch.cat(list(self._each(lambda rows: self._density(start, rows)[0].cpu(), parts)))
 
-    def _measure(self, rows: torch.Tensor, normaliser: float) -> Metrics:
-        with torch.no_grad():
-            return self._loss(rows, normaliser)[1]
+    def _parts(self, rows: torch.Tensor, limit: int | None = None) -> Sequence[torch.Tensor]:
+        size = math.ceil(len(rows) / self.threads)
+        return rows.split(min(size, self.micro_batch or limit or size))
+
+    def _each(self, work: Callable[[torch.Tensor], Result], parts: Iterable[torch.Tensor]) -> Iterator[Result]:
+        """`work` on every part, without gradients."""
+
+        def apart(rows: torch.Tensor) -> Result:
+            with torch.no_grad():  # a thread's own
+                return work(rows)
+
+        return map(apart, parts) if self.executor is None else self.executor.map(apart, parts)
+
+    def _density(self, policy: LikelihoodPolicy, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        context = {name: tensor[rows].to(self.device) for name, tensor in self.batch.context.items()}
+        return policy.log_prob(context, self.batch.sample[rows].to(self.device))
 
     def _loss(self, rows: torch.Tensor, normaliser: float) -> tuple[torch.Tensor, Metrics]:
         batch, device = self.batch, self.device
-        context = {name: tensor[rows].to(device) for name, tensor in batch.context.items()}
-        log_prob, entropy = self.policy.log_prob(context, batch.sample[rows].to(device))
+        log_prob, entropy = self._density(self.policy, rows)
         if torch.is_grad_enabled() and not log_prob.requires_grad:
             raise TrainingError("policy.log_prob returned no gradient: no parameter that it depends on is trained")
         return self.objective(
@@ -263,6 +292,7 @@ class _Gradient(Gradient):
             self.weight[rows].to(device),
             normaliser=normaliser,
             entropy=entropy,
+            start_log_prob=None if self.start_log_prob is None else self.start_log_prob[rows].to(device),
         )
 
 
