@@ -5,7 +5,9 @@
     python benchmarks/targets.py --out runs/no-aux --policy.privileged=false --sft.threads=1
 
 Any field of the recipe can be changed. Resumable: a row that is done is not run again, one that failed says why and
-does not stop the others. The targets are `ript.recipes.TARGET_TASKS`; the recipe was tuned on the first two.
+does not stop the others. The targets are `ript.recipes.TARGET_TASKS`; means are given without those that the recipe was
+tuned on, too. Before and after are compared state by state; of a target with several seeds each is shown, with
+intervals over seeds and states.
 """
 
 from __future__ import annotations
@@ -16,16 +18,19 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
+
 from ript import overrides
 from ript.config import Config
 from ript.errors import RiptError
 from ript.quickstart import quickstart
-from ript.recipes import TARGET_TASKS
+from ript.recipes import TARGET_TASKS, TUNED_ON
 from ript.recipes import quickstart as recipe
 from ript.report.files import write_json
 from ript.report.progress import status
-from ript.report.run import RunFolder
-from ript.statistics import wilson
+from ript.report.run import RunFolder, read_rows
+from ript.statistics import align, difference, success, wilson
+from ript.study_table import points
 
 
 def run(target: str, seed: int, out: Path, config: Config) -> dict:
@@ -60,22 +65,62 @@ def cell(row: dict, before: bool, mode: str) -> str:
     return f"{100 * total['successes'] / total['trials']:.0f} % ({100 * low:.0f}-{100 * high:.0f})"
 
 
+def outcomes(rows: list[dict], mode: str = "greedy") -> tuple[np.ndarray, np.ndarray]:
+    """Every state before and after, `[rows, states]` both, from the logs of these rows' runs."""
+    sides: list[list] = [[], []]
+    for row in rows:
+        evals = read_rows(Path(row["policy"]).parent / "evals.jsonl")
+        counted = [e["per_state"] for e in evals if e["states"] == "test" and e["mode"].startswith(mode)]
+        sides[0].append(counted[0])
+        sides[1].append(counted[-1])
+    both = align([*sides[0], *sides[1]])
+    return both[: len(rows)], both[len(rows) :]
+
+
+def summary(rows: list[dict]) -> str:
+    """Means over targets, with and without those that the recipe was tuned on; and targets with several seeds."""
+    done = [row for row in rows if "error" not in row]
+    lines = []
+    for seed in sorted({row["seed"] for row in done}):
+        mine = [row for row in done if row["seed"] == seed]
+        for what, kept in (("all", mine), ("not tuned on", [r for r in mine if r["target"] not in TUNED_ON])):
+            rates = np.array([[success(side).value for side in outcomes([row])] for row in kept])
+            if len(rates) > 1:
+                before, after = 100 * rates.mean(0)
+                lines.append(
+                    f"seed {seed}, mean of {len(rates)} targets ({what}), greedy: {before:.0f} -> {after:.0f} %"
+                )
+    for target in dict.fromkeys(row["target"] for row in done):
+        mine = [row for row in done if row["target"] == target]
+        if len(mine) > 1:
+            before, after = outcomes(mine)
+            was, now = (
+                f"{100 * e.value:.0f} % ({', '.join(f'{100 * s:.0f}' for s in e.seeds)}; "
+                f"{100 * e.low:.0f}-{100 * e.high:.0f})"
+                for e in (success(before), success(after))
+            )
+            gain = points(difference(before, after))
+            lines.append(f"{target}, over seeds and states, greedy: {was} -> {now}; gain {gain}")
+    return "\n".join(lines)
+
+
 def table(rows: list[dict]) -> str:
     """Markdown."""
     lines = [
         "| target | seed | SFT greedy | SFT sampled | after RL greedy | after RL sampled "
-        "| iterations | env-steps | minutes |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| gain greedy, points | iterations | env-steps | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         if "error" in r:
-            lines.append(f"| {r['target']} | {r['seed']} | {r['error']} | | | | | | {r['minutes']:.1f} |")
+            lines.append(f"| {r['target']} | {r['seed']} | {r['error']} | | | | | | | {r['minutes']:.1f} |")
             continue
         numbers = [cell(r, before, mode) for before in (True, False) for mode in ("greedy", "sampled")]
         cells = [
             r["target"],
             str(r["seed"]),
             *numbers,
+            points(difference(*outcomes([r]))),
             str(r["iterations"]),
             f"{r['env_steps']:,}",
             f"{r['minutes']:.1f}",
@@ -99,7 +144,7 @@ def main() -> None:
         for target in args.targets:
             rows.append(run(target, seed, args.out, config))
             status(table(rows[-1:]))
-    print(table(rows))
+    print(f"{table(rows)}\n\n{summary(rows)}")
 
 
 if __name__ == "__main__":
