@@ -357,7 +357,11 @@ class Config:
     learn: LearnConfig = field(default_factory=LearnConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    """Where to send metrics besides the run folder."""
+    """Where to send what a run logs, besides its folder; one that fails is dropped, and the run goes on."""
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        return () if self.tracker == "none" else (self.tracker,)
 
     def __post_init__(self) -> None:
         need_seed(self.seed, "seed")

@@ -22,7 +22,7 @@ from ript.learn.update import AdaptiveRate, make_optimiser, update
 from ript.metrics import values
 from ript.report.progress import status
 from ript.report.run import RunFolder
-from ript.report.trackers import make_trackers, require_trackers
+from ript.report.trackers import require_trackers
 from ript.rl_measure import Measurements, Progress, iteration_line
 from ript.rl_start import Start, document, interrupted, learner, solved_by_nothing, to_stay_near
 from ript.rollout.sampling import Collection, collect_groups, practice_horizons
@@ -67,7 +67,7 @@ def train_rl(
         resume: go on with an interrupted run in `out` (its own config and policy are used).
 
     Raises:
-        ConfigError, UnknownNameError, PolicyError: what was given cannot work.
+        ConfigError, UnknownNameError, PolicyError, DependencyMissing: what was given cannot work.
         NoSignalError: no group of rollouts had both successes and failures for several iterations in a row.
         RunError: `out` is in use, holds another run, or cannot be resumed.
     """
@@ -77,9 +77,9 @@ def train_rl(
         config, start = interrupted(out)
     else:
         RunFolder.require_free(out)
+        require_trackers(config.trackers)
         start = origin_of(policy) if isinstance(policy, str | Path) else policy
     keys = some_task_keys(config)
-    require_trackers(_trackers(config))
     with (  # threads before anything is computed: sums depend on their order
         computing(config.device, config.learn.threads) as device,
         Contexts(config.sim, keys, config.seed, config.sampling.demos) as contexts,
@@ -89,14 +89,11 @@ def train_rl(
         trained = trained.to(device)
         idle = {} if resume else solved_by_nothing(config, contexts)
         with RunFolder.open(out) if resume else RunFolder.create(out, document(config, trained, start, idle)) as run:
+            run.track(config.trackers)
             if not (run.path / "start").exists():
                 trained.save_pretrained(run.path / "start")
             with make_env_pool(config.sim, config.rollout, trained) as pool:
                 return _Run(config, trained, contexts, run, pool).go()
-
-
-def _trackers(config: Config) -> list[str]:
-    return [] if config.tracker == "none" else [config.tracker]
 
 
 class _Run:
@@ -111,7 +108,6 @@ class _Run:
         self.at = Progress(horizons=dict.fromkeys(contexts.tasks, self.longest))
         self.settings = update_settings(learn) | {"start": to_stay_near(config, run.path / "start")}
         self.measurements = Measurements(config, policy, contexts, run, pool)
-        self.trackers = make_trackers(_trackers(config), run.path, config.to_json())
 
     def go(self) -> RLResult:
         self.restore()
@@ -148,8 +144,6 @@ class _Run:
         }
         reason = self.at.ended or f"all {self.config.iterations} iterations done"
         self.run.finish(reason, policy_iteration=self.at.best_iteration, seconds=seconds)
-        for tracker in self.trackers:
-            tracker.close()
         return RLResult(
             policy=self.run.policy, folder=self.run.path, before=before, after=after, iterations=self.at.iteration,
             rollouts=self.at.rollouts, env_steps=self.at.env_steps, seconds=seconds, reason=reason,
@@ -219,8 +213,6 @@ class _Run:
         row: dict[str, float] = sampled | metrics | totals
         row["time/total"] = time.perf_counter() - self.clock
         self.run.log(self.at.iteration, row)
-        for tracker in self.trackers:
-            tracker.log(self.at.iteration, row)
         status(iteration_line(self.at.iteration, row))
 
     # ------------------------------------------------------------------ checkpoints

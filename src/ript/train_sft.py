@@ -23,6 +23,7 @@ from ript.interfaces import Demonstrator
 from ript.metrics import Mean, Metrics
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.run import RunFolder, read_config
+from ript.report.trackers import require_trackers
 from ript.sft_stages import Stage, run_stages
 from ript.types import InitialState
 
@@ -50,6 +51,7 @@ def train_sft(
     Raises:
         ConfigError: a base, but no task to fine-tune it toward.
         DataError: the files are unusable or lack a target task.
+        DependencyMissing: a tracker's package.
         NotFiniteError: the loss became NaN; the last checkpoint is kept.
         RunError: `out` is in use or holds another run.
     """
@@ -59,6 +61,8 @@ def train_sft(
             f"the demonstrations are of the simulator suite {demo_set.spec.suite!r}, "
             f"the recipe is for {config.sim.suite!r}"
         )
+    if not resume:
+        require_trackers(config.trackers)
     have = {task.key for task in demo_set.tasks}
     targets = tuple(k for k in task_keys(config.sim, config.tasks) if k in have)
     missing = sorted(set(task_keys(config.sim, config.tasks)) - have)
@@ -83,6 +87,7 @@ def train_sft(
             **(origin.record("base") if origin else {"base": None}),
         }
         with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
+            run.track(config.trackers)
             run_stages(run, config, policy, stages)
             policy.eval()
             policy.card["supervised training"] = {

@@ -1,62 +1,271 @@
-"""Trackers are optional, and say so."""
+"""Trackers are optional and extra: they get each line once, and whatever becomes of one, the run goes on."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
 import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos
 
 from ript.errors import DependencyMissing, UnknownNameError
+from ript.report import trackers
 from ript.report.run import RunFolder
-from ript.report.trackers import make_trackers
+from ript.report.trackers import require_trackers
+from ript.train_rl import train_rl
+from ript.train_sft import train_sft
+from ript.types import EvalResult, TaskResult
 
 
-def test_no_tracker_needs_nothing(tmp_path):
-    assert make_trackers([], tmp_path, {}) == []
+class Recording:
+    """A tracker that keeps what it is sent, and fails where it is told to."""
+
+    fails_in = ""
+    made: ClassVar[list[Recording]]
+
+    def __init__(self, folder: Path, config: dict, run_id: str):
+        self.id, self.rows, self.closed = run_id, [], None
+        self.made.append(self)
+        self.do("start")
+
+    def do(self, what: str) -> None:
+        if self.fails_in == what:
+            raise ConnectionResetError(f"no service for {what}\nand more lines")
+
+    def log(self, iteration: int, numbers: dict[str, float]) -> None:
+        self.do("log")
+        self.rows.append((iteration, numbers))
+
+    def close(self, failed: bool) -> None:
+        self.closed = failed
+        self.do("close")
 
 
-def test_an_unknown_tracker_suggests_the_nearest(tmp_path):
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
+    """In place of TensorBoard."""
+
+    class Mine(Recording):
+        made: ClassVar[list[Recording]] = []
+
+        @staticmethod
+        def package() -> None: ...
+
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", Mine)
+    return Mine
+
+
+def measured(rate: float = 0.5) -> EvalResult:
+    result = TaskResult(successes=int(4 * rate), trials=4, errors=0, interval=(0.1, 0.9))
+    return EvalResult(policy="p", seed=0, mode="sampled (temperature 0.6)", tasks={"a": result, "b": result},
+                      total=result, per_state={"a": [], "b": []}, videos=[], env_steps=8, seconds=1.0)  # fmt: skip
+
+
+def test_no_tracker_needs_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, {}) as run:
+        run.track([])
+        run.log(1, {"update/kl": 0.5})
+    assert not (tmp_path / trackers.RECORD).exists()
+
+
+def test_an_unknown_tracker_suggests_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean tensorboard"):
-        make_trackers(["tensorbord"], tmp_path, {})
+        require_trackers(["tensorbord"])
 
 
 @pytest.mark.parametrize(
     ("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")], ids=["tensorboard", "wandb"]
 )
-def test_a_tracker_that_is_not_installed_names_its_extra(tmp_path, monkeypatch, name, module):
+def test_a_tracker_that_is_not_installed_names_its_extra(monkeypatch, name, module) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DependencyMissing, match=rf"pip install 'ript\[{name}\]'"):
-        make_trackers([name], tmp_path, {})
+        require_trackers([name])
+
+
+def test_all_that_is_logged_is_sent_with_evaluations_under_their_states_mode_and_task(tmp_path, recording) -> None:
+    with RunFolder.create(tmp_path, {}) as run:
+        run.track(["tensorboard"])
+        run.log_eval(0, measured(), states="test")
+        run.log(1, {"update/kl": 0.5, "update/entropy": float("nan")})
+    (tracker,) = recording.made
+    rates = {"eval/test/sampled": 0.5, "eval/test/sampled/a": 0.5, "eval/test/sampled/b": 0.5}
+    assert tracker.rows == [(0, rates), (1, {"update/kl": 0.5})]
+    assert tracker.closed is False
+
+
+@pytest.mark.parametrize("fails_in", ["start", "log", "close"])
+def test_one_that_fails_is_dropped_with_one_line_and_the_run_goes_on(
+    fails_in: str, tmp_path: Path, recording: type[Recording], capsys
+) -> None:
+    recording.fails_in = fails_in
+    config = toy_config(iterations=2, tracker="tensorboard", eval={"every": 0})
+    result = train_rl(config, lively_policy(config), tmp_path / "run")
+    assert result.reason == "all 2 iterations done"
+    assert (tmp_path / "run" / "policy").is_dir()
+    said = [line for line in capsys.readouterr().err.splitlines() if "tracker" in line]
+    why = f"ConnectionResetError: no service for {fails_in}"
+    assert said == [f"  tracker tensorboard is dropped ({why}); the run goes on, its logs are complete"]
+
+
+def test_one_that_does_not_end_is_left_behind(tmp_path, recording, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(trackers, "CLOSE_SECONDS", 0.05)
+    done = threading.Event()
+    monkeypatch.setattr(recording, "close", lambda self, failed: done.wait(30))
+    with RunFolder.create(tmp_path, {}) as run:
+        run.track(["tensorboard"])
+        run.log(1, {"update/kl": 0.5})
+    done.set()
+    assert "tracker tensorboard did not end within 0 s: it is left behind" in capsys.readouterr().err
+    RunFolder.open(tmp_path).close()  # the lock is free
+
+
+@pytest.mark.parametrize(
+    ("method", "when"),
+    [("log", 2), ("save_checkpoint", 2), ("log_eval", lambda call, *rest: call == 4), ("finish", lambda *rest: True)],
+    ids=["before a line", "between line and checkpoint", "in a validation", "at the end"],
+)
+def test_a_run_that_is_stopped_again_and_again_sends_each_line_once(
+    method: str, when, tmp_path: Path, recording: type[Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tracker="tensorboard", iterations=3)
+    policy, out = lively_policy(config), tmp_path / "run"
+    policy.save_pretrained(tmp_path / "policy")
+    for attempt in range(2):
+        with monkeypatch.context() as patch:
+            stop_in(patch, method, when)
+            with pytest.raises(Stopped):
+                train_rl(config, tmp_path / "policy", out, resume=attempt > 0)
+        assert recording.made[-1].closed is True
+    train_rl(config, tmp_path / "policy", out, resume=True)
+    assert recording.made[-1].closed is False
+    sent = Counter((i, key) for tracker in recording.made for i, numbers in tracker.rows for key in numbers)
+    assert set(sent.values()) == {1}
+    with RunFolder.open(out) as run:
+        logged = {(row["iteration"], "rollout/success") for row in run.metrics()}
+        logged |= {(row["iteration"], f"eval/{row['states']}/{row['mode'].split()[0]}") for row in run.evals()}
+    assert logged == {(i, key) for i, key in sent if key.startswith("eval/") or key == "rollout/success"}
+    assert len({tracker.id for tracker in recording.made}) == 1
+
+
+def test_one_that_was_dropped_is_sent_what_it_lacks_when_the_run_goes_on(tmp_path, recording, monkeypatch) -> None:
+    with RunFolder.create(tmp_path, {}) as run:
+        run.track(["tensorboard"])
+        run.log(1, {"update/kl": 0.5})
+        recording.fails_in = "log"
+        run.log(2, {"update/kl": 0.25})
+        run.log(3, {"update/kl": 0.125})
+        run.log_eval(3, measured(), states="validation")
+        run.save_checkpoint(3, {})
+    recording.fails_in = ""
+    with RunFolder.open(tmp_path) as run:
+        run.track(["tensorboard"])
+        run.load_checkpoint()
+        run.log(4, {"update/kl": 0.0})
+    assert [iteration for iteration, _ in recording.made[0].rows] == [1]
+    assert [iteration for iteration, _ in recording.made[1].rows] == [2, 3, 3, 4]
+
+
+def test_supervised_training_is_tracked_too_and_a_missing_package_is_told_before_it_begins(
+    tmp_path: Path, recording: type[Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tracker="tensorboard", tasks=())
+    demos = [toy_demos(tmp_path / "demos.hdf5", config, "reach-centre")]
+    train_sft(config, demos, tmp_path / "run")
+    (tracker,) = recording.made
+    assert [iteration for iteration, _ in tracker.rows] == [10, 20, 30, 40]
+    assert "policy/token_loss" in tracker.rows[-1][1]
+    assert tracker.closed is False
+
+    def missing() -> None:
+        raise DependencyMissing("not here")
+
+    monkeypatch.setattr(recording, "package", staticmethod(missing))
+    with pytest.raises(DependencyMissing):
+        train_sft(config, demos, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+# ------------------------------------------------------------------ the real ones, where they are installed
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tensorboard_gets_the_same_keys_as_the_log(tmp_path):
+def test_tensorboard_has_each_step_of_a_resumed_run_once(tmp_path) -> None:
     pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with RunFolder.create(tmp_path, {}) as run:
-        (tracker,) = make_trackers(["tensorboard"], run.path, run.config)
-        tracker.log(1, {"update/kl": 0.5, "update/entropy": float("nan")})
-        tracker.log(2, {"update/kl": 0.25})
-        tracker.close()
+    with contextlib.suppress(Stopped), RunFolder.create(tmp_path, {}) as run:
+        run.track(["tensorboard"])
+        for iteration in (1, 2):
+            run.log(iteration, {"update/kl": 0.5 / iteration, "update/entropy": float("nan")})
+            if iteration == 1:
+                run.save_checkpoint(1, {})
+        raise Stopped
+    with RunFolder.open(tmp_path) as run:
+        run.track(["tensorboard"])
+        run.load_checkpoint()
+        run.log(2, {"update/kl": 0.25})
+        run.log_eval(2, measured(), states="test")
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert events.Tags()["scalars"] == ["update/kl"]
+    assert events.Tags()["scalars"][0] == "update/kl"
     assert [(event.step, event.value) for event in events.Scalars("update/kl")] == [(1, 0.5), (2, 0.25)]
+    assert [(event.step, event.value) for event in events.Scalars("eval/test/sampled")] == [(2, 0.5)]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_gets_the_same_keys_and_a_resumed_run_the_same_id(tmp_path, monkeypatch):
+def test_wandb_gets_the_same_keys_and_a_resumed_run_the_same_id(tmp_path, monkeypatch) -> None:
     pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    with RunFolder.create(tmp_path, {}) as run:
-        ids = []
-        for iteration in (1, 2):
-            (tracker,) = make_trackers(["wandb"], run.path, run.config)
+    ids = []
+    for iteration in (1, 2):
+        with RunFolder.open(tmp_path) if ids else RunFolder.create(tmp_path, {}) as run:
+            run.track(["wandb"])
+            if ids:
+                run.load_checkpoint()
+            run.log(iteration, {"update/kl": 0.5})
+            run.save_checkpoint(iteration, {})
+            tracker = run._tracking()._running["wandb"]
             ids.append(tracker._run.id)
-            tracker.log(iteration, {"update/kl": 0.5})
             assert tracker._run.summary["update/kl"] == 0.5
             assert tracker._run.summary["iteration"] == iteration
-            tracker.close()
+            assert tracker._run.step == 1
     assert ids[0] == ids[1]
+
+
+WANDB_SCRIPT = """
+import os, signal, subprocess, sys, time
+from ript.report.run import RunFolder
+with RunFolder.create(sys.argv[1], {}) as run:
+    run.track(["wandb"])
+    run.log(1, {"update/kl": 0.5})
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    for line in listed.splitlines():
+        if "wandb-core" in line and f"--pid {os.getpid()} " in f"{line} ":
+            os.kill(int(line.split()[0]), signal.SIGKILL)
+    time.sleep(0.5)
+    for iteration in range(2, 6):
+        run.log(iteration, {"update/kl": 0.5})
+"""
+
+
+@pytest.mark.parametrize(("mode", "told"), [("offline", "Broken pipe"), ("online", "api_key not configured")])
+def test_wandb_whose_service_is_killed_or_that_has_no_key_ends_nothing(tmp_path, mode: str, told: str) -> None:
+    pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
+    environment = {**os.environ, "WANDB_MODE": mode, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                   "HOME": str(tmp_path)}  # fmt: skip
+    environment.pop("WANDB_API_KEY", None)
+    done = subprocess.run(
+        [sys.executable, "-c", WANDB_SCRIPT, str(tmp_path / "run")], env=environment, capture_output=True, text=True,
+        timeout=120, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "tracker wandb is dropped" in done.stderr
+    assert told in done.stderr
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 5

@@ -5,6 +5,7 @@
     evals.jsonl         one line an evaluation, with the outcome on every initial state
     checkpoints/NNNNNN  the newest two
     result.json         written when the run ends: why, and which iteration became the policy
+    tracked.json        what trackers were sent, if there are any; tensorboard/ or wandb/ are theirs
     best/  policy/      policy folders: best by validation success so far, and the run's result
     videos/before, videos/after
     report.html
@@ -43,6 +44,7 @@ from ript.report.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
 from ript.report.files import append_line, dumps, now, read_json, read_lines, write_json
 from ript.report.lock import Lock, acquire, release
 from ript.report.progress import status
+from ript.report.trackers import Trackers
 from ript.report.video import write_video
 from ript.types import EvalResult
 
@@ -52,13 +54,23 @@ READABLE = (1, 2)
 Kind = Literal["rl", "sft"]
 Videos = Sequence[tuple[str, str, str, np.ndarray]]
 
-_OWN = ("checkpoints", "start", "best", "policy", "videos", "metrics.jsonl", "evals.jsonl", "result.json")
+_OWN = (
+    "checkpoints",
+    "start",
+    "best",
+    "policy",
+    "videos",
+    "metrics.jsonl",
+    "evals.jsonl",
+    "result.json",
+    "tracked.json",
+)
 """What a run writes into its folder, and so would replace or go on with."""
 _PACKAGES = ("torch", "numpy", "metaworld", "mujoco", "gymnasium", "h5py", "safetensors", "tokenizers", "av")
 
 
 class RunFolder:
-    """An open, locked run folder. A context manager; `close` releases the lock.
+    """An open, locked run folder. A context manager; `close` ends its trackers and releases the lock.
 
     Make one with `create` (a new run) or `open` (to resume).
 
@@ -71,6 +83,8 @@ class RunFolder:
     def __init__(self, path: Path, lock: Lock, kind: Kind, config: dict[str, Any], keep: int):
         self.path, self.kind, self.config = path, kind, config
         self._lock, self._keep = lock, keep
+        self._wanted: Sequence[str] = ()
+        self._trackers: Trackers | None = None
         self._newest: dict[str, int] = {}  # iteration in each log, once this process has read it
 
     @classmethod
@@ -135,15 +149,26 @@ class RunFolder:
             release(path, lock)
             raise
 
-    def close(self) -> None:
-        """Release the lock. Closing twice is fine."""
-        release(self.path, self._lock)
+    def track(self, names: Sequence[str]) -> None:
+        """From here on, trackers (names of `trackers.TRACKERS`) get all that is logged, and what they lack of before.
+
+        They start when `load_checkpoint` has cut the logs, or with the first line.
+        """
+        self._wanted = names
+
+    def close(self, *, failed: bool = False) -> None:
+        """End the trackers and release the lock. Closing twice is fine."""
+        try:
+            if self._trackers is not None:
+                self._trackers.close(failed)
+        finally:
+            release(self.path, self._lock)
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        self.close(failed=kind is not None)
 
     @property
     def best(self) -> Path:
@@ -263,6 +288,7 @@ class RunFolder:
             for damaged in paths[paths.index(path) + 1 :]:
                 remove(damaged)
             self._cut(found.iteration)
+            self._tracking()
             return Checkpoint(iteration=found.iteration, state=found.state, skipped=tuple(skipped))
         if paths:
             raise RunError(
@@ -271,6 +297,7 @@ class RunFolder:
         if self.metrics():
             status(f"{self.path} has no checkpoint left: starting over from iteration 0")
         self._cut(-1)
+        self._tracking()
         return None
 
     def finish(self, reason: str, *, policy_iteration: int | None = None, **extra: Any) -> None:
@@ -292,7 +319,14 @@ class RunFolder:
             self._rewrite(name, lambda other: any(other[field] != row[field] for field in key))
         newest = max(row["iteration"], self._newest.pop(name))
         append_line(self.path / name, dumps(row))
+        self._tracking().send(row)
         self._newest[name] = newest  # not known after a line that was torn by a full disk
+
+    def _tracking(self) -> Trackers:
+        if self._trackers is None:
+            rows = [*self.metrics(), *self.evals()] if self._wanted else []
+            self._trackers = Trackers(self._wanted, self.path, self.config.get("recipe_config", self.config), rows)
+        return self._trackers
 
     def _cut(self, iteration: int) -> None:
         for name in ("metrics.jsonl", "evals.jsonl"):

@@ -1,71 +1,84 @@
-"""Optional trackers: the lines of metrics.jsonl, with the same keys, also to TensorBoard or Weights & Biases."""
+"""Optional trackers: the lines of a run's logs, under the same keys, also to TensorBoard or Weights & Biases.
+
+They are extra. One that fails is dropped with a line, and the run goes on; its logs have everything.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import math
-from collections.abc import Iterable, Mapping
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from ript.errors import DependencyMissing, UnknownNameError
+from ript.errors import DataError, DependencyMissing, UnknownNameError
+from ript.report.files import read_json, write_json
+from ript.report.progress import status
+
+RECORD = "tracked.json"
+"""In the run folder: the run's id at its trackers, and the last iteration of each stream that each of them was sent."""
+CLOSE_SECONDS = 120.0
+"""How long a tracker may take to end, which may include an upload."""
 
 
 class Tracker(Protocol):
-    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
+    """Where numbers go: made from (run folder, configuration, id of the run), the same id whenever it goes on."""
+
+    def log(self, iteration: int, numbers: Mapping[str, float]) -> None:
         """Record finite numbers under their keys."""
         ...
 
-    def close(self) -> None: ...
+    def close(self, failed: bool) -> None:
+        """End; `failed` when the run did not come to its end."""
+        ...
 
 
 class TensorBoardTracker:
     """Event files in `folder`/tensorboard; look with `tensorboard --logdir`."""
 
-    def __init__(self, folder: str | Path, config: Mapping[str, Any]):
-        self._writer = self.package().SummaryWriter(str(Path(folder) / "tensorboard"))
+    def __init__(self, folder: Path, config: Mapping[str, Any], run_id: str):
+        self._writer = self.package().SummaryWriter(str(folder / "tensorboard"))
 
     @staticmethod
     def package() -> Any:
         return _imported("torch.utils.tensorboard", "TensorBoard", "tensorboard")
 
-    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        for key, value in _finite(metrics).items():
+    def log(self, iteration: int, numbers: Mapping[str, float]) -> None:
+        for key, value in numbers.items():
             self._writer.add_scalar(key, value, iteration)
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self._writer.close()
 
 
 class WandbTracker:
     """A Weights & Biases run named after the run folder; a resumed run goes on under the same id."""
 
-    def __init__(self, folder: str | Path, config: Mapping[str, Any]):
-        wandb, folder = self.package(), Path(folder)
-        run_id = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:12]
+    def __init__(self, folder: Path, config: Mapping[str, Any], run_id: str):
+        wandb = self.package()
         self._run = wandb.init(
-            project="ript", id=run_id, name=folder.name, dir=str(folder), config=dict(config), resume="allow"
-        )
-        # Its own step may only grow; a run resumed from a checkpoint passes some iterations again.
+            project="ript", id=run_id, name=folder.name, dir=str(folder), config=dict(config), resume="allow",
+            settings=wandb.Settings(console="off"),  # it would put itself between us and the terminal
+        )  # fmt: skip
+        # Its own step only counts calls: an evaluation has the iteration of the line before it.
         self._run.define_metric("*", step_metric="iteration")
 
     @staticmethod
     def package() -> Any:
         return _imported("wandb", "Weights & Biases", "wandb")
 
-    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        self._run.log({"iteration": iteration, **_finite(metrics)})
+    def log(self, iteration: int, numbers: Mapping[str, float]) -> None:
+        self._run.log({"iteration": iteration, **numbers})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
-TRACKERS: dict[str, type[TensorBoardTracker] | type[WandbTracker]] = {
-    "tensorboard": TensorBoardTracker,
-    "wandb": WandbTracker,
-}
+TRACKERS: dict[str, Any] = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker}
 
 
 def require_trackers(names: Iterable[str]) -> None:
@@ -73,7 +86,7 @@ def require_trackers(names: Iterable[str]) -> None:
 
     Raises:
         UnknownNameError: no such tracker.
-        DependencyMissing: its package is not installed; names the extra.
+        DependencyMissing: its package cannot be imported; names the extra.
     """
     for name in names:
         if name not in TRACKERS:
@@ -81,21 +94,105 @@ def require_trackers(names: Iterable[str]) -> None:
         TRACKERS[name].package()
 
 
-def make_trackers(names: Iterable[str], folder: str | Path, config: Mapping[str, Any]) -> list[Tracker]:
-    """Start trackers by name ("tensorboard", "wandb") for the run folder `folder`. Raises as `require_trackers`."""
-    names = list(names)
-    require_trackers(names)
-    return [TRACKERS[name](folder, config) for name in names]
+class Trackers:
+    """The trackers of one run. Each is sent each line of the run's logs once, however often the run is resumed.
+
+    Nothing raises: a tracker that fails to start, to log or to end is dropped.
+
+    Args:
+        names: of `TRACKERS`.
+        folder: run folder.
+        config: of the run, plain values.
+        rows: lines of the run's logs so far; those that a tracker was not sent yet are sent.
+    """
+
+    def __init__(
+        self, names: Iterable[str], folder: Path, config: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = ()
+    ):
+        self._folder = folder
+        self._running: dict[str, Tracker] = {}
+        self._id, self._sent = _read_record(folder)
+        for name in names:
+            self._sent.setdefault(name, {})
+            self._attempt(name, partial(self._start, name, config))
+        for row in rows:
+            self.send(row)
+
+    def send(self, row: Mapping[str, Any]) -> None:
+        """A line of metrics.jsonl or evals.jsonl."""
+        stream, numbers = read_row(row)
+        for name in list(self._running):
+            if row["iteration"] > self._sent[name].get(stream, -1):
+                self._attempt(name, partial(self._send, name, stream, row["iteration"], numbers))
+
+    def close(self, failed: bool) -> None:
+        """End all, each within `CLOSE_SECONDS`. Closing twice is fine."""
+        for name, tracker in list(self._running.items()):
+            del self._running[name]
+            closing = threading.Thread(target=self._attempt, args=(name, partial(tracker.close, failed)), daemon=True)
+            closing.start()
+            closing.join(CLOSE_SECONDS)
+            if closing.is_alive():
+                status(
+                    f"  tracker {name} did not end within {CLOSE_SECONDS:.0f} s: it is left behind, and may hold up the end of this program"
+                )
+
+    def _start(self, name: str, config: Mapping[str, Any]) -> None:
+        self._running[name] = TRACKERS[name](self._folder, config, self._id)
+        self._write_record()
+
+    def _send(self, name: str, stream: str, iteration: int, numbers: Mapping[str, float]) -> None:
+        self._running[name].log(iteration, numbers)
+        self._sent[name][stream] = iteration
+        self._write_record()
+
+    def _write_record(self) -> None:
+        write_json(self._folder / RECORD, {"id": self._id, "sent": self._sent})
+
+    def _attempt(self, name: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # of the tracker's package, of its service, of the disk: it is extra
+            self._running.pop(name, None)
+            cause = (str(error).strip().splitlines() or ["no message"])[0]
+            status(
+                f"  tracker {name} is dropped ({type(error).__name__}: {cause}); the run goes on, its logs are complete"
+            )
 
 
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {key: float(value) for key, value in metrics.items() if value is not None and math.isfinite(value)}
+def read_row(row: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+    """The stream that a line of a log belongs to, and its finite numbers.
+
+    Of an evaluation: eval/STATES/MODE, successes over trials of all tasks, and with several eval/STATES/MODE/TASK.
+    """
+    if "eval" not in row:
+        return "metrics", _finite({key: value for key, value in row.items() if key != "iteration"})
+    name, tasks = f"eval/{row['states']}/{row['mode'].split()[0]}", row["eval"]["tasks"]
+    results = {name: row["eval"]["total"]}
+    if len(tasks) > 1:
+        results |= {f"{name}/{task}": result for task, result in tasks.items()}
+    return name, {key: result["successes"] / result["trials"] for key, result in results.items() if result["trials"]}
+
+
+def _finite(numbers: Mapping[str, float | None]) -> dict[str, float]:
+    return {key: float(value) for key, value in numbers.items() if value is not None and math.isfinite(value)}
+
+
+def _read_record(folder: Path) -> tuple[str, dict[str, dict[str, int]]]:
+    """(id, tracker -> stream -> iteration); a new one where there is none or it cannot be read."""
+    try:
+        record = read_json(folder / RECORD)
+        return str(record["id"]), {
+            name: {stream: int(last) for stream, last in sent.items()} for name, sent in record["sent"].items()
+        }
+    except (DataError, LookupError, TypeError, ValueError, AttributeError):
+        return secrets.token_hex(6), {}
 
 
 def _imported(module: str, what: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # a package that does not fit another one raises what it likes
         raise DependencyMissing(
             f"the {what} tracker was asked for but cannot be imported ({error}): pip install 'ript[{extra}]'"
         ) from error
