@@ -108,7 +108,7 @@ def main() -> None:
             folders.setdefault(cell, []).append(run(cell, seed, args))
     write_report([p for paths in folders.values() for p in paths], args.out / "report.html")
     text = table(folders)
-    (args.out / "table.json").write_text(json.dumps({"table": text}))
+    (args.out / "table.json").write_text(json.dumps({"table": text}), encoding="utf-8")
     print(text)
 
 

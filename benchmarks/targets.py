@@ -37,7 +37,7 @@ def run(target: str, seed: int, out: Path, config: Config) -> dict:
     """One row; its run folder is `out/TARGET-seedN`."""
     file = out / f"{target}-seed{seed}.json"
     if file.exists():
-        return json.loads(file.read_text())
+        return json.loads(file.read_text("utf-8"))
     folder = out / f"{target}-seed{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     began = time.perf_counter()

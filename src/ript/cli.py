@@ -308,6 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     streams.open_closed_descriptors()
+    streams.speak_utf8()
     try:
         return _run(words)
     except (KeyboardInterrupt, SystemExit) as stop:

@@ -120,7 +120,12 @@ def run_child(
     command = [sys.executable, "-c", code, probe, json.dumps(argument)]
     try:
         done = subprocess.run(
-            command, env=None if env is None else dict(env), capture_output=True, text=True, timeout=time_limit
+            command,
+            env=None if env is None else dict(env),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=time_limit,
         )
     except subprocess.TimeoutExpired:
         return Outcome(None, f"gave no answer in {time_limit:.0f} s")
@@ -273,7 +278,7 @@ def usable_cores() -> int:
     """Cores that this process may use: by affinity and, in a container, by quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("utf-8").split()
         return max(1, min(cores, round(int(quota) / int(period))))
     except (OSError, ValueError):  # no such file, or "max"
         return cores
@@ -309,8 +314,8 @@ def memory_bytes() -> tuple[int, int]:
     except ImportError:  # its own check says so
         total = available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text("utf-8"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text("utf-8"))
         return min(total, limit), min(available, max(limit - used, 0))
     except (OSError, ValueError):  # no such file, or "max"
         return total, available

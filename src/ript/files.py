@@ -424,6 +424,19 @@ def require_content(path: str | Path, raises: type[RiptError] = DataError) -> No
         )
 
 
+@contextmanager
+def utf8_name(path: str | Path) -> Iterator[str]:
+    """A name of an existing file that is UTF-8, within the block: some libraries take no other."""
+    name = str(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield name
+
+
 def read_text(path: str | Path, raises: type[RiptError] = DataError) -> str:
     """A UTF-8 file, without the byte-order mark that it may begin with.
 

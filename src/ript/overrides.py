@@ -9,12 +9,12 @@ import dataclasses
 import math
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from ript import recipes
 from ript.config import Config
 from ript.errors import ConfigError, DataError, UnknownNameError
+from ript.files import read_text
 
 SHORT = {"workers": "rollout.workers"}
 """Names that stand for a field of a section."""
@@ -124,9 +124,9 @@ def load_recipe(name: str) -> Config:
     import tomllib
 
     try:
-        data = tomllib.loads(Path(name).read_text())
-    except OSError as error:
-        raise DataError(f"{name}: {error.strerror or error}; `ript recipes NAME > {name}` makes such a file") from error
+        data = tomllib.loads(read_text(name))
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: {error.strerror}; `ript recipes NAME > {name}` makes such a file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{name} is not a TOML document: {error}") from error
     return Config.from_json(data)

@@ -88,6 +88,14 @@ def forgiving() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def speak_utf8() -> None:
+    """What goes into a file or a pipe is UTF-8 whatever the locale; a terminal has an encoding of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # None, closed, or what a program has put there
+            if not stream.isatty():
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+
+
 def open_closed_descriptors() -> None:
     """Put the null device where descriptor 0, 1 or 2 is closed.
 

@@ -31,6 +31,7 @@ from ript.files import (
     reading,
     refused,
     require_content,
+    utf8_name,
     writing,
 )
 from ript.types import SimulatorSpec
@@ -148,7 +149,8 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
             raise PolicyError(f"there is no file {path}")
         require_content(path, PolicyError)
         try:
-            return load_file(path)
+            with utf8_name(path) as name:
+                return load_file(name)
         except (SafetensorError, ValueError) as error:
             if refused(error):
                 raise cannot_read(path, error, PolicyError) from error

@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from ript.errors import DataError
+from ript.files import read_text, require_content, utf8_name
 from ript.policies.language_files import CLIP, clip_files, model_folder
 from ript.policies.pth import load_pth
 
@@ -75,9 +76,11 @@ def _load() -> tuple:
 
     folder = model_folder()
     try:
-        config = json.loads((folder / "config.json").read_text())
-        weights = load_file(folder / "model.safetensors")
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        require_content(folder / "model.safetensors")
+        config = json.loads(read_text(folder / "config.json"))
+        with utf8_name(folder / "model.safetensors") as name:
+            weights = load_file(name)
+        tokenizer = Tokenizer.from_str(read_text(folder / "tokenizer.json"))
     except Exception as error:
         raise DataError(
             f"cannot read the sentence-embedding model in {folder}: {error}; reinstall the package"
@@ -121,9 +124,9 @@ def _load_clip() -> tuple:
 
     files = clip_files()
     try:
-        settings = {**_CLIP_SETTINGS, **json.loads(files["config.json"].read_text())["text_config"]}
+        settings = {**_CLIP_SETTINGS, **json.loads(read_text(files["config.json"]))["text_config"]}
         weights = _clip_weights(files)
-        tokenizer = Tokenizer.from_file(str(files["tokenizer.json"]))
+        tokenizer = Tokenizer.from_str(read_text(files["tokenizer.json"]))
         tokenizer.enable_padding()
         tokenizer.enable_truncation(len(weights["text_model.embeddings.position_embedding.weight"]))
         activation = _ACTIVATIONS[settings["hidden_act"]]
@@ -151,7 +154,8 @@ def _clip_weights(files: Mapping[str, Path]) -> Weights:
     if "model.safetensors" in files:
         from safetensors import safe_open
 
-        with safe_open(files["model.safetensors"], framework="pt") as file:
+        require_content(files["model.safetensors"])
+        with utf8_name(files["model.safetensors"]) as path, safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name).float() for name in file.keys() if text(name)}  # noqa: SIM118
     return {name: tensor.float() for name, tensor in load_pth(files["pytorch_model.bin"]).items() if text(name)}
 

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ript.errors import DataError, RunError
-from ript.files import atomic_folder, cannot_read, number_in
+from ript.files import atomic_folder, cannot_read, number_in, utf8_name
 from ript.report.files import read_json
 
 FORMAT = 1
@@ -104,7 +104,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             raise cannot_read(path / name, error, RunError) from error
         if found != expected:
             raise DataError(f"{path / name} is damaged: expected {expected}, got {found}")
-    tensors = load_file(path / _TENSORS)
+    with utf8_name(path / _TENSORS) as file:
+        tensors = load_file(file)
     return Checkpoint(iteration=manifest["iteration"], state=_decode(read_json(path / _STATE, RunError), tensors))
 
 

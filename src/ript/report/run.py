@@ -34,6 +34,7 @@ from ript.files import (
     atomic_folder,
     cannot_write,
     clean_leftovers,
+    encoded,
     make_folder,
     reading,
     remove,
@@ -340,7 +341,7 @@ class RunFolder:
         rows = [row for row in read_rows(path) if keep(row)]
         self._newest[name] = max((row["iteration"] for row in rows), default=-1)
         text = "".join(dumps(row) + "\n" for row in rows)
-        if path.exists() and text.encode() != path.read_bytes():
+        if path.exists() and encoded(text) != path.read_bytes():
             write_text(path, text)
 
 
