@@ -21,6 +21,7 @@ LAYERS = [
     {"recipes", "study_notes"},
     {"overrides", "studies"},
     {"build", "study_table"},
+    {"cards", "settings"},
     {"evaluate", "sft_stages"},
     {"train_sft"},
     {"bases", "rl_measure", "rl_start"},

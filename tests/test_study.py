@@ -472,14 +472,22 @@ def test_a_damaged_cell_is_listed_with_what_to_do_and_the_rest_stays(
 
 def test_a_cell_of_before_there_was_a_setting_is_still_this_cell(study: str, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    file = tmp_path / "out" / "2-groups-seed0" / "config.json"
-    document = json.loads(file.read_text())
-    del document["config"]["recipe_config"]["sft"]["colour_jitter"]
-    file.write_text(json.dumps(document))
-    assert not run_study(study, tmp_path / "out", seeds=[0], resume=True)["failed"]
-    document["config"]["recipe_config"]["sft"]["colour_jitter"] = 0.3
-    file.write_text(json.dumps(document))
-    assert list(run_study(study, tmp_path / "out", seeds=[0], resume=True)["failed"]) == ["2-groups-seed0"]
+    (tuning,) = (tmp_path / "out").glob("sft-*/config.json")
+    for file, section, name, other in (
+        (tmp_path / "out" / "2-groups-seed0" / "config.json", "learn", "normalise_std", True),
+        (tuning, "sft", "colour_jitter", 0.3),
+    ):
+        document = json.loads(file.read_text())
+        settings = document["config"]["recipe_config"][section]
+        value = settings.pop(name)
+        file.write_text(json.dumps(document))
+        assert not run_study(study, tmp_path / "out", seeds=[0], resume=True)["failed"]
+        settings[name] = other
+        file.write_text(json.dumps(document))
+        failed = run_study(study, tmp_path / "out", seeds=[0], resume=True)["failed"]
+        assert next(iter(failed)) == "2-groups-seed0" and f"({section}.{name})" in failed["2-groups-seed0"]
+        settings[name] = value
+        file.write_text(json.dumps(document))
 
 
 def test_what_cells_share_is_made_again_once_it_is_deleted(study: str, finished: Path, tmp_path: Path) -> None:

@@ -5,24 +5,56 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ript import overrides, recipes
 from ript.config import Config
 from ript.errors import ConfigError, DependencyMissing
+from ript.settings import refuse_unused
 
 
-def configure(args: Namespace) -> Config:
-    """The recipe with what was given for its fields; names of tasks are the simulator's own."""
+def given_fields(args: Namespace) -> dict[str, list[str]]:
+    """Dotted name -> words, of the settings that were given."""
     given = overrides.split_words(args.rest)
     for name, value in vars(args).items():
         if name.startswith("field_") and value is not None:
             given[name.removeprefix("field_")] = value if isinstance(value, list) else [value]
+    return {overrides.SHORT.get(name, name): words for name, words in given.items()}
+
+
+def configure(args: Namespace) -> Config:
+    """The recipe with what was given for its fields; names of tasks are the simulator's own.
+
+    Raises:
+        ConfigError: a setting was given that has no effect in this command.
+    """
+    given = given_fields(args)
     config = overrides.apply(overrides.load_recipe(args.recipe), given)
+    refuse_unused(args.run.replace("_", " "), config, given)
     if "tasks" in given:
         config = recipes.with_tasks(config, task_names(config, config.tasks))
     return config
+
+
+def resumed(args: Namespace, command: str) -> tuple[Config, dict[str, list[str]]]:
+    """The configuration of the run that goes on with what was given, and that.
+
+    Raises:
+        ConfigError: a setting was given that has no effect in this command.
+    """
+    from ript.report.run import read_config
+
+    given = given_fields(args)
+    if not given:
+        return Config(), given
+    held = read_config(args.resume, to_resume=True)
+    config = overrides.apply(Config.from_json(held["config"].get("recipe_config", {})), given)
+    refuse_unused(command, config, given)
+    if "tasks" in given:
+        config = replace(config, tasks=task_names(config, config.tasks))
+    return config, given
 
 
 def task_names(config: Config, words: Sequence[str]) -> tuple[str, ...]:
@@ -49,14 +81,8 @@ def require(args: Namespace, *names: str) -> None:
 
 def refuse_with_resume(args: Namespace, *names: str) -> None:
     given = [f"--{name}" for name in ("recipe", "out", *names) if getattr(args, name)]
-    given += [
-        f"--{k.removeprefix('field_')}" for k, v in vars(args).items() if k.startswith("field_") and v is not None
-    ]
-    given += [word for word in args.rest if word.startswith("--")]
-    if given or args.rest:
-        raise ConfigError(
-            f"--resume goes on with the run's own configuration; leave out {' '.join(given or args.rest)}"
-        )
+    if given:
+        raise ConfigError(f"--resume goes on with the run's own configuration; leave out {' '.join(given)}")
 
 
 def kept_of_run(folder: str | Path, command: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -28,15 +28,17 @@ from ript.report.checkpoint import write_checkpoint
 from ript.report.progress import status
 from ript.rl_start import learner as make_learner
 from ript.rollout.sampling import Collection, collect_groups
+from ript.settings import asked_for, settled
 from ript.types import Group, Status
 
 
-def bench_update(config: Config, policy: PostTrainable | None = None) -> dict[str, Any]:
+def bench_update(config: Config, policy: PostTrainable | None = None, asked: Iterable[str] = ()) -> dict[str, Any]:
     """Time one iteration.
 
     Args:
         config: recipe.
         policy: a trained policy; None: random weights, see the module's docstring.
+        asked: settings that somebody gave, see `train_rl`.
 
     Returns:
         {"seconds": {"set_policy", "rollouts", "batch", "update", "checkpoint", "total"}, "update_share", "rollouts",
@@ -58,6 +60,7 @@ def bench_update(config: Config, policy: PostTrainable | None = None) -> dict[st
     with Contexts(config.sim, keys, config.seed) as contexts, tempfile.TemporaryDirectory() as folder:
         real = policy is not None
         start = policy or make_policy(config, contexts.simulator(keys[0]).spec, 0)
+        config = settled(config, start, asked_for(config, asked))
         learner = make_learner(config, start, contexts, calibrate=True)
         optimiser = make_optimiser(learner, learning_rate=config.learn.learning_rate)
         with contextlib.closing(make_env_pool(config.sim, config.rollout, learner)) as pool:

@@ -126,17 +126,22 @@ def some_task_keys(config: Config) -> tuple[str, ...]:
     return keys
 
 
+def chunk_and_execute(settings: PolicyConfig) -> tuple[int, int]:
+    """Actions in a chunk and executed before the next look, as these settings or their size say."""
+    size = QuestConfig(**SIZES[settings.size])
+    chunk = settings.chunk or size.chunk
+    return chunk, settings.execute or (chunk if settings.chunk else size.execute)
+
+
 def make_policy(config: Config, spec: SimulatorSpec, privileged_dim: int, seed: int | None = None) -> QuestPolicy:
     """A new policy with weights drawn from the seed."""
     import torch
 
     p = config.policy
-    changes: dict[str, Any] = dict(SIZES[p.size])
-    if p.chunk:
-        changes |= {"chunk": p.chunk, "execute": p.execute or p.chunk}
-    elif p.execute:
-        changes["execute"] = p.execute
-    changes |= {
+    chunk, execute = chunk_and_execute(p)
+    changes: dict[str, Any] = SIZES[p.size] | {
+        "chunk": chunk,
+        "execute": execute,
         "action_dim": spec.action_dim,
         "cameras": dict(spec.cameras),
         "proprio": {"proprio": spec.proprio_dim},

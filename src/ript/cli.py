@@ -181,7 +181,8 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
                  "  ript rl --recipe quickstart --policy runs/sft/policy --tasks drawer-open-v3 --out runs/rl\n"
                  "  ript rl --recipe quickstart --policy runs/sft/policy --iterations 30 --workers 8 --seed 1 \\\n"
                  "          --learn.learning_rate=5e-5 --out runs/rl2\n"
-                 "  ript rl --resume runs/rl", overrides=True)  # fmt: skip
+                 "  ript rl --resume runs/rl\n"
+                 "  ript rl --resume runs/rl --iterations 30 --workers 8", overrides=True)  # fmt: skip
     _recipe(p, default=None)
     p.add_argument(
         "--policy",
@@ -189,7 +190,12 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
         help="policy folder to start from, or hf://owner/name[@revision] (recipe smoke needs none)",
     )
     p.add_argument("--out", metavar="DIR", help="run folder; the policy is written to DIR/policy")
-    p.add_argument("--resume", metavar="DIR", help="go on with an interrupted run, with its own configuration")
+    p.add_argument(
+        "--resume",
+        metavar="DIR",
+        help="go on with a run, interrupted or at its end; --workers and "
+        "other --rollout.* may change, and there may be more --iterations",
+    )
     _fields(p, "tasks", "iterations", "workers", "seed")
 
 

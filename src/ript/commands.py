@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 from ript import overrides, recipes
 from ript.arguments import (
     configure,
+    given_fields,
     kept_of_run,
     need_a_working_machine,
     refuse_with_resume,
     require,
+    resumed,
     saying_what_is_kept,
     task_names,
 )
 from ript.config import Config, describe
 from ript.errors import ConfigError, UnknownNameError
+from ript.settings import refuse_unused
 from ript.tables import change, count, eval_table, modes, points, rate, table
 
 if TYPE_CHECKING:
@@ -105,8 +108,11 @@ def demos_collect(args: Namespace) -> Answer:
     from ript.bases import collect
     from ript.build import simulator_factory
 
-    given = overrides.split_words(args.rest) | ({"workers": [args.field_workers]} if args.field_workers else {})
+    given = given_fields(args)
     config = overrides.apply(overrides.load_recipe(args.recipe), given)
+    if args.noise is not None and "demos.noise" in given:
+        raise ConfigError("--noise and --demos.noise are the same: give one of them")
+    refuse_unused("demos collect", config, given)
     names = task_names(config, args.tasks)
     keys = [f"{config.sim.suite}/{name}" for name in names]
     noise = config.demos.noise if args.noise is None else args.noise
@@ -179,10 +185,13 @@ def sft(args: Namespace) -> Answer:
     began = time.perf_counter()
     if args.resume:
         refuse_with_resume(args, "demos", "base")
+        config, given = resumed(args, "sft")
+        from ript.settings import leaves
         from ript.train_sft import resume_sft
 
+        changes = {name: value for name, value in leaves(config.to_json()).items() if name in given}
         with saying_what_is_kept(lambda: kept_of_run(args.resume, "sft")):
-            resume_sft(args.resume)
+            resume_sft(args.resume, changes)
         out = args.resume
     else:
         require(args, "recipe", "demos", "out")
@@ -190,7 +199,7 @@ def sft(args: Namespace) -> Answer:
         from ript.train_sft import train_sft
 
         with saying_what_is_kept(lambda: kept_of_run(args.out, "sft")):
-            train_sft(config, args.demos, args.out, base=args.base)
+            train_sft(config, args.demos, args.out, base=args.base, asked=given_fields(args))
         out = args.out
     from ript.report.files import read_lines
 
@@ -207,10 +216,11 @@ def sft(args: Namespace) -> Answer:
 def rl(args: Namespace) -> Answer:
     if args.resume:
         refuse_with_resume(args, "policy")
-        config, out = Config(), args.resume
+        config, given = resumed(args, "rl")
+        out = args.resume
     else:
         require(args, "recipe", "out")
-        config, out = configure(args), args.out
+        config, given, out = configure(args), given_fields(args), args.out
         if args.policy is None and config.recipe != "smoke":
             raise ConfigError(
                 f"recipe {config.recipe} starts from a trained policy: give --policy DIR (`ript sft` makes one)"
@@ -219,7 +229,7 @@ def rl(args: Namespace) -> Answer:
     from ript.train_rl import train_rl
 
     with saying_what_is_kept(lambda: kept_of_run(out, "rl")):
-        result = train_rl(config, args.policy, out, resume=bool(args.resume))
+        result = train_rl(config, args.policy, out, resume=bool(args.resume), asked=given)
         report = write_report([result.folder], result.folder / "report.html")
     document: dict[str, Any] = {
         "before": {mode: r.to_json() for mode, r in result.before.items()},
@@ -246,6 +256,8 @@ def quickstart(args: Namespace) -> Answer:
     from ript.quickstart import quickstart as run
 
     config = configure(args)
+    if args.target and "tasks" in given_fields(args):
+        raise ConfigError("--target and --tasks are the same: give one of them")
     if args.target:
         config = recipes.with_tasks(config, task_names(config, [args.target]))
     out = output_folder(config, args.fresh, args.out)
@@ -408,7 +420,7 @@ def bench_update(args: Namespace) -> Answer:
 
     config = configure(args)
     with saying_what_is_kept("nothing was measured"):
-        document = measure(config, None if args.policy is None else load_policy(args.policy))
+        document = measure(config, None if args.policy is None else load_policy(args.policy), given_fields(args))
     return Answer(text=describe_update(document), document=document, costly=True)
 
 

@@ -183,6 +183,11 @@ class PostTrainable(LikelihoodPolicy, Protocol):
         """Its whole configuration as plain JSON values, for the record."""
         ...
 
+    def made_with(self) -> Mapping[str, Any]:
+        """Fields of the `PolicyConfig` section that are part of it and cannot be changed any more -> its own values,
+        such as "chunk"; without those that it does not have, or None for what the section has no word for."""
+        ...
+
     def configured(self, **changes: Any) -> Self:
         """The same policy, sharing its weights, with other settings: fields of the `PolicyConfig` section such as
         `temperature`, `top_k`, `sampling`, `rl_trains`.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ript import cards
 from ript.build import Contexts, load_policy
 from ript.config import Config
 from ript.errors import NoSignalError
@@ -170,7 +171,8 @@ class Measurements:
 
     def write_policy(self, before: Mapping[str, EvalResult], after: Mapping[str, EvalResult], at: Progress) -> None:
         """The run's result, with a model card that says how it was made and what it is worth."""
-        self.policy.card["interactive post-training"] = {
+        cards.begin_practice(self.policy.card)
+        self.policy.card[cards.PRACTICE] = {
             "recipe": self.config.recipe, "tasks": ", ".join(self.config.tasks), "seed": self.config.seed,
             "iteration": at.best_iteration, "rollouts": at.rollouts, "environment steps": at.env_steps,
         }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +13,13 @@ import numpy as np
 
 from ript.build import Contexts, Origin, for_post_training, load_policy, make_policy, samples_as_published
 from ript.config import Config
-from ript.errors import RunError, SimulatorError
+from ript.errors import ConfigError, RunError, SimulatorError
 from ript.evaluate import choose_temperature, own_decisions
 from ript.interfaces import PostTrainable
+from ript.report.checkpoint import list_checkpoints
 from ript.report.progress import status
 from ript.report.run import read_config
+from ript.settings import Leaves, asked_for, leaves, nested, recorded, refuse_changes, settled
 from ript.train_sft import babble
 
 CALIBRATION = 24
@@ -29,11 +31,18 @@ Start = Origin | PostTrainable | None
 """Where a policy is, a policy, or None for weights drawn from the seed."""
 
 
-def interrupted(out: Path) -> tuple[Config, Start]:
-    """Configuration and start of a run that goes on; one killed before it kept a copy starts from the original again.
+def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config, Start, Leaves]:
+    """Of a run that goes on: configuration, start, and what changes in it. One killed before it kept a copy of the
+    policy starts from the original again.
+
+    Args:
+        out: run folder.
+        config: what is asked for; what is as in its recipe is the run's own.
+        asked: further settings that are asked for; see `settings.asked_for`.
 
     Raises:
         RunError: not a post-training run, or what it started from is lost.
+        ConfigError: another setting is asked for than the run has, of those that results depend on.
     """
     document = read_config(out, to_resume=True)
     if document["kind"] != "rl":
@@ -41,37 +50,62 @@ def interrupted(out: Path) -> tuple[Config, Start]:
     missing = [name for name in ("recipe_config", "start") if name not in document["config"]]
     if missing:
         raise RunError(f"{out / 'config.json'} is incomplete: {' and '.join(missing)} missing")
-    config, start = Config.from_json(document["config"]["recipe_config"]), document["config"]["start"]
+    held, start = document["config"]["recipe_config"], document["config"]["start"]
     if not isinstance(start, str | None):
         raise RunError(f"{out / 'config.json'} is damaged: start = {start!r}, expected a policy folder")
+    wanted = leaves(_with_absolute_paths(config).to_json())
+    changed = refuse_changes("rl", held, {name: wanted[name] for name in sorted(asked_for(config, asked))})
+    done = [int(path.name) for path in list_checkpoints(out / "checkpoints")]
+    if done and changed.get("iterations", done[-1]) < done[-1]:
+        raise ConfigError(f"iterations = {changed['iterations']}, but {out} has done {done[-1]} already: give more")
+    config = Config.from_json(nested(leaves(held) | changed))
     if (out / "start").exists():
-        return config, load_policy(out / "start")
+        return config, load_policy(out / "start"), changed
     if start == IN_MEMORY:
         raise RunError(f"{out} was stopped before it kept the policy that it was given: start again with another --out")
-    return config, None if start is None else Origin(start, document["config"].get("start_revision"))
+    return config, None if start is None else Origin(start, document["config"].get("start_revision")), changed
 
 
-def learner(config: Config, start: Start, contexts: Contexts, *, calibrate: bool) -> PostTrainable:
+def _with_absolute_paths(config: Config) -> Config:
+    demos = tuple(str(Path(file).absolute()) for file in config.sampling.demos)
+    return replace(config, sampling=replace(config.sampling, demos=demos))
+
+
+def beginning(config: Config, start: Start, contexts: Contexts, asked: Collection[str]) -> tuple[Config, PostTrainable]:
+    """The policy that a run begins with, and the configuration with what is decided by it.
+
+    Args:
+        asked: settings that somebody asked for; see `settings.asked_for`.
+
+    Raises:
+        PolicyError: there is none, or it cannot be read.
+        ConfigError: a setting was asked for that the policy cannot follow.
+    """
+    if start is None:
+        fresh = make_policy(config, contexts.simulator(contexts.tasks[0]).spec, 0)
+        babble(fresh, config.seed)
+        return settled(config, fresh, asked, "one without demonstrations"), fresh
+    policy = load_policy(start.place) if isinstance(start, Origin) else start
+    return settled(config, policy, asked), policy
+
+
+def learner(config: Config, start: PostTrainable, contexts: Contexts, *, calibrate: bool) -> PostTrainable:
     """The policy that the run trains, ready to be copied into workers.
 
     Args:
+        config: settled for the policy that it begins with; see `beginning`.
         calibrate: choose the temperature and fit an adapter, when the configuration asks for that.
 
     Raises:
         PolicyError: it does not fit the simulator.
     """
+    policy = for_post_training(start, config.policy)
     first = contexts.simulator(contexts.tasks[0])
-    if start is None:
-        fresh = make_policy(config, first.spec, 0)
-        babble(fresh, config.seed)
-        start = fresh
-    loaded = load_policy(start.place) if isinstance(start, Origin) else start
-    policy = for_post_training(loaded, config.policy)
     policy.check_simulator(first.spec)
     policy.embed([contexts.simulator(task).task.instruction for task in contexts.tasks])
-    entropy = 0.0 if samples_as_published(loaded) else config.policy.entropy
+    entropy = 0.0 if samples_as_published(start) else config.policy.entropy
     if not calibrate:
-        return policy.configured(temperature=loaded.temperature) if entropy else policy
+        return policy.configured(temperature=start.temperature) if entropy else policy
     if not entropy and config.policy.rl_trains != "prior+adapter":
         return policy
     s = config.sampling
@@ -133,6 +167,5 @@ def document(config: Config, policy: PostTrainable, start: Start, idle: Mapping[
         notes.append("The robot's arm is not drawn.")
     given = {"start": None if start is None else IN_MEMORY}
     where = start.record("start") if isinstance(start, Origin) else given
-    demos = tuple(str(Path(file).absolute()) for file in config.sampling.demos)
-    config = replace(config, sampling=replace(config.sampling, demos=demos))
-    return {"recipe_config": config.to_json(), "policy": dict(policy.settings()), **where, "notes": notes}
+    settings = nested(recorded("rl", _with_absolute_paths(config), policy))
+    return {"recipe_config": settings, "policy": dict(policy.settings()), **where, "notes": notes}

@@ -31,6 +31,7 @@ from ript.report.lock import locked
 from ript.report.page import write_report
 from ript.report.progress import status
 from ript.report.run import read_config, read_rows
+from ript.settings import differing, leaves, refuse_unused, refuse_unused_stages
 from ript.studies import Cell, Scale, Study, get_study, with_simulator
 from ript.study_notes import finetunes
 from ript.study_table import markdown, study_table, summarise
@@ -88,7 +89,12 @@ def with_changes(study: Study, changes: Mapping[str, Sequence[str]]) -> Study:
         return study
     if "seed" in changes:
         raise ConfigError("seed: a study has several; give them with --seeds")
+    names = [overrides.SHORT.get(name, name) for name in changes]
     cells = tuple(replace(cell, config=overrides.apply(cell.config, changes)) for cell in study.cells)
+    for cell in cells:
+        refuse_unused("study", cell.config, names)
+    if not any(finetunes(cell.config) for cell in cells):
+        refuse_unused_stages(names, base=False, targets=False)
     for name in changes:
         values = [_value(cell.config, overrides.SHORT.get(name, name)) for cell in study.cells]
         if any(value != values[0] for value in values):
@@ -259,10 +265,14 @@ def _last_line(path: Path) -> str:
 
 def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
     read_json(run / "result.json")
-    held = Config.from_json(read_config(run)["config"].get("recipe_config"))
-    same_demos = replace(held.sampling, demos=cell.config.sampling.demos)  # absolute paths there
-    if replace(held, sampling=same_demos) != replace(cell.config, seed=seed):
-        raise RunError(f"{run} was made with other settings than this cell of the study has now")
+    config, held = replace(cell.config, seed=seed), read_config(run)["config"]
+    others = differing("rl", held.get("recipe_config"), config)
+    start = run.parent / Path(held.get("start") or "").parent.name  # the study may have been moved meanwhile
+    if finetunes(config) and (start / "config.json").exists():
+        tuning = read_config(start)["config"]["recipe_config"]
+        others += [name for name in differing("sft", tuning, config) if name in leaves(tuning)]
+    if others:
+        raise RunError(f"{run} was made with other settings than this cell of the study has now ({', '.join(others)})")
     policy_kind(run / "policy")
     read_tensors(run / "policy" / "model.safetensors")
     evals = [row for row in read_rows(run / "evals.jsonl") if row["states"] == "test"]

@@ -7,7 +7,7 @@ leave-one-out advantages -> a few epochs of the clipped objective -> log -> chec
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from ript.report.progress import status
 from ript.report.run import RunFolder
 from ript.report.trackers import require_trackers
 from ript.rl_measure import Measurements, Progress, iteration_line
-from ript.rl_start import Start, document, interrupted, learner, solved_by_nothing, to_stay_near
+from ript.rl_start import Start, beginning, document, interrupted, learner, solved_by_nothing, to_stay_near
 from ript.rollout.sampling import Collection, collect_groups, practice_horizons
+from ript.settings import asked_for
 from ript.types import EvalResult
 
 
@@ -55,7 +56,12 @@ class RLResult:
 
 
 def train_rl(
-    config: Config, policy: str | Path | PostTrainable | None, out: str | Path, *, resume: bool = False
+    config: Config,
+    policy: str | Path | PostTrainable | None,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    asked: Iterable[str] = (),
 ) -> RLResult:
     """Post-train a policy by interaction.
 
@@ -64,7 +70,10 @@ def train_rl(
         policy: folder, name on the hub (see `load_policy`) or policy to start from (one in memory is trained in place);
             None starts from weights drawn from the seed.
         out: run folder; the result is written to `out/policy`.
-        resume: go on with an interrupted run in `out` (its own config and policy are used).
+        resume: go on with the run in `out`, interrupted or at its end, with its own policy and settings. What `config`
+            asks for may differ where results do not depend on it (`settings.FREE`: workers, more iterations, ...).
+        asked: settings that somebody gave, by their dotted names, besides those that differ from the recipe's: they are
+            refused where the policy has decided otherwise, and all others are taken from it.
 
     Raises:
         ConfigError, UnknownNameError, PolicyError, DependencyMissing: what was given cannot work.
@@ -74,10 +83,12 @@ def train_rl(
     out = Path(out)
     start: Start
     if resume:
-        config, start = interrupted(out)
+        config, start, changed = interrupted(out, config, asked)
+        wanted: set[str] = set()
     else:
         RunFolder.require_free(out)
         require_trackers(config.trackers)
+        wanted, changed = asked_for(config, asked), {}
         start = origin_of(policy) if isinstance(policy, str | Path) else policy
     keys = some_task_keys(config)
     with (  # threads before anything is computed: sums depend on their order
@@ -85,10 +96,12 @@ def train_rl(
         Contexts(config.sim, keys, config.seed, config.sampling.demos) as contexts,
     ):
         next(contexts.training(0, config.sampling.contexts, config.sampling.context_noise))  # can there be any?
-        trained = learner(config, start, contexts, calibrate=not (resume and (out / "start").exists()))
+        config, policy = beginning(config, start, contexts, wanted)
+        trained = learner(config, policy, contexts, calibrate=not (resume and (out / "start").exists()))
         trained = trained.to(device)
         idle = {} if resume else solved_by_nothing(config, contexts)
         with RunFolder.open(out) if resume else RunFolder.create(out, document(config, trained, start, idle)) as run:
+            run.change_settings(changed)
             run.track(config.trackers)
             if not (run.path / "start").exists():
                 trained.save_pretrained(run.path / "start")

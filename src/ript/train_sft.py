@@ -5,15 +5,27 @@ Resumable: a stage's data order, dropout and augmentation continue exactly where
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from ript.build import Origin, computing, load_quest, make_policy, origin_of, simulator_factory, task_keys
+from ript.build import (
+    Origin,
+    computing,
+    load_quest,
+    make_policy,
+    origin_of,
+    sim_config_of_spec,
+    simulator_factory,
+    task_keys,
+)
+from ript.cards import add_supervised
 from ript.config import Config, SFTConfig
 from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.statistics import Statistics
@@ -24,6 +36,17 @@ from ript.metrics import Mean, Metrics
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.run import RunFolder, read_config
 from ript.report.trackers import require_trackers
+from ript.settings import (
+    asked_for,
+    leaves,
+    nested,
+    recorded,
+    refuse_changes,
+    refuse_unused_stages,
+    settled,
+    shown,
+    stage_is_missing,
+)
 from ript.sft_stages import Stage, run_stages
 from ript.types import InitialState
 
@@ -35,6 +58,7 @@ def train_sft(
     *,
     base: str | Path | Origin | None = None,
     resume: bool = False,
+    asked: Iterable[str] = (),
 ) -> QuestPolicy:
     """Train a policy on demonstrations, or fine-tune a base policy toward the target tasks.
 
@@ -47,9 +71,11 @@ def train_sft(
         out: run folder; the policy is written to `out/policy`.
         base: policy folder, or name on the hub (see `load_policy`), to start from.
         resume: go on with an interrupted run in `out`.
+        asked: settings that somebody gave, by their dotted names, besides those that differ from the recipe's: they are
+            refused where demonstrations or base have decided otherwise, and all others are taken from those.
 
     Raises:
-        ConfigError: a base, but no task to fine-tune it toward.
+        ConfigError: a base, but no task to fine-tune it toward; or a setting that can have no effect.
         DataError: the files are unusable or lack a target task.
         DependencyMissing: a tracker's package.
         NotFiniteError: the loss became NaN; the last checkpoint is kept.
@@ -72,42 +98,66 @@ def train_sft(
         )
     if base is not None and not targets:
         raise ConfigError("a base policy is fine-tuned toward target tasks, and none is given: give --tasks")
+    asked = set(asked)
+    wanted = set() if resume else asked_for(config, asked)
+    refuse_unused_stages(asked, base=base is not None, targets=bool(targets))
+    config = shown(config, _simulator_of(demo_set), wanted)
     with computing(config.device, torch.get_num_threads()) as device:
-        origin = None if base is None else base if isinstance(base, Origin) else origin_of(base)
+        origin = base if isinstance(base, Origin | None) else origin_of(base)
         policy = load_quest(origin.place) if origin else new_policy(config, demo_set)
         windows = Windows(demo_set, policy.config.chunk)
-        if base is None:
+        if origin:
+            config = settled(config, policy, wanted, "the base")
+        else:
             _set_statistics(policy, Statistics.of(windows), config.policy.standardise)
         policy.to(device).check_simulator(windows.spec)
         policy.embed([task.instruction for task in windows.tasks])
-        stages = make_stages(config, policy, windows, targets, fresh=base is None)
+        stages = make_stages(config, policy, windows, targets, fresh=origin is None)
+        settings = recorded("sft", config, policy)
         document = {
-            "recipe_config": config.to_json(),
+            "recipe_config": nested({
+                name: value for name, value in settings.items()
+                if not stage_is_missing(name, base=origin is not None, targets=bool(targets))
+            }),
             "demos": [str(file.path.absolute()) for file in demo_set.files],
             **(origin.record("base") if origin else {"base": None}),
-        }
+        }  # fmt: skip
+        held = read_config(out)["config"]["recipe_config"] if resume else {}
+        changed = refuse_changes("sft", held, settings)
         with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
+            run.change_settings(changed)
             run.track(config.trackers)
             run_stages(run, config, policy, stages)
             policy.eval()
-            policy.card["supervised training"] = {
-                "recipe": config.recipe,
-                "demonstrations": len(demo_set),
-                "tasks": ", ".join(t.name for t in windows.tasks),
-                "target tasks": ", ".join(config.tasks) or "none",
-                "seed": config.seed,
-                "auxiliary loss on object positions from the simulator": "yes" if config.policy.privileged else "no",
-            }
+            add_supervised(
+                policy.card, config, demonstrations=len(demo_set), tasks=", ".join(t.name for t in windows.tasks),
+                auxiliary=policy.encoder.privileged is not None and windows.privileged is not None,
+                base_auxiliary=origin is not None and policy.config.privileged_dim > 0,
+            )  # fmt: skip
             with run.replace(run.policy) as folder:
                 policy.save_pretrained(folder)
             run.finish("all stages done")
         return policy
 
 
-def resume_sft(out: str | Path) -> QuestPolicy:
+def _simulator_of(demos: DemoSet) -> dict[str, Any]:
+    """Field of the simulator settings -> what the demonstrations were made with, if the section has a word for it."""
+    try:
+        sim = dataclasses.asdict(sim_config_of_spec(demos.spec))
+    except PolicyError:  # pictures of several sizes
+        return {}
+    return {name: sim[name] for name in ("cameras", "image_size", "arm")}
+
+
+def resume_sft(out: str | Path, changes: Mapping[str, Any] | None = None) -> QuestPolicy:
     """Go on with an interrupted run, with its own configuration and demonstrations.
 
+    Args:
+        out: run folder.
+        changes: dotted name -> another value, of settings that results do not depend on.
+
     Raises:
+        ConfigError: another setting is to change.
         RunError: `out` is in use, is not a run of supervised training, or is of another version.
         DataError: its demonstrations are gone.
     """
@@ -117,7 +167,7 @@ def resume_sft(out: str | Path) -> QuestPolicy:
             f"{out} is not a run of supervised training: go on with `ript {document['kind']} --resume {out}`"
         )
     asked = document["config"]
-    config = Config.from_json(asked["recipe_config"])
+    config = Config.from_json(nested(leaves(asked["recipe_config"]) | dict(changes or {})))
     base = None if asked["base"] is None else Origin(asked["base"], asked.get("base_revision"))
     return train_sft(config, asked["demos"], out, base=base, resume=True)
 

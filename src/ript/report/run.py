@@ -171,6 +171,25 @@ class RunFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close(failed=kind is not None)
 
+    def change_settings(self, changes: Mapping[str, Any]) -> None:
+        """Record other settings than the run began with, and when; nothing is written when there are none.
+
+        Args:
+            changes: dotted name -> value, as plain JSON.
+        """
+        if not changes:
+            return
+        document = read_json(self.path / "config.json")
+        config, iteration = document["config"], max((row["iteration"] for row in self.metrics()), default=0)
+        for name, value in changes.items():
+            section, _, inner = name.rpartition(".")
+            settings = config["recipe_config"]
+            (settings.setdefault(section, {}) if section else settings)[inner] = value
+        entry = {"when": now(), "after iteration": iteration, "settings": dict(changes)}
+        config["changed"] = [*config.get("changed", []), entry]
+        write_json(self.path / "config.json", document)
+        self.config = config
+
     @property
     def best(self) -> Path:
         """Policy folder: best by validation success so far."""
@@ -330,8 +349,9 @@ class RunFolder:
         return self._trackers
 
     def _cut(self, iteration: int) -> None:
-        for name in ("metrics.jsonl", "evals.jsonl"):
-            self._rewrite(name, lambda row: row["iteration"] <= iteration)
+        self._rewrite("metrics.jsonl", lambda row: row["iteration"] <= iteration)
+        # What was measured of the checkpoint's policy came after it, and is measured again, unless it is no longer due.
+        self._rewrite("evals.jsonl", lambda row: row["iteration"] < iteration)
         with writing(self.path / "result.json"):
             (self.path / "result.json").unlink(missing_ok=True)
 
@@ -391,6 +411,8 @@ def read_config(path: str | Path, *, to_resume: bool = False) -> dict[str, Any]:
     document = read_json(path / "config.json")
     if not isinstance(document, dict) or "format" not in document:
         raise RunError(f"{path / 'config.json'} is not the config of a ript run: it has no format version")
+    if document.get("kind", "rl") not in get_args(Kind):
+        raise RunError(f"{path} is not a run folder, but holds a {document['kind']!r} policy: give the run's folder")
     if document["format"] not in ((FORMAT,) if to_resume else READABLE):
         raise RunError(
             f"{path} has run format {document['format']} (written by ript {document.get('ript', '?')}); this is ript "
@@ -399,8 +421,6 @@ def read_config(path: str | Path, *, to_resume: bool = False) -> dict[str, Any]:
     missing = [key for key in ("kind", "config") if key not in document]
     if missing:
         raise RunError(f"{path / 'config.json'} is incomplete: {' and '.join(missing)} missing")
-    if document["kind"] not in get_args(Kind):
-        raise RunError(f"{path} is not a run folder, but holds a {document['kind']!r} policy: give the run's folder")
     if not isinstance(document["config"], dict):
         raise RunError(f"{path / 'config.json'} is damaged: config is no table of settings")
     notes, packages = document["config"].get("notes", []), document.get("packages", {})

@@ -146,3 +146,5 @@ SIZES: dict[str, dict] = {
     },
 }  # fmt: skip
 """What each named size changes from the defaults of `QuestConfig`."""
+SIZED = sorted({name for size in SIZES.values() for name in size} - {"chunk", "execute", "language_dim"})
+"""Fields that belong to a size alone."""

@@ -20,7 +20,7 @@ from ript.policies import folder as policy_folder
 from ript.policies import language
 from ript.policies.quest.augment import augment
 from ript.policies.quest.autoencoder import SkillAutoencoder
-from ript.policies.quest.config import QuestConfig
+from ript.policies.quest.config import SIZED, SIZES, QuestConfig
 from ript.policies.quest.encoders import Adapter, ContextEncoder
 from ript.policies.quest.graphs import Graphs
 from ript.policies.quest.layers import uniform, without_dropout
@@ -77,6 +77,20 @@ class QuestPolicy(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         return self.config.to_json()
+
+    def made_with(self) -> dict[str, Any]:
+        """See `interfaces.PostTrainable.made_with`. One that samples as published keeps its density, too."""
+        c, mean, std = self.config, self.encoder.proprio_mean, self.encoder.proprio_std
+        sizes = {name: QuestConfig(**size) for name, size in SIZES.items()}
+        same = [name for name, size in sizes.items() if all(getattr(c, k) == getattr(size, k) for k in SIZED)]
+        own: dict[str, Any] = {
+            "size": same[0] if same else None, "chunk": c.chunk, "execute": c.execute,
+            "privileged": c.privileged_dim > 0, "standardise": bool((mean != 0).any() or (std != 1).any()),
+            "language": language.model_of(c.language_dim),
+        }  # fmt: skip
+        if c.sampling == "published":
+            own |= {"sampling": c.sampling, "top_k": c.top_k, "temperature": c.temperature, "entropy": 0.0}
+        return own
 
     def check_simulator(self, spec: SimulatorSpec) -> None:
         """Raise `PolicyError` unless the policy fits the simulator."""

@@ -1,0 +1,48 @@
+"""What a policy's model card says of how it came about, and what of that is the base's when it is trained further."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ript.config import Config
+
+SUPERVISED, PRACTICE = "supervised training", "interactive post-training"
+AUXILIARY = "auxiliary loss on object positions from the simulator"
+BASE = "base: "
+"""Before the titles of what is said of the policy that this one was made from."""
+
+
+def of_base(card: dict[str, Any]) -> None:
+    """All that the card says is of the base from now on: how it was trained, and what it was measured to be worth."""
+    for title in list(card):
+        card[BASE + title] = card.pop(title)
+
+
+def begin_practice(card: dict[str, Any]) -> None:
+    """Post-training begins: what an earlier one has made and measured is the base's."""
+    if PRACTICE in card:
+        of_base(card)
+
+
+def add_supervised(
+    card: dict[str, Any], config: Config, *, demonstrations: int, tasks: str, auxiliary: bool, base_auxiliary: bool
+) -> None:
+    """Add supervised training; what the card says already is of the base.
+
+    Args:
+        card: of the policy, changed in place.
+        config: of the training.
+        demonstrations: how many.
+        tasks: that they are of.
+        auxiliary: whether the loss on object positions was a part of it.
+        base_auxiliary: whether it was a part of the base's training.
+    """
+    of_base(card)
+    card[SUPERVISED] = {
+        "recipe": config.recipe,
+        "demonstrations": demonstrations,
+        "tasks": tasks,
+        "target tasks": ", ".join(config.tasks) or "none",
+        "seed": config.seed,
+        AUXILIARY: "yes" if auxiliary else "no, but in its base's training" if base_auxiliary else "no",
+    }

@@ -1,0 +1,289 @@
+"""What becomes of settings: which of them a command uses, which a policy has decided already, what a run records.
+
+A setting that cannot have an effect is refused when somebody asked for it. When it merely comes with the recipe, what
+is recorded is what the policy has instead, or nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ript import recipes
+from ript.config import Config
+from ript.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ript.interfaces import PostTrainable
+
+Leaves = dict[str, Any]
+"""Dotted name of a setting -> its value, as plain JSON: {"iterations": 15, "policy.size": "small", ...}."""
+
+BUILT = ("size", "chunk", "execute", "privileged", "standardise", "language")
+"""Settings of the policy that are decided when it is made, and cannot be changed any more."""
+
+_BUILT = tuple(f"policy.{name}" for name in BUILT)
+_RUN = ("recipe", "tasks", "seed", "sim.")
+USED: dict[str, tuple[str, ...]] = {
+    "demos collect": ("sim.", "demos.noise", "demos.every", "rollout.workers"),
+    "sft": (*_RUN, "device", "tracker", *_BUILT, "sft."),
+    "rl": (*_RUN, "device", "tracker", "iterations", "stop_at", "policy.", "rollout.", "sampling.", "learn.", "eval."),
+    "bench rollout": (*_RUN, *_BUILT, "rollout."),
+    "bench update": (*_RUN, "policy.", "rollout.", "sampling.", "learn."),
+}
+"""Command -> the settings that it uses, or the sections; those that are not here use all of them."""
+
+_OVERRULED = {
+    "policy.temperature": "policy.entropy",
+    "learn.minibatch": "learn.minibatch_trajectories",
+    "sft.autoencoder_steps": "sft.autoencoder_epochs",
+    "sft.policy_steps": "sft.policy_epochs",
+    "sft.finetune_steps": "sft.finetune_epochs",
+}
+"""Setting -> another one that decides in its place unless that is 0."""
+
+_SIMULATORS = {"metaworld": ("cameras", "arm"), "toy": ("cameras",)}
+"""Suite -> what its simulators can be told besides the horizon and the size of pictures."""
+
+
+def leaves(data: Mapping[str, Any]) -> Leaves:
+    """The settings of a configuration's JSON form."""
+    flat: Leaves = {}
+    for name, value in data.items():
+        flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `leaves`."""
+    data: dict[str, Any] = {}
+    for name, value in flat.items():
+        section, _, inner = name.rpartition(".")
+        (data.setdefault(section, {}) if section else data)[inner] = value
+    return data
+
+
+def uses(command: str, name: str) -> bool:
+    """Whether a command uses a setting at all."""
+    return command not in USED or among(USED[command], name)
+
+
+def asked_for(config: Config, given: Iterable[str] = ()) -> set[str]:
+    """What somebody wants: the settings that were given, and those that are not as in the recipe that is named.
+
+    Args:
+        config: complete.
+        given: dotted names from the command line.
+    """
+    plain = recipes.get(config.recipe) if config.recipe in recipes.RECIPES else Config()
+    before = leaves(plain.to_json())
+    return set(given) | {name for name, value in leaves(config.to_json()).items() if value != before[name]}
+
+
+# ------------------------------------------------------------------ what has no effect
+
+
+def refuse_unused(command: str, config: Config, given: Iterable[str]) -> None:
+    """Raise `ConfigError` for a setting from the command line that would change nothing.
+
+    Args:
+        command: such as "rl".
+        config: with what was given.
+        given: dotted names.
+    """
+    for name in given:
+        if not uses(command, name):
+            others = [f"`ript {other}`" for other in USED if other != command and uses(other, name)]
+            others += ["`ript quickstart`", "`ript study`"]
+            raise ConfigError(
+                f"{name} has no effect in `ript {command}`: leave it out ({' and '.join(others[:2])} use it)"
+            )
+        by = _OVERRULED.get(name)
+        if by is not None and (value := _value(config, by)):
+            raise ConfigError(f"{name} has no effect while {by} = {value:g} decides: leave it out, or give --{by}=0")
+        if name.startswith("sim.") and not _simulator_has(config.sim.suite, name):
+            raise ConfigError(
+                f"{name} has no effect: the simulators of suite {config.sim.suite} have no such setting; leave it out"
+            )
+        if name == "rollout.inference" and config.rollout.inference == "central" and not config.rollout.workers:
+            raise ConfigError("rollout.inference: without workers the policy acts in this process; give --workers N")
+
+
+def _value(config: Config, name: str) -> Any:
+    section, _, inner = name.rpartition(".")
+    return getattr(getattr(config, section) if section else config, inner)
+
+
+def _simulator_has(suite: str, name: str) -> bool:
+    special = name.removeprefix("sim.") in ("cameras", "arm")
+    return not special or name.removeprefix("sim.") in _SIMULATORS.get(suite, ())
+
+
+def refuse_unused_stages(given: Iterable[str], *, base: bool, targets: bool) -> None:
+    """Raise `ConfigError` for a setting of a supervised stage that there will not be.
+
+    Args:
+        given: dotted names from the command line.
+        base: there is a base policy, so only fine-tuning is done.
+        targets: there are target tasks, so fine-tuning is done.
+    """
+    for name in given:
+        if stage_is_missing(name, base=base, targets=targets):
+            why = "a base policy keeps what it has learned" if base else "there is no target task to fine-tune toward"
+            raise ConfigError(f"{name} has no effect: {why}; leave it out")
+
+
+def stage_is_missing(name: str, *, base: bool, targets: bool) -> bool:
+    """Whether a setting is of a supervised stage that there will not be; see `refuse_unused_stages`."""
+    pretraining = name.startswith("sft.autoencoder_") or name in (
+        "sft.policy_steps", "sft.policy_epochs", "sft.policy_learning_rate"
+    )  # fmt: skip
+    return (base and pretraining) or (not targets and name.startswith(("sft.finetune_", "demos.target")))
+
+
+# ------------------------------------------------------------------ what a policy has decided
+
+
+def settled(config: Config, policy: PostTrainable, asked: Collection[str], whose: str = "the policy") -> Config:
+    """The configuration with what the policy has in place of what nobody asked for.
+
+    Args:
+        config: of a run that begins with the policy.
+        policy: whose size, chunk, ... are what they are.
+        asked: dotted names; see `asked_for`.
+        whose: the policy, in words.
+
+    Raises:
+        ConfigError: a setting was asked for that cannot be changed any more; names each, and the policy's own value.
+    """
+    from ript.build import chunk_and_execute  # torch and simulators, which a command that is mistyped need not wait for
+
+    chunk, execute = chunk_and_execute(config.policy)
+    own, wanted = policy.made_with(), dataclasses.asdict(config.policy) | {"chunk": chunk, "execute": execute}
+    refused, changes = [], {}
+    for name in dict.fromkeys((*BUILT, *(name for name in own if name in wanted))):
+        if wanted[name] == own.get(name):
+            continue
+        if f"policy.{name}" in asked:
+            has = "no such setting" if own.get(name) is None else f"{name} = {_word(own[name])}"
+            refused.append(f"policy.{name} = {_word(wanted[name])} ({whose} has {has})")
+        elif own.get(name) is not None:
+            changes[name] = own[name]
+    if refused:
+        raise ConfigError(
+            f"{'; '.join(refused)}: cannot be changed any more; leave it out, or train a policy with it (`ript sft`)"
+        )
+    return dataclasses.replace(config, policy=dataclasses.replace(config.policy, **changes))
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def shown(config: Config, sim: Mapping[str, Any], asked: Collection[str]) -> Config:
+    """The configuration with the simulator settings that the demonstrations were made with.
+
+    Args:
+        config: of supervised training.
+        sim: field of the section -> the demonstrations' own.
+        asked: dotted names; see `asked_for`.
+
+    Raises:
+        ConfigError: another value was asked for.
+    """
+    for name, value in sim.items():
+        wanted = getattr(config.sim, name)
+        if wanted != value and f"sim.{name}" in asked:
+            raise ConfigError(
+                f"sim.{name} = {_listed(wanted)}, but the demonstrations have {_listed(value)}: leave it out, or "
+                "collect others"
+            )
+    return dataclasses.replace(config, sim=dataclasses.replace(config.sim, **sim))
+
+
+def _listed(value: object) -> str:
+    return ", ".join(value) if isinstance(value, tuple | list) else _word(value)
+
+
+# ------------------------------------------------------------------ what a run records
+
+
+def recorded(command: str, config: Config, policy: PostTrainable | None = None) -> Leaves:
+    """The settings that have had an effect.
+
+    Args:
+        command: "rl" or "sft".
+        config: settled.
+        policy: when given, what it does not have is left out.
+    """
+    found = {}
+    built = None if policy is None else policy.made_with()
+    for name, value in leaves(config.to_json()).items():
+        overruled = name in _OVERRULED and _value(config, _OVERRULED[name])
+        foreign = name.startswith("sim.") and not _simulator_has(config.sim.suite, name)
+        missing = built is not None and name in _BUILT and built.get(name.removeprefix("policy.")) is None
+        if uses(command, name) and not overruled and not foreign and not missing:
+            found[name] = value
+    return found
+
+
+# ------------------------------------------------------------------ what may change when a run goes on
+
+NEUTRAL = ("tracker", "rollout.")
+"""Settings, or sections, that results do not depend on."""
+FREE: dict[str, tuple[str, ...]] = {
+    "rl": ("iterations", *NEUTRAL),
+    "sft": ("tracker", "sft.checkpoint_every"),
+}
+"""Command -> the settings, or sections, that may be others when its run goes on."""
+
+
+def refuse_changes(command: str, held: Mapping[str, Any], now: Mapping[str, Any]) -> Leaves:
+    """What is another setting when a run goes on.
+
+    Args:
+        command: "rl" or "sft".
+        held: the run's own settings, as its config.json has them.
+        now: what is wanted, by dotted names.
+
+    Returns:
+        name -> new value, of those that may change.
+
+    Raises:
+        ConfigError: names each setting that may not.
+    """
+    before = leaves(held)
+    changed = {name: value for name, value in now.items() if name in before and before[name] != value}
+    may = (*FREE[command], "recipe")
+    fixed = [
+        f"{name} = {_listed(value)} (the run has {_listed(before[name])})"
+        for name, value in changed.items() if not among(may, name)
+    ]  # fmt: skip
+    if fixed:
+        free = ", ".join(f"{name}*" if name.endswith(".") else name for name in FREE[command])
+        raise ConfigError(
+            f"a run goes on with its own settings, and these are others: {'; '.join(fixed)}. Leave them out, or begin "
+            f"a new run with another --out; only {free} may change"
+        )
+    return {name: value for name, value in changed.items() if name != "recipe"}
+
+
+def among(names: Collection[str], name: str) -> bool:
+    """Whether a setting is one of these, or in one of these sections."""
+    return name in names or f"{name.partition('.')[0]}." in names
+
+
+def differing(command: str, held: Mapping[str, Any], config: Config) -> list[str]:
+    """Names of what a finished run did otherwise than a configuration says now, of what its results depend on.
+
+    Args:
+        command: "rl" or "sft".
+        held: the run's settings, as its config.json has them; one that is not there had its default.
+        config: to compare with.
+    """
+    ours, theirs = recorded(command, Config.from_json(held)), recorded(command, config)
+    return [
+        name for name, value in theirs.items()
+        if ours.get(name) != value and not among((*NEUTRAL, "recipe", "sft.checkpoint_every", "sampling.demos"), name)
+    ]  # fmt: skip

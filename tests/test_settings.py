@@ -1,0 +1,308 @@
+"""Settings that cannot have an effect are refused when asked for, and never recorded as used."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
+
+from ript import cli, recipe
+from ript.build import load_quest
+from ript.config import Config, PolicyConfig
+from ript.errors import ConfigError
+from ript.policies.quest.config import SIZES, QuestConfig
+from ript.policies.quest.policy import QuestPolicy
+from ript.report.run import read_config
+from ript.settings import asked_for, leaves, nested, recorded
+from ript.train_rl import train_rl
+from ript.train_sft import resume_sft, train_sft
+
+QUICK = ["--tasks", "reach-centre", "--sim.image_size=8", "--eval.trials=2", "--eval.every=0", "--eval.videos=0",
+         "--sampling.group_size=4", "--sampling.groups=2", "--sampling.max_attempts=2", "--iterations=1"]  # fmt: skip
+SFT = ["--tasks", "reach-centre", "--sft.finetune_steps=1"]
+
+
+def run(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """What a run has recorded, by dotted names."""
+    return leaves(read_config(folder)["config"]["recipe_config"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy with a chunk of 4 that knows object positions, `policy`, the demonstrations, and one that samples as
+    published, `published`."""
+    folder = tmp_path_factory.mktemp("settings")
+    config = toy_config(
+        policy={"privileged": True}, sft={"autoencoder_steps": 2, "policy_steps": 2, "finetune_steps": 1}
+    )
+    demos = toy_demos(folder / "demos.hdf5", config, "reach-centre")
+    train_sft(config, [demos], folder / "sft")
+    lively_policy(config).configured(sampling="published", top_k=5, temperature=0.7).save_pretrained(
+        folder / "published"
+    )
+    return folder
+
+
+# ---------------------------------------------------------------------- refused
+
+
+UNCHANGEABLE = [
+    ("--policy.execute=2", "policy.execute = 2 ({} has execute = 4)"),
+    ("--policy.chunk=8", "policy.chunk = 8 ({} has chunk = 4)"),
+    ("--policy.size=small", "policy.size = small ({} has size = tiny)"),
+    ("--policy.language=clip", "policy.language = clip ({} has language = minilm)"),
+    ("--policy.privileged=false", "policy.privileged = false ({} has privileged = true)"),
+    ("--policy.standardise=false", "policy.standardise = false ({} has standardise = true)"),
+]
+
+
+@pytest.mark.parametrize(("word", "says"), UNCHANGEABLE)
+def test_what_a_policy_has_decided_is_refused_with_its_own_value(
+    word: str, says: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    policy, demos = folder / "sft" / "policy", folder / "demos.hdf5"
+    assert run("rl", "--recipe", "smoke", "--policy", policy, *QUICK, word, "--out", tmp_path / "rl") == 2
+    assert f"{says.format('the policy')}: cannot be changed any more; leave it out" in capsys.readouterr().err
+    given = ("--base", policy, "--demos", demos, *SFT, word, "--out", tmp_path / "sft")
+    assert run("sft", "--recipe", "smoke", *given) == 2
+    assert f"{says.format('the base')}: cannot be changed any more; leave it out" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("--policy.temperature=0.5", "policy.temperature = 0.5 (the policy has temperature = 0.7)"),
+        ("--policy.top_k=3", "policy.top_k = 3 (the policy has top_k = 5)"),
+        ("--policy.sampling=exact", "policy.sampling = exact (the policy has sampling = published)"),
+        ("--policy.entropy=1", "policy.entropy = 1.0 (the policy has entropy = 0.0)"),
+    ],
+)
+def test_a_policy_that_samples_as_published_keeps_its_density_and_says_so(
+    word: str, says: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ("rl", "--recipe", "smoke", "--policy", folder / "published", *QUICK, "--out", tmp_path / "out")
+    assert run(*words, word) == 2
+    assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--sft.autoencoder_steps=9", "--base", "POLICY"], "a base policy keeps what it has learned"),
+        (["--sft.policy_learning_rate=1", "--base", "POLICY"], "a base policy keeps what it has learned"),
+        (["--sft.finetune_steps=9", "--tasks="], "there is no target task to fine-tune toward"),
+        (
+            ["--sim.image_size=24"],
+            "sim.image_size = 24, but the demonstrations have 8: leave it out, or collect others",
+        ),
+    ],
+)
+def test_what_supervised_training_cannot_follow_is_refused(
+    words: list[str], says: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = [word.replace("POLICY", str(folder / "sft" / "policy")) for word in words]
+    common = ("sft", "--recipe", "smoke", "--demos", folder / "demos.hdf5", "--out", tmp_path / "out")
+    assert run(*common, *([] if "--tasks=" in words else SFT[:2]), *words) == 2
+    assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_script_asks_for_what_it_changes_in_a_recipe_and_for_nothing_else(folder: Path, tmp_path: Path) -> None:
+    smoke = recipe("smoke")
+    assert asked_for(smoke) == set() and asked_for(smoke, ["policy.size"]) == {"policy.size"}
+    other = dataclasses.replace(smoke, policy=dataclasses.replace(smoke.policy, execute=2))
+    assert asked_for(other) == {"policy.execute"} and asked_for(Config(seed=3)) == {"seed"}
+    with pytest.raises(ConfigError, match=r"policy.execute = 2 \(the policy has execute = 4\)"):
+        train_rl(other, folder / "sft" / "policy", tmp_path / "rl")
+    with pytest.raises(ConfigError, match=r"policy.execute = 2 \(the base has execute = 4\)"):
+        train_sft(dataclasses.replace(other, tasks=("reach-centre",)), [folder / "demos.hdf5"], tmp_path / "sft",
+                  base=folder / "sft" / "policy")  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------- recorded
+
+
+def test_what_nobody_asked_for_is_recorded_as_the_policy_has_it(folder: Path, tmp_path: Path) -> None:
+    """The recipe smoke has a chunk of 8, no object positions, and settings of supervised training."""
+    policy = folder / "sft" / "policy"
+    assert run("rl", "--recipe", "smoke", "--policy", policy, *QUICK, "--out", tmp_path / "rl") == 0
+    held = settings(tmp_path / "rl")
+    own = {"size": "tiny", "chunk": 4, "execute": 4, "privileged": True, "standardise": True, "language": "minilm"}
+    assert {name: held[f"policy.{name}"] for name in own} == own
+    assert not [name for name in held if name.startswith(("sft.", "demos.", "pretrain", "sim.arm"))]
+    assert held["policy.rl_trains"] == "prior+encoders" and held["sampling.groups"] == 2
+    base = ("--base", policy, "--demos", folder / "demos.hdf5", *SFT)
+    assert run("sft", "--recipe", "smoke", *base, "--out", tmp_path / "sft") == 0
+    held = settings(tmp_path / "sft")
+    assert {name: held[f"policy.{name}"] for name in own} == own and held["sim.image_size"] == 8
+    strange = ("demos.", "rollout.", "sampling.", "learn.", "eval.", "sft.autoencoder", "iterations", "policy.temp")
+    assert not [name for name in held if name.startswith(strange)] and held["sft.finetune_steps"] == 1
+
+
+def test_a_fresh_policy_is_recorded_without_what_only_demonstrations_give(tmp_path: Path) -> None:
+    assert run("rl", "--recipe", "smoke", *QUICK, "--out", tmp_path / "out") == 0
+    held = settings(tmp_path / "out")
+    assert held["policy.standardise"] is False and held["policy.privileged"] is False and held["policy.chunk"] == 0
+
+
+def test_a_policy_that_samples_as_published_is_recorded_with_its_density(folder: Path, tmp_path: Path) -> None:
+    policy = folder / "published"
+    assert run("rl", "--recipe", "smoke", "--policy", policy, *QUICK, "--out", tmp_path / "out") == 0
+    held = settings(tmp_path / "out")
+    assert [held[f"policy.{n}"] for n in ("sampling", "top_k", "temperature")] == ["published", 5, 0.7]
+
+
+def test_the_temperature_that_the_entropy_chooses_is_not_recorded_as_given(tmp_path: Path) -> None:
+    config = toy_config(iterations=0, policy={"entropy": 2.9}, eval={"trials": 1, "every": 0})
+    train_rl(config, lively_policy(config), tmp_path / "out")
+    held = read_config(tmp_path / "out")["config"]
+    assert "temperature" not in held["recipe_config"]["policy"] and held["policy"]["temperature"] != 1.0
+
+
+def test_a_size_of_no_name_is_left_out_of_the_record(tmp_path: Path) -> None:
+    config = toy_config(iterations=0, eval={"trials": 1, "every": 0})
+    tiny = lively_policy(config)
+    policy = QuestPolicy(dataclasses.replace(tiny.config, width=64, language_dim=7), tiny.simulator)
+    with pytest.raises(ConfigError, match=r"policy.size = tiny \(the policy has no such setting\)"):
+        train_rl(config, policy, tmp_path / "out")
+    assert recorded("rl", config, policy).keys().isdisjoint({"policy.size", "policy.language"})
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_policy_knows_the_name_of_its_size(name: str) -> None:
+    spec = lively_policy(toy_config()).simulator
+    fitted = {"cameras": dict(spec.cameras), "proprio": {"proprio": spec.proprio_dim}, "action_dim": spec.action_dim}
+    policy = QuestPolicy(QuestConfig(**SIZES[name] | fitted), spec)
+    assert policy.made_with()["size"] == name
+    assert {f.name for f in dataclasses.fields(PolicyConfig)} >= policy.made_with().keys()
+
+
+def test_the_record_of_settings_reads_back() -> None:
+    config = toy_config().to_json()
+    assert nested(leaves(config)) == config
+
+
+# ---------------------------------------------------------------------- the model card
+
+
+def test_a_card_says_what_was_done_and_keeps_what_was_done_to_the_base(folder: Path, tmp_path: Path) -> None:
+    auxiliary = "auxiliary loss on object positions from the simulator"
+    assert load_quest(folder / "sft" / "policy").card["supervised training"][auxiliary] == "yes"
+    base = ("--base", folder / "sft" / "policy", "--demos", folder / "demos.hdf5", *SFT)
+    assert run("sft", "--recipe", "smoke", *base, "--out", tmp_path / "sft") == 0
+    card = load_quest(tmp_path / "sft" / "policy").card
+    assert card["supervised training"] | {"recipe": "toy"} == card["base: supervised training"]
+    assert card["supervised training"][auxiliary] == "yes" and card["supervised training"]["recipe"] == "smoke"
+    for number in (1, 2):
+        policy = tmp_path / ("sft" if number == 1 else "rl1") / "policy"
+        assert run("rl", "--recipe", "smoke", "--policy", policy, *QUICK, "--out", tmp_path / f"rl{number}") == 0
+    once, twice = (load_quest(tmp_path / f"rl{number}" / "policy").card for number in (1, 2))
+    assert once["supervised training"] == card["supervised training"] and "interactive post-training" in once
+    for title, value in once.items():
+        assert twice[f"base: {title}"] == value
+    again = ("--base", tmp_path / "rl1" / "policy", "--demos", folder / "demos.hdf5", *SFT)
+    assert run("sft", "--recipe", "smoke", *again, "--out", tmp_path / "again") == 0
+    titles = list(load_quest(tmp_path / "again" / "policy").card)
+    assert [title for title in titles if not title.startswith("base: ")] == ["supervised training"]
+    assert "## Base: interactive post-training" in (tmp_path / "again" / "policy" / "README.md").read_text()
+
+
+def test_a_base_whose_loss_is_not_fed_any_more_is_not_said_to_be_without_it(folder: Path, tmp_path: Path) -> None:
+    import h5py
+
+    bare = tmp_path / "bare.hdf5"
+    bare.write_bytes((folder / "demos.hdf5").read_bytes())
+    with h5py.File(bare, "r+") as file:
+        for demo in file["data"].values():
+            del demo["obs/privileged"]
+    config = toy_config(sft={"finetune_steps": 1}, policy={"privileged": True})
+    policy = train_sft(config, [bare], tmp_path / "sft", base=folder / "sft" / "policy")
+    (said,) = [v for k, v in policy.card["supervised training"].items() if k.startswith("auxiliary loss")]
+    assert said == "no, but in its base's training"
+
+
+# ---------------------------------------------------------------------- a run that goes on
+
+
+def test_a_finished_run_that_is_given_more_iterations_ends_as_if_it_had_had_them_from_the_beginning(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = toy_config()
+    whole = train_rl(config, lively_policy(config), tmp_path / "whole")
+    short = dataclasses.replace(config, iterations=1)
+    train_rl(short, lively_policy(config), tmp_path / "run")
+    assert run("rl", "--resume", tmp_path / "run", "--iterations", 3) == 0
+    assert weights(tmp_path / "run") == weights(whole.folder)
+    assert without_times(tmp_path / "run") == without_times(whole.folder)
+    held = read_config(tmp_path / "run")["config"]
+    assert held["recipe_config"] == read_config(whole.folder)["config"]["recipe_config"]
+    (change,) = held["changed"]
+    assert change["settings"] == {"iterations": 3} and change["after iteration"] == 1 and change["when"]
+    assert run("rl", "--resume", tmp_path / "run", "--iterations", 2) == 2
+    assert f"iterations = 2, but {tmp_path / 'run'} has done 3 already: give more" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["reason"] == "all 3 iterations done"
+
+
+def test_how_rollouts_are_run_may_change_when_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(eval={"trials": 2, "every": 0})
+    whole = train_rl(config, lively_policy(config), tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 2)
+        train_rl(config, lively_policy(config), tmp_path / "run")
+    words = ("--workers", 1, "--rollout.slots=5", "--rollout.request_timeout=77", "--iterations", 4)
+    assert run("rl", "--resume", tmp_path / "run", *words) == 0
+    held = settings(tmp_path / "run")
+    assert [held[f"rollout.{n}"] for n in ("workers", "slots", "request_timeout")] == [1, 5, 77]
+    ours, theirs = (without_times(f)["metrics.jsonl"] for f in (tmp_path / "run", whole.folder))
+    assert len(ours) == 4 and [row["rollout/env_steps"] for row in ours[:3]] == [r["rollout/env_steps"] for r in theirs]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--learn.epochs=5"], "these are others: learn.epochs = 5 (the run has 2). Leave them out"),
+        (["--seed", "3", "--eval.trials=9"], "eval.trials = 9 (the run has 2); seed = 3 (the run has 0). Leave them"),
+        (["--tasks", "reach"], "tasks = reach (the run has reach-centre)"),
+        (["--policy.execute=2"], "policy.execute = 2 (the run has 0)"),
+        (["--sft.policy_steps=2"], "sft.policy_steps has no effect in `ript rl`"),
+        (["--learn.epoch=5"], "did you mean learn.epochs?"),
+    ],
+)
+def test_every_other_setting_is_refused_by_its_name_when_a_run_goes_on(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(eval={"trials": 2, "every": 0})
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 1)
+        train_rl(config, lively_policy(config), tmp_path / "run")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    capsys.readouterr()
+    assert run("rl", "--resume", tmp_path / "run", *words) == 2
+    assert says in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+    if words == ["--learn.epochs=5"]:  # in a script alike
+        with pytest.raises(ConfigError, match=r"learn.epochs = 5 \(the run has 2\)"):
+            other = dataclasses.replace(config, learn=dataclasses.replace(config.learn, epochs=5))
+            train_rl(other, None, tmp_path / "run", resume=True)
+
+
+def test_supervised_training_goes_on_with_its_own_settings(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, demos = toy_config(), [folder / "demos.hdf5"]
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "save_checkpoint", 30)
+        train_sft(config, demos, tmp_path / "run")
+    assert run("sft", "--resume", tmp_path / "run", "--sft.policy_steps=30") == 2
+    assert "sft.policy_steps = 30 (the run has 20)" in capsys.readouterr().err
+    other = dataclasses.replace(config, sft=dataclasses.replace(config.sft, finetune_learning_rate=1.0))
+    with pytest.raises(ConfigError, match=r"sft.finetune_learning_rate = 1.0 \(the run has 0.0002\)"):
+        train_sft(other, demos, tmp_path / "run", resume=True)
+    assert resume_sft(tmp_path / "run") == train_sft(config, demos, tmp_path / "whole")
