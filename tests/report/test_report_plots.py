@@ -41,6 +41,15 @@ def test_text_stays_text_and_shares_are_per_cent():
     assert not any("%" in (text or "") for text in free)
 
 
+def test_what_is_below_zero_such_as_a_densitys_entropy_is_drawn_where_it_is():
+    svg = draw([line(x=[0, 1, 2], y=[-3.0, -3.4, -4.0])], scale="zero")
+    ticks = [
+        e.text for e in parse(svg).iter() if e.tag.endswith("text") and e.text not in {"0", "1", "2", "iterations"}
+    ]
+    assert len(ticks) >= 3
+    assert all(-4.2 <= float(tick.replace("\u2212", "-")) <= -2.8 for tick in ticks)
+
+
 def test_ids_of_two_plots_do_not_meet_and_every_reference_has_its_target():
     series = [line(marker="o", band=([0, 0, 0], [1, 1, 1]))]
     ids = []

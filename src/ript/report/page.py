@@ -82,7 +82,7 @@ PANELS = (
     Panel(
         key="update/clip_fraction",
         title="Clip fraction",
-        says="Share of sampled variables whose probability moved past the clip range.",
+        says="Share of sampled variables whose gradient the clip has cut off.",
         scale="share",
     ),
     Panel(
@@ -93,7 +93,8 @@ PANELS = (
     Panel(
         key="update/entropy",
         title="Entropy",
-        says="How undecided the policy is, in nats. A fall to zero ends learning.",
+        says="How undecided the policy is, in nats a sampled variable. A discrete choice near zero explores nothing "
+        "any more; of a continuous variable it may be negative, and only a fall means less exploration.",
     ),
     Panel(key="update/grad_norm", title="Gradient norm", says="Before clipping."),
 )

@@ -28,7 +28,7 @@ for seven characters beside the axis. Finding margins for each panel would doubl
 
 
 Scale = Literal["free", "zero", "share", "whole"]
-"""Of a y-axis: as the data wants; from zero; from zero in per cent; or 0 to 100 %."""
+"""Of a y-axis: as the data wants; from zero, unless there is less; the same in per cent; or 0 to 100 %."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +172,8 @@ def _y_axis(axes: Axes, scale: Scale) -> None:
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
     elif scale != "free":
         lowest, top = axes.dataLim.ymin, axes.get_ylim()[1]
-        axes.set_ylim(min(0.0, lowest) if np.isfinite(lowest) else 0.0, top if top > 0 else 1.0)
+        if not lowest < 0:
+            axes.set_ylim(0.0, top if top > 0 else 1.0)
         axes.locator_params(axis="y", nbins=5)
     if scale in ("whole", "share"):
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")

@@ -133,9 +133,8 @@ class Trackers:
             closing.start()
             closing.join(CLOSE_SECONDS)
             if closing.is_alive():
-                status(
-                    f"  tracker {name} did not end within {CLOSE_SECONDS:.0f} s: it is left behind, and may hold up the end of this program"
-                )
+                late = f"did not end within {CLOSE_SECONDS:.0f} s"
+                status(f"  tracker {name} {late}: it is left behind, and may hold up the end of this program")
 
     def _start(self, name: str, config: Mapping[str, Any]) -> None:
         self._running[name] = TRACKERS[name](self._folder, config, self._id)

@@ -243,7 +243,7 @@ def _cost_at(row: Row) -> dict[str, str]:
 
 
 def wall_clock(row: Row) -> dict[str, float]:
-    """An iteration's wall-clock seconds by part.
+    """An iteration's wall-clock seconds by part, with those of the validation before it, which its total leaves out.
 
     Workers measure their own seconds, which overlap; the rollout phase's wall clock is split in proportion to them.
     """
@@ -251,9 +251,9 @@ def wall_clock(row: Row) -> dict[str, float]:
     measured = {name: float(row.get(f"time/{name}") or 0.0) for name, _, _ in ROLLOUT_PARTS}
     whole = sum(measured.values())
     parts = {name: seconds["rollout"] * value / whole if whole else 0.0 for name, value in measured.items()}
-    parts["update"], parts["eval"] = seconds["update"], seconds["eval"]
+    parts["update"] = seconds["update"]
     parts["other"] = max(0.0, seconds["total"] - sum(parts.values()))
-    return parts
+    return parts | {"eval": seconds["eval"]}
 
 
 def time_split(rows: Sequence[Row]) -> list[dict[str, Any]]:
