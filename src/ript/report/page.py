@@ -76,7 +76,7 @@ PANELS = (
     Panel(
         key="rollout/signal_share",
         title="Groups with signal",
-        says="Share of groups whose rollouts did not all end alike. The others teach nothing and are left out.",
+        says="Share of groups whose rollouts did not all end alike. The others teach nothing.",
         scale="whole",
     ),
     Panel(
