@@ -22,8 +22,9 @@ from ript.rollout.sampling import Collection
 from ript.tables import change, points
 from ript.types import EvalResult, InitialState, Task
 
-PATIENCE = 3
-"""Iterations in a row in which no group has both successes and failures, after which a run stops."""
+PATIENCE, TRIED = 3, 16
+"""Iterations in a row in which no group has both successes and failures, after which a run stops, and the groups that they
+tried: fewer may fail by chance."""
 
 
 @dataclass(kw_only=True)
@@ -38,6 +39,8 @@ class Progress:
     before_seconds: float = 0.0
     silent: int = 0
     """Iterations in a row in which no group had both successes and failures."""
+    tried: int = 0
+    """Groups of those iterations."""
     learned: int = 0
     """Iterations that updated the policy."""
     rate_scale: float = 1.0
@@ -65,16 +68,15 @@ class Progress:
         self.learned += signal
         if not math.isnan(success):
             self.silent = 0 if signal else self.silent + 1
+            self.tried = 0 if signal else self.tried + len(collection.attempted)
         if success >= stop_at:
             self.ended = f"solved: at least {stop_at:.0%} of an iteration's rollouts succeeded"
-        elif self.silent >= PATIENCE:
+        elif self.silent >= PATIENCE and self.tried >= TRIED:
             solved, tried = sum(group.success == 1 for group in collection.attempted), len(collection.attempted)
-            what = f"every rollout failed in {PATIENCE} iterations in a row"
+            what = f"every rollout failed in {self.silent} iterations in a row"
             if solved:
-                what = (
-                    f"no initial state was both solved and failed in {PATIENCE} iterations in a row ({solved} of the "
-                )
-                what += f"last {tried} were solved in every rollout, the others in none)"
+                what = f"no initial state was both solved and failed in {self.silent} iterations in a row ({solved} of "
+                what += f"the last {tried} were solved in every rollout, the others in none)"
             if not solved or not self.learned:
                 raise NoSignalError(
                     f"{what}: there is nothing to learn from. Look at the videos in {run.path / 'videos'}; more "
