@@ -373,6 +373,7 @@ def study(args: Namespace) -> Answer:
 def import_quest(args: Namespace) -> Answer:
     from ript.build import for_metaworld
     from ript.policies.folder import read_tensors
+    from ript.policies.quest.checkpoint import LEFT_OUT
     from ript.policies.quest.checkpoint import import_quest as read
 
     policy = read(args.file, args.config, sampling=args.sampling)
@@ -383,12 +384,15 @@ def import_quest(args: Namespace) -> Answer:
     policy.save_pretrained(args.out)
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     spec = policy.simulator
-    document = {"policy": str(args.out), "parameters": parameters, "config": policy.settings(), "suite": spec.suite}
+    left_out = policy.card["imported from"].get(LEFT_OUT, "")
+    document = {"policy": str(args.out), "parameters": parameters, "config": policy.settings(), "suite": spec.suite,
+                "left_out": left_out.split(", ") if left_out else []}  # fmt: skip
     text = (
         f"{args.out}: QueST for {spec.suite!r}, {parameters:,} parameters, cameras {', '.join(spec.cameras)}, "
         f"proprioception {spec.proprio_dim}, actions {spec.action_dim}, {policy.config.sampling} sampling"
     )
-    return Answer(text="\n".join([text, *policy.caveats]), document=document, kept=str(args.out))
+    ignored = [f"{args.file} also holds {left_out}: not read"] if left_out else []
+    return Answer(text="\n".join([text, *ignored, *policy.caveats]), document=document, kept=str(args.out))
 
 
 def export_quest(args: Namespace) -> Answer:

@@ -1,10 +1,15 @@
 """Published checkpoints in and out, on the tiny reference instance."""
 
+import argparse
+import collections
+import datetime
 import json
 import math
 import os
 import pickle
+import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -317,10 +322,60 @@ def test_values_that_the_published_model_cannot_have_are_refused(
         import_quest(write(tmp_path / "odd.pth", state), CONFIG)
 
 
-def test_a_file_that_holds_more_than_the_model_is_refused(tmp_path: Path) -> None:
-    torch.save({"model": published(), "epoch": 5, "optimizer": {"lr": 0.1}}, tmp_path / "more.pth")
-    with pytest.raises(PolicyError, match="holds epoch, optimizer beside the key model"):
-        import_quest(tmp_path / "more.pth", CONFIG)
+def training_file(path: Path, **more: Any) -> Path:
+    """As published training leaves it: the model beside all that training needs to go on."""
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    optimiser = torch.optim.AdamW([parameter])
+    parameter.sum().backward()
+    optimiser.step()
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 10)
+    state = {
+        "model": published(), "optimizers": [optimiser.state_dict()], "schedulers": [schedule.state_dict()],
+        "scaler": torch.amp.GradScaler("cpu").state_dict(), "epoch": 100, "steps": 5000, "config": {"seed": 0},
+    }  # fmt: skip
+    torch.save(state | more, path)
+    return path
+
+
+def test_of_a_training_file_the_model_is_taken_and_the_rest_is_named(pth: Path, tmp_path: Path) -> None:
+    policy = import_quest(training_file(tmp_path / "t.pth"), CONFIG)
+    assert policy == import_quest(pth, CONFIG)
+    assert policy.card["imported from"] == {
+        "file": "t.pth", "not read from it": "optimizers, schedulers, scaler, epoch, steps, config",
+    }  # fmt: skip
+
+
+class Settings(collections.UserDict):
+    """A configuration that has a class of its own, with nested values of others."""
+
+    class Nested:
+        __slots__ = ("a",)
+
+
+def test_objects_of_any_class_beside_the_model_are_passed_over_and_none_is_made(pth: Path, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "ran",)
+
+    settings = Settings(
+        path=tmp_path, namespace=argparse.Namespace(a=1), dtype=np.dtype("float32"), numbers=np.arange(3),
+        number=np.float64(1), deque=collections.deque([1], 3), default=collections.defaultdict(list, a=[1]),
+        simulator=SimulatorSpec(suite="a", cameras={}, proprio_dim=1, action_dim=1, render={}), what=slice(1),
+        function=math.sqrt, kind=torch.optim.AdamW, member=signal.SIGINT, when=datetime.datetime.now(),
+        partial=partial(max, 1), nested=Settings.Nested(),
+    )  # fmt: skip
+    whole = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
+    path = training_file(tmp_path / "t.pth", config=settings, optimizers=[whole], trap=Trap(), **{"a b": {1, 2}})
+    assert import_quest(path, CONFIG) == import_quest(pth, CONFIG)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_the_reader_passes_over_is_still_refused_inside_the_model(tmp_path: Path) -> None:
+    path = training_file(tmp_path / "t.pth", model=published() | {"settings": Settings()})
+    with pytest.raises(PolicyError, match=r"t\.pth holds more than tensors \(settings\)"):
+        import_quest(path, CONFIG)
+    with pytest.raises(PolicyError, match=r"t\.pth holds no state dict"):
+        import_quest(training_file(path, model=Settings()), CONFIG)
 
 
 def test_weights_that_are_not_finite_or_of_another_type_are_refused(tmp_path: Path) -> None:

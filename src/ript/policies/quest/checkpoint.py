@@ -1,8 +1,8 @@
 """Published QueST checkpoints (`.pth`): read into a `QuestPolicy`, and written back key for key.
 
 A file holds one dictionary, {"model": state dict}, whose keys start with "module." when a distributed wrapper was
-saved. It carries no configuration: that comes from a file beside it, or from a preset whose sizes are read off the
-shapes.
+saved. What training keeps beside the model (optimisers, schedulers, counters, its configuration) is not read. The
+policy's configuration comes from a file of its own, or from a preset whose sizes are read off the shapes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 _WIDTHS = ("width", "autoencoder_width")
 
 PREFIX = "module."
+LEFT_OUT = "not read from it"
+"""What the model card calls the entries beside the model."""
 SHOWN = 6
 
 
@@ -53,13 +55,13 @@ def import_quest(
             full softmax, as the published code does.
 
     Raises:
-        PolicyError: not such a file, holds more than tensors, or does not fit the configuration; says which keys are
-            missing, extra or of another shape, and which sizes the file implies.
+        PolicyError: not such a file, a model that holds more than tensors, or one that does not fit the configuration;
+            says which keys are missing, extra or of another shape, and which sizes the file implies.
         ConfigError: a configuration that cannot be read.
     """
     if sampling not in get_args(Sampling):
         raise UnknownNameError("sampling", sampling, get_args(Sampling))
-    weights = read_pth(path)
+    weights, left_out = read_training_file(path)
     found = _quest_config(config, weights, Path(path))
     _check_names(found)
     _check(weights, found, Path(path))
@@ -68,7 +70,8 @@ def import_quest(
         suite=suite, cameras=found.cameras, proprio_dim=sum(found.proprio.values()), action_dim=found.action_dim,
         render={},
     )  # fmt: skip
-    policy = QuestPolicy(found, spec, card={"imported from": {"file": Path(path).name}})
+    origin = {"file": Path(path).name} | ({LEFT_OUT: ", ".join(left_out)} if left_out else {})
+    policy = QuestPolicy(found, spec, card={"imported from": origin})
     own = policy.state_dict()
     for key, tensor in weights.items():
         if (name := our_name(key)) is not None:
@@ -113,25 +116,34 @@ def _with_statistics(policy: QuestPolicy) -> dict[str, torch.Tensor]:
 
 
 def read_pth(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict of a `.pth` file, without the prefix. Never unpickles anything but tensors.
+    """The state dict of a `.pth` file, without the prefix. Raises as `read_training_file`."""
+    return read_training_file(path)[0]
+
+
+def read_training_file(path: str | Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The state dict of a `.pth` file, without the prefix, and the names of what lies beside it and is not read.
+
+    Never unpickles anything but tensors and plain values.
 
     Raises:
-        PolicyError: missing, corrupt, holds other things than tensors, or is no state dict.
+        PolicyError: missing, corrupt, no state dict, or one that holds other things than tensors.
     """
     path = Path(path)
     content = load_pth(path)
-    state = content
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        state = content["model"]
-        if more := [str(name) for name in content if name != "model"]:
-            raise PolicyError(f"{path} holds {', '.join(more)} beside the key model, which no published file does")
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()) or not state:
+    state, left_out = content, list[str]()
+    if isinstance(content, Mapping) and not isinstance(content.get("model", content), torch.Tensor):
+        state = content.get("model", content)
+        left_out = [str(name) for name in content if name != "model"] if state is not content else []
+    if not isinstance(state, Mapping) or not state:
         raise PolicyError(f'{path} holds no state dict: expected {{"model": name -> tensor}}')
+    if odd := [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]:
+        listed = ", ".join(odd[:SHOWN]) + (", ..." if len(odd) > SHOWN else "")
+        raise PolicyError(f'{path} holds more than tensors ({listed}): expected {{"model": name -> tensor}}')
     bare = {str(key).removeprefix(PREFIX): tensor for key, tensor in state.items()}
     if len(bare) < len(state):
         twice = next(key for key in bare if key in state and PREFIX + key in state)
         raise PolicyError(f"{path} holds {twice} twice, with and without the prefix {PREFIX!r}: which one is meant?")
-    return bare
+    return bare, left_out
 
 
 def _quest_config(
