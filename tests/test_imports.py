@@ -15,7 +15,7 @@ PACKAGE = Path(ript.__file__).parent
 LAYERS = [
     {"errors"},
     {"files", "metrics", "types", "streams", "statistics"},
-    {"interfaces", "places"},
+    {"children", "interfaces", "places"},
     {"demos", "sims", "policies", "rollout", "learn", "report"},  # meet in types and interfaces, not in each other
     {"config", "tables", "doctor"},
     {"recipes", "study_notes"},

@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import re
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from ript.errors import (
     RatioError,
     RunError,
     SimulatorError,
+    WorkerError,
 )
 from ript.evaluate import evaluate, tally
 from ript.interfaces import EnvPool
@@ -691,3 +693,15 @@ def test_a_run_stopped_before_it_kept_its_policy_starts_again_from_the_folder_it
 
 def _stop(*args: object) -> None:
     raise Stopped
+
+
+def test_workers_that_cannot_start_leave_no_run_folder_behind(tmp_path: Path) -> None:
+    config = toy_config(rollout={"workers": 20})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        with pytest.raises(WorkerError, match=r"too few open files .*ulimit -n"):
+            run(tmp_path / "run", config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import time
 import warnings
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ript import children
 from ript.build import Contexts, computing, make_env_pool, make_policy, simulator_factory, some_task_keys
 from ript.config import Config
 from ript.errors import ConfigError, WorkerError
@@ -267,28 +267,22 @@ def measure_stock(
     config: Config, policy: QuestPolicy, keys: Sequence[str], processes: int, steps: int
 ) -> dict[str, Any]:
     """The stock environment in `processes` processes at once; tasks are dealt out in turn."""
-    context = multiprocessing.get_context("spawn")
-    children = []
+    started: list[children.Child] = []
     try:
         for i in range(processes):
-            ours, theirs = context.Pipe()
             name = keys[i % len(keys)].partition("/")[2]
-            arguments = (theirs, name, policy, config.sim.image_size, steps, config.seed + i)
-            child = context.Process(target=stock_worker, args=arguments, daemon=True)
-            child.start()
-            theirs.close()
-            children.append((child, ours))
-        for _, pipe in children:
-            _receive(pipe)  # built and warm
-        for _, pipe in children:
-            pipe.send("go")
-        parts = [_receive(pipe) for _, pipe in children]
+            arguments = (name, policy, config.sim.image_size, steps, config.seed + i)
+            started.append(children.start(stock_worker, *arguments, preload=("torch",)))
+        for child in started:
+            _receive(child.connection)  # built and warm
+        for child in started:
+            child.connection.send("go")
+        parts = [_receive(child.connection) for child in started]
     finally:
-        for child, pipe in children:
-            pipe.close()
+        for child in started:
+            child.connection.close()
             child.join(10)
-            if child.is_alive():
-                child.kill()
+            child.kill()
     horizon, looks = config.sim.horizon, -(-config.sim.horizon // policy.config.execute)
     speeds = [stock_speed(part, horizon, looks) for part in parts]
     mean = {f"seconds_per_{name}": float(np.mean([p[name] for p in parts])) for name in parts[0]}

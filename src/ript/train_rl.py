@@ -97,16 +97,17 @@ def train_rl(
     ):
         next(contexts.training(0, config.sampling.contexts, config.sampling.context_noise))  # can there be any?
         config, policy = beginning(config, start, contexts, wanted)
-        trained = learner(config, policy, contexts, calibrate=not (resume and (out / "start").exists()))
-        trained = trained.to(device)
+        trained = learner(config, policy, contexts, calibrate=not (resume and (out / "start").exists())).to(device)
         idle = {} if resume else solved_by_nothing(config, contexts)
-        with RunFolder.open(out) if resume else RunFolder.create(out, document(config, trained, start, idle)) as run:
+        with (  # workers that cannot start leave no run folder behind
+            make_env_pool(config.sim, config.rollout, trained) as pool,
+            RunFolder.open(out) if resume else RunFolder.create(out, document(config, trained, start, idle)) as run,
+        ):
             run.change_settings(changed)
             run.track(config.trackers)
             if not (run.path / "start").exists():
                 trained.save_pretrained(run.path / "start")
-            with make_env_pool(config.sim, config.rollout, trained) as pool:
-                return _Run(config, trained, contexts, run, pool).go()
+            return _Run(config, trained, contexts, run, pool).go()
 
 
 class _Run:

@@ -1,5 +1,4 @@
 import functools
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from point import HORIZON, Point
 
+from ript.children import running
 from ript.demos.collect import Plan, collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.records import Demo
@@ -223,7 +223,7 @@ def test_a_worker_that_has_served_many_tasks_is_replaced_so_that_its_memory_is_b
     seen = []
 
     def look(progress):
-        seen.append({child.pid for child in multiprocessing.active_children()})
+        seen.append({child.pid for child in running()})
 
     collect_demos(Point, keys, 1, tmp_path / "many.hdf5", workers=1, progress=look)
     assert all(len(pids) <= 1 for pids in seen)
@@ -277,7 +277,7 @@ def test_a_worker_that_fails_is_reported_with_its_address_and_leaves_nothing_beh
         collect_demos(make, ["point/red"], 3, tmp_path / "d.hdf5", workers=1, try_seconds=patience)
     assert time.monotonic() - started < 30
     assert leftovers(tmp_path) == []
-    assert not multiprocessing.active_children()
+    assert not running()
 
 
 def test_an_interrupted_collection_leaves_an_older_file_of_that_name_untouched(tmp_path):
@@ -294,7 +294,7 @@ def test_an_interrupted_collection_leaves_an_older_file_of_that_name_untouched(t
             collect_demos(Point, ["point/red"], 9, out, workers=workers, progress=interrupt)
         assert leftovers(tmp_path) == ["d.hdf5"]
         assert out.read_bytes() == before
-        assert not multiprocessing.active_children()
+        assert not running()
         del caught
 
 
@@ -324,6 +324,7 @@ def run_script(tmp_path, body):
         "import sys, os\n"
         f"sys.path.insert(0, {str(HERE)!r})\n"
         "from point import Point\n"
+        "from ript.children import running\n"
         "from ript.demos.collect import collect_demos\n"
         f"out = {str(tmp_path / 'out' / 'd.hdf5')!r}\n"
         "if __name__ == '__main__':\n" + textwrap.indent(textwrap.dedent(body), "    ")
@@ -337,7 +338,7 @@ def test_ctrl_c_ends_collection_in_seconds_with_no_file_and_no_process_left(tmp_
         tmp_path,
         """
         def say(p):
-            print(p.demos, *[c.pid for c in __import__("multiprocessing").active_children()], flush=True)
+            print(p.demos, *[c.pid for c in running()], flush=True)
         try:
             collect_demos(Point, ["point/red", "point/blue"], 100000, out, workers=2, progress=say)
         except KeyboardInterrupt:
@@ -362,7 +363,7 @@ def test_workers_whose_parent_is_killed_end_by_themselves(tmp_path):
         tmp_path,
         """
         def say(p):
-            print(*[c.pid for c in __import__("multiprocessing").active_children()], flush=True)
+            print(*[c.pid for c in running()], flush=True)
         collect_demos(Point, ["point/red", "point/blue"], 100000, out, workers=2, progress=say)
         """,
     )

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import subprocess
-import sys
-import textwrap
+import resource
+import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from ript.errors import ConfigError
+from ript.children import running
+from ript.errors import ConfigError, WorkerError
 from ript.interfaces import EnvPool
 from ript.metrics import values
+from ript.rollout import limits
 from ript.rollout.pool import make_pool
 from ript.rollout.processes import make_payload
 from ript.types import Rollout, RolloutRequest
-from tests.fakes import FakeFactory, FakePolicy, FakeSimulator, fake_state, fake_task, same
-
-SHARED = Path("/dev/shm")
-ROOT = Path(__file__).parents[2]
+from tests.fakes import SPEC, FakeFactory, FakePolicy, FakeSimulator, fake_state, fake_task, same
 
 
 def requests(states: int = 6, group: int = 4) -> list[RolloutRequest]:
@@ -171,57 +167,66 @@ def test_the_environment_of_the_parent_is_as_before_after_a_start(monkeypatch):
         assert dict(os.environ) == before
 
 
-def test_a_closed_pool_leaves_no_process_and_no_shared_memory(inference):
-    def shared() -> list[str]:
-        return [path.name for path in SHARED.iterdir() if f"ript-{os.getpid()}-" in path.name]
-
-    with make_pool(FakeFactory(), FakePolicy(), workers=2, slots=3, inference=inference) as pool:
-        collect(pool, requests())
-        assert len(multiprocessing.active_children()) == 2
-        assert shared() == [], "the names are freed as soon as both sides have attached"
-        list(zip(pool.run(requests()), range(2), strict=False))
-    assert not multiprocessing.active_children()
-    assert shared() == []
-    pool.close()
+def test_a_closed_pool_leaves_no_process_and_no_open_file(inference):
+    with make_pool(FakeFactory(), FakePolicy(), workers=1, slots=1):
+        before = os.listdir("/proc/self/fd")  # the server of workers runs
+        shared = os.listdir("/dev/shm")
+        with make_pool(FakeFactory(), FakePolicy(), workers=2, slots=3, inference=inference) as pool:
+            collect(pool, requests())
+            assert len(running()) == 3
+            list(zip(pool.run(requests()), range(2), strict=False))
+            assert os.listdir("/dev/shm") == shared
+        assert len(running()) == 1
+        assert os.listdir("/proc/self/fd") == before
+        pool.close()
+    assert not running()
 
 
 def test_a_policy_that_cannot_be_pickled_is_refused_with_a_remedy():
     policy = FakePolicy()
     policy.hook = lambda: None  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="define them in a module"):
+    policy.lock = threading.Lock()  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"lock.*or use workers=0"):
         make_pool(FakeFactory(), policy, workers=1)
 
 
-SCRIPT = """
-    import sys
-    sys.path.insert(0, {root!r})
-    from tests.fakes import FakeFactory, FakePolicy, fake_state
-    from ript.errors import WorkerError
-    from ript.rollout.pool import make_pool
-    from ript.types import RolloutRequest
-    {definition}
-    with make_pool(FakeFactory(), {policy}(), workers=1, slots=2) as pool:
-        requests = (RolloutRequest(initial_state=fake_state(i), index=0, seed=(0,)) for i in range(5))
+@pytest.mark.parametrize(
+    ("what", "most", "settings", "remedy"),
+    [
+        (resource.RLIMIT_NOFILE, 64, {"workers": 20}, "ulimit -n"),
+        (resource.RLIMIT_FSIZE, 10_000, {"workers": 1, "inference": "central", "slots": 32}, "rollout.inference=local"),
+    ],
+)
+def test_what_the_system_does_not_give_is_told_when_the_pool_is_made(what, most, settings, remedy):
+    policy = FakePolicy()
+    policy.simulator = SPEC  # type: ignore[attr-defined]
+    soft, hard = resource.getrlimit(what)
+    before = os.listdir("/proc/self/fd")
+    try:
+        resource.setrlimit(what, (most, hard))
+        with pytest.raises(WorkerError, match=remedy):
+            make_pool(FakeFactory(), policy, **settings)
+    finally:
+        resource.setrlimit(what, (soft, hard))
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_memory_that_is_needed_only_later_is_reserved_or_an_error_then():
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with make_pool(FakeFactory(), FakePolicy(), workers=1, slots=32, inference="central") as pool:
         try:
-            print(len(list(pool.run(requests))), "rollouts")
-        except WorkerError as error:
-            print("told:", error)
-"""
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+            with pytest.raises(WorkerError, match=r"no shared memory .*rollout.inference=local"):
+                list(pool.run(requests()))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def run_script(tmp_path: Path, definition: str, policy: str) -> subprocess.CompletedProcess[str]:
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT).format(root=str(ROOT), definition=definition, policy=policy))
-    return subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
-
-
-def test_a_script_without_a_main_guard_works(tmp_path):
-    done = run_script(tmp_path, "", "FakePolicy")
-    assert (done.stdout, done.stderr) == ("5 rollouts\n", "")
-
-
-def test_a_script_without_a_main_guard_that_defines_the_policy_itself_is_told_what_to_do(tmp_path):
-    done = run_script(tmp_path, "class Mine(FakePolicy): pass", "Mine")
-    assert "told: 3 workers in a row" in done.stdout
-    assert "if __name__ == '__main__':" in done.stdout
-    assert done.returncode == 0
+def test_without_the_kernels_own_memory_a_temporary_file_serves(monkeypatch, tmp_path):
+    monkeypatch.delattr(os, "memfd_create")
+    for folder in (tmp_path, tmp_path / "missing"):
+        monkeypatch.setattr(limits, "SHARED_FOLDER", folder)
+        wanted = requests(2, 2)
+        with make_pool(FakeFactory(), FakePolicy(), workers=1, slots=3, inference="central") as pool:
+            assert len(collect(pool, wanted)) == 4
+        assert not list(tmp_path.iterdir())

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import signal
+import pickle
 import time
 import traceback
 from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 
-from ript import streams
+from ript import children
 from ript.demos.expert import ExpertSettings, make_demo
 from ript.demos.records import Demo
 from ript.errors import ConfigError, RiptError, WorkerError
@@ -53,11 +51,15 @@ def run_processes(
     """Yield results as they come in. Closing the iterator, or an error, ends all workers.
 
     Raises:
-        WorkerError: a worker died, hung, or its simulator raised something that is not a `RiptError`.
+        ConfigError: the simulator cannot be sent to a process.
+        WorkerError: a worker died, hung or cannot be started, or its simulator raised what is not a `RiptError`.
         RiptError: what a worker raised on purpose, as it was.
     """
-    team = [_Worker(i, make_simulator, settings) for i in range(workers)]
+    payload = children.pack((make_simulator, settings))
+    team: list[_Worker] = []
     try:
+        for number in range(workers):
+            team.append(_Worker(number, payload))
         for worker in team:
             worker.start(take)
         while busy := {w.connection: w for w in team if w.job}:
@@ -79,28 +81,18 @@ def run_processes(
 class _Worker:
     """The parent's end of one worker process."""
 
-    def __init__(self, number: int, make_simulator: Callable[[str], Simulator], settings: ExpertSettings):
+    def __init__(self, number: int, payload: bytes):
         self.number = number
         self.job: tuple[str, int] | None = None
         self.since = 0.0
-        self._serving = make_simulator, settings
+        self._payload = payload
         self._last_key: str | None = None
         self._spawn()
 
     def _spawn(self) -> None:
         self._tasks: set[str] = set()
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self._process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, *self._serving), name=f"demos-{self.number}", daemon=True
-        )
-        # Blocked while it starts, and so in the child: a Ctrl-C must not meet it before it ignores the signal.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        theirs.close()
+        self._process = children.start(_serve, self._payload, preload=("ript.demos.workers",))
+        self.connection = self._process.connection
 
     @property
     def address(self) -> str:
@@ -138,9 +130,8 @@ class _Worker:
         idle = self.job is None
         self.connection.close()
         self._process.join(5 if idle else 0)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self._process.kill()
+        self._process.join(5)
 
 
 class _Failure:
@@ -149,12 +140,19 @@ class _Failure:
     def __init__(self, error: BaseException):
         self.error = error if isinstance(error, RiptError) else f"{type(error).__name__}: {error}"
         self.text = traceback.format_exc()
+        try:
+            pickle.dumps(self.error)
+        except Exception:  # such as an error that a script defines, which is known by name in the script alone
+            self.error = f"{type(error).__name__}: {error}"
 
 
-def _serve(connection: Connection, make_simulator: Callable[[str], Simulator], settings: ExpertSettings) -> None:
+def _serve(connection: Connection, payload: bytes) -> None:
     """A worker: answer each (task key, try number) with (demonstration or None, spec), until the parent goes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    streams.forgive()
+    try:
+        make_simulator, settings = children.unpack(payload)
+    except Exception as error:
+        connection.send(_Failure(error))
+        return
     os.environ.setdefault("LP_NUM_THREADS", "0")  # software OpenGL: no threads of its own, every core has a worker
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), _OneSimulator(make_simulator) as slot:
         while True:

@@ -10,6 +10,7 @@ import errno
 import os
 import resource
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def open_memory(size: int) -> int:
         try:
             fileno = make()
             if fileno is not None:
-                reserve(fileno, size)
+                _reserve(fileno, size)
                 return fileno
         except OSError as error:
             if fileno is not None:
@@ -80,19 +81,31 @@ def open_memory(size: int) -> int:
             if error.errno in TOO_MANY_FILES:
                 raise
             problems.append(str(error))
-    raise WorkerError(
+    raise _no_room(size, problems)
+
+
+def make_room(fileno: int, size: int) -> None:
+    """Let memory that is open have `size` reserved bytes, at least.
+
+    Raises:
+        WorkerError: there is not so much.
+    """
+    if os.fstat(fileno).st_size < size:
+        try:
+            _reserve(fileno, size)
+        except OSError as error:
+            raise _no_room(size, [str(error)]) from error
+
+
+def _no_room(size: int, problems: Sequence[str]) -> WorkerError:
+    return WorkerError(
         f"no shared memory for a worker ({size / 2**20:.1f} MiB): {'; '.join(dict.fromkeys(problems))}. Give the "
         f"container more (docker run --shm-size=1g), lower --rollout.slots or --workers, or keep "
         f"--rollout.inference=local"
     )
 
 
-def reserve(fileno: int, size: int) -> None:
-    """Make a file `size` bytes long, with room for all of them.
-
-    Raises:
-        OSError: there is no room.
-    """
+def _reserve(fileno: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(fileno, 0, size)
     else:

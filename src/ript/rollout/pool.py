@@ -49,7 +49,8 @@ def make_pool(
 
     Args:
         make_simulator: task key -> simulator; with workers, picklable.
-        policy: with workers and local inference, picklable; each worker gets a copy. Otherwise used as it is.
+        policy: with workers and local inference, picklable; each worker gets a copy. Otherwise used as it is. Scripts
+            and notebooks may define both; no worker runs the script again.
         workers: processes; 0 runs everything in this one.
         slots: rollouts in progress in each worker, hence the largest batch.
         inference: "local": a copy of the policy in every worker, on one thread; fastest for a small policy on a CPU.
@@ -64,11 +65,12 @@ def make_pool(
 
     Raises:
         ConfigError: an argument is out of range, or the factory or the policy cannot be pickled.
+        WorkerError: workers cannot be started, or have too little memory or too few open files; says what to do.
     """
     _need(workers >= 0, f"workers must be 0 or more, got {workers}")
     _need(slots >= 1, f"slots must be at least 1, got {slots}")
     _need(inference in ("local", "central"), f'inference must be "local" or "central", got {inference!r}')
-    _need(min(request_timeout, start_timeout) > 0, "request_timeout and start_timeout must be positive")
+    _need(request_timeout > 0 and start_timeout > 0, "request_timeout and start_timeout must be positive")
     _need(max_retries >= 0, f"max_retries must be 0 or more, got {max_retries}")
     _need(0 <= max_error_rate <= 1, f"max_error_rate must lie in 0..1, got {max_error_rate}")
     _need(frame_every >= 1, f"frame_every must be at least 1, got {frame_every}")

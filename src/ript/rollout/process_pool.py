@@ -12,6 +12,7 @@ from ript.errors import WorkerError
 from ript.interfaces import Policy, SimulatorFactory
 from ript.metrics import Metrics, Sum
 from ript.rollout.engine import address
+from ript.rollout.limits import open_files
 from ript.rollout.messages import (
     Answer,
     Ask,
@@ -26,12 +27,12 @@ from ript.rollout.messages import (
     Weights,
     Work,
 )
-from ript.rollout.processes import WorkerProcess, close_all, make_payload, refuse_in_child
+from ript.rollout.processes import WorkerProcess, close_all, make_payload
 from ript.rollout.recorder import Recorder
-from ript.rollout.shared import Block
+from ript.rollout.shared import Layout
 from ript.rollout.stream import ErrorLimit, Flight, Stream, refuse_if
 from ript.rollout.worker import dump_weights
-from ript.types import Observation, Rollout, RolloutRequest, Status
+from ript.types import Observation, Rollout, RolloutRequest, SimulatorSpec, Status
 
 if TYPE_CHECKING:
     import torch
@@ -68,13 +69,16 @@ class ProcessPool:
         frame_every: int,
         free_simulators: int,
     ):
-        refuse_in_child()
+        if (limit := open_files(workers)).remedy:
+            raise WorkerError(f"too few open files are allowed: {limit.detail}: {limit.remedy}")
         self.saturation = workers * min(slots, BUSY)
         self._capacity = slots + max(1, slots // 8)
         self._slots, self._max_retries = slots, max_retries
         self._timeout, self._start_timeout = request_timeout, start_timeout
         self._policy = policy
         self._central = Recorder(policy) if inference == "central" else None
+        spec = getattr(policy, "simulator", None) if self._central else None
+        self._layout = Layout.of(spec, slots) if isinstance(spec, SimulatorSpec) else None
         self._payload = make_payload(make_simulator, None if self._central else policy)
         self._weights: Weights | None = None
         self._errors = ErrorLimit(max_error_rate)
@@ -88,7 +92,8 @@ class ProcessPool:
         try:
             for index in range(workers):
                 settings = Settings(index, slots, self._central is not None, frame_every, free_simulators)
-                self._workers.append(WorkerProcess(settings, self._payload, request_timeout))
+                self._workers.append(self._worker(settings))
+            self._settle()
         except BaseException:
             self.close()
             raise
@@ -177,8 +182,10 @@ class ProcessPool:
                 asked.append((worker, message))
             elif isinstance(message, Measure):
                 self._policy.check_simulator(message.spec)
-                worker.block = Block.create(message.spec, self._slots)
-                worker.send(Attach(worker.block.layout))
+                layout = Layout.of(message.spec, self._slots)
+                worker.memory.make_room(layout)
+                worker.block = worker.memory.block(layout)
+                worker.send(Attach(layout))
             elif isinstance(message, Crashed):
                 raise message.rebuild()
         if asked:
@@ -188,8 +195,6 @@ class ProcessPool:
     def _answer(self, asked: list[tuple[WorkerProcess, Ask]]) -> None:
         """One decision for all workers that wait for one."""
         blocks = [worker.block for worker, _ in asked if worker.block is not None]
-        for block in blocks:
-            block.unlink()  # attached on both sides
         looks = [block.read(ask.instruction) for block, (_, ask) in zip(blocks, asked, strict=True)]
         tickets = [ticket for _, ask in asked for ticket in ask.tickets]
         actions = self._recorder.decide(tickets, Observation.concatenate(looks))
@@ -224,6 +229,9 @@ class ProcessPool:
 
     # ------------------------------------------------------------------------------------------ workers
 
+    def _worker(self, settings: Settings) -> WorkerProcess:
+        return WorkerProcess(settings, self._payload, self._timeout, self._layout)
+
     def _receive(self) -> list[tuple[WorkerProcess, Any]]:
         """Messages of all workers; blocks until there are some, or until it is time to look for hung workers."""
         connections = [worker.connection for worker in self._workers if not worker.connection.closed]
@@ -252,7 +260,7 @@ class ProcessPool:
             blamed, flights = worker.blamed(), list(worker.flights.values())
             _log.warning("%s; it is replaced, and the %d rollouts it had are run again", cause, len(flights))
             worker.kill()
-            self._workers[index] = WorkerProcess(worker.settings, self._payload, self._timeout)
+            self._workers[index] = self._worker(worker.settings)
             self._spent["worker_restarts"] += 1
             if self._weights is not None:
                 self._workers[index].send(self._weights)

@@ -1,87 +1,77 @@
-"""Worker processes as the parent sees them: start, talk, watch, kill.
-
-Start method: forkserver. A plain fork would copy torch threads and OpenGL contexts in an undefined state; spawn
-imports torch anew for each worker (0.5 s each on two cores); a fork server imports it once (1 s) and then starts a
-worker in 15 ms, which is also what replacing a dead one costs.
-"""
+"""Worker processes as the parent sees them: start (see `children`), talk, watch, kill."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import multiprocessing
-import os
-import pickle
 import signal
-import socket
-import struct
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from ript.errors import ConfigError, WorkerError
+from ript import children
 from ript.interfaces import Policy, SimulatorFactory
 from ript.rollout.engine import DECIDING, RESTING, address
-from ript.rollout.shared import Block
+from ript.rollout.shared import Block, Layout, Memory
 from ript.rollout.stream import Flight
 from ript.rollout.worker import Settings, main
 
-THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""Busy processes with more threads than cores spin in barriers: 7 to 30 times slower (measured)."""
+PRELOAD = ("torch", "ript.rollout.worker")
+"""Imported once for all workers: 1 s, and most of their memory."""
 
 
 def make_payload(make_simulator: SimulatorFactory, policy: Policy | None) -> bytes:
-    """What a worker starts from.
+    """What a worker starts from. It acts on the CPU, wherever training computes.
 
-    Plain pickle on purpose: multiprocessing's own would move the policy's tensors to shared memory, and workers would
-    see the trainer's updates in the middle of a rollout. Workers act on the CPU, wherever training computes.
+    Raises:
+        ConfigError: one of them cannot be sent to a process.
     """
     if isinstance(policy, nn.Module) and any(p.device.type != "cpu" for p in policy.parameters()):
         policy = copy.deepcopy(policy).to("cpu")
-    try:
-        return pickle.dumps((make_simulator, policy), protocol=5)
-    except Exception as error:
-        raise ConfigError(
-            f"the simulator factory or the policy cannot be sent to a worker process ({error}): "
-            "define them in a module instead of inside a function, or use workers=0"
-        ) from error
+    return children.pack((make_simulator, policy))
 
 
 class WorkerProcess:
     """One worker.
 
+    Args:
+        settings, payload: what it is told, and starts from.
+        pipe_timeout: seconds after which a message that stands still means that it hangs.
+        layout: of the block that it will need, when that is known.
+
     Attributes:
         ready: it has started and may get work.
         stopping: number of a run that it was told to stop, until it has confirmed.
         flights: what it was given and has not returned, by ticket.
-        block: shared memory (central inference), once it has asked for it.
+        block: observations and actions (central inference), once it has asked for it.
     """
 
-    def __init__(self, settings: Settings, payload: bytes, pipe_timeout: float):
+    def __init__(self, settings: Settings, payload: bytes, pipe_timeout: float, layout: Layout | None = None):
         self.settings = settings
         self.ready = False
         self.stopping: int | None = None
         self.flights: dict[int, Flight] = {}
         self.block: Block | None = None
         self._lost: str | None = None
-        self._needs_main = b"__main__" in payload
-        context = _context()
-        self.connection, theirs = context.Pipe()
-        _limit_blocking(self.connection.fileno(), pipe_timeout)
-        self._cell = context.RawArray("d", [RESTING, time.monotonic()])
+        self._closed = False
+        try:
+            self.memory = Memory.create(layout)
+        except OSError as error:
+            raise children.cannot_start(error) from error
+        self._cell: Sequence[float] = self.memory.cell
+        self.memory.cell[0], self.memory.cell[1] = RESTING, time.monotonic()
+        try:
+            self.process = children.start(
+                main, settings, payload, files=[self.memory.fileno], preload=PRELOAD, send_timeout=pipe_timeout
+            )
+        except BaseException:
+            self.memory.close()
+            raise
+        self.connection = self.process.connection
         self._looked = time.monotonic()
         self._quiet = 0.0
         self._sign = tuple(self._cell)
-        arguments = (theirs, self._cell, settings, payload, {**os.environ, **THREADS})
-        self.process = context.Process(target=main, args=arguments, daemon=True)
-        with _clean_start(hide_main=not self._needs_main):
-            self.process.start()
-        theirs.close()
 
     @property
     def name(self) -> str:
@@ -155,8 +145,7 @@ class WorkerProcess:
 
     def doing(self) -> str:
         if not self.ready:
-            hint = "; scripts need `if __name__ == '__main__':` around what they do" if self._needs_main else ""
-            return f"while starting{hint}"
+            return "while starting"
         flight = self.blamed()
         if flight is not None:
             return f"while working on {address(flight.request)}"
@@ -169,9 +158,12 @@ class WorkerProcess:
         self._lost = self._lost or "died"
         self.connection.close()
         if self.block is not None:
-            self.block.unlink()
             self.block.close()
             self.block = None
+        if not self._closed:
+            self._closed = True
+            self._cell = [RESTING, 0.0]
+            self.memory.close()
 
     def _exit(self) -> str:
         self.process.join(1.0)
@@ -191,57 +183,3 @@ def close_all(workers: list[WorkerProcess], grace: float) -> None:
         if worker.ready:
             worker.process.join(max(0.0, deadline - time.monotonic()))
         worker.kill()
-
-
-def refuse_in_child() -> None:
-    """Raise when a child process runs the main script again and reaches the creation of a pool."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise WorkerError(
-            "a pool was created while a worker process was importing the main script: "
-            "put what the script does under `if __name__ == '__main__':`"
-        )
-
-
-def _context() -> Any:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "ript.rollout.worker"])
-    return context
-
-
-def _limit_blocking(fileno: int, seconds: float) -> None:
-    """A worker that stops within a message, or with a full pipe, must not block the parent for ever."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fileno)) as pipe:
-        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))  # struct timeval
-        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            pipe.setsockopt(socket.SOL_SOCKET, option, limit)
-
-
-_starting = threading.Lock()
-
-
-@contextlib.contextmanager
-def _clean_start(hide_main: bool) -> Iterator[None]:
-    """Around the start of a process.
-
-    One thread for its libraries, no Ctrl-C before it can ignore it, and no second run of the main script unless
-    something in it is needed (so that a script without a `__main__` guard works).
-    """
-    with _starting:
-        saved = {name: os.environ.get(name) for name in THREADS}
-        main_module = sys.modules["__main__"]
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        os.environ.update(THREADS)
-        if hide_main:
-            sys.modules["__main__"] = ModuleType("__main__")
-        try:
-            yield
-        finally:
-            sys.modules["__main__"] = main_module
-            for name, value in saved.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -1,31 +1,36 @@
-"""Observations and actions in memory that a worker and the parent share."""
+"""Memory that a worker and the parent share: what the worker is doing, and observations and actions."""
 
 from __future__ import annotations
 
-import contextlib
+import mmap
 import os
-import secrets
 from dataclasses import dataclass
-from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
 from ript.errors import ConfigError
+from ript.rollout.limits import make_room, open_memory
 from ript.types import Observation, SimulatorSpec
 
 MAX_CHUNK = 128
 """Actions a decision that the shared memory has room for (2 kB a slot)."""
 
+_CELL = mmap.ALLOCATIONGRANULARITY
+"""Bytes before the block, which must begin at a multiple of this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a block is, and what stands in it."""
+    """What stands in a block."""
 
-    name: str
     slots: int
     cameras: tuple[tuple[str, tuple[int, int]], ...]
     proprio_dim: int
     action_dim: int
+
+    @staticmethod
+    def of(spec: SimulatorSpec, slots: int) -> Layout:
+        return Layout(slots, tuple(spec.cameras.items()), spec.proprio_dim, spec.action_dim)
 
     def fields(self) -> dict[str, tuple[tuple[int, ...], type]]:
         """name -> (shape, dtype), in order; the images' names carry a prefix."""
@@ -38,34 +43,67 @@ class Layout:
             **images,
         }
 
+    def size(self) -> int:
+        """Bytes of a block."""
+        return sum(_size(*field) for field in self.fields().values())
 
-class Block:
-    """One worker's block: images uint8 `[slots, h, w, 3]`, proprio `[slots, P]`, actions `[slots, MAX_CHUNK, A]`.
 
-    The parent creates it and unlinks its name as soon as the worker has attached: from then on the memory belongs to
-    the two processes and is gone when both are, however they end.
+class Memory:
+    """A file without a name that both processes have open; gone when both are, however they end.
+
+    It begins with `cell`, two float64: what the worker does (see `engine.Watch`), and since when (monotonic seconds).
+    A `Block` may follow.
     """
 
-    def __init__(self, memory: SharedMemory, layout: Layout):
+    def __init__(self, fileno: int):
+        self.fileno = fileno
+        self._map = mmap.mmap(fileno, _CELL)
+        self.cell = memoryview(self._map).cast("d")
+
+    @staticmethod
+    def create(layout: Layout | None) -> Memory:
+        """Memory for the cell and, with a layout, a block; all of it is reserved.
+
+        Raises:
+            WorkerError: there is not so much.
+            OSError: too many files are open.
+        """
+        fileno = open_memory(_CELL + (layout.size() if layout else 0))
+        try:
+            return Memory(fileno)
+        except BaseException:
+            os.close(fileno)
+            raise
+
+    def block(self, layout: Layout) -> Block:
+        """The block, for which there is room."""
+        return Block(mmap.mmap(self.fileno, layout.size(), offset=_CELL), layout)
+
+    def make_room(self, layout: Layout) -> None:
+        """Reserve memory for this block, unless that is done.
+
+        Raises:
+            WorkerError: there is not so much.
+        """
+        make_room(self.fileno, _CELL + layout.size())
+
+    def close(self) -> None:
+        self.cell.release()
+        self._map.close()
+        os.close(self.fileno)
+
+
+class Block:
+    """One worker's block: images uint8 `[slots, h, w, 3]`, proprio `[slots, P]`, actions `[slots, MAX_CHUNK, A]`."""
+
+    def __init__(self, memory: mmap.mmap, layout: Layout):
         self.layout = layout
         self._memory = memory
-        self._linked = True
         self._arrays: dict[str, np.ndarray] = {}
         start = 0
         for name, (shape, dtype) in layout.fields().items():
-            self._arrays[name] = np.ndarray(shape, dtype, memory.buf, start)
+            self._arrays[name] = np.ndarray(shape, dtype, memory, start)
             start += _size(shape, dtype)
-
-    @staticmethod
-    def create(spec: SimulatorSpec, slots: int) -> Block:
-        layout = Layout("", slots, tuple(spec.cameras.items()), spec.proprio_dim, spec.action_dim)
-        size = sum(_size(*field) for field in layout.fields().values())
-        memory = SharedMemory(f"ript-{os.getpid()}-{secrets.token_hex(4)}", create=True, size=size)
-        return Block(memory, Layout(memory.name, *(getattr(layout, name) for name in layout.__slots__[1:])))
-
-    @staticmethod
-    def attach(layout: Layout) -> Block:
-        return Block(SharedMemory(layout.name), layout)
 
     @property
     def actions(self) -> np.ndarray:
@@ -101,15 +139,8 @@ class Block:
             )
         self.actions[:rows, :steps] = actions
 
-    def unlink(self) -> None:
-        """Free the name; both sides keep the memory."""
-        if self._linked:
-            self._linked = False
-            with contextlib.suppress(FileNotFoundError):
-                self._memory.unlink()
-
     def close(self) -> None:
-        self._arrays.clear()  # SharedMemory refuses to close while arrays look into it
+        self._arrays.clear()  # a map refuses to close while arrays look into it
         self._memory.close()
 
 

@@ -7,20 +7,17 @@ once when the parent is gone.
 from __future__ import annotations
 
 import io
-import os
-import pickle
 import queue
-import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-from ript import streams
+from ript import children
 from ript.rollout.engine import RESTING, Outcome, SimulatorCache, Slots, Watch
 from ript.rollout.messages import (
     Answer,
@@ -37,11 +34,8 @@ from ript.rollout.messages import (
     Work,
 )
 from ript.rollout.recorder import Recorder
-from ript.rollout.shared import Block
+from ript.rollout.shared import Block, Memory
 from ript.types import Observation, Rollout, RolloutRequest
-
-ORPHAN_SECONDS = 1.0
-"""A worker whose parent is gone and that is stuck in a simulator exits after this."""
 
 
 class ParentGone(Exception):
@@ -113,8 +107,7 @@ class Link:
                 self._arrived.put(self._connection.recv())
             except (EOFError, OSError):
                 self._arrived.put(ParentGone())
-                time.sleep(ORPHAN_SECONDS)
-                os._exit(1)
+                return
             except Exception as error:  # such as a message that cannot be unpickled here
                 self._arrived.put(error)
 
@@ -122,8 +115,8 @@ class Link:
 class RemoteBrain:
     """Decides by asking the parent; observations and actions travel through shared memory."""
 
-    def __init__(self, link: Link):
-        self._link = link
+    def __init__(self, link: Link, memory: Memory):
+        self._link, self._memory = link, memory
         self._block: Block | None = None
         self.simulators: SimulatorCache | None = None
 
@@ -132,7 +125,7 @@ class RemoteBrain:
             assert self.simulators is not None
             assert self.simulators.spec is not None
             self._link.send(Measure(self.simulators.spec))
-            self._block = Block.attach(self._link.expect(Attach).layout)
+            self._block = self._memory.block(self._link.expect(Attach).layout)
         self._block.write(observation)
         self._link.send(Ask(tuple(tickets), observation.instruction))
         answer = self._link.expect(Answer)
@@ -146,11 +139,19 @@ class RemoteBrain:
 class Worker:
     """Serves until the parent is gone."""
 
-    def __init__(self, link: Link, settings: Settings, make_simulator: Any, policy: Any | None, watch: Watch):
+    def __init__(
+        self,
+        link: Link,
+        memory: Memory,
+        settings: Settings,
+        make_simulator: Any,
+        policy: Any | None,
+        watch: Watch,
+    ):
         self._link = link
         self._where = f"worker {settings.index}"
         self._recorder = None if settings.central else Recorder(policy)  # type: ignore[arg-type]
-        self._remote = RemoteBrain(link)
+        self._remote = RemoteBrain(link, memory)
         check = None if policy is None else policy.check_simulator
         self.simulators = SimulatorCache(make_simulator, limit=settings.free_simulators, check=check)
         self._remote.simulators = self.simulators
@@ -254,26 +255,16 @@ def load_weights(data: bytes) -> dict[str, Any]:
     return loaded
 
 
-def main(
-    connection: Connection,
-    cell: MutableSequence[float],
-    settings: Settings,
-    payload: bytes,
-    environ: Mapping[str, str],
-) -> None:
-    """Entry point of a worker process.
+def main(connection: Connection, fileno: int, settings: Settings, payload: bytes) -> None:
+    """What a worker process runs.
 
     Args:
         connection: this end of the pipe.
-        cell: shared `[2]`: what the worker does (see `Watch`), and since when (monotonic seconds).
+        fileno: of the memory shared with the parent.
         payload: pickled (simulator factory, policy or None).
-        environ: the parent's environment variables now (a fork server has those of its own start).
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    streams.forgive()
-    os.environ.clear()
-    os.environ.update(environ)
+    memory = Memory(fileno)
+    cell = memory.cell
 
     def watch(ticket: int) -> None:
         cell[1] = time.monotonic()
@@ -286,8 +277,8 @@ def main(
             import torch
 
             torch.set_num_threads(1)
-            make_simulator, policy = pickle.loads(payload)
-            worker = Worker(link, settings, make_simulator, policy, watch)
+            make_simulator, policy = children.unpack(payload)
+            worker = Worker(link, memory, settings, make_simulator, policy, watch)
         except Exception as error:
             link.send(Crashed.of(error, f"worker {settings.index} while starting", None))
             return
