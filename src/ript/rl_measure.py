@@ -23,8 +23,8 @@ from ript.tables import change, points
 from ript.types import EvalResult, InitialState, Task
 
 PATIENCE, TRIED = 3, 16
-"""Iterations in a row in which no group has both successes and failures, after which a run stops, and the groups of them
-that it takes at least: a few states may fail by chance."""
+"""Iterations in a row in which no group has both successes and failures, after which a run stops, and how many groups
+these must have had: a few states may fail by chance."""
 
 
 @dataclass(kw_only=True)

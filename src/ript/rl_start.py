@@ -11,14 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from ript.build import Contexts, Origin, for_post_training, load_policy, make_policy, samples_as_published
+from ript.build import (
+    Contexts,
+    Origin,
+    for_post_training,
+    load_policy,
+    make_policy,
+    origin_of,
+    samples_as_published,
+)
 from ript.config import Config
 from ript.errors import ConfigError, RunError, SimulatorError
 from ript.evaluate import choose_temperature, own_decisions
 from ript.interfaces import PostTrainable
 from ript.report.checkpoint import list_checkpoints
 from ript.report.progress import status
-from ript.report.run import read_config
+from ript.report.run import RunFolder, read_config
+from ript.report.trackers import require_trackers
 from ript.settings import Leaves, asked_for, leaves, nested, recorded, refuse_changes, settled
 from ript.train_sft import babble
 
@@ -29,6 +38,24 @@ IN_MEMORY = "a policy in memory"
 
 Start = Origin | PostTrainable | None
 """Where a policy is, a policy, or None for weights drawn from the seed."""
+
+
+def asked_to_run(
+    config: Config, policy: str | Path | PostTrainable | None, out: Path, resume: bool, asked: Iterable[str]
+) -> tuple[Config, Start, set[str], Leaves]:
+    """Configuration and start of a run, settings that somebody asked for, and those that change in one that goes on.
+
+    Raises:
+        RunError, ConfigError: see `train_rl`.
+        DependencyMissing: a tracker is not installed.
+    """
+    if resume:
+        config, start, changed = interrupted(out, config, asked)
+        return config, start, set(), changed
+    RunFolder.require_free(out)
+    require_trackers(config.trackers)
+    start = origin_of(policy) if isinstance(policy, str | Path) else policy
+    return config, start, asked_for(config, asked), {}
 
 
 def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config, Start, Leaves]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ript.build import Contexts, computing, make_env_pool, origin_of, some_task_keys, update_settings
+from ript.build import Contexts, computing, make_env_pool, some_task_keys, update_settings
 from ript.config import Config
 from ript.errors import NotFiniteError
 from ript.interfaces import EnvPool, PostTrainable
@@ -22,11 +22,9 @@ from ript.learn.update import AdaptiveRate, make_optimiser, update
 from ript.metrics import values
 from ript.report.progress import status
 from ript.report.run import RunFolder
-from ript.report.trackers import require_trackers
 from ript.rl_measure import Measurements, Progress, iteration_line
-from ript.rl_start import Start, beginning, document, interrupted, learner, solved_by_nothing, to_stay_near
+from ript.rl_start import asked_to_run, beginning, document, learner, solved_by_nothing, to_stay_near
 from ript.rollout.sampling import Collection, collect_groups, practice_horizons
-from ript.settings import asked_for
 from ript.types import EvalResult
 
 
@@ -81,15 +79,7 @@ def train_rl(
         RunError: `out` is in use, holds another run, or cannot be resumed.
     """
     out = Path(out)
-    start: Start
-    if resume:
-        config, start, changed = interrupted(out, config, asked)
-        wanted: set[str] = set()
-    else:
-        RunFolder.require_free(out)
-        require_trackers(config.trackers)
-        wanted, changed = asked_for(config, asked), {}
-        start = origin_of(policy) if isinstance(policy, str | Path) else policy
+    config, start, wanted, changed = asked_to_run(config, policy, out, resume, asked)
     keys = some_task_keys(config)
     with (  # threads before anything is computed: sums depend on their order
         computing(config.device, config.learn.threads) as device,
