@@ -11,8 +11,9 @@ ARGS       ?=
 PROCESSES  ?= 2
 
 BIN        := $(VENV)/bin
-INSTALLED  := $(VENV)/.installed
 UNFINISHED := $(VENV)/.unfinished
+EMPTY      :=
+INSTALLED  := $(subst $(EMPTY) ,\ ,$(VENV)/.installed)
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart install test check format bench clean
@@ -27,25 +28,25 @@ help:
 	@echo "make clean        remove $(VENV) and caches"
 
 quickstart: $(INSTALLED)
-	$(BIN)/ript quickstart $(ARGS)
+	"$(BIN)/ript" quickstart $(ARGS)
 
 install: $(INSTALLED)
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
 check: $(INSTALLED)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/mypy"
 
 format: $(INSTALLED)
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	"$(BIN)/ruff" check --fix .
+	"$(BIN)/ruff" format .
 
 bench: $(INSTALLED)
-	$(BIN)/ript bench rollout $(ARGS)
-	$(BIN)/ript bench update $(ARGS)
+	"$(BIN)/ript" bench rollout $(ARGS)
+	"$(BIN)/ript" bench update $(ARGS)
 
 clean:
 	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache .hypothesis build src/*.egg-info

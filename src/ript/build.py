@@ -17,6 +17,7 @@ from ript.config import Config, LearnConfig, PolicyConfig, RolloutConfig, SimCon
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
 from ript.errors import ConfigError, PolicyError, UnknownNameError
+from ript.files import absolute, expanded
 from ript.interfaces import EnvPool, LikelihoodPolicy, Perturbable, PostTrainable, Simulator, SimulatorFactory
 from ript.policies import folder as policy_folder
 from ript.policies import hub, language
@@ -171,7 +172,8 @@ def load_policy(folder: str | Path) -> PostTrainable:
     """
     if isinstance(folder, str) and hub.on_hub(folder):
         folder = hub.fetch(folder)
-    kind = policy_folder.kind(Path(folder))
+    folder = expanded(folder)
+    kind = policy_folder.kind(folder)
     plugins = {} if kind in POLICIES else {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGINS)}
     if kind in plugins:
         POLICIES[kind] = plugins[kind].load()
@@ -213,7 +215,7 @@ class Origin:
     def record(self, key: str) -> dict[str, str]:
         """For a run's config.json: a folder's absolute path, or the name on the hub and what it stood for."""
         if self.revision is None:
-            return {key: str(Path(self.name).absolute())}
+            return {key: str(absolute(self.name))}
         return {key: self.name, f"{key}_revision": self.revision}
 
 

@@ -81,6 +81,12 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """One that takes a file or folder expands `~`: the shell leaves that alone in `--out=~/runs`."""
+        if str(settings.get("metavar")).startswith(("DIR", "FILE")):
+            settings.setdefault("type", os.path.expanduser)
+        return super().add_argument(*names, **settings)
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see `{self.prog} --help`)")
 
@@ -127,7 +133,7 @@ def _fields(parser: argparse.ArgumentParser, *names: str) -> None:
 
 def _recipe(parser: argparse.ArgumentParser, default: str | None = "quickstart") -> None:
     text = "recipe, or a .toml file" + (f" (default {default})" if default else "")
-    parser.add_argument("--recipe", default=default, metavar="NAME", help=text)
+    parser.add_argument("--recipe", default=default, metavar="NAME", type=os.path.expanduser, help=text)
 
 
 def _add_lists(commands: argparse._SubParsersAction) -> None:
@@ -136,7 +142,8 @@ def _add_lists(commands: argparse._SubParsersAction) -> None:
     p.add_argument("pattern", nargs="?", metavar="PATTERN", help="part of a name, a shell pattern, or a named list")
     p = _command(commands, "recipes", "show_recipes", "list recipes, or print one as a complete configuration",
                  "  ript recipes\n  ript recipes quickstart\n  ript recipes quickstart > mine.toml")  # fmt: skip
-    p.add_argument("name", nargs="?", metavar="NAME", help="recipe to print; its text is TOML that --recipe reads back")
+    p.add_argument("name", nargs="?", metavar="NAME", type=os.path.expanduser,
+                   help="recipe to print; its text is TOML that --recipe reads back")  # fmt: skip
 
 
 def _add_demos(commands: argparse._SubParsersAction) -> None:
@@ -253,7 +260,7 @@ def _add_published(commands: argparse._SubParsersAction) -> None:
                  "  ript import quest model.pth --config metaworld --cameras corner2 --embeddings clip.safetensors \\\n"
                  "          --out policies/quest-metaworld")  # fmt: skip
     p.add_argument("file", metavar="FILE.pth", help="checkpoint of any stage; nothing but tensors is read from it")
-    p.add_argument("--config", default="libero", metavar="NAME",
+    p.add_argument("--config", default="libero", metavar="NAME", type=os.path.expanduser,
                    help="libero or metaworld (sizes are read off the file), or a .json file")  # fmt: skip
     p.add_argument("--sampling", choices=("exact", "published"), default="exact",
                    help="published: draw from the top 5 but optimise the full softmax (default exact)")  # fmt: skip
@@ -331,6 +338,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error}", error.exit_code, "--debug" in words)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
+        if isinstance(error, FileNotFoundError) and not where and not os.path.exists(os.curdir):
+            where = "the current folder was deleted (change to one that exists with cd): "
         return _fail(f"error: {where}{error.strerror or error}", 1, "--debug" in words)
 
 

@@ -21,7 +21,7 @@ from ript.arguments import (
     saying_what_is_kept,
     task_names,
 )
-from ript.config import Config, describe
+from ript.config import Config, describe, first_line
 from ript.errors import ConfigError, UnknownNameError
 from ript.settings import refuse_unused
 from ript.tables import change, count, eval_table, modes, points, rate, table
@@ -95,7 +95,7 @@ def show_recipes(args: Namespace) -> Answer:
     if args.name is not None:
         config = overrides.load_recipe(args.name)
         return Answer(text=describe(config), document=config.to_json())
-    known = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in recipes.RECIPES.items()}
+    known = {name: first_line(make) for name, make in recipes.RECIPES.items()}
     studies = {name: get_study(name, "paper").question for name in STUDIES}
     text = f"{table(list(known.items()))}\n\nstudies of the paper (run with `ript study NAME`):\n"
     return Answer(text=text + table(list(studies.items())), document=known | studies)

@@ -15,7 +15,7 @@ import json
 import math
 import textwrap
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -411,7 +411,7 @@ def describe(config: Config) -> str:
     for section in dataclasses.fields(config):
         value = getattr(config, section.name)
         if dataclasses.is_dataclass(value):
-            lines.append(f"\n[{section.name}]  # {(type(value).__doc__ or '').strip().splitlines()[0]}")
+            lines.append(f"\n[{section.name}]  # {first_line(type(value))}")
             lines += _describe_fields(value, [f.name for f in dataclasses.fields(value)])
     return "\n".join(lines)
 
@@ -425,13 +425,22 @@ def _describe_fields(record: Any, names: Sequence[str]) -> list[str]:
     return lines
 
 
+def first_line(thing: type | Callable) -> str:
+    """Of its docstring, from the source: `python -OO` has none in memory."""
+    return (ast.get_docstring(_source(thing)) or "").partition("\n")[0]
+
+
+def _source(thing: type | Callable) -> ast.ClassDef | ast.FunctionDef:
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(thing))).body
+    return typing.cast(ast.ClassDef | ast.FunctionDef, body)
+
+
 def field_meanings(kind: type) -> dict[str, str]:
     """Field -> the string under it in the source, on one line."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(body, ast.ClassDef)
+    body = _source(kind).body
     return {
         field.target.id: " ".join(below.value.value.split())
-        for field, below in itertools.pairwise(body.body)
+        for field, below in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
     }  # fmt: skip

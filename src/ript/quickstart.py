@@ -17,7 +17,7 @@ from ript.bases import base_folder, collect, make_base, make_base_demos, train_u
 from ript.build import load_quest, simulator_factory, task_keys
 from ript.config import Config
 from ript.errors import ConfigError, RiptError, RunError
-from ript.files import make_folder
+from ript.files import expanded, make_folder
 from ript.recipes import quickstart as recipe
 from ript.recipes import with_tasks
 from ript.report.files import read_json, write_json
@@ -167,7 +167,7 @@ def output_folder(config: Config, fresh: bool, out: str | Path | None) -> Path:
         RunError: `out` holds something else.
     """
     if out is not None:
-        folder = Path(out)
+        folder = expanded(out)
         if folder.exists() and not (folder.is_dir() and (_interrupted(folder, config, fresh) or _empty(folder))):
             raise RunError(f"{folder} is {_content(folder)}: choose another --out, or remove it")
         return folder

@@ -23,6 +23,7 @@ from ript.build import (
 from ript.config import Config
 from ript.errors import ConfigError, RunError, SimulatorError
 from ript.evaluate import choose_temperature, own_decisions
+from ript.files import absolute
 from ript.interfaces import PostTrainable
 from ript.report.checkpoint import list_checkpoints
 from ript.report.progress import status
@@ -94,7 +95,7 @@ def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    demos = tuple(str(Path(file).absolute()) for file in config.sampling.demos)
+    demos = tuple(str(absolute(file)) for file in config.sampling.demos)
     return replace(config, sampling=replace(config.sampling, demos=demos))
 
 

@@ -21,7 +21,7 @@ from ript.bases import base_folder, collect, make_base, sft_fingerprint, train_u
 from ript.build import simulator_factory, task_keys
 from ript.config import Config
 from ript.errors import ConfigError, DataError, NoSignalError, RiptError, RunError
-from ript.files import make_folder, read_text, write_text
+from ript.files import expanded, make_folder, read_text, write_text
 from ript.places import cache_folder
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
@@ -72,7 +72,7 @@ def run_study(
     """
     changes = changes or {}
     study = with_simulator(with_changes(get_study(name, scale), changes))
-    folder = Path(out)
+    folder = expanded(out)
     asked = record(study, folder, seeds_to_run(study, folder, seeds, resume), changes, resume)
     study = replace(study, seeds=tuple(asked["seeds"]))
     with locked(make_folder(folder)):

@@ -16,6 +16,7 @@ import torch
 from ript.build import Contexts, computing, make_env_pool, some_task_keys, update_settings
 from ript.config import Config
 from ript.errors import NotFiniteError
+from ript.files import expanded
 from ript.interfaces import EnvPool, PostTrainable
 from ript.learn.batch import make_batch
 from ript.learn.update import AdaptiveRate, make_optimiser, update
@@ -78,7 +79,7 @@ def train_rl(
         NoSignalError: no group of rollouts had both successes and failures for several iterations in a row.
         RunError: `out` is in use, holds another run, or cannot be resumed.
     """
-    out = Path(out)
+    out = expanded(out)
     config, start, wanted, changed = asked_to_run(config, policy, out, resume, asked)
     keys = some_task_keys(config)
     with (  # threads before anything is computed: sums depend on their order

@@ -31,6 +31,7 @@ from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
 from ript.errors import ConfigError, DataError, PolicyError, RunError
+from ript.files import absolute
 from ript.interfaces import Demonstrator
 from ript.metrics import Mean, Metrics
 from ript.policies.quest.policy import QuestPolicy
@@ -119,7 +120,7 @@ def train_sft(
                 name: value for name, value in settings.items()
                 if not stage_is_missing(name, base=origin is not None, targets=bool(targets))
             }),
-            "demos": [str(file.path.absolute()) for file in demo_set.files],
+            "demos": [str(absolute(file.path)) for file in demo_set.files],
             **(origin.record("base") if origin else {"base": None}),
         }  # fmt: skip
         held = read_config(out)["config"]["recipe_config"] if resume else {}
@@ -293,7 +294,8 @@ def replay_autoencoded(policy: QuestPolicy, config: Config, task: str, states: i
     (key,) = task_keys(config.sim, (task,))
     factory, execute = simulator_factory(config.sim), policy.config.execute
     with factory(key) as sim, factory(key) as ahead:
-        assert isinstance(ahead, Demonstrator)
+        if not isinstance(ahead, Demonstrator):
+            raise ConfigError(f"{key} has no scripted expert, whose actions would pass through the autoencoder")
         results = []
         for state in sim.initial_states(states, seed, "train"):
             sim.reset(state)

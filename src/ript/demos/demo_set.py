@@ -10,6 +10,7 @@ from typing import Any
 from ript.demos.hdf5 import DemoEntry, DemoFile, open_file, plain_spec
 from ript.demos.records import Demo
 from ript.errors import DataError, UnknownNameError
+from ript.files import expanded
 from ript.types import SimulatorSpec, Task
 
 
@@ -97,7 +98,7 @@ def open_demos(paths: str | Path | Sequence[str | Path]) -> DemoSet:
         paths = [paths]
     if not paths:
         raise DataError("no demonstration file was given; make one with `ript demos collect`")
-    files = tuple(open_file(path) for path in dict.fromkeys(Path(p) for p in paths))
+    files = tuple(open_file(path) for path in dict.fromkeys(expanded(p) for p in paths))
     for file in files[1:]:
         if plain_spec(file.spec) != plain_spec(files[0].spec):
             raise DataError(

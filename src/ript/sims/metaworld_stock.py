@@ -207,7 +207,8 @@ class SharedTask:
 
     def hand_before(self, previous: Any) -> list[float]:
         """`hand_of` for the scratch data."""
-        assert previous is self.previous
+        if previous is not self.previous:
+            raise SimulatorError("the hand was asked for in other data than it is bound to")
         return self._hand_previous()
 
 

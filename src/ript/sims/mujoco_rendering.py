@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ript.errors import ConfigError, UnknownNameError
+from ript.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.sims import gl
 
 Arm = Literal["boxes", "mesh", "hidden"]
@@ -93,7 +93,9 @@ def lean_model(xml_path: str, model: Any, arm: Arm, bodies: Collection[int], min
         if mesh.name not in used:
             mesh.delete()
     lean = spec.compile()
-    assert (lean.nq, lean.nbody, lean.nsite) == (model.nq, model.nbody, model.nsite)
+    kept, expected = ((m.nq, m.nbody, m.nsite) for m in (lean, model))
+    if kept != expected:
+        raise SimulatorError(f"the lean model has {kept} positions, bodies and sites, the stock model {expected}")
     return lean
 
 

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import torch
 
 from ript.errors import ConfigError, PolicyError, UnknownNameError
-from ript.files import atomic_file, cannot_write, number_in, read_text
+from ript.files import atomic_file, cannot_write, expanded, number_in, read_text
 from ript.places import require_replaceable
 from ript.policies.pth import load_pth
 from ript.policies.quest.config import QuestConfig, Sampling
@@ -61,16 +61,17 @@ def import_quest(
     """
     if sampling not in get_args(Sampling):
         raise UnknownNameError("sampling", sampling, get_args(Sampling))
+    path = expanded(path)
     weights, left_out = read_training_file(path)
-    found = _quest_config(config, weights, Path(path))
+    found = _quest_config(config, weights, path)
     _check_names(found)
-    _check(weights, found, Path(path))
+    _check(weights, found, path)
     suite = PRESETS[config]["suite"] if isinstance(config, str) and config in PRESETS else "imported"
     spec = simulator or SimulatorSpec(
         suite=suite, cameras=found.cameras, proprio_dim=sum(found.proprio.values()), action_dim=found.action_dim,
         render={},
     )  # fmt: skip
-    origin = {"file": Path(path).name} | ({LEFT_OUT: ", ".join(left_out)} if left_out else {})
+    origin = {"file": path.name} | ({LEFT_OUT: ", ".join(left_out)} if left_out else {})
     policy = QuestPolicy(found, spec, card={"imported from": origin})
     own = policy.state_dict()
     for key, tensor in weights.items():
@@ -86,6 +87,7 @@ def export_quest(policy: QuestPolicy, path: str | Path) -> None:
         PolicyError: the policy has parts that the published model has not, or the file cannot be written.
         RunError: it would replace something else than a .pth file.
     """
+    path = expanded(path)
     require_replaceable(path, "a .pth file", (b"pk", b"\x80"))
     config = policy.config
     if config.vision != "resnet18" or config.adapter or config.privileged_dim:
@@ -128,7 +130,7 @@ def read_training_file(path: str | Path) -> tuple[dict[str, torch.Tensor], list[
     Raises:
         PolicyError: missing, corrupt, no state dict, or one that holds other things than tensors.
     """
-    path = Path(path)
+    path = expanded(path)
     content = load_pth(path)
     state, left_out = content, list[str]()
     if isinstance(content, Mapping) and not isinstance(content.get("model", content), torch.Tensor):
@@ -167,7 +169,7 @@ def _quest_config(
         raise ConfigError(f"config: expected a preset, a file or its content, got {config!r}")
     if not isinstance(config, Mapping):
         try:
-            document = json.loads(read_text(config, ConfigError))
+            document = json.loads(read_text(expanded(config), ConfigError))
         except FileNotFoundError as error:
             presets = ", ".join(PRESETS)
             raise ConfigError(f"{config} is neither a preset ({presets}) nor a file that exists") from error

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ript.errors import ConfigError, PolicyError
+from ript.files import expanded
 from ript.metrics import Distinct, Mean, Metrics
 from ript.policies import folder as policy_folder
 from ript.policies import language
@@ -376,7 +377,7 @@ class QuestPolicy(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json`, `model.safetensors` and the model card `README.md`, whole or not at all."""
         policy_folder.save(
-            Path(folder), self.KIND, self.config.to_json(), self.simulator, self.state_dict(), self.card,
+            expanded(folder), self.KIND, self.config.to_json(), self.simulator, self.state_dict(), self.card,
             instructions=self._remembered,
         )  # fmt: skip
 
@@ -387,11 +388,12 @@ class QuestPolicy(nn.Module):
         Raises:
             PolicyError: missing, partial, of another kind or version, or with weights that do not fit.
         """
-        saved = policy_folder.load(Path(folder), cls.KIND)
+        folder = expanded(folder)
+        saved = policy_folder.load(folder, cls.KIND)
         try:
             policy = cls(QuestConfig.from_json(saved.config), saved.simulator, saved.card)
         except Exception as error:  # whatever constructors raise when they are given a foreign or damaged configuration
-            config = Path(folder) / "config.json"
+            config = folder / "config.json"
             raise PolicyError(f"{config} describes no policy that can be built: {error}") from error
         policy_folder.fill(policy, saved)
         for sentence, vector in saved.further("instructions").items():
