@@ -1,6 +1,5 @@
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,15 +8,16 @@ from ript.doctor import (
     GIB,
     Check,
     Outcome,
+    check_cache,
     check_clip,
     check_cores,
     check_disk,
     check_gpu,
+    check_limit,
     check_memory,
     check_packages,
     check_python,
     check_renderer,
-    check_shared_memory,
     check_threads,
     doctor,
     healthy,
@@ -25,6 +25,8 @@ from ript.doctor import (
     run_child,
     to_json,
 )
+from ript.machine import Cores, Memory
+from ript.rollout.limits import open_files
 
 
 @pytest.fixture(scope="module")
@@ -90,38 +92,66 @@ def test_what_is_not_required_may_be_absent():
 
 
 @pytest.fixture
-def packages(tmp_path):
-    """An environment in which modules of given source can be imported by a child."""
+def packages(tmp_path, monkeypatch):
+    """Make modules of given source that this process, and so a child, finds."""
 
     def make(**sources):
         for name, source in sources.items():
-            (tmp_path / f"{name}.py").write_text(source)
-        return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+            (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
 
     return make
 
 
 def test_a_package_that_crashes_on_import_takes_only_its_child_down(packages):
-    env = packages(crashing="import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    outcome = run_child("packages", ["crashing"], env=env)
+    packages(crashing="import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    outcome = run_child("packages", ["crashing"])
     assert outcome == Outcome(None, "crashed with SIGSEGV")
     (check,) = check_packages(outcome)
     assert not check.ok and "crashed with SIGSEGV" in check.detail and "make clean install" in check.remedy
 
 
 def test_a_package_that_hangs_on_import_is_given_up_after_the_time_limit(packages):
-    outcome = run_child("packages", ["hanging"], env=packages(hanging="import time; time.sleep(60)"), time_limit=1.5)
+    packages(hanging="import time; time.sleep(60)")
+    outcome = run_child("packages", ["hanging"], time_limit=1.5)
     assert outcome.value is None and outcome.problem == "gave no answer in 2 s"
 
 
 def test_each_broken_package_is_named_and_the_others_are_still_tried(packages):
-    env = packages(broken="raise ImportError('libfoo.so: cannot open')", leaving="raise SystemExit(3)", fine="")
-    outcome = run_child("packages", ["broken", "leaving", "fine", "no-such-package"], env=env)
+    packages(broken="raise ImportError('libfoo.so: cannot open')", leaving="raise SystemExit(3)", fine="print('{}')")
+    outcome = run_child("packages", ["broken", "leaving", "fine", "no-such-package"])
     assert outcome.value["problems"] == {
         "broken": "ImportError: libfoo.so: cannot open",
         "leaving": "SystemExit: 3",
         "no-such-package": "ModuleNotFoundError: No module named 'no_such_package'",
     }
+
+
+def test_a_file_in_the_current_folder_is_not_taken_for_a_package(tmp_path, monkeypatch):
+    for name in ("mujoco", "json", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('mine')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert run_child("packages", ["mujoco"]) == Outcome({"problems": {}, "gpus": [], "silent": ""})
+
+
+def test_a_file_that_the_commands_would_import_in_place_of_a_package_is_named(packages, tmp_path):
+    packages(h5py="")
+    outcome = run_child("packages", ["h5py"])
+    check = next(check for check in check_packages(outcome) if check.name == "package h5py")
+    assert not check.ok
+    assert check.detail.endswith(f"cannot be imported: {tmp_path / 'h5py.py'} is imported in its place")
+    assert check.remedy == "rename it, or take its folder out of PYTHONPATH"
+
+
+def test_a_check_that_breaks_down_is_a_line_of_its_own_and_the_others_are_made(monkeypatch):
+    def broken():
+        raise ValueError("hub\nand more")
+
+    monkeypatch.setattr("ript.doctor.clip_missing", broken)
+    monkeypatch.setattr("ript.doctor.run_child", lambda *args, **settings: Outcome(None, "not run here"))
+    found = {check.name: check for check in doctor()}
+    assert str(found["CLIP"]) == "absent   CLIP: could not be looked at: ValueError: hub"
+    assert found["disk"].ok
 
 
 def test_a_package_that_cannot_be_imported_fails_its_own_check_only():
@@ -148,6 +178,16 @@ def test_a_backend_that_does_not_exist_is_reported_with_one_that_works(found):
     assert check.detail.startswith("MUJOCO_GL=nonsense: ")
     working = found["renderer"].detail.split(",")[0]
     assert check.remedy == f"{working} works: export MUJOCO_GL={working}"
+
+
+def test_a_device_that_is_not_there_is_named_as_the_commands_name_it(found):
+    env = {**os.environ, "MUJOCO_EGL_DEVICE_ID": "99", "MUJOCO_GL": "egl"}
+    check = check_renderer(env, lambda environment: run_child("render", env=environment))
+    if found["renderer"].detail.startswith("egl"):
+        assert check.remedy == "egl works: unset MUJOCO_EGL_DEVICE_ID"
+    assert check.detail.startswith("MUJOCO_GL=egl MUJOCO_EGL_DEVICE_ID=99: no OpenGL renderer could be started")
+    assert "must be an integer between 0 and" in check.detail
+    assert "MUJOCO_EGL_DEVICE_ID is 99: unset it, or choose a device that is there" in check.detail
 
 
 def render_with(**results):
@@ -188,16 +228,30 @@ def test_more_threads_than_cores_are_advised_against():
 
 
 def test_a_busy_or_single_core_machine_is_told_what_to_expect():
-    assert check_cores(2, load=0.1).remedy == ""
-    assert "busy" in check_cores(2, load=1.8).remedy
-    assert "--workers 0" in check_cores(1, load=0.0).remedy
+    two = Cores(usable=2, machine=2)
+    assert check_cores(two, load=0.1).remedy == ""
+    assert "busy" in check_cores(two, load=1.8).remedy
+    assert "--workers 0" in check_cores(Cores(usable=1, machine=1), load=0.0).remedy
+    few = check_cores(Cores(usable=4, machine=64, limit="SLURM job 7"), load=20.0)
+    assert few.detail == "4 of 64 (SLURM job 7) usable, load 20.0"
+    assert few.remedy == ""
 
 
-def test_little_memory_or_shared_memory_is_reported_with_a_remedy():
-    assert check_memory(8 * GIB, 5 * GIB).ok and check_shared_memory(GIB).ok
-    little = check_memory(8 * GIB, 2 * GIB)
-    assert not little.ok and not little.required and "2.0 of 8.0 GiB" in little.detail
-    assert "--shm-size" in check_shared_memory(32 * 2**20).remedy
+def test_little_memory_shared_memory_or_open_files_are_reported_with_a_remedy():
+    assert check_memory(Memory(total=8 * GIB, available=5 * GIB)).ok
+    little = check_memory(Memory(total=8 * GIB, available=2 * GIB, limit="control group /g"))
+    assert not little.ok and not little.required and "2.0 of 8.0 GiB available (control group /g)" in little.detail
+    few = check_limit("open files", open_files(10**7))
+    assert not few.ok and few.required and "ulimit -n" in few.remedy
+    assert check_limit("open files", open_files(2)).ok
+
+
+def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "cache"))
+    assert check_cache().ok and check_cache().detail == f"in {tmp_path / 'cache'}"
+    (tmp_path / "cache").write_text("", encoding="utf-8")
+    check = check_cache()
+    assert not check.ok and check.required and "RIPT_CACHE" in check.remedy and str(tmp_path / "cache") in check.detail
 
 
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
@@ -206,7 +260,18 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     assert not check.ok and check.required and "cannot write in /proc" in check.detail
 
 
+def test_a_current_folder_that_was_deleted_is_reported(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    check = check_disk(Path("."))
+    assert not check.ok and check.required and "No such file" in check.detail
+    monkeypatch.chdir(tmp_path)
+
+
 def test_a_gpu_is_named_and_its_absence_is_no_fault():
     check = check_gpu(Outcome({"problems": {}, "gpus": ["NVIDIA X (80 GiB)"]}))
     assert check.ok and check.detail == "NVIDIA X (80 GiB); `ript rl --device cuda` trains there"
     assert healthy([check_gpu(Outcome(None, "crashed with SIGSEGV"))])
+    old = check_gpu(Outcome({"problems": {}, "gpus": ["NVIDIA X (80 GiB)"], "silent": "RuntimeError: no kernel image"}))
+    assert not old.ok and old.detail == "NVIDIA X (80 GiB), where torch cannot compute: RuntimeError: no kernel image"

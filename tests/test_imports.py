@@ -14,7 +14,7 @@ PACKAGE = Path(ript.__file__).parent
 
 LAYERS = [
     {"errors"},
-    {"files", "metrics", "types", "streams", "statistics"},
+    {"files", "metrics", "types", "streams", "machine", "statistics"},
     {"children", "interfaces", "places"},
     {"demos", "sims", "policies", "rollout", "learn", "report"},  # meet in types and interfaces, not in each other
     {"config", "tables", "doctor"},

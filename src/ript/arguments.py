@@ -102,13 +102,20 @@ def saying_what_is_kept(kept: Any) -> Iterator[None]:
         raise
 
 
-def need_a_working_machine(folder: Path) -> None:
-    """Raise `DependencyMissing`, saying what to do, unless everything that `ript` needs is here."""
+def need_a_working_machine(folder: Path, *, cache: bool = True) -> None:
+    """Raise `DependencyMissing`, saying what to do, unless everything that `ript` needs is here.
+
+    Args:
+        folder: where results will be written.
+        cache: whether the cache is needed too.
+    """
     from ript.doctor import doctor as examine
     from ript.report.progress import status
 
     status("checking this machine")
-    missing = [check for check in examine(folder) if check.required and not check.ok]
+    missing = [
+        check for check in examine(folder) if check.required and not check.ok and (cache or check.name != "cache")
+    ]
     if missing:
         listed = "; ".join(f"{c.name}: {c.detail} ({c.remedy})" for c in missing)
         raise DependencyMissing(f"this machine is not ready: {listed}; `ript doctor` says more")

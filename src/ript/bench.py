@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ript import children
+from ript import children, machine
 from ript.build import Contexts, computing, make_env_pool, make_policy, simulator_factory, some_task_keys
 from ript.config import Config
 from ript.errors import ConfigError, WorkerError
@@ -169,7 +168,7 @@ def limit_of(
     config: Config, ours: Ours, best: dict[str, float], *, decision: float, batch: int, raw: float
 ) -> dict[str, Any]:
     """The limit from the seconds of each part: `best` of a "step", "reset" and "look", and of a `decision`."""
-    cores = max(1, min(config.rollout.workers, os.cpu_count() or 1))
+    cores = max(1, min(config.rollout.workers, machine.cores().usable))
     parts = {
         "simulate": ours.env_steps * best["step"] + ours.rollouts * best["reset"],
         "render": ours.decisions * best["look"],

@@ -261,7 +261,7 @@ def quickstart(args: Namespace) -> Answer:
     if args.target:
         config = recipes.with_tasks(config, task_names(config, [args.target]))
     out = output_folder(config, args.fresh, args.out)
-    need_a_working_machine(out)
+    need_a_working_machine(out, cache=not args.fresh)
 
     with saying_what_is_kept(f"finished stages and checkpoints are kept in {out}; the same command goes on from there"):
         result = run(seed=config.seed, fresh=args.fresh, out=out, config=config)

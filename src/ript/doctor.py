@@ -1,11 +1,13 @@
 """Is everything here that `ript` needs? Each check says what was found and, where something is missing, what to do.
 
 Packages are really imported and a frame is really rendered, both in child processes with a time limit: a broken binary
-package or graphics driver can crash or hang only its child.
+package or graphics driver can crash or hang only its child. What is asked of the machine is asked where the commands
+ask it, so that the answer is theirs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -21,15 +23,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ript import machine
+from ript.errors import RiptError
+from ript.places import CACHE, cache_folder, cache_trouble
 from ript.policies.language_files import CLIP, CLIP_FOLDER, MINILM, clip_folder, clip_missing
+from ript.rollout.limits import Limit, open_files, shared_memory
 
 GIB = 2**30
-MEMORY_GIB, DISK_GIB, SHARED_MEMORY_GIB = 4.0, 2.0, 0.0625
+MEMORY_GIB, DISK_GIB = 4.0, 2.0
+WORKERS = 2
+"""Worker processes that the documentation's commands start."""
 TIME_LIMIT = 120.0
 """Seconds for one child process; a first import on a cold disk can take tens of them."""
 
 IMPORT_NAMES = {"pillow": "PIL"}
 """Distributions whose module has another name."""
+
+EGL_DEVICE = "MUJOCO_EGL_DEVICE_ID"
+IN_ITS_PLACE = " is imported in its place"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,16 +95,25 @@ def _checks(folder: Path) -> Iterator[Check]:
     yield check_python(sys.version_info[:3])
     packages = run_child("packages", required_packages())
     yield from check_packages(packages)
-    yield check_language_model()
-    yield check_clip()
-    yield check_cores(usable_cores(), load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0)
-    yield check_threads(os.environ, usable_cores())
-    yield check_memory(*memory_bytes())
-    yield check_disk(folder)
-    if Path("/dev/shm").is_dir():
-        yield check_shared_memory(shutil.disk_usage("/dev/shm").free)
-    yield check_renderer(os.environ, lambda env: run_child("render", env=env))
-    yield check_gpu(packages)
+    cores = machine.cores()
+    looks: dict[str, Callable[[], Check]] = {
+        "language model": check_language_model,
+        "CLIP": check_clip,
+        "cores": lambda: check_cores(cores, load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0),
+        "threads": lambda: check_threads(os.environ, cores.usable),
+        "memory": lambda: check_memory(machine.memory()),
+        "disk": lambda: check_disk(folder),
+        "cache": check_cache,
+        "open files": lambda: check_limit("open files", open_files(WORKERS)),
+        "shared memory": lambda: check_limit("shared memory", shared_memory(), required=False),
+        "renderer": lambda: check_renderer(os.environ, lambda env: run_child("render", env=env)),
+        "GPU": lambda: check_gpu(packages),
+    }
+    for name, look in looks.items():
+        try:
+            yield look()
+        except Exception as error:  # looking must not end where something is broken: it is what doctor is for
+            yield Check(name=name, ok=False, detail=f"could not be looked at: {_in_words(error)}", required=False)
 
 
 # ---- child processes ----
@@ -114,14 +134,18 @@ def run_child(
     env: Mapping[str, str] | None = None,
     time_limit: float = TIME_LIMIT,
 ) -> Outcome:
-    """Run `PROBES[probe](argument)` in a Python of its own and wait for its answer, at most `time_limit` seconds."""
-    code = "import json, sys; from ript.doctor import PROBES; answer = PROBES[sys.argv[1]](json.loads(sys.argv[2]))"
-    code += "; print(); print(json.dumps(answer), flush=True)"
-    command = [sys.executable, "-c", code, probe, json.dumps(argument)]
+    """Run `PROBES[probe](argument)` in a Python of its own and wait for its answer, at most `time_limit` seconds.
+
+    It finds the packages that this process finds, whatever lies in the current folder.
+    """
+    code = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ript.doctor import _answer; _answer()"
+    path = [os.path.abspath(entry) for entry in sys.path]
+    command = [sys.executable, "-P", "-c", code, json.dumps(path), probe, json.dumps(argument)]
     try:
         done = subprocess.run(
             command,
             env=None if env is None else dict(env),
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -131,12 +155,30 @@ def run_child(
         return Outcome(None, f"gave no answer in {time_limit:.0f} s")
     except OSError as error:
         return Outcome(None, f"could not be started: {error}")
+    for line in reversed(done.stdout.splitlines()):
+        with contextlib.suppress(ValueError):
+            answer = json.loads(line)
+            return Outcome(answer.get("value"), answer.get("problem", ""))
     if done.returncode < 0:
         return Outcome(None, f"crashed with {_signal_name(-done.returncode)}")
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        return Outcome(None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
-    return Outcome(json.loads(lines[-1]))
+    return Outcome(None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+
+
+def _answer() -> None:
+    """The child's side: one line of JSON, the value or what was raised; what libraries say at the end is not heard."""
+    answer: dict[str, object] = {}
+    try:
+        answer["value"] = PROBES[sys.argv[2]](json.loads(sys.argv[3]))
+    except BaseException as error:  # SystemExit included, of a module that was never meant to be imported
+        answer["problem"] = _in_words(error)
+    print("\n" + json.dumps(answer), flush=True)
+    os._exit(0)
+
+
+def _in_words(error: BaseException) -> str:
+    """The first line of what an error says, and what it is unless it is ours."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return text if isinstance(error, RiptError) else f"{type(error).__name__}: {text}"
 
 
 def _signal_name(number: int) -> str:
@@ -152,18 +194,39 @@ def probe_packages(names: Sequence[str]) -> dict:
 
     problems: dict[str, str] = {}
     for name in names:
+        module = IMPORT_NAMES.get(name, name.replace("-", "_"))
         try:
-            importlib.import_module(IMPORT_NAMES.get(name, name.replace("-", "_")))
+            if other := _in_its_place(name, module):
+                problems[name] = f"{other}{IN_ITS_PLACE}"
+            else:
+                importlib.import_module(module)
         except BaseException as error:  # a broken package may raise anything, SystemExit included
-            problems[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    gpus = []
+            problems[name] = _in_words(error)
+    gpus, silent = [], ""
     if "torch" in names and "torch" not in problems:
         import torch
 
         for i in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(i)
             gpus.append(f"{properties.name} ({properties.total_memory / GIB:.0f} GiB)")
-    return {"problems": problems, "gpus": gpus}
+            try:
+                torch.ones(2, device=f"cuda:{i}").sum().item()
+            except Exception as error:  # too old a driver or card is seen and counted all the same
+                silent = silent or _in_words(error)
+    return {"problems": problems, "gpus": gpus, "silent": silent}
+
+
+def _in_its_place(name: str, module: str) -> str:
+    """The file that takes the place of an installed distribution's module; empty when it is that distribution's."""
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None or distribution.read_text("direct_url.json"):  # editable: anywhere
+        return ""
+    home = Path(str(distribution.locate_file(""))).resolve()
+    return "" if Path(spec.origin).resolve().is_relative_to(home) else spec.origin
 
 
 SCENE = """
@@ -242,8 +305,14 @@ def check_packages(probed: Outcome) -> Iterator[Check]:
             name=f"package {name}",
             ok=problem is None,
             detail=detail if problem in (None, detail) else f"{detail}, cannot be imported: {problem}",
-            remedy="" if problem is None else 'run `make install`, or pip install "ript[metaworld]"',
+            remedy="" if problem is None else _package_remedy(problem),
         )
+
+
+def _package_remedy(problem: str) -> str:
+    if problem.endswith(IN_ITS_PLACE):
+        return "rename it, or take its folder out of PYTHONPATH"
+    return 'run `make install`, or pip install "ript[metaworld]"'
 
 
 def check_language_model() -> Check:
@@ -274,22 +343,17 @@ def check_clip() -> Check:
     )  # fmt: skip
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: by affinity and, in a container, by quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("utf-8").split()
-        return max(1, min(cores, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max"
-        return cores
-
-
-def check_cores(cores: int, load: float) -> Check:
-    busy = load > cores / 2
-    remedy = "with one core use --workers 0, and expect the quickstart to take twice as long" if cores < 2 else ""
+def check_cores(cores: machine.Cores, load: float) -> Check:
+    busy = load > cores.machine / 2
+    remedy = (
+        "with one core use --workers 0, and expect the quickstart to take twice as long" if cores.usable < 2 else ""
+    )
     if busy:
         remedy = "other programs are busy: training will be slower than the times in the documentation"
-    return Check(name="cores", ok=True, detail=f"{cores} usable, load {load:.1f}", remedy=remedy, required=False)
+    of = f" of {cores.machine} ({cores.limit})" if cores.limit else ""
+    return Check(
+        name="cores", ok=True, detail=f"{cores.usable}{of} usable, load {load:.1f}", remedy=remedy, required=False
+    )
 
 
 def check_threads(environment: Mapping[str, str], cores: int) -> Check:
@@ -305,28 +369,13 @@ def check_threads(environment: Mapping[str, str], cores: int) -> Check:
     )
 
 
-def memory_bytes() -> tuple[int, int]:
-    """(total, available), bytes; within a container's limit."""
-    try:
-        import psutil
-
-        total, available = psutil.virtual_memory()[:2]
-    except ImportError:  # its own check says so
-        total = available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text("utf-8"))
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text("utf-8"))
-        return min(total, limit), min(available, max(limit - used, 0))
-    except (OSError, ValueError):  # no such file, or "max"
-        return total, available
-
-
-def check_memory(total: int, available: int) -> Check:
-    enough = available >= MEMORY_GIB * GIB
+def check_memory(memory: machine.Memory) -> Check:
+    enough = memory.available >= MEMORY_GIB * GIB
+    limit = f" ({memory.limit})" if memory.limit else ""
     return Check(
         name="memory",
         ok=enough,
-        detail=f"{available / GIB:.1f} of {total / GIB:.1f} GiB available",
+        detail=f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available{limit}",
         remedy="" if enough else f"at least {MEMORY_GIB:.0f} GiB are advised: close programs, or use fewer --workers",
         required=False,
     )
@@ -334,12 +383,14 @@ def check_memory(total: int, available: int) -> Check:
 
 def check_disk(folder: Path) -> Check:
     """Free space where runs are written, and whether a file can really be written there."""
-    here = folder.resolve()
-    while not here.exists():
-        here = here.parent
+    here = folder
     try:
+        here = folder.resolve()
+        while not here.exists():
+            here = here.parent
         with tempfile.TemporaryFile(dir=here) as file:
             file.write(b"x")
+            file.flush()
     except OSError as error:
         return Check(
             name="disk", ok=False, detail=f"cannot write in {here}: {error}", remedy="choose another --out folder"
@@ -355,16 +406,17 @@ def check_disk(folder: Path) -> Check:
     )
 
 
-def check_shared_memory(free: int) -> Check:
-    """Workers hand over observations and actions in /dev/shm, which containers often make small."""
-    enough = free >= SHARED_MEMORY_GIB * GIB
+def check_cache() -> Check:
+    """Where `ript quickstart` and `ript study` keep the policies that they start from."""
+    trouble = cache_trouble()
     return Check(
-        name="shared memory",
-        ok=enough,
-        detail=f"{free / GIB:.2f} GiB free in /dev/shm",
-        remedy="" if enough else "give the container more (docker run --shm-size=1g), or use --workers 0",
-        required=False,
-    )
+        name="cache", ok=not trouble, detail=trouble or f"in {cache_folder()}",
+        remedy=f"set {CACHE} to a folder that can be written" if trouble else "",
+    )  # fmt: skip
+
+
+def check_limit(name: str, limit: Limit, required: bool = True) -> Check:
+    return Check(name=name, ok=not limit.remedy, detail=limit.detail, remedy=limit.remedy, required=required)
 
 
 def check_renderer(environment: Mapping[str, str], render: Callable[[Mapping[str, str]], Outcome]) -> Check:
@@ -378,15 +430,20 @@ def check_renderer(environment: Mapping[str, str], render: Callable[[Mapping[str
         assert first.value is not None
         detail = f"{first.value['backend']}, a 64x64 frame in {first.value['milliseconds']:.1f} ms"
         return Check(name="renderer", ok=True, detail=detail)
-    chosen = environment.get("MUJOCO_GL")
-    for backend in ("egl", "osmesa"):
-        if backend != chosen and not _render_problem(render({**environment, "MUJOCO_GL": backend})):
-            install = f"{backend} works: export MUJOCO_GL={backend}"
+    tries = {f"export MUJOCO_GL={backend}": {**environment, "MUJOCO_GL": backend} for backend in ("egl", "osmesa")}
+    if EGL_DEVICE in environment:
+        others = {name: value for name, value in environment.items() if name != EGL_DEVICE}
+        tries = {f"unset {EGL_DEVICE}": others, **tries}
+    for remedy, tried in tries.items():
+        if tried != environment and not _render_problem(found := render(tried)):
+            assert found.value is not None
+            install = f"{found.value['backend']} works: {remedy}"
             break
+    set_to = [f"{name}={environment[name]}" for name in ("MUJOCO_GL", EGL_DEVICE) if name in environment]
     return Check(
         name="renderer",
         ok=False,
-        detail=f"{f'MUJOCO_GL={chosen}' if chosen else 'no frame could be rendered'}: {problem}",
+        detail=f"{' '.join(set_to) or 'no frame could be rendered'}: {problem}",
         remedy=install,
     )
 
@@ -398,7 +455,10 @@ def _render_problem(outcome: Outcome) -> str:
 
 
 def check_gpu(probed: Outcome) -> Check:
-    gpus = (probed.value or {}).get("gpus", [])
+    value = probed.value or {}
+    gpus, silent = value.get("gpus", []), value.get("silent", "")
     found = f"{', '.join(gpus)}; `ript rl --device cuda` trains there"
+    if silent:
+        found = f"{', '.join(gpus)}, where torch cannot compute: {silent}"
     detail = found if gpus else "none that torch can use; the quickstart recipe is made for CPU cores"
-    return Check(name="GPU", ok=bool(gpus), detail=detail, required=False)
+    return Check(name="GPU", ok=bool(gpus) and not silent, detail=detail, required=False)

@@ -1,7 +1,6 @@
 import json
 
 import numpy as np
-import psutil
 import pytest
 from point import Point
 
@@ -10,6 +9,7 @@ from ript.demos.demo_set import open_demos
 from ript.demos.statistics import SMALLEST_STD, Statistics
 from ript.demos.windows import Windows
 from ript.errors import ConfigError, DataError
+from ript.machine import Memory
 
 H = 4
 
@@ -143,10 +143,7 @@ def test_an_empty_horizon_is_refused(demos):
 
 
 def test_pictures_that_do_not_fit_into_memory_are_refused_before_reading(demos, monkeypatch):
-    class Little:
-        available = 1000
-
-    monkeypatch.setattr(psutil, "virtual_memory", Little)
+    monkeypatch.setattr("ript.machine.memory", lambda: Memory(total=2000, available=1000))
     with pytest.raises(DataError, match=r"take 0.0 GiB of memory and 0.0 are available: choose fewer tasks"):
         Windows(demos, H)
 

@@ -16,8 +16,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import psutil
 
+from ript import machine
 from ript.demos.demo_set import DemoSet
 from ript.demos.hdf5 import plain_spec
 from ript.demos.records import Demo
@@ -183,7 +183,7 @@ def _allocate(demos: DemoSet) -> dict[str, np.ndarray]:
     looks = sum(entry.looks for entry in demos.entries)
     shapes = {name: (looks, *size, 3) for name, size in demos.spec.cameras.items()}
     needed = sum(math.prod(shape) for shape in shapes.values())
-    available = psutil.virtual_memory().available
+    available = machine.memory().available
     if needed > 0.9 * available:
         raise DataError(
             f"the pictures of {len(demos)} demonstrations take {needed / 2**30:.1f} GiB of memory and "

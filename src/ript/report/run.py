@@ -28,6 +28,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ript import machine
 from ript.errors import DataError, RunError
 from ript.files import (
     absolute,
@@ -439,7 +440,7 @@ def _environment(kind: Kind) -> dict[str, Any]:
         "command": ["ript", *sys.argv[1:]] if Path(sys.argv[0]).stem in ("ript", "cli", "__main__") else sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": os.cpu_count(),
+        "cores": machine.cores().usable,
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ript import machine
 from ript.errors import WorkerError
 
 FILES_PER_WORKER = 3
@@ -106,6 +107,9 @@ def _no_room(size: int, problems: Sequence[str]) -> WorkerError:
 
 
 def _reserve(fileno: int, size: int) -> None:
+    available = machine.memory().available
+    if size > available:  # nothing else limits the kernel's own memory: it would end processes to make room
+        raise OSError(errno.ENOMEM, f"{available / 2**20:.0f} MiB of memory are available")
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(fileno, 0, size)
     else:

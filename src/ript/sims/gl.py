@@ -129,8 +129,10 @@ def _create_context() -> Any:
 def renderer_missing(error: Exception) -> RendererMissing:
     """The error to raise where a third-party package could not start a renderer."""
     what = " ".join(str(error).split())[:200]
+    device = os.environ.get("MUJOCO_EGL_DEVICE_ID")
+    remedy = f"MUJOCO_EGL_DEVICE_ID is {device}: unset it, or choose a device that is there" if device else _INSTALL
     return RendererMissing(
-        f"no OpenGL renderer could be started (MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {what}); {_INSTALL}"
+        f"no OpenGL renderer could be started (MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {what}); {remedy}"
     )
 
 
