@@ -215,11 +215,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SMALL_SFT = ["--sft.autoencoder_steps=2", "--sft.policy_steps=2", "--sft.finetune_steps=2", "--policy.chunk=4"]
+SMALL_SFT = ["--sft.autoencoder_steps=2", "--sft.policy_steps=2", "--policy.chunk=4"]
 
 WORKING = {
     "demos collect": ["demos", "collect", "--recipe", "smoke", "--tasks", "reach", "--per-task", 1, "--out", "d.hdf5"],
-    "sft": ["sft", "--recipe", "smoke", "--demos", "MADE/demos.hdf5", "--tasks=", "--sim.image_size=8", "--out", "sft",
+    "sft": ["sft", "--recipe", "smoke", "--demos", "MADE/demos.hdf5", "--tasks=", "--out", "sft",
             *SMALL_SFT],
     "rl": ["rl", *QUICK, "--iterations", 1, "--out", "rl"],
 }  # fmt: skip
