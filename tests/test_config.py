@@ -86,7 +86,7 @@ def test_meanings_are_the_strings_under_the_fields() -> None:
         (lambda: EvalConfig(trials=0), "eval.trials: at least one trial is needed, got 0"),
         (lambda: EvalConfig(every_trials=0), "eval.every_trials"),
         (lambda: EvalConfig(every=-1), "eval.every"),
-        (lambda: SimConfig(horizon=0), "sim.horizon: must be in 1..1000000, got 0"),
+        (lambda: SimConfig(horizon=-1), "sim.horizon: must be in 0..1000000, got -1"),
         (lambda: SimConfig(image_size=4), "sim.image_size"),
         (lambda: SimConfig(cameras=()), "sim.cameras"),
         (lambda: DemoConfig(per_task=0), "demos"),

@@ -12,6 +12,7 @@ from ript import cli, recipe
 from ript.build import load_quest
 from ript.config import Config, PolicyConfig
 from ript.errors import ConfigError
+from ript.evaluate import evaluate
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.run import read_config
@@ -205,12 +206,13 @@ def test_a_card_says_what_was_done_and_keeps_what_was_done_to_the_base(folder: P
         assert run("rl", "--recipe", "smoke", "--policy", policy, *QUICK, "--out", tmp_path / f"rl{number}") == 0
     once, twice = (load_quest(tmp_path / f"rl{number}" / "policy").card for number in (1, 2))
     assert once["supervised training"] == card["supervised training"] and "interactive post-training" in once
+    assert once.pop("evaluation") == twice["evaluation"]  # how it is measured, not what was done
     for title, value in once.items():
         assert twice[f"base: {title}"] == value
     again = ("--base", tmp_path / "rl1" / "policy", "--demos", folder / "demos.hdf5", *SFT)
     assert run("sft", "--recipe", "smoke", *again, "--out", tmp_path / "again") == 0
-    titles = list(load_quest(tmp_path / "again" / "policy").card)
-    assert [title for title in titles if not title.startswith("base: ")] == ["supervised training"]
+    titles = set(load_quest(tmp_path / "again" / "policy").card)
+    assert {title for title in titles if not title.startswith("base: ")} == {"supervised training", "evaluation"}
     assert "## Base: interactive post-training" in (tmp_path / "again" / "policy" / "README.md").read_text()
 
 
@@ -306,3 +308,74 @@ def test_supervised_training_goes_on_with_its_own_settings(
     with pytest.raises(ConfigError, match=r"sft.finetune_learning_rate = 1.0 \(the run has 0.0002\)"):
         train_sft(other, demos, tmp_path / "run", resume=True)
     assert resume_sft(tmp_path / "run") == train_sft(config, demos, tmp_path / "whole")
+
+
+# ---------------------------------------------------------------------- how long an episode may last
+
+
+def eval_document(capsys: pytest.CaptureFixture, policy: Path, *words: object) -> dict[str, Any]:
+    capsys.readouterr()
+    common = ("--tasks", "reach-centre", "--trials", 1, "--workers", 0, "--json")
+    assert run("eval", "--policy", policy, *common, *words) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def measured_at(folder: Path) -> set[int]:
+    """Horizons of all evaluations of a run."""
+    rows = [json.loads(line) for line in (folder / "evals.jsonl").read_text().splitlines()]
+    return {steps for row in rows for steps in row["eval"]["horizon"].values()}
+
+
+def test_a_run_a_script_and_the_command_measure_at_one_horizon_and_say_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The toy suite says 40 of its tasks."""
+    config = toy_config(sim={"horizon": 0}, iterations=1, eval={"trials": 1, "every": 0})
+    own = lively_policy(config)
+    own.save_pretrained(tmp_path / "own")
+    here = config.rollout
+    assert evaluate(own, "reach-centre", trials=1, rollout=here).horizon == {"reach-centre": 40}
+    assert eval_document(capsys, tmp_path / "own")["horizon"] == {"reach-centre": 40}
+    train_rl(config, tmp_path / "own", tmp_path / "suite")
+    assert measured_at(tmp_path / "suite") == {40}
+    assert "within 40 steps" in capsys.readouterr().err
+    # a run with another horizon is measured with that, and so is its policy, wherever
+    shorter = dataclasses.replace(config, sim=dataclasses.replace(config.sim, horizon=7))
+    policy = train_rl(shorter, tmp_path / "own", tmp_path / "short").policy
+    assert measured_at(tmp_path / "short") == {7}
+    for folder in (policy, tmp_path / "short" / "start"):
+        assert evaluate(folder, "reach-centre", trials=1, rollout=here).horizon == {"reach-centre": 7}
+        assert eval_document(capsys, folder)["horizon"] == {"reach-centre": 7}
+    assert "| horizon | 7 |" in (policy / "README.md").read_text()
+    # what a recipe merely has gives way to what the policy was measured with; what was asked for does not
+    for words, steps in ((), 7), (("--sim.horizon=24",), 24):
+        out = tmp_path / f"recipe{steps}"
+        assert run("rl", "--recipe", "smoke", "--policy", policy, *QUICK, *words, "--out", out) == 0
+        assert measured_at(out) == {steps} and settings(out)["sim.horizon"] == steps
+    assert eval_document(capsys, policy, "--horizon", 3)["horizon"] == {"reach-centre": 3}
+    assert run("eval", "--policy", policy, "--tasks", "reach", "--trials", 1, "--workers", 0) == 0
+    assert "horizon 7\n" in capsys.readouterr().out
+
+
+def test_the_horizon_of_demonstrated_training_is_on_the_card_and_stays_there(folder: Path, tmp_path: Path) -> None:
+    policy = folder / "sft" / "policy"
+    assert load_quest(policy).card["evaluation"] == {"horizon": 16}
+    base = ("--base", policy, "--demos", folder / "demos.hdf5", *SFT)
+    assert run("sft", "--recipe", "smoke", *base, "--out", tmp_path / "sft") == 0  # the recipe says 24
+    assert load_quest(tmp_path / "sft" / "policy").card["evaluation"] == {"horizon": 16}
+
+
+def test_a_practice_horizon_beyond_the_end_of_episodes_is_refused_when_asked_for(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ("rl", "--recipe", "smoke", "--policy", folder / "sft" / "policy", *QUICK, "--out", tmp_path / "out")
+    assert run(*words, "--sampling.horizon=20") == 2
+    assert "sampling.horizon = 20 has no effect: episodes end after 16 steps" in capsys.readouterr().err
+    longer = toy_config(iterations=1, sim={"horizon": 0}, sampling={"horizon": 30}, eval={"trials": 1, "every": 0})
+    train_rl(longer, lively_policy(longer), tmp_path / "out")
+    assert settings(tmp_path / "out")["sampling.horizon"] == 30
+
+
+def test_greedy_actions_have_no_temperature(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"temperature = 0.5 has no effect in greedy mode"):
+        evaluate(folder / "sft" / "policy", "reach", greedy=True, temperature=0.5)

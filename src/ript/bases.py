@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ript.build import simulator_factory, task_keys
+from ript.build import horizons, simulator_factory, task_keys
 from ript.config import Config
 from ript.demos import collect as collecting
 from ript.errors import DataError, RunError
@@ -41,10 +41,11 @@ def base_folder(config: Config) -> Path:
 
 def base_fingerprint(config: Config) -> str:
     """What the base depends on, as 12 hex digits: threads and device too, for sums are rounded in another order."""
+    steps = horizons(config.sim, task_keys(config.sim, config.pretrain_tasks))
     parts = {
         "format": BASE_FORMAT,
         "tasks": config.pretrain_tasks,
-        "simulator": dataclasses.asdict(config.sim),
+        "simulator": dataclasses.asdict(config.sim) | {"horizon": sorted(set(steps.values()))},
         "demos": [config.demos.per_task, config.demos.noise, config.demos.every],
         "policy": {name: getattr(config.policy, name) for name in _POLICY},
         "sft": {

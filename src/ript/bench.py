@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from ript import children, machine
-from ript.build import Contexts, computing, make_env_pool, make_policy, simulator_factory, some_task_keys
+from ript.build import Contexts, computing, horizons, make_env_pool, make_policy, simulator_factory, some_task_keys
 from ript.config import Config
 from ript.errors import ConfigError, WorkerError
 from ript.interfaces import Simulator
@@ -282,7 +282,8 @@ def measure_stock(
             child.connection.close()
             child.join(10)
             child.kill()
-    horizon, looks = config.sim.horizon, -(-config.sim.horizon // policy.config.execute)
+    horizon = max(horizons(config.sim, some_task_keys(config)).values())
+    looks = -(-horizon // policy.config.execute)
     speeds = [stock_speed(part, horizon, looks) for part in parts]
     mean = {f"seconds_per_{name}": float(np.mean([p[name] for p in parts])) for name in parts[0]}
     return {"env_steps_per_second": sum(speeds), "processes": processes, "steps": processes * steps, **mean}

@@ -27,6 +27,7 @@ from ript.metrics import values
 from ript.report.checkpoint import write_checkpoint
 from ript.report.progress import status
 from ript.rl_start import learner as make_learner
+from ript.rl_start import practice_steps
 from ript.rollout.sampling import Collection, collect_groups
 from ript.settings import asked_for, settled
 from ript.types import Group, Status
@@ -107,7 +108,7 @@ def _collect(config: Config, contexts: Contexts, pool: EnvPool, groups: int, dyn
     return collect_groups(
         pool, contexts.training(0), group_size=config.sampling.group_size, quota=groups,
         max_attempts=max(groups, config.sampling.max_attempts), seed=(config.seed, 0), dynamic=dynamic,
-        horizon=dict.fromkeys(contexts.tasks, config.sampling.horizon or config.sim.horizon),
+        horizon=practice_steps(config, contexts.tasks),
     )  # fmt: skip
 
 

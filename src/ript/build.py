@@ -26,7 +26,7 @@ from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
 from ript.sims.metaworld_suite import camera_words, metaworld_spec, resolve_cameras
 from ript.sims.mujoco_rendering import ARMS
-from ript.sims.registry import SUITES, list_tasks
+from ript.sims.registry import SUITES, find_task, list_tasks
 from ript.sims.toy import CAMERA as TOY_CAMERA
 from ript.types import InitialState, SimulatorSpec, Split, Task
 
@@ -38,7 +38,9 @@ def simulator_settings(sim: SimConfig) -> dict[str, Any]:
         UnknownNameError: no such suite or camera.
     """
     _check_suite(sim)
-    settings: dict[str, Any] = {"horizon": sim.horizon, "image_size": sim.image_size}
+    settings: dict[str, Any] = {"image_size": sim.image_size}
+    if sim.horizon:  # else each task's own
+        settings["horizon"] = sim.horizon
     if sim.suite == "metaworld":
         resolve_cameras(sim.cameras)  # here already, not once in each worker
         settings |= {"cameras": sim.cameras, "arm": sim.arm}
@@ -59,12 +61,12 @@ def simulator_factory(sim: SimConfig) -> SimulatorFactory:
     return functools.partial(SUITES[sim.suite][0], **settings)
 
 
-def sim_config_of(policy: PostTrainable, horizon: int = 500) -> SimConfig:
+def sim_config_of(policy: PostTrainable, horizon: int = 0) -> SimConfig:
     """The simulator settings that a policy was trained with."""
     return sim_config_of_spec(policy.simulator, horizon)
 
 
-def sim_config_of_spec(spec: SimulatorSpec, horizon: int = 500) -> SimConfig:
+def sim_config_of_spec(spec: SimulatorSpec, horizon: int = 0) -> SimConfig:
     """The simulator settings that give this spec."""
     sizes = set(spec.cameras.values())
     if len(sizes) != 1 or len(set(next(iter(sizes)))) != 1:
@@ -112,6 +114,11 @@ def task_keys(sim: SimConfig, names: tuple[str, ...]) -> tuple[str, ...]:
             raise UnknownNameError(f"{sim.suite} task", name, known)
         keys.append(known[name].key)
     return tuple(keys)
+
+
+def horizons(sim: SimConfig, keys: Sequence[str]) -> dict[str, int]:
+    """Task key -> environment steps after which a rollout without success is a failure."""
+    return {key: sim.horizon or find_task(key).horizon for key in keys}
 
 
 def some_task_keys(config: Config) -> tuple[str, ...]:

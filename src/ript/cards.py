@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ript.config import Config
 
 SUPERVISED, PRACTICE = "supervised training", "interactive post-training"
 AUXILIARY = "auxiliary loss on object positions from the simulator"
+PROTOCOL = "evaluation"
 BASE = "base: "
 """Before the titles of what is said of the policy that this one was made from."""
 
@@ -15,7 +17,20 @@ BASE = "base: "
 def of_base(card: dict[str, Any]) -> None:
     """All that the card says is of the base from now on: how it was trained, and what it was measured to be worth."""
     for title in list(card):
-        card[BASE + title] = card.pop(title)
+        if title != PROTOCOL:
+            card[BASE + title] = card.pop(title)
+
+
+def horizon_in(card: Mapping[str, Any]) -> int:
+    """Environment steps after which a rollout of this policy is a failure; 0: the card leaves that to the task."""
+    said = card.get(PROTOCOL)
+    horizon = said.get("horizon") if isinstance(said, Mapping) else None
+    return horizon if isinstance(horizon, int) and horizon > 0 else 0
+
+
+def set_horizon(card: dict[str, Any], horizon: int) -> None:
+    """Say how the policy is to be measured; 0: with each task's own horizon."""
+    card[PROTOCOL] = {"horizon": horizon or "each task's own"}
 
 
 def begin_practice(card: dict[str, Any]) -> None:
@@ -38,6 +53,7 @@ def add_supervised(
         base_auxiliary: whether it was a part of the base's training.
     """
     of_base(card)
+    set_horizon(card, config.sim.horizon)
     card[SUPERVISED] = {
         "recipe": config.recipe,
         "demonstrations": demonstrations,

@@ -32,7 +32,7 @@ examples:
   ript doctor                                             is everything here that is needed?
   ript rl --recipe smoke --out runs/smoke                 a first try, in under a minute
   ript quickstart --target drawer-open-v3                 from nothing to a post-trained policy
-  ript eval --policy runs/smoke/policy --tasks reach --horizon 24
+  ript eval --policy runs/smoke/policy --tasks reach
 
 `ript COMMAND --help` shows the options and examples of a command."""
 
@@ -221,7 +221,7 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--videos", type=int, default=0, metavar="N", help="write videos of the first N states of each task")
     p.add_argument("--video-dir", default="eval-videos", metavar="DIR", help="where to (default eval-videos)")
     p.add_argument(
-        "--horizon", type=int, metavar="N", help="steps after which a trial is a failure (default: the suite's)"
+        "--horizon", type=int, metavar="N", help="steps after which a trial is a failure (default: the policy's)"
     )
     p.add_argument(
         "--workers", type=int, default=2, metavar="N", help="worker processes; 0 works in this process (default 2)"

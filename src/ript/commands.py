@@ -286,26 +286,23 @@ def evaluate(args: Namespace) -> Answer:
     from ript.evaluate import named_policy
     from ript.files import make_folder
     from ript.report.video import write_video
-    from ript.sims.registry import list_tasks
 
     if args.trials < 1:
         raise ConfigError(f"--trials must be at least 1, got {args.trials}")
     EvalConfig(trials=args.trials)
     rollout = RolloutConfig(workers=args.workers)
     name, policy = named_policy(args.policy)
-    sim = sim_config_of(policy)
-    names = task_names(replace(Config(), sim=sim), args.tasks)
-    horizon = (
-        args.horizon if args.horizon is not None else next(t.horizon for t in list_tasks() if t.suite == sim.suite)
-    )
+    names = task_names(replace(Config(), sim=sim_config_of(policy)), args.tasks)
     if args.videos:
         make_folder(args.video_dir)
     with saying_what_is_kept("nothing is kept of an evaluation; run it again"):
         result = measure(
             policy, names, trials=args.trials, seed=args.seed, greedy=args.greedy, temperature=args.temperature,
-            videos=args.videos, horizon=horizon, rollout=rollout,
+            videos=args.videos, horizon=args.horizon, rollout=rollout,
         )  # fmt: skip
     result = replace(result, policy=name)
+    steps = sorted(set(result.horizon.values()))
+    horizon = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}, each task's own"
     text = f"{name}, {result.mode}, seed {result.seed}, horizon {horizon}\n\n{eval_table(result)}"
     for task, state, outcome, frames in result.videos:
         write_video(Path(args.video_dir) / f"{task}__{state}__{outcome}.mp4", frames)

@@ -58,13 +58,14 @@ class SimConfig:
     """Names of the cameras that the policy sees."""
     image_size: int = 64
     """Height and width of the pictures in pixels."""
-    horizon: int = 500
-    """Environment steps after which a rollout without success is a failure."""
+    horizon: int = 0
+    """Environment steps after which a rollout without success is a failure; 0: as the policy was measured before, or
+    else as the suite says of the task (Meta-World: 500)."""
     arm: Literal["boxes", "mesh", "hidden"] = "boxes"
     """How the robot's arm is drawn (Meta-World): as boxes, as the stock meshes (3 times slower), or not at all."""
 
     def __post_init__(self) -> None:
-        _need(1 <= self.horizon <= 10**6, "sim.horizon", f"must be in 1..1000000, got {self.horizon}")
+        _need(0 <= self.horizon <= 10**6, "sim.horizon", f"must be in 0..1000000, got {self.horizon}")
         _need(8 <= self.image_size <= 1024, "sim.image_size", f"must be in 8..1024, got {self.image_size}")
         _need(len(self.cameras) >= 1, "sim.cameras", "at least one camera is needed")
         _need(len(set(self.cameras)) == len(self.cameras), "sim.cameras", f"named twice: {', '.join(self.cameras)}")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ript.build import Contexts, load_policy, make_env_pool, origin_of, sim_config_of, task_keys
+from ript.cards import horizon_in
 from ript.config import RolloutConfig, SimConfig, need_seed
 from ript.errors import ConfigError, SimulatorError
 from ript.interfaces import EnvPool, PostTrainable
@@ -82,6 +83,7 @@ def run_evaluation(
             tasks={task.name: tally([r.status for r in rs]) for task, rs in rollouts.items()},
             total=tally([r.status for rs in rollouts.values() for r in rs]),
             per_state={t.name: [(r.initial_state_id, r.status.value) for r in rs] for t, rs in rollouts.items()},
+            horizon={task.name: task.horizon for task in rollouts},
             videos=[
                 (t.name, r.initial_state_id, r.status.value, r.frames)
                 for t, rs in rollouts.items() for r in rs if r.frames is not None
@@ -180,7 +182,7 @@ def evaluate(
     greedy: bool = False,
     temperature: float | None = None,
     videos: int = 0,
-    horizon: int = 500,
+    horizon: int | None = None,
     rollout: RolloutConfig | None = None,
 ) -> EvalResult:
     """Success rate of a policy on test initial states: no policy was trained on them or chosen by them.
@@ -193,7 +195,8 @@ def evaluate(
         greedy: take the most likely sample.
         temperature: of sampling; the policy's own by default.
         videos: how many rollouts per task are kept as frames.
-        horizon: environment steps until a rollout counts as a failure.
+        horizon: environment steps until a rollout counts as a failure; by default that which the policy was trained or
+            measured with (its card says it), or else the task's own.
         rollout: workers and slots.
 
     Raises:
@@ -206,10 +209,14 @@ def evaluate(
     need_seed(seed, "seed")
     if not tasks:
         raise ConfigError("no task to evaluate on: name at least one")
+    if greedy and temperature is not None:
+        raise ConfigError(f"temperature = {temperature:g} has no effect in greedy mode: leave one of them out")
+    if horizon is not None and horizon < 1:
+        raise ConfigError(f"horizon must be at least 1 environment step, got {horizon}")
     name, loaded = named_policy(policy)
     if temperature is not None:
         loaded = loaded.configured(temperature=temperature)
-    sim = sim_config_of(loaded, horizon)
+    sim = sim_config_of(loaded, horizon or horizon_in(loaded.card))
     keys = task_keys(sim, (tasks,) if isinstance(tasks, str) else tuple(tasks))
     with Contexts(sim, keys, seed) as contexts:
         states = contexts.measured("test", trials, seed)

@@ -116,8 +116,10 @@ class Measurements:
         for result in results.values():
             self._log(result, at, "test")
         self.run.save_videos(stage, results[e.mode].videos)
+        steps = sorted({task.horizon for task in self.test})
+        within = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
         line = ", ".join(f"{mode} {r.total.successes}/{r.total.trials}" for mode, r in results.items())
-        status(f"  {stage} post-training, on test states: {line}")
+        status(f"  {stage} post-training, on test states, within {within} steps: {line}")
         return results
 
     def recorded(self) -> dict[str, EvalResult]:

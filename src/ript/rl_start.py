@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from ript.build import (
     Contexts,
     Origin,
     for_post_training,
+    horizons,
     load_policy,
     make_policy,
     origin_of,
     samples_as_published,
+    some_task_keys,
 )
+from ript.cards import set_horizon
 from ript.config import Config
 from ript.errors import ConfigError, RunError, SimulatorError
 from ript.evaluate import choose_temperature, own_decisions
@@ -29,7 +32,7 @@ from ript.report.checkpoint import list_checkpoints
 from ript.report.progress import status
 from ript.report.run import RunFolder, read_config
 from ript.report.trackers import require_trackers
-from ript.settings import Leaves, asked_for, leaves, nested, recorded, refuse_changes, settled
+from ript.settings import Leaves, asked_for, leaves, measured, nested, recorded, refuse_changes, settled
 from ript.train_sft import babble
 
 CALIBRATION = 24
@@ -39,24 +42,6 @@ IN_MEMORY = "a policy in memory"
 
 Start = Origin | PostTrainable | None
 """Where a policy is, a policy, or None for weights drawn from the seed."""
-
-
-def asked_to_run(
-    config: Config, policy: str | Path | PostTrainable | None, out: Path, resume: bool, asked: Iterable[str]
-) -> tuple[Config, Start, set[str], Leaves]:
-    """Configuration and start of a run, settings that somebody asked for, and those that change in one that goes on.
-
-    Raises:
-        RunError, ConfigError: see `train_rl`.
-        DependencyMissing: a tracker is not installed.
-    """
-    if resume:
-        config, start, changed = interrupted(out, config, asked)
-        return config, start, set(), changed
-    RunFolder.require_free(out)
-    require_trackers(config.trackers)
-    start = origin_of(policy) if isinstance(policy, str | Path) else policy
-    return config, start, asked_for(config, asked), {}
 
 
 def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config, Start, Leaves]:
@@ -99,22 +84,86 @@ def _with_absolute_paths(config: Config) -> Config:
     return replace(config, sampling=replace(config.sampling, demos=demos))
 
 
-def beginning(config: Config, start: Start, contexts: Contexts, asked: Collection[str]) -> tuple[Config, PostTrainable]:
-    """The policy that a run begins with, and the configuration with what is decided by it.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run begins or goes on with.
 
-    Args:
-        asked: settings that somebody asked for; see `settings.asked_for`.
+    Attributes:
+        config: complete; see `beginning` for what the policy decides.
+        start: where it comes from, for the record.
+        policy: what the run is given; None: it makes its own.
+        asked: settings that somebody wants; none of a run that goes on.
+        changed: settings that are others than when the run began.
+    """
+
+    config: Config
+    start: Start
+    policy: PostTrainable | None
+    asked: Collection[str] = ()
+    changed: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plan(
+    config: Config, policy: str | Path | PostTrainable | None, out: Path, resume: bool, asked: Iterable[str]
+) -> Plan:
+    """See `train_rl` for the arguments. Nothing is written.
 
     Raises:
-        PolicyError: there is none, or it cannot be read.
+        RunError: a new run where there is one, or one that cannot go on.
+        ConfigError, PolicyError, DependencyMissing: what was given cannot work.
+    """
+    if resume:
+        config, start, changed = interrupted(out, config, asked)
+        return Plan(config=config, start=start, policy=_opened(start), changed=changed)
+    RunFolder.require_free(out)
+    require_trackers(config.trackers)
+    start, wanted = origin_of(policy) if isinstance(policy, str | Path) else policy, asked_for(config, asked)
+    given = _opened(start)
+    return Plan(config=protocol(config, given, wanted), start=start, policy=given, asked=wanted)
+
+
+def _opened(start: Start) -> PostTrainable | None:
+    return load_policy(start.place) if isinstance(start, Origin) else start
+
+
+def protocol(config: Config, policy: PostTrainable | None, asked: Collection[str]) -> Config:
+    """The configuration with the horizons that episodes will have.
+
+    Raises:
+        ConfigError: a horizon of practice was asked for beyond that of the simulators.
+    """
+    config = config if policy is None else measured(config, policy, asked)
+    longest = max(horizons(config.sim, some_task_keys(config)).values())
+    if config.sampling.horizon <= longest:
+        return config
+    if "sampling.horizon" in asked:
+        raise ConfigError(
+            f"sampling.horizon = {config.sampling.horizon} has no effect: episodes end after {longest} steps "
+            "(sim.horizon); lower the one or raise the other"
+        )
+    return replace(config, sampling=replace(config.sampling, horizon=0))
+
+
+def beginning(plan: Plan, contexts: Contexts) -> tuple[Config, PostTrainable]:
+    """The policy that a run begins with, drawn from the seed when it is given none; and the configuration with what is
+    decided by it.
+
+    Raises:
         ConfigError: a setting was asked for that the policy cannot follow.
     """
-    if start is None:
-        fresh = make_policy(config, contexts.simulator(contexts.tasks[0]).spec, 0)
+    config, policy = plan.config, plan.policy
+    whose = "the policy"
+    if policy is None:
+        whose, fresh = "one without demonstrations", make_policy(config, contexts.simulator(contexts.tasks[0]).spec, 0)
         babble(fresh, config.seed)
-        return settled(config, fresh, asked, "one without demonstrations"), fresh
-    policy = load_policy(start.place) if isinstance(start, Origin) else start
-    return settled(config, policy, asked), policy
+        policy = fresh
+    set_horizon(policy.card, config.sim.horizon)
+    return settled(config, policy, plan.asked, whose), policy
+
+
+def practice_steps(config: Config, keys: Sequence[str]) -> dict[str, int]:
+    """Task key -> environment steps after which a rollout in practice is a failure, at most."""
+    return {key: min(config.sampling.horizon or steps, steps) for key, steps in horizons(config.sim, keys).items()}
 
 
 def learner(config: Config, start: PostTrainable, contexts: Contexts, *, calibrate: bool) -> PostTrainable:

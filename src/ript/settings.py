@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ript import recipes
+from ript.cards import horizon_in
 from ript.config import Config
 from ript.errors import ConfigError
 
@@ -179,6 +180,14 @@ def settled(config: Config, policy: PostTrainable, asked: Collection[str], whose
 
 def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def measured(config: Config, policy: PostTrainable, asked: Collection[str]) -> Config:
+    """The configuration with the horizon that the policy was measured with before, when nobody asked for another."""
+    horizon = horizon_in(policy.card)
+    if not horizon or "sim.horizon" in asked:
+        return config
+    return dataclasses.replace(config, sim=dataclasses.replace(config.sim, horizon=horizon))
 
 
 def shown(config: Config, sim: Mapping[str, Any], asked: Collection[str]) -> Config:

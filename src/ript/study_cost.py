@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ript.build import Contexts, computing, make_env_pool, make_policy, some_task_keys, update_settings
+from ript.build import Contexts, computing, horizons, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config import Config
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, update
@@ -129,12 +129,13 @@ def cost(study: Study, seeds: Sequence[int], done: Collection[tuple[str, int]] =
     rollouts = env_steps = decisions = 0
     for c in runs:
         s = c.sampling
-        horizon = s.horizon or c.sim.horizon
+        steps = max(horizons(c.sim, some_task_keys(c)).values())
+        horizon = min(s.horizon or steps, steps)
         practice = c.iterations * s.max_attempts * s.group_size + calibration_rollouts(c)
         validations = c.iterations // c.eval.every if c.eval.every else 0
         measured = len(c.tasks) * (4 * c.eval.trials + validations * c.eval.every_trials)
         rollouts += practice + measured
-        env_steps += practice * horizon + measured * c.sim.horizon
+        env_steps += practice * horizon + measured * steps
         each = math.ceil(horizon / speed.execute)
         kept = min(each, c.learn.max_decisions or each)
         decisions += c.iterations * s.groups * s.group_size * kept * c.learn.epochs

@@ -90,12 +90,13 @@ def _practice(c: Config, on_demonstrated: bool) -> dict[str, str]:
     s = c.sampling
     states = f"{s.contexts} of each task" if s.contexts else "new ones in every iteration"
     accepted, tried = s.groups * s.group_size, s.max_attempts * s.group_size
+    steps = s.horizon or c.sim.horizon or "each task's own"
     temperature = "chosen by entropy" if c.policy.entropy else f"{c.policy.temperature:g}"
     return {
         "iterations": str(c.iterations),
         "rollouts in groups with a signal": f"{accepted} out of at most {tried}",
         "initial states": "those of the demonstrations" if on_demonstrated else states,
-        "horizon": f"{s.horizon or c.sim.horizon}{', or less where successes are short' if s.horizon_margin else ''}",
+        "horizon": f"{steps}{', or less where successes are short' if s.horizon_margin else ''}",
         "token among the likeliest": str(c.policy.top_k or "all"),
         "temperature": temperature,
     }

@@ -24,7 +24,7 @@ from ript.metrics import values
 from ript.report.progress import status
 from ript.report.run import RunFolder
 from ript.rl_measure import Measurements, Progress, iteration_line
-from ript.rl_start import asked_to_run, beginning, document, learner, solved_by_nothing, to_stay_near
+from ript.rl_start import beginning, document, learner, plan, practice_steps, solved_by_nothing, to_stay_near
 from ript.rollout.sampling import Collection, collect_groups, practice_horizons
 from ript.types import EvalResult
 
@@ -80,21 +80,21 @@ def train_rl(
         RunError: `out` is in use, holds another run, or cannot be resumed.
     """
     out = expanded(out)
-    config, start, wanted, changed = asked_to_run(config, policy, out, resume, asked)
-    keys = some_task_keys(config)
+    given = plan(config, policy, out, resume, asked)
+    config, keys = given.config, some_task_keys(given.config)
     with (  # threads before anything is computed: sums depend on their order
         computing(config.device, config.learn.threads) as device,
         Contexts(config.sim, keys, config.seed, config.sampling.demos) as contexts,
     ):
         next(contexts.training(0, config.sampling.contexts, config.sampling.context_noise))  # can there be any?
-        config, policy = beginning(config, start, contexts, wanted)
+        config, policy = beginning(given, contexts)
         trained = learner(config, policy, contexts, calibrate=not (resume and (out / "start").exists())).to(device)
-        idle = {} if resume else solved_by_nothing(config, contexts)
+        record = document(config, trained, given.start, {} if resume else solved_by_nothing(config, contexts))
         with (  # workers that cannot start leave no run folder behind
             make_env_pool(config.sim, config.rollout, trained) as pool,
-            RunFolder.open(out) if resume else RunFolder.create(out, document(config, trained, start, idle)) as run,
+            RunFolder.open(out) if resume else RunFolder.create(out, record) as run,
         ):
-            run.change_settings(changed)
+            run.change_settings(given.changed)
             run.track(config.trackers)
             if not (run.path / "start").exists():
                 trained.save_pretrained(run.path / "start")
@@ -109,8 +109,8 @@ class _Run:
         learn = config.learn
         self.optimiser = make_optimiser(policy, learning_rate=learn.learning_rate, weight_decay=learn.weight_decay)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.longest = config.sampling.horizon or config.sim.horizon
-        self.at = Progress(horizons=dict.fromkeys(contexts.tasks, self.longest))
+        self.longest = practice_steps(config, contexts.tasks)
+        self.at = Progress(horizons=dict(self.longest))
         self.settings = update_settings(learn) | {"start": to_stay_near(config, run.path / "start")}
         self.measurements = Measurements(config, policy, contexts, run, pool)
 
@@ -205,7 +205,9 @@ class _Run:
         self.at.seconds = seconds
         margin = self.config.sampling.horizon_margin
         if margin:
-            self.at.horizons = practice_horizons(collection, self.at.horizons, margin=margin, longest=self.longest)
+            self.at.horizons = practice_horizons(
+                collection, self.at.horizons, margin=margin, longest=max(self.longest.values())
+            )
 
     def log(self, collection: Collection, metrics: dict[str, float]) -> None:
         sampled = {f"rollout/{k}": v for k, v in values(collection.metrics).items()}

@@ -40,6 +40,7 @@ from ript.report.trackers import require_trackers
 from ript.settings import (
     asked_for,
     leaves,
+    measured,
     nested,
     recorded,
     refuse_changes,
@@ -108,7 +109,7 @@ def train_sft(
         policy = load_quest(origin.place) if origin else new_policy(config, demo_set)
         windows = Windows(demo_set, policy.config.chunk)
         if origin:
-            config = settled(config, policy, wanted, "the base")
+            config = settled(measured(config, policy, wanted), policy, wanted, "the base")
         else:
             _set_statistics(policy, Statistics.of(windows), config.policy.standardise)
         policy.to(device).check_simulator(windows.spec)

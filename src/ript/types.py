@@ -333,6 +333,7 @@ class EvalResult:
         tasks: task name -> result.
         total: over all tasks.
         per_state: task name -> [(initial state id, status value)], in order.
+        horizon: task name -> environment steps after which a rollout without success was a failure.
         videos: [(task name, initial state id, status value, uint8 frames `[T, h, w, 3]`)].
         env_steps: environment steps spent.
         seconds: wall clock.
@@ -344,6 +345,7 @@ class EvalResult:
     tasks: Mapping[str, TaskResult]
     total: TaskResult
     per_state: Mapping[str, Sequence[tuple[str, str]]]
+    horizon: Mapping[str, int] = field(default_factory=dict)
     videos: Sequence[tuple[str, str, str, np.ndarray]] = ()
     env_steps: int = 0
     seconds: float = 0.0
@@ -358,6 +360,7 @@ class EvalResult:
             "policy": self.policy,
             "seed": self.seed,
             "mode": self.mode,
+            "horizon": dict(self.horizon),
             "tasks": {name: row(r) for name, r in self.tasks.items()},
             "total": row(self.total),
         }
@@ -377,4 +380,5 @@ class EvalResult:
             tasks={name: result(r) for name, r in data["tasks"].items()},
             total=result(data["total"]),
             per_state={name: [(state, status) for state, status in rows] for name, rows in per_state.items()},
+            horizon=data.get("horizon", {}),
         )
