@@ -371,6 +371,15 @@ def test_with_json_what_anything_prints_goes_to_stderr(monkeypatch, capfd) -> No
     assert {"from python", "from a library", "from a child"} <= set(err.splitlines())
 
 
+def test_a_file_in_the_current_folder_stands_for_no_package_however_the_command_is_started(
+    demos: Path, tmp_path: Path
+) -> None:
+    for name in ("h5py", "numpy", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('mine')", encoding="utf-8")
+    done = subprocess.run([*RIPT, "demos", "info", demos], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_rl_ends_with_before_after_and_where_to_look(rl: Path, printed: dict, capsys) -> None:
     assert printed["iterations"] == 4
     assert 4 * 4 * 4 <= printed["rollouts"] <= 4 * 16 * 4

@@ -159,8 +159,8 @@ def test_one_that_was_dropped_is_sent_what_it_lacks_when_the_run_goes_on(tmp_pat
         run.log(1, {"update/kl": 0.5})
         recording.fails_in = "log"
         run.log(2, {"update/kl": 0.25})
+        run.log_eval(2, measured(), states="validation")
         run.log(3, {"update/kl": 0.125})
-        run.log_eval(3, measured(), states="validation")
         run.save_checkpoint(3, {})
     recording.fails_in = ""
     with RunFolder.open(tmp_path) as run:
@@ -168,7 +168,7 @@ def test_one_that_was_dropped_is_sent_what_it_lacks_when_the_run_goes_on(tmp_pat
         run.load_checkpoint()
         run.log(4, {"update/kl": 0.0})
     assert [iteration for iteration, _ in recording.made[0].rows] == [1]
-    assert [iteration for iteration, _ in recording.made[1].rows] == [2, 3, 3, 4]
+    assert [iteration for iteration, _ in recording.made[1].rows] == [2, 3, 2, 4]
 
 
 def test_supervised_training_is_tracked_too_and_a_missing_package_is_told_before_it_begins(
