@@ -480,6 +480,37 @@ def pool_policy(pool: EnvPool) -> QuestPolicy:
     return pool._recorder.policy  # type: ignore[attr-defined]
 
 
+def test_the_best_policy_is_named_as_what_it_is_when_a_run_was_killed_after_it_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after iteration 1 was found the best and kept, before the next checkpoint; on another machine, validation
+    may then find less in it than before."""
+    config = toy_config()
+    evaluate, rates = measuring.run_evaluation, [1, 4, *[0] * 9]
+
+    def scripted(pool: EnvPool, states: dict[Task, Sequence[InitialState]], **settings: Any) -> dict[str, EvalResult]:
+        results = evaluate(pool, states, **settings)
+        (group,) = states.values()
+        if len(group) != config.eval.every_trials:
+            return results
+        good = rates.pop(0)
+        total = tally([Status.SUCCESS] * good + [Status.FAILURE] * (len(group) - good))
+        return {mode: dataclasses.replace(r, total=total, tasks={"reach-centre": total}) for mode, r in results.items()}
+
+    monkeypatch.setattr(measuring, "run_evaluation", scripted)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 2)
+        run(tmp_path / "run", config)
+    first = read_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    assert first.iteration == 1 and first.state["progress"]["best_iteration"] == 0
+    resumed = train_rl(Config(), None, tmp_path / "run", resume=True)
+    assert json.loads((resumed.folder / "result.json").read_text())["policy_iteration"] == 1
+    policy = load_policy(resumed.policy)
+    assert all(torch.equal(policy.weights()[name], tensor) for name, tensor in first.state["weights"].items())
+    assert policy.card["interactive post-training"]["iteration"] == 1
+    assert policy.card["choice on validation states"] == {"iteration": 1, "success": 0.8, "success, reach-centre": 0.8}
+
+
 def test_without_validation_the_last_policy_is_the_result(tmp_path: Path) -> None:
     result = run(tmp_path / "run", toy_config(iterations=2, eval={"every": 0}))
     newest = read_checkpoint(list_checkpoints(result.folder / "checkpoints")[-1]).state["weights"]

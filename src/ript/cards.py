@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from ript.config import Config
 
 SUPERVISED, PRACTICE = "supervised training", "interactive post-training"
 AUXILIARY = "auxiliary loss on object positions from the simulator"
-PROTOCOL = "evaluation"
+PROTOCOL, VALIDATION = "evaluation", "choice on validation states"
 BASE = "base: "
 """Before the titles of what is said of the policy that this one was made from."""
 
@@ -35,8 +36,22 @@ def set_horizon(card: dict[str, Any], horizon: int) -> None:
 
 def begin_practice(card: dict[str, Any]) -> None:
     """Post-training begins: what an earlier one has made and measured is the base's."""
-    if PRACTICE in card:
+    if PRACTICE in card or VALIDATION in card:
         of_base(card)
+
+
+def set_validation(card: dict[str, Any], iteration: int, rate: float, rates: Mapping[str, float]) -> None:
+    """Say which iteration of practice a policy is, and its success on validation states, in all and of each task."""
+    card[VALIDATION] = {"iteration": iteration, "success": rate} | {f"success, {t}": r for t, r in rates.items()}
+
+
+def validation_in(card: Mapping[str, Any]) -> tuple[int, float, dict[str, float]] | None:
+    """What `set_validation` said: iteration, success in all and of each task; None when nothing was."""
+    said = card.get(VALIDATION)
+    if not isinstance(said, Mapping):
+        return None
+    rates = {name.removeprefix("success, "): r for name, r in said.items() if name.startswith("success, ")}
+    return said["iteration"], said["success"], {task: math.nan if r is None else r for task, r in rates.items()}
 
 
 def add_supervised(

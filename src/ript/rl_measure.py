@@ -143,15 +143,26 @@ class Measurements:
                 at.best_of_task[task] = (rate, at.iteration)
         if result.total.rate >= at.best_success:
             at.best_success, at.best_iteration, at.kept_of_task = result.total.rate, at.iteration, rates
+            cards.set_validation(self.policy.card, at.iteration, result.total.rate, rates)
             with self.run.replace(self.run.best) as folder:
                 self.policy.save_pretrained(folder)
         return time.perf_counter() - began
+
+    def remember_best(self, at: Progress) -> None:
+        """Of a run that goes on: the best policy is the one in the folder, which a killed run may have replaced after
+        its last checkpoint, and which says itself what it is."""
+        if at.best_success >= 0:
+            found = cards.validation_in(load_policy(self.run.best).card)
+            if found is not None:  # kinds of policies need not keep their card
+                at.best_iteration, at.best_success, at.kept_of_task = found
 
     def choose_best(self, at: Progress) -> None:
         """The policy with the highest validation success, the one from before practice included; the last one without
         validation. Tells which tasks it is not the best policy for."""
         if at.best_success >= 0 and at.best_iteration != at.iteration:
-            self.policy.load_weights(load_policy(self.run.best).weights())
+            best = load_policy(self.run.best)
+            self.policy.load_weights(best.weights())
+            self.policy.card[cards.VALIDATION] = best.card.get(cards.VALIDATION)
         else:
             at.best_iteration = at.iteration
         if at.best_success >= 0 and at.best_iteration == 0 < at.iteration:
@@ -175,7 +186,6 @@ class Measurements:
 
     def write_policy(self, before: Mapping[str, EvalResult], after: Mapping[str, EvalResult], at: Progress) -> None:
         """The run's result, with a model card that says how it was made and what it is worth."""
-        cards.begin_practice(self.policy.card)
         self.policy.card[cards.PRACTICE] = {
             "recipe": self.config.recipe, "tasks": ", ".join(self.config.tasks), "seed": self.config.seed,
             "iteration": at.best_iteration, "rollouts": at.rollouts, "environment steps": at.env_steps,

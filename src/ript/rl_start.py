@@ -22,7 +22,7 @@ from ript.build import (
     samples_as_published,
     some_task_keys,
 )
-from ript.cards import set_horizon
+from ript.cards import begin_practice, set_horizon
 from ript.config import Config
 from ript.errors import ConfigError, RunError, SimulatorError
 from ript.evaluate import choose_temperature, own_decisions
@@ -157,6 +157,7 @@ def beginning(plan: Plan, contexts: Contexts) -> tuple[Config, PostTrainable]:
         whose, fresh = "one without demonstrations", make_policy(config, contexts.simulator(contexts.tasks[0]).spec, 0)
         babble(fresh, config.seed)
         policy = fresh
+    begin_practice(policy.card)
     set_horizon(policy.card, config.sim.horizon)
     return settled(config, policy, plan.asked, whose), policy
 

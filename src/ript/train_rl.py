@@ -245,4 +245,5 @@ class _Run:
         self.optimiser.load_state_dict(found.state["optimiser"])
         self.generator.set_state(found.state["generator"])
         self.at = replace(self.at, **found.state["progress"])
+        self.measurements.remember_best(self.at)
         status(f"  going on from iteration {self.at.iteration}")
