@@ -12,6 +12,7 @@ import pytest
 from disks import as_ordinary_user, modes, mounted, open_to_all, umask
 
 from ript import files
+from ript.disk import cannot_read
 from ript.errors import DataError, PolicyError, RunError
 
 
@@ -248,8 +249,14 @@ def test_the_longest_name_that_a_file_system_takes_can_be_written(tmp_path):
 # ------------------------------------------------------------------ modes
 
 
+@pytest.mark.parametrize("refused", [False, True], ids=["chmod", "no chmod"])
 @pytest.mark.parametrize("mask, file, folder", [(0o002, 0o664, 0o775), (0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
-def test_everything_gets_the_modes_of_the_umask_whoever_makes_the_file(tmp_path, mask, file, folder):
+def test_everything_gets_the_umasks_modes_whoever_makes_the_file(tmp_path, monkeypatch, mask, file, folder, refused):
+    def chmod(*args: object, **settings: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if refused:
+        monkeypatch.setattr(os, "chmod", chmod)
     with umask(mask):
         with files.atomic_folder(tmp_path / "policy") as new:
             (new / "config").write_text("plain")
@@ -310,7 +317,7 @@ def test_every_error_of_the_system_keeps_its_path_and_has_a_remedy(tmp_path, mon
             files.write_text(tmp_path / "page", "text")
         where, _, remedy = str(caught.value).partition("page: ")
         assert where == f"cannot write {tmp_path}/" and (": " in remedy or "moved or deleted" in remedy)
-        assert str(files.cannot_read("weights", OSError(number, "why"))).startswith("weights cannot be read: ")
+        assert str(cannot_read("weights", OSError(number, "why"))).startswith("weights cannot be read: ")
     assert os.listdir(tmp_path) == []
 
 

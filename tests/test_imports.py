@@ -14,6 +14,7 @@ PACKAGE = Path(ript.__file__).parent
 
 LAYERS = [
     {"errors"},
+    {"disk"},
     {"files", "metrics", "types", "streams", "machine", "statistics"},
     {"children", "interfaces", "places"},
     {"demos", "sims", "policies", "rollout", "learn", "report"},  # meet in types and interfaces, not in each other

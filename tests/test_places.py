@@ -14,6 +14,7 @@ from toy_runs import toy_config
 from ript.bases import base_folder, make_base
 from ript.errors import RunError
 from ript.places import cache_folder, cache_trouble
+from ript.quickstart import quickstart
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,7 @@ NOWHERE = """
 import os
 from ript.errors import RunError
 from ript.places import cache_folder, cache_trouble
+from ript.quickstart import quickstart
 os.setuid(54321)
 try:
     print(cache_folder())
@@ -84,3 +86,10 @@ def test_a_cache_that_cannot_be_written_names_the_variable_before_anything_is_ma
     with pytest.raises(RunError, match=r"is a file.*set RIPT_CACHE to a folder"):
         make_base(config, base_folder(config))
     assert "set RIPT_CACHE" in cache_trouble()
+
+
+def test_a_quickstart_without_a_place_for_its_cache_takes_no_folder(bare, tmp_path):
+    bare.setenv("HOME", "relative")
+    with pytest.raises(RunError, match="set RIPT_CACHE to a folder"):
+        quickstart(config=toy_config(), out=tmp_path / "out")
+    assert os.listdir(tmp_path) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import ript
 from ript import train_rl
 from ript.build import Contexts, load_policy
 from ript.cli import main, make_parser
+from ript.disk import unexpected
 from ript.errors import RunError
 
 ROOT = Path(__file__).parent.parent
@@ -120,6 +122,13 @@ def test_a_deleted_current_folder_is_named_and_full_paths_do_not_need_it(
             train_rl(config, tmp_path / "policy", "run")
         assert train_rl(config, tmp_path / "policy", tmp_path / "run").policy == tmp_path / "run" / "policy"
         os.chdir(tmp_path)
+
+
+def test_an_error_of_the_system_that_nobody_expected_has_its_path_and_a_remedy(tmp_path: Path) -> None:
+    for number in errno.errorcode:
+        said = unexpected(OSError(number, os.strerror(number), str(tmp_path / "x")))
+        assert said.startswith(f"{tmp_path / 'x'} cannot be used: ") and not said.endswith(": ")
+    assert unexpected(OSError(errno.EIO, "Input/output error")) == "Input/output error"
 
 
 # ---------------------------------------------------------------------- make

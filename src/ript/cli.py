@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ript import streams
+from ript.disk import unexpected
 from ript.errors import ConfigError, RiptError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -337,10 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RiptError as error:
         return _fail(f"error: {error}", error.exit_code, "--debug" in words)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        if isinstance(error, FileNotFoundError) and not where and not os.path.exists(os.curdir):
-            where = "the current folder was deleted (change to one that exists with cd): "
-        return _fail(f"error: {where}{error.strerror or error}", 1, "--debug" in words)
+        return _fail(f"error: {unexpected(error)}", 1, "--debug" in words)
 
 
 def _run(words: list[str]) -> int:

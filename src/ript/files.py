@@ -7,6 +7,7 @@ is not needed any more) is tried and never ends work.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import re
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from ript.disk import cannot_read, reading, writing
 from ript.errors import DataError, RiptError, RunError
 
 _TEMPORARY = ".tmp"
@@ -27,93 +29,9 @@ _LONGEST_NAME = 255 - len("..01234567.tmp")
 """Bytes of a file's name, so that its temporary one fits into what file systems allow."""
 _ATTEMPTS = 100
 
-_REMEDIES = {
-    errno.ENOSPC: "the disk is full: free some space, or write to another disk",
-    errno.EDQUOT: "the disk quota is used up: free some space, or write to another disk",
-    errno.EFBIG: "the file would be larger than is allowed there: write to another disk",
-    errno.EROFS: "the file system is read-only: write somewhere else",
-    errno.EACCES: "permission denied: make it writable for this user, or write somewhere else",
-    errno.EPERM: "permission denied: make it writable for this user, or write somewhere else",
-    errno.EIO: "the disk reports an input/output error: check it, or write to another disk",
-    errno.ESTALE: "the network file system lost it (stale file handle): mount it again, or write to another disk",
-    errno.ENOENT: "the folder is not there: was it moved or deleted meanwhile, or can none be made there?",
-    errno.ENOTDIR: "a part of this path is a file, not a folder: write somewhere else",
-    errno.EISDIR: "it is a folder: name a file in it",
-    errno.EEXIST: "something of that name is in the way: move it, or write somewhere else",
-    errno.ENOTEMPTY: "something of that name is in the way: move it, or write somewhere else",
-    errno.EBUSY: "the system uses it (a mount point?): write somewhere else",
-    errno.EXDEV: "the file system cannot rename there: write to another disk",
-    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
-    errno.ELOOP: "its symbolic links lead in a circle: remove them, or write somewhere else",
-    errno.EMFILE: "too many files are open: raise the limit (ulimit -n), or use fewer --workers",
-    errno.ENFILE: "too many files are open on this machine: close programs",
-}
-_READ_REMEDIES = {
-    errno.EACCES: "permission denied: let this user read it (chmod, chown), or copy it",
-    errno.EPERM: "permission denied: let this user read it (chmod, chown), or copy it",
-    errno.EIO: "the disk reports an input/output error: check it, and try again",
-    errno.ESTALE: "the network file system lost it (stale file handle): mount it again, and try again",
-    errno.EISDIR: "it is a folder: name a file",
-    errno.ENOTDIR: "a part of this path is a file, not a folder",
-    errno.ENOENT: "it is not there",
-    errno.ENOLCK: "the file system has no locks: copy it to another disk",
-    **{number: _REMEDIES[number] for number in (errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP)},
-}
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY}
 """What file systems answer that cannot flush; none of them is about data that was lost."""
 _LFS = b"version https://git-lfs.github.com/spec/"
-
-
-# ------------------------------------------------------------------ errors of the disk
-
-
-def number_in(error: BaseException) -> int | None:
-    """The system's error number, which HDF5 and safetensors only have in their message."""
-    if isinstance(error, OSError) and error.errno:
-        return error.errno
-    found = re.search(r"\b(?:os error|errno =|Errno) (\d+)", str(error))
-    return int(found[1]) if found else None
-
-
-def refused(error: BaseException) -> bool:
-    """Whether the system did not let a file be read; else its content was what a library could not make sense of."""
-    return number_in(error) not in (None, 0, errno.EINVAL, errno.EOVERFLOW)
-
-
-def cannot_write(path: str | Path, error: OSError, raises: type[RiptError] = RunError) -> RiptError:
-    """The error to raise when `path` could not be written: says where, what and what to do."""
-    what = _REMEDIES.get(number := number_in(error) or 0)
-    if what is None:
-        what = f"{os.strerror(number) if number else error.strerror or error}: write somewhere else"
-    return raises(f"cannot write {path}: {what} (nothing half-written was left there)")
-
-
-def cannot_read(path: str | Path, error: BaseException, raises: type[RiptError] = DataError) -> RiptError:
-    """The error to raise when the system does not let `path` be read; its content may well be whole."""
-    what = _READ_REMEDIES.get(number := number_in(error) or 0)
-    if what is None:
-        what = f"{os.strerror(number) if number else error}: try again, or copy it to another disk"
-    return raises(f"{path} cannot be read: {what}")
-
-
-@contextmanager
-def writing(path: str | Path, raises: type[RiptError] = RunError) -> Iterator[None]:
-    """Turn an error of the disk raised inside into one about `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(path, error, raises) from error
-
-
-@contextmanager
-def reading(path: str | Path, raises: type[RiptError] = DataError) -> Iterator[None]:
-    """Turn an error of the disk raised inside into one about `path`; a file that is not there stays that."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise cannot_read(path, error, raises) from error
 
 
 # ------------------------------------------------------------------ names
@@ -397,11 +315,19 @@ def _flush(path: Path) -> None:
 
 def _widen(path: Path, mode: int) -> None:
     """Give a file what `mode` lets others do with files: some libraries make theirs for the owner alone."""
-    with suppress(OSError):
-        has = stat.S_IMODE(path.stat().st_mode)
-        wanted = has | (mode & 0o666)
-        if wanted != has:
-            path.chmod(wanted)
+    has = stat.S_IMODE(path.stat().st_mode)
+    wanted = has | (mode & 0o666)
+    if wanted == has:
+        return
+    try:
+        path.chmod(wanted)
+    except OSError:  # no modes can be changed there: but a new file gets the right one
+        copy = _beside(path, _TEMPORARY)
+        try:
+            shutil.copyfile(path, copy)
+            os.replace(copy, path)
+        finally:
+            remove(copy)
 
 
 # ------------------------------------------------------------------ reading
@@ -449,4 +375,4 @@ def read_text(path: str | Path, raises: type[RiptError] = DataError) -> str:
         data = Path(path).read_bytes()
     if data.startswith(_LFS):
         require_content(path, raises)
-    return data.decode("utf-8-sig")
+    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")

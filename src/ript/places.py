@@ -7,8 +7,9 @@ import pwd
 import tempfile
 from pathlib import Path
 
+from ript.disk import cannot_write
 from ript.errors import RunError
-from ript.files import cannot_write, expanded
+from ript.files import expanded
 
 CACHE = "RIPT_CACHE"
 """Environment variable: the folder in which pre-trained bases are kept."""

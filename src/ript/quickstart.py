@@ -82,17 +82,17 @@ def quickstart(
     if not keys:
         raise ConfigError("no target task: give --target")
     config = replace(with_tasks(config, tuple(key.partition("/")[2] for key in keys)), seed=seed)
-    folder = make_folder(output_folder(config, fresh, out))
-    with locked(folder):
-        return _Quickstart(config, keys, fresh, folder).go()
+    folder = output_folder(config, fresh, out)
+    base = folder / "base" if fresh else base_folder(config)  # first: without a home there is no cache
+    with locked(make_folder(folder)):
+        return _Quickstart(config, keys, fresh, folder, base).go()
 
 
 class _Quickstart:
     """The stages, each of which is skipped or goes on where it was when an earlier call had begun it."""
 
-    def __init__(self, config: Config, keys: tuple[str, ...], fresh: bool, folder: Path):
-        self.config, self.keys, self.folder = config, keys, folder
-        self.base = folder / "base" if fresh else base_folder(config)
+    def __init__(self, config: Config, keys: tuple[str, ...], fresh: bool, folder: Path, base: Path):
+        self.config, self.keys, self.folder, self.base = config, keys, folder, base
         self.record = _record(config, fresh)
         if (folder / RECORD).exists():
             self.record = _recorded(folder)

@@ -325,15 +325,16 @@ def test_a_run_writes_everything_with_the_modes_of_the_umask(tmp_path):
     assert {mode for name, mode in found.items() if (run.path / name).is_dir()} == {0o775}
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EPERM, errno.EIO], ids=errno.errorcode.get)
 def test_a_file_system_without_locks_is_used_with_a_warning_and_still_knows_its_own_processes(
-    tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys, number
 ):
     def flock(handle: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with make(tmp_path) as run:
-        assert f"{tmp_path} cannot be locked (No locks available): see to it" in capsys.readouterr().err
+        assert f"{tmp_path} cannot be locked ({os.strerror(number)}): see to it" in capsys.readouterr().err
         with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
             RunFolder.open(tmp_path)
     gone = subprocess.Popen(["true"])

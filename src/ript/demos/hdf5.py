@@ -31,8 +31,9 @@ import h5py
 import numpy as np
 
 from ript.demos.records import Demo
+from ript.disk import cannot_read, reading, refused
 from ript.errors import DataError
-from ript.files import cannot_read, expanded, reading, refused, require_content
+from ript.files import expanded, require_content
 from ript.types import InitialState, SimulatorSpec, Task
 
 FORMAT = "ript-demos"

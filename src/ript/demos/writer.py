@@ -15,8 +15,9 @@ import h5py
 
 from ript.demos.hdf5 import FORMAT, FORMAT_VERSION, plain_spec, uninterrupted
 from ript.demos.records import Demo
+from ript.disk import cannot_write
 from ript.errors import DataError
-from ript.files import atomic_file, cannot_write, expanded
+from ript.files import atomic_file, expanded
 from ript.places import require_replaceable
 from ript.types import SimulatorSpec
 

@@ -19,21 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ript.disk import cannot_read, cannot_write, number_in, reading, refused, writing
 from ript.errors import PolicyError
-from ript.files import (
-    atomic_folder,
-    cannot_read,
-    cannot_write,
-    encoded,
-    is_leftover,
-    number_in,
-    read_text,
-    reading,
-    refused,
-    require_content,
-    utf8_name,
-    writing,
-)
+from ript.files import atomic_folder, encoded, is_leftover, read_text, require_content, utf8_name
 from ript.types import SimulatorSpec
 
 FORMAT = 1

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from ript.disk import cannot_read, reading, refused
 from ript.errors import PolicyError
-from ript.files import cannot_read, reading, refused, require_content
+from ript.files import require_content
 
 
 class Inert:

@@ -27,8 +27,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ript.disk import cannot_read, number_in
 from ript.errors import DataError, RunError
-from ript.files import atomic_folder, cannot_read, number_in, utf8_name
+from ript.files import atomic_folder, utf8_name
 from ript.report.files import read_json
 
 FORMAT = 1

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ript.disk import reading, writing
 from ript.errors import DataError, RiptError
-from ript.files import encoded, read_text, reading, sync, write_text, writing
+from ript.files import encoded, read_text, sync, write_text
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

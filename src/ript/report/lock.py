@@ -11,13 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ript.disk import writing
 from ript.errors import DataError, RunError
-from ript.files import writing
 from ript.report.files import now, read_json, write_json
 from ript.report.progress import status
-
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-"""What `flock` answers on file systems without locks, such as some network ones."""
 
 
 class Lock:
@@ -60,7 +57,8 @@ def require_unlocked(path: Path) -> None:
 def acquire(path: Path, *, wait: bool = False) -> Lock:
     """Take the folder's lock: at once or not at all, unless told to `wait`.
 
-    On a file system without locks, `.owner.json` is all that there is: a process that it names counts as the holder.
+    On a file system that refuses locks, as some network ones do, `.owner.json` is all that there is: a process that it
+    names counts as the holder.
 
     Raises:
         RunError: another process holds it; says which.
@@ -89,11 +87,7 @@ def _try(path: Path) -> Lock | None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(handle)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                return None
-            if error.errno not in _NO_LOCKS:
-                raise
-            return _without_locks(path, error)
+            return None if error.errno == errno.EWOULDBLOCK else _without_locks(path, error)
         except BaseException:
             os.close(handle)
             raise

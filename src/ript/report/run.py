@@ -29,20 +29,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ript import machine
+from ript.disk import cannot_write, reading, writing
 from ript.errors import DataError, RunError
-from ript.files import (
-    absolute,
-    atomic_folder,
-    cannot_write,
-    clean_leftovers,
-    encoded,
-    expanded,
-    make_folder,
-    reading,
-    remove,
-    write_text,
-    writing,
-)
+from ript.files import absolute, atomic_folder, clean_leftovers, encoded, expanded, make_folder, remove, write_text
 from ript.report.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
 from ript.report.files import append_line, dumps, now, read_json, read_lines, write_json
 from ript.report.lock import Lock, acquire, release

@@ -14,8 +14,9 @@ from typing import Any, get_args
 
 import torch
 
+from ript.disk import cannot_write, number_in
 from ript.errors import ConfigError, PolicyError, UnknownNameError
-from ript.files import atomic_file, cannot_write, expanded, number_in, read_text
+from ript.files import atomic_file, expanded, read_text
 from ript.places import require_replaceable
 from ript.policies.pth import load_pth
 from ript.policies.quest.config import QuestConfig, Sampling
