@@ -61,3 +61,5 @@ def test_more_shared_memory_than_there_is_of_any_is_an_error_before_the_kernel_e
     with pytest.raises(WorkerError, match=r"0.1 MiB.*0 MiB of memory are available.*--rollout.slots"):
         open_memory(100_000)
     os.close(open_memory(40_000))
+    monkeypatch.setattr("ript.machine.memory", lambda: Memory(total=80_000, available=0))
+    os.close(open_memory(4096))

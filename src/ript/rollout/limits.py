@@ -25,6 +25,9 @@ SHARED_FOLDER = Path("/dev/shm")
 PROBE = 64 * 2**20
 """Bytes of shared memory that a pool with central inference should find: 16 workers with 32 slots and two pictures."""
 
+ALWAYS = 2**16
+"""Bytes that are asked for without looking first: a container full of cached files has as many."""
+
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
@@ -108,7 +111,7 @@ def _no_room(size: int, problems: Sequence[str]) -> WorkerError:
 
 def _reserve(fileno: int, size: int) -> None:
     available = machine.memory().available
-    if size > available:  # nothing else limits the kernel's own memory: it would end processes to make room
+    if size > max(available, ALWAYS):  # nothing else limits the kernel's own memory: it would end processes to make room
         raise OSError(errno.ENOMEM, f"{available / 2**20:.0f} MiB of memory are available")
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(fileno, 0, size)
