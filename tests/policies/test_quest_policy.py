@@ -161,6 +161,18 @@ def test_every_row_needs_a_generator() -> None:
         make_policy().act(make_observation(3), generators(2))
 
 
+@pytest.mark.parametrize("broken", [math.inf, -math.inf, math.nan])
+def test_actions_that_are_not_finite_do_not_become_finite_by_being_clamped(broken: float) -> None:
+    policy = make_policy()
+    well = policy.act(make_observation(3), generators(3)).actions
+    with torch.no_grad():
+        policy.autoencoder.action_out.bias[1] = broken
+    actions = policy.act(make_observation(3), generators(3)).actions
+    assert np.abs(well).max() <= 1
+    assert not np.isfinite(actions[..., 1]).any()
+    np.testing.assert_array_equal(actions[..., 0], well[..., 0])
+
+
 # ---------------------------------------------------------------------- greedy, cache, top k
 
 

@@ -111,7 +111,7 @@ def _no_room(size: int, problems: Sequence[str]) -> WorkerError:
 
 def _reserve(fileno: int, size: int) -> None:
     available = machine.memory().available
-    if size > max(available, ALWAYS):  # nothing else limits the kernel's own memory: it would end processes to make room
+    if size > max(available, ALWAYS):  # nothing else limits the kernel's own: it would end processes to make room
         raise OSError(errno.ENOMEM, f"{available / 2**20:.0f} MiB of memory are available")
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(fileno, 0, size)

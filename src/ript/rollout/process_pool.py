@@ -230,7 +230,13 @@ class ProcessPool:
     # ------------------------------------------------------------------------------------------ workers
 
     def _worker(self, settings: Settings) -> WorkerProcess:
-        return WorkerProcess(settings, self._payload, self._timeout, self._layout)
+        return WorkerProcess(
+            settings,
+            self._payload,
+            pipe_timeout=self._timeout,
+            start_timeout=self._start_timeout,
+            layout=self._layout,
+        )
 
     def _receive(self) -> list[tuple[WorkerProcess, Any]]:
         """Messages of all workers; blocks until there are some, or until it is time to look for hung workers."""

@@ -38,6 +38,7 @@ class WorkerProcess:
     Args:
         settings, payload: what it is told, and starts from.
         pipe_timeout: seconds after which a message that stands still means that it hangs.
+        start_timeout: seconds that may pass until the process is there.
         layout: of the block that it will need, when that is known.
 
     Attributes:
@@ -47,7 +48,15 @@ class WorkerProcess:
         block: observations and actions (central inference), once it has asked for it.
     """
 
-    def __init__(self, settings: Settings, payload: bytes, pipe_timeout: float, layout: Layout | None = None):
+    def __init__(
+        self,
+        settings: Settings,
+        payload: bytes,
+        *,
+        pipe_timeout: float,
+        start_timeout: float,
+        layout: Layout | None = None,
+    ):
         self.settings = settings
         self.ready = False
         self.stopping: int | None = None
@@ -63,7 +72,13 @@ class WorkerProcess:
         self.memory.cell[0], self.memory.cell[1] = RESTING, time.monotonic()
         try:
             self.process = children.start(
-                main, settings, payload, files=[self.memory.fileno], preload=PRELOAD, send_timeout=pipe_timeout
+                main,
+                settings,
+                payload,
+                files=[self.memory.fileno],
+                preload=PRELOAD,
+                timeout=start_timeout,
+                send_timeout=pipe_timeout,
             )
         except BaseException:
             self.memory.close()

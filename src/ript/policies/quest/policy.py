@@ -198,7 +198,8 @@ class QuestPolicy(nn.Module):
         tokens, logits = self.generate(context, uniforms)
         density = logits.log_softmax(-1) if self.config.sampling == "published" else self._density(logits)
         log_prob = density.gather(-1, tokens[..., None])[..., 0]
-        actions = self.autoencoder.decode(tokens)[:, : self.config.execute].clamp(-1, 1)
+        decoded = self.autoencoder.decode(tokens)[:, : self.config.execute]
+        actions = torch.where(decoded.isinf(), torch.nan, decoded.clamp(-1, 1))  # clamped, infinity would look well
         kept = {"context": context} if self.config.rl_trains == "prior" else inputs
         return ActionChunk(
             actions=actions.cpu().numpy(),
