@@ -334,7 +334,10 @@ def test_an_error_of_the_disk_is_one_line_with_the_path(tmp_path: Path, capsys, 
 
     monkeypatch.setattr(commands, "show_tasks", full)
     assert run("tasks") == 1
-    assert capsys.readouterr().err == "ript: error: /mnt/run/x: No space left on device\n"
+    assert (
+        capsys.readouterr().err
+        == "ript: error: /mnt/run/x cannot be used: the disk is full: free some space, or write to another disk\n"
+    )
 
 
 def test_tracebacks_are_shown_with_debug_only(capsys) -> None:

@@ -77,10 +77,9 @@ def cannot_read(path: str | Path, error: BaseException, raises: type[RiptError] 
 def unexpected(error: OSError) -> str:
     """An error of the system that nobody has translated, with its path, as far as it has one, and a remedy."""
     if error.filename is not None:
-        where = (
-            os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else f"descriptor {error.filename}"
-        )
-        return str(cannot_read(where, error)).replace("cannot be read", "cannot be used", 1)
+        where = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
+        what = (_REMEDIES | _READ_REMEDIES).get(error.errno or 0, f"{error.strerror}: use another place")
+        return f"{where} cannot be used: {what}"
     if isinstance(error, FileNotFoundError) and not os.path.exists(os.curdir):
         return "the current folder was deleted: change to one that exists (cd)"
     return error.strerror or str(error)
