@@ -303,9 +303,9 @@ def _leave_to_parent() -> None:
 
 
 def _module_path() -> list[str]:
-    """`sys.path`, with the current folder by its name."""
-    folder = _folder()
-    return [path or folder for path in sys.path if path or folder]
+    """`sys.path`, with the current folder by its name. Import looks at nothing but strings."""
+    named = [path or _folder() for path in sys.path if isinstance(path, str)]
+    return [path for path in named if path]
 
 
 def _folder() -> str:
