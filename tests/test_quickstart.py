@@ -17,6 +17,7 @@ from ript.errors import ConfigError, RunError, UnknownNameError
 from ript.files import make_folder
 from ript.places import cache_folder
 from ript.quickstart import QuickstartResult, output_folder, quickstart
+from ript.report.files import write_json
 from ript.report.lock import locked
 
 CONFIG = toy_config(
@@ -172,6 +173,16 @@ def test_an_output_folder_that_holds_something_else_is_left_alone(
         quickstart(config=CONFIG, out=tmp_path / "out", seed=4)
     with locked(tmp_path / "out"), pytest.raises(RunError, match=r"out is in use by process"):
         quickstart(config=CONFIG, out=tmp_path / "out", seed=3)
+
+
+def test_how_rollouts_are_run_may_change_when_a_quickstart_goes_on(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "out")
+    asked = {"fresh": False, "finished": False, "seconds": {}}
+    write_json(folder / "quickstart.json", asked | {"config": CONFIG.to_json()})
+    others = replace(CONFIG, rollout=replace(CONFIG.rollout, workers=7, slots=3))
+    assert output_folder(others, False, folder) == folder
+    with pytest.raises(RunError, match="an interrupted quickstart with other settings"):
+        output_folder(replace(others, stop_at=0.5), False, folder)
 
 
 def test_an_empty_folder_will_do_and_without_out_one_under_runs_is_taken(

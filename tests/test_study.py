@@ -6,7 +6,12 @@ import math
 import os
 import re
 import shutil
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +29,7 @@ from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
 from ript.errors import ConfigError, DependencyMissing, NoSignalError, RunError, UnknownNameError
 from ript.files import make_folder
+from ript.report.files import write_json
 from ript.report.lock import locked
 from ript.report.run import read_config
 from ript.sft_cost import SupervisedSpeed, base_hours, measure_supervised, tuning_hours
@@ -392,9 +398,6 @@ def test_what_cannot_be_run_is_refused_before_anything_is_measured(
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     command = ["study", study, "--out", str(tmp_path / "out"), "--resume"]
     assert main([*command, "--seeds", "0"]) == 0  # all of it is done: nothing to measure
-    with locked(tmp_path / "out"):
-        assert main([*command, "--seeds", "0", "1"]) == 1
-    assert "out is in use by process" in capsys.readouterr().err
     monkeypatch.setenv("RIPT_CLIP", str(tmp_path))
     assert main(["study", study, "--out", str(tmp_path / "new"), "--policy.language=clip"]) == 1
     assert f"{tmp_path} has no config.json" in capsys.readouterr().err and not (tmp_path / "new").exists()
@@ -421,6 +424,92 @@ def test_a_base_is_not_begun_when_its_instructions_cannot_be_embedded(
     for why in found["failed"].values():
         assert f"cannot use the CLIP in {clip}" in why and why.endswith("fetch openai/clip-vit-base-patch32 again")
     assert not list(tmp_path.rglob("demos.hdf5"))
+
+
+def test_what_another_process_works_on_is_waited_for_and_the_rest_is_done_meanwhile(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The claim of the first cell is held here, as another process would, until the others are done."""
+    monkeypatch.setattr("ript.report.lock.POLL", 0.02)
+    out, waited = tmp_path / "out", threading.Event()
+    sleep = time.sleep
+
+    def noticed(seconds: float) -> None:
+        waited.set()
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", noticed)
+    with ThreadPoolExecutor(1) as other:
+        with locked(make_folder(out / ".claims" / "2-groups-seed0")):
+            write_json(out / "study.json", {"study": study, "scale": "small", "seeds": [0], "changes": {}})
+            running = other.submit(run_study, study, out, resume=True)
+            assert waited.wait(60)
+            done = [(out / f"{name}-seed0" / "result.json").exists() for name in ("2-groups", "3-groups", "seen")]
+            assert done == [False, True, True] and not running.done()
+        found = running.result(60)  # the process that held it has died
+    assert [row["cell"] for row in found["rows"]] == ["2 groups", "3 groups", "seen"] and not found["failed"]
+    said = capsys.readouterr().err
+    assert said.count("waiting for 1 cell that other processes work on") == 1
+
+
+def test_a_cell_that_failed_in_another_process_is_not_tried_again_by_this_one(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ript.report.lock.POLL", 0.02)
+    out, tried = tmp_path / "out", []
+    original = "ript.study.train_rl"
+
+    def failing(config: Config, policy: object, run: Path, **settings: object) -> None:
+        tried.append(run.name)
+        if run.name.startswith("2-groups"):  # meanwhile, elsewhere
+            (out / "seen-seed0.error.txt").write_text("RuntimeError: out of memory")
+        raise RuntimeError("out of disk")
+
+    monkeypatch.setattr(original, failing)
+    failed = run_study(study, out, seeds=[0])["failed"]
+    assert tried == ["2-groups-seed0", "3-groups-seed0"]
+    assert {name: why.split(": ")[1] for name, why in failed.items()} == {
+        "2-groups-seed0": "out of disk", "3-groups-seed0": "out of disk", "seen-seed0": "out of memory"
+    }  # fmt: skip
+
+
+TOGETHER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_study import STUDIES, run_study, toy_study
+STUDIES["toy"] = toy_study
+print(len(run_study("toy", sys.argv[2], resume=True)["rows"]))
+"""
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_that_work_on_a_study_do_each_cell_once_and_both_tell_all_of_it(tmp_path: Path) -> None:
+    out = make_folder(tmp_path / "out")
+    write_json(out / "study.json", {"study": "toy", "scale": "small", "seeds": [0], "changes": {}})
+    command = [sys.executable, "-c", TOGETHER, str(Path(__file__).parent), str(out)]
+    cache = os.environ | {"RIPT_CACHE": str(tmp_path / "cache")}
+    both = [subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=cache) for _ in range(2)]
+    told = [process.communicate(timeout=100) for process in both]
+    assert [process.returncode for process in both] == [0, 0] and [rows for rows, _ in told] == ["3\n", "3\n"], told
+    said = "".join(progress for _, progress in told)
+    for cell in ("2 groups", "3 groups", "seen"):
+        assert said.count(f"toy: {cell}, seed 0\n") == 1
+    assert said.count("  policy: 10 steps") == 1 and said.count("  finetune: 5 steps") == 1  # base and what cells share
+    assert not list(out.glob("*.error.txt")) and "| seen |" in (out / "table.md").read_text()
+
+
+def test_how_rollouts_are_run_is_each_processs_own_and_not_the_studys(
+    study: str, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    out = tmp_path / "out"
+    shutil.rmtree(out / "seen-seed0")
+    found = run_study(study, out, changes={"rollout.slots": ["3"]}, resume=True)
+    assert len(found["rows"]) == 3 and not found["failed"] and found["changes"] == {}
+    slots = [
+        read_config(out / f"{c}-seed0")["config"]["recipe_config"]["rollout"]["slots"] for c in ("seen", "2-groups")
+    ]
+    assert slots == [3, CONFIG.rollout.slots] and "Changed" not in (out / "table.md").read_text()
 
 
 @pytest.fixture(scope="module")

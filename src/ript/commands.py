@@ -328,7 +328,6 @@ def _run_folder(folder: Path) -> Path:
 
 def study(args: Namespace) -> Answer:
     from ript.files import read_text
-    from ript.report.lock import require_unlocked
     from ript.report.progress import status
     from ript.studies import STUDIES, get_study, with_simulator
     from ript.study import finished, record, require_languages, run_study, seeds_to_run, with_changes
@@ -347,7 +346,6 @@ def study(args: Namespace) -> Answer:
     done: set[tuple[str, int]] = set()
     if not args.dry_run:  # what cannot be run is refused before anything is measured
         seeds = record(chosen, Path(out), seeds, changes, args.resume)["seeds"]
-        require_unlocked(Path(out))
         done = finished(chosen, seeds, Path(out))
     chosen = replace(chosen, seeds=tuple(seeds))
     if len(done) < len(chosen.cells) * len(seeds):

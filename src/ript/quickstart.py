@@ -24,6 +24,7 @@ from ript.report.files import read_json, write_json
 from ript.report.lock import locked
 from ript.report.page import write_report
 from ript.report.progress import status
+from ript.settings import NEUTRAL, Leaves, among, leaves
 from ript.tables import change
 from ript.train_rl import RLResult, train_rl
 from ript.train_sft import replay_autoencoded
@@ -57,7 +58,7 @@ class QuickstartResult:
 def quickstart(
     target: str | None = None,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     fresh: bool = False,
     out: str | Path | None = None,
     config: Config | None = None,
@@ -68,7 +69,7 @@ def quickstart(
 
     Args:
         target: task to learn; the recipe's by default, which may be several. Each gets `demos.target` demonstrations.
-        seed: of everything but the base, which is shared by all seeds.
+        seed: of everything but the base, which is shared by all seeds; the recipe's by default.
         fresh: make the base in the output folder instead of using the cache.
         out: output folder; by default one under `runs/`.
         config: another recipe than `quickstart`.
@@ -81,7 +82,8 @@ def quickstart(
     keys = task_keys(config.sim, (target,) if target else config.tasks)
     if not keys:
         raise ConfigError("no target task: give --target")
-    config = replace(with_tasks(config, tuple(key.partition("/")[2] for key in keys)), seed=seed)
+    config = with_tasks(config, tuple(key.partition("/")[2] for key in keys))
+    config = config if seed is None else replace(config, seed=seed)
     folder = output_folder(config, fresh, out)
     base = folder / "base" if fresh else base_folder(config)  # first: without a home there is no cache
     with locked(make_folder(folder)):
@@ -95,7 +97,7 @@ class _Quickstart:
         self.config, self.keys, self.folder, self.base = config, keys, folder, base
         self.record = _record(config, fresh)
         if (folder / RECORD).exists():
-            self.record = _recorded(folder)
+            self.record = _recorded(folder) | {"config": config.to_json()}
             status(f"going on with {folder}")
         self.seconds: dict[str, float] = self.record["seconds"]
 
@@ -186,7 +188,16 @@ def _interrupted(folder: Path, config: Config, fresh: bool) -> bool:
         return False
     asked = _record(config, fresh)
     record = _recorded(folder)
-    return all(record.get(name) == asked[name] for name in ("config", "fresh", "finished"))
+    if not all(record.get(name) == asked[name] for name in ("fresh", "finished")):
+        return False
+    return _results_depend_on(record.get("config")) == _results_depend_on(asked["config"])
+
+
+def _results_depend_on(config: Any) -> Leaves | None:
+    """The settings but for those, such as the number of workers, that may be others when the quickstart goes on."""
+    if not isinstance(config, dict):
+        return None
+    return {name: value for name, value in leaves(config).items() if not among(NEUTRAL, name)}
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

@@ -1,15 +1,20 @@
-"""Run a study: every cell and seed, one after another, resumable; then one table and one report.
+"""Run a study: every cell and seed, resumable; then one table and one report.
+
+Several processes, of several machines that share the folder, may work on it: each cell is run once, by whichever comes
+to it first.
 
 out/study.json              what was asked for
 out/sft-HASH/               fine-tuned policies; cells that differ in post-training alone share them
 out/CELL-seedN/             a post-training run; its result.json says that it is done
 out/CELL-seedN.error.txt    why a cell failed; it is tried again by the next call with --resume
 out/table.md, report.html   made anew after every cell
+out/.claims/                what a process works on now: one lock for each cell and fine-tuned policy
 """
 
 from __future__ import annotations
 
 import re
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,18 +31,20 @@ from ript.places import cache_folder
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
 from ript.policies.language import embed
+from ript.report import lock
 from ript.report.files import read_json, write_json
-from ript.report.lock import locked
+from ript.report.lock import InUse, locked
 from ript.report.page import write_report
 from ript.report.progress import status
 from ript.report.run import read_config, read_rows
-from ript.settings import differing, leaves, refuse_unused, refuse_unused_stages
+from ript.settings import NEUTRAL, among, differing, leaves, refuse_unused, refuse_unused_stages
 from ript.studies import Cell, Scale, Study, get_study, with_simulator
 from ript.study_notes import finetunes
 from ript.study_table import markdown, study_table, summarise
+from ript.tables import count
 from ript.train_rl import train_rl
 
-RECORD = "study.json"
+RECORD, CLAIMS = "study.json", ".claims"
 
 
 def run_study(
@@ -49,15 +56,16 @@ def run_study(
     changes: Mapping[str, Sequence[str]] | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Run what is not done yet.
+    """Run what is not done yet, and wait for what other processes are running.
 
     Args:
         name: of `studies.STUDIES`.
         out: folder of the study.
         scale: "small" or "paper".
         seeds: instead of the study's own, or of those that are there; with `resume`, further ones are added.
-        changes: field -> words, in every cell; see `overrides`.
-        resume: `out` holds this study already.
+        changes: field -> words, in every cell; see `overrides`. Those that results do not depend on
+            (`settings.NEUTRAL`) are this process's own, and others may come with each call.
+        resume: `out` holds this study already; another process may be working on it.
 
     Returns:
         {"study", "scale", "seeds", "changes", "question", "expected", "shrunk", "differs", "rows", "cells", "failed",
@@ -68,19 +76,18 @@ def run_study(
         UnknownNameError: no such study or field.
         ConfigError: a value that cannot be, one of a field that the study varies, or a seed given twice.
         DependencyMissing: its simulator is not there.
-        RunError: `out` holds something else, or is in use.
+        RunError: `out` holds something else.
     """
     changes = changes or {}
     study = with_simulator(with_changes(get_study(name, scale), changes))
     folder = expanded(out)
     asked = record(study, folder, seeds_to_run(study, folder, seeds, resume), changes, resume)
-    study = replace(study, seeds=tuple(asked["seeds"]))
-    with locked(make_folder(folder)):
+    with locked(make_folder(folder), wait=True):  # others may have begun meanwhile
+        if (folder / RECORD).exists():
+            asked = record(study, folder, asked["seeds"], changes, resume)
         write_json(folder / RECORD, asked)
-        for cell, seed in _cells(study, asked["seeds"]):
-            if _run_cell(study, cell, seed, folder):
-                summary(study, asked, folder)
-        return summary(study, asked, folder)
+    _run_cells(study, asked["seeds"], folder)
+    return _summary_of_all(study, folder)
 
 
 def with_changes(study: Study, changes: Mapping[str, Sequence[str]]) -> Study:
@@ -89,17 +96,22 @@ def with_changes(study: Study, changes: Mapping[str, Sequence[str]]) -> Study:
         return study
     if "seed" in changes:
         raise ConfigError("seed: a study has several; give them with --seeds")
-    names = [overrides.SHORT.get(name, name) for name in changes]
+    names = [_long(name) for name in changes]
     cells = tuple(replace(cell, config=overrides.apply(cell.config, changes)) for cell in study.cells)
     for cell in cells:
         refuse_unused("study", cell.config, names)
     if not any(finetunes(cell.config) for cell in cells):
         refuse_unused_stages(names, base=False, targets=False)
     for name in changes:
-        values = [_value(cell.config, overrides.SHORT.get(name, name)) for cell in study.cells]
+        values = [_value(cell.config, _long(name)) for cell in study.cells]
         if any(value != values[0] for value in values):
             raise ConfigError(f"{name} is what the cells of {study.name} differ in ({values}), and cannot be set")
-    return replace(study, cells=cells, changed=tuple(f"{name} = {' '.join(words)}" for name, words in changes.items()))
+    told = tuple(f"{name} = {' '.join(words)}" for name, words in changes.items() if not among(NEUTRAL, _long(name)))
+    return replace(study, cells=cells, changed=told)
+
+
+def _long(name: str) -> str:
+    return overrides.SHORT.get(name, name)
 
 
 def checked_seeds(seeds: Sequence[int]) -> list[int]:
@@ -134,7 +146,7 @@ def record(
     Raises:
         RunError: the study cannot be run in that folder.
     """
-    words = {name: list(values) for name, values in changes.items()}
+    words = {name: list(values) for name, values in changes.items() if not among(NEUTRAL, _long(name))}
     asked: dict[str, Any] = {"study": study.name, "scale": study.scale, "seeds": list(seeds), "changes": words}
     there: list[int] = []
     if (folder / RECORD).exists():
@@ -187,6 +199,34 @@ def cell_folder(folder: Path, cell: Cell, seed: int) -> Path:
 # ------------------------------------------------------------------ one cell
 
 
+def _run_cells(study: Study, seeds: Sequence[int], folder: Path) -> None:
+    """All cells: those that are free here, one after another; those that others work on are waited for, and run here
+    if they stop before it is done. One that fails is not tried again, wherever that was."""
+    left, before, waiting = list(_cells(study, seeds)), _troubles(folder), False
+    while left:
+        busy = []
+        for cell, seed in left:
+            name = cell_folder(folder, cell, seed).name
+            try:
+                with locked(make_folder(folder / CLAIMS / name)):
+                    failed_elsewhere = _troubles(folder).get(name) != before.get(name)
+                    if not failed_elsewhere and _run_cell(study, cell, seed, folder):
+                        _summary_of_all(study, folder)
+            except InUse:
+                busy.append((cell, seed))
+        if len(busy) == len(left):
+            if not waiting:
+                status(f"{study.name}: waiting for {count(len(busy), 'cell')} that other processes work on")
+            waiting = True
+            time.sleep(lock.POLL)
+        left = busy
+
+
+def _troubles(folder: Path) -> dict[str, int]:
+    """Name of a cell's folder -> when its error was written, as a number that changes."""
+    return {path.name.removesuffix(".error.txt"): path.stat().st_mtime_ns for path in folder.glob("*.error.txt")}
+
+
 def _run_cell(study: Study, cell: Cell, seed: int, folder: Path) -> bool:
     """One run, unless it is done already; what goes wrong in it is written down and does not stop the others."""
     run = cell_folder(folder, cell, seed)
@@ -221,17 +261,27 @@ def start_policy(config: Config, folder: Path) -> Path:
     sft = folder / f"sft-{sft_fingerprint(config)}"
     target = sft.with_suffix(".hdf5")
     d = config.demos
-    if not target.exists():
-        keys = task_keys(config.sim, config.tasks)
-        collect(
-            simulator_factory(config.sim), keys, d.target, target, seed=config.seed, noise=d.noise, every=d.every,
-            workers=config.rollout.workers,
-        )  # fmt: skip
-    train_unless_done(config, [base / "demos.hdf5", target], sft, base=base / "sft" / "policy")
+    if (sft / "policy").exists():
+        return sft / "policy"
+    with locked(make_folder(folder / CLAIMS / sft.name), wait=True):  # other cells need it, too
+        if not target.exists():
+            keys = task_keys(config.sim, config.tasks)
+            collect(
+                simulator_factory(config.sim), keys, d.target, target, seed=config.seed, noise=d.noise, every=d.every,
+                workers=config.rollout.workers,
+            )  # fmt: skip
+        train_unless_done(config, [base / "demos.hdf5", target], sft, base=base / "sft" / "policy")
     return sft / "policy"
 
 
 # ------------------------------------------------------------------ results
+
+
+def _summary_of_all(study: Study, folder: Path) -> dict[str, Any]:
+    """`summary`, with the seeds of all processes that work on the study."""
+    with locked(folder, wait=True):
+        asked = read_json(folder / RECORD)
+        return summary(replace(study, seeds=tuple(asked["seeds"])), asked, folder)
 
 
 def summary(study: Study, asked: dict[str, Any], folder: Path) -> dict[str, Any]:

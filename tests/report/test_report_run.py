@@ -345,6 +345,9 @@ def test_a_file_system_without_locks_is_used_with_a_warning_and_still_knows_its_
     (tmp_path / ".owner.json").write_text(json.dumps(owner | {"host": "elsewhere"}))
     with pytest.raises(RunError, match=r"in use by process .* on elsewhere .*remove .*\.owner\.json"):
         RunFolder.open(tmp_path)
+    (tmp_path / ".owner.json").write_text("")  # another process has just come first
+    with pytest.raises(RunError, match=r"by another process, and the file system has no locks.*remove .*owner"):
+        RunFolder.open(tmp_path)
     assert run.path == tmp_path
 
 

@@ -9,12 +9,20 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from ript.disk import writing
 from ript.errors import DataError, RunError
 from ript.report.files import now, read_json, write_json
 from ript.report.progress import status
+
+POLL = 0.5
+"""Seconds between looks at a lock that is waited for."""
+
+
+class InUse(RunError):
+    """Another process holds the lock."""
 
 
 class Lock:
@@ -30,6 +38,14 @@ class Lock:
             os.close(self._handle)
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Why a lock cannot be had, and what to do other than to wait."""
+
+    how: str
+    remedy: str = ""
+
+
 @contextmanager
 def locked(path: str | Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder's lock, which the system drops when this process dies, however it dies.
@@ -39,19 +55,13 @@ def locked(path: str | Path, *, wait: bool = False) -> Iterator[None]:
         wait: for another process that holds it, instead of raising.
 
     Raises:
-        RunError: another process holds it; says which.
+        InUse: another process holds it; says which.
     """
     lock = acquire(Path(path), wait=wait)
     try:
         yield
     finally:
         release(Path(path), lock)
-
-
-def require_unlocked(path: Path) -> None:
-    """Raise `RunError` when another process holds the folder's lock."""
-    if path.is_dir():
-        release(path, acquire(path))
 
 
 def acquire(path: Path, *, wait: bool = False) -> Lock:
@@ -61,15 +71,15 @@ def acquire(path: Path, *, wait: bool = False) -> Lock:
     names counts as the holder.
 
     Raises:
-        RunError: another process holds it; says which.
+        InUse: another process holds it; says which.
     """
     lock = _try(path)
-    if lock is None:
+    if isinstance(lock, _Held):
         if not wait:
-            raise RunError(f"{path} is in use{_holder(path)}: wait for it or stop it, or choose another --out")
-        status(f"waiting for {path}, which is in use{_holder(path)}")
-        while lock is None:
-            time.sleep(0.5)
+            raise InUse(f"{path} {lock.how}: {lock.remedy or 'wait for it or stop it, or choose another --out'}")
+        status(f"waiting for {path}, which {lock.how}{lock.remedy and f': {lock.remedy}'}")
+        while isinstance(lock, _Held):
+            time.sleep(POLL)
             lock = _try(path)
     try:
         write_json(path / ".owner.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
@@ -79,36 +89,41 @@ def acquire(path: Path, *, wait: bool = False) -> Lock:
     return lock
 
 
-def _try(path: Path) -> Lock | None:
-    """The lock, or None when another process holds it."""
+def _try(path: Path) -> Lock | _Held:
+    """The lock, or that another process holds it."""
     with writing(path):
         handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(handle)
-            return None if error.errno == errno.EWOULDBLOCK else _without_locks(path, error)
+            if error.errno == errno.EWOULDBLOCK:
+                return _Held(f"is in use{_holder(path)}")
+            return _without_locks(path, error)
         except BaseException:
             os.close(handle)
             raise
     return Lock(handle)
 
 
-def _without_locks(path: Path, error: OSError) -> Lock | None:
-    """What stands in for a lock where the file system has none: the process that `.owner.json` names still lives.
+def _without_locks(path: Path, error: OSError) -> Lock | _Held:
+    """What stands in for a lock where the file system has none: `.owner.json`, which only one process can create.
 
-    Raises:
-        RunError: that is a process of another machine, of which nothing is known here.
+    It may be of a process that has died: one of this machine is known to have, and its file is removed.
     """
+    owner = path / ".owner.json"
+    unknown, remedy = f", and the file system has no locks ({error.strerror})", f"once that has ended, remove {owner}"
     with suppress(DataError, KeyError, TypeError, ValueError):
-        owner = read_json(path / ".owner.json")
-        if owner["host"] != socket.gethostname():
-            raise RunError(
-                f"{path} was in use{_holder(path)}, and the file system has no locks ({error.strerror}): when that "
-                f"process has ended, remove {path / '.owner.json'}"
-            )
-        if _alive(int(owner["pid"])):
-            return None
+        held = read_json(owner)
+        if held["host"] != socket.gethostname():
+            return _Held(f"was in use{_holder(path)}{unknown}", remedy)
+        if _alive(int(held["pid"])):
+            return _Held(f"is in use{_holder(path)}")
+        owner.unlink(missing_ok=True)
+    try:
+        os.close(os.open(owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:
+        return _Held(f"is in use{_holder(path)}{unknown}", remedy)
     status(f"{path} cannot be locked ({error.strerror}): see to it that no second process writes there")
     return Lock(None)
 
