@@ -228,8 +228,8 @@ class SamplingConfig:
     horizon: int = 0
     """Environment steps after which a practice rollout counts as a failure; 0: sim.horizon, which evaluation uses."""
     horizon_margin: float = 0.0
-    """Shorten a task's practice horizon to this times the 90th percentile of its successes' lengths in the iteration
-    before, e.g. 1.25; 0: keep it."""
+    """Set a task's practice horizon to this times the 90th percentile of the lengths of its successes in groups with a
+    signal in the iteration before, e.g. 1.25, but no shorter than a quarter of the longest; 0: keep it."""
     demos: tuple[str, ...] = ()
     """Demonstration files whose initial states are practised on; none: states drawn by the simulator."""
     contexts: int = 0
