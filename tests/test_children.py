@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ript import children
+from ript import child_server, children
 from ript.errors import ConfigError, WorkerError
 
 ROOT = Path(__file__).parents[1]
@@ -119,8 +119,8 @@ def test_a_limit_of_processes_is_one_message(monkeypatch):
         request = json.dumps({"preload": [], "files": 2}).encode() + b"\n"
         socket.send_fds(ours, [request], [null.fileno(), reply])
         os.close(reply)
-        assert children._answer(theirs, {})
-        (number,) = children._NUMBER.unpack(answers.read())
+        assert child_server._answer(theirs, {})
+        (number,) = child_server.NUMBER.unpack(answers.read())
     assert number == -errno.EAGAIN
     error = children.cannot_start(OSError(-number, os.strerror(-number)))
     assert "Resource temporarily unavailable: raise the limit of processes (`ulimit -u`" in str(error)
@@ -159,7 +159,7 @@ def test_a_fork_of_the_caller_leaves_its_workers_alone_and_starts_its_own():
 
 ORPHAN = """
     import ctypes
-    from ript import children
+    from ript import child_server, children
 
     def hang(connection, hold):
         connection.send("started")

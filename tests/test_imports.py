@@ -16,7 +16,8 @@ LAYERS = [
     {"errors"},
     {"disk"},
     {"files", "metrics", "types", "streams", "machine", "statistics"},
-    {"children", "interfaces", "places"},
+    {"child_server", "interfaces", "places"},
+    {"children"},
     {"demos", "sims", "policies", "rollout", "learn", "report"},  # meet in types and interfaces, not in each other
     {"config", "tables", "doctor"},
     {"recipes", "study_notes"},
