@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from ript.bench import measure_ours
-from ript.build import Contexts, make_policy, task_keys, use_device
+from ript.build import Contexts, computing, make_policy, task_keys
 from ript.config import Config
 from ript.recipes import quickstart
 
@@ -36,21 +36,21 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="of the batched server: cpu or cuda")
     parser.add_argument("--sizes", nargs="+", default=["small"])
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    print("| policy | acts | env-steps/s | simulate | render | infer | wait |\n|---|---|---|---|---|---|---|")
-    for size in args.sizes:
-        for inference, device in (("local", "cpu"), ("central", use_device(args.device))):
-            base = quickstart()
-            config = replace(
-                base,
-                device=device,
-                policy=replace(base.policy, size=size, rl_trains="prior"),
-                rollout=replace(base.rollout, workers=args.workers, slots=args.slots, inference=inference),
-            )
-            found, split = speed(config, args.rollouts)
-            shares = " | ".join(f"{100 * split[name]:.0f} %" for name in ("simulate", "render", "infer", "wait"))
-            where = "in each worker" if inference == "local" else f"one server, {device}"
-            print(f"| {size} | {where} | {found:,.0f} | {shares} |", flush=True)
+    with computing(args.device, threads=1):
+        print("| policy | acts | env-steps/s | simulate | render | infer | wait |\n|---|---|---|---|---|---|---|")
+        for size in args.sizes:
+            for inference, device in (("local", "cpu"), ("central", args.device)):
+                base = quickstart()
+                config = replace(
+                    base,
+                    device=device,
+                    policy=replace(base.policy, size=size, rl_trains="prior"),
+                    rollout=replace(base.rollout, workers=args.workers, slots=args.slots, inference=inference),
+                )
+                found, split = speed(config, args.rollouts)
+                shares = " | ".join(f"{100 * split[name]:.0f} %" for name in ("simulate", "render", "infer", "wait"))
+                where = "in each worker" if inference == "local" else f"one server, {device}"
+                print(f"| {size} | {where} | {found:,.0f} | {shares} |", flush=True)
 
 
 if __name__ == "__main__":
