@@ -12,6 +12,7 @@ from toy_runs import toy_config
 
 from ript.build import load_policy, sim_config_of
 from ript.cli import main
+from ript.config import PolicyConfig
 from ript.policies.quest.checkpoint import export_quest, import_quest
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
@@ -76,7 +77,7 @@ def test_an_imported_checkpoint_is_post_trained_and_exported_again(
         seed=2, iterations=1, sim={"suite": "desk", "cameras": tuple(SPEC.cameras), "image_size": 32, "horizon": 64},
         sampling={"group_size": 8, "groups": 1, "max_attempts": 24}, eval={"trials": 2, "every": 0},
         learn={"learning_rate": 1e-4, "target_kl": 0.0},
-        policy={"temperature": 0.7, "top_k": 3, "entropy": 0.5 if sampling == "published" else 0.0},
+        policy=PolicyConfig(temperature=0.7, top_k=3) if sampling == "exact" else PolicyConfig(),
     )  # fmt: skip
     result = train_rl(config, tmp_path / "policy", tmp_path / "run")
     with RunFolder.open(tmp_path / "run") as run:
@@ -86,7 +87,7 @@ def test_an_imported_checkpoint_is_post_trained_and_exported_again(
     assert ("Published sampling: draws from the top k" in report) == (sampling == "published")
     settings = load_policy(result.policy).settings()
     density = tuple(settings[name] for name in ("sampling", "temperature", "top_k"))
-    assert density == (("published", 1.0, 5) if sampling == "published" else ("exact", 0.7, 3))  # the recipe's, or not
+    assert density == (("published", 1.0, 5) if sampling == "published" else ("exact", 0.7, 3))  # asked for, or its own
 
     export_quest(load_policy(result.policy), tmp_path / "trained.pth")  # type: ignore[arg-type]
     before, after = (torch.load(path, weights_only=True)["model"] for path in (pth, tmp_path / "trained.pth"))
