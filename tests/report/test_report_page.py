@@ -73,8 +73,11 @@ def test_the_headline_gives_before_and_after_with_intervals_in_both_modes(tmp_pa
         run.log(1, {"total/rollouts": 480, "total/env_steps": 61200, "total/seconds": 312})
         run.log_eval(1, result(97), rollouts=480, env_steps=61200, seconds=312)
         run.log_eval(1, result(91, mode="sampled (temperature 0.6)"))
+        for iteration, successes in ((0, 11), (1, 99)):
+            run.log_eval(iteration, result(successes), states="validation")
         run.finish("all done")
     _, text = report(tmp_path, run.path)
+    assert "Validation success" not in text  # it chose the policy
     assert "Test success, greedy 12 % → 97 % 7–17 % 12 of 100, 2 errors apart 92–102 % 97 of 100" in text
     assert "Test success, sampled (temperature 0.6) 10 % → 91 %" in text
     assert "After 1 iteration (480 rollouts, 5 min 12 s) the policy solves 97 of 100" in text

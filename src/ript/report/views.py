@@ -88,9 +88,11 @@ def outcome(result: Row | None) -> dict[str, Any] | None:
 
 
 def told(run: RunData) -> list[Comparison]:
-    """The comparisons worth a headline: those with both sides, or whatever there is when none has."""
+    """The comparisons worth a headline: those with both sides, or whatever there is when none has. Validation chose the
+    policy, which flatters it: it is told only where no test states were measured."""
     found = run.comparisons()
-    return [c for c in found if c.before is not None and c.after is not None] or found
+    found = [c for c in found if c.before is not None and c.after is not None] or found
+    return [c for c in found if c.states == "test"] or found
 
 
 def headline(comparison: Comparison, kept: int | None = None) -> dict[str, Any]:
