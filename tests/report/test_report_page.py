@@ -153,6 +153,20 @@ def test_after_is_the_policy_that_was_kept_not_the_last_one(tmp_path):
     assert "The policy it kept is that of iteration 1." in text
 
 
+def test_a_run_that_kept_the_policy_from_before_says_so_and_shows_its_states(tmp_path):
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        run.log_eval(0, result(60))
+        for iteration in (0, 1):
+            run.log_eval(iteration, result(50 - 30 * iteration), states="validation")
+        run.log(1, {"rollout/success": 0.5})
+        run.log_eval(1, result(60))
+        run.finish("all done", policy_iteration=0)
+    _, text = report(tmp_path, run.path)
+    assert "The policy it kept is the one from before: none was better on validation states." in text
+    after = {found.states: found.after["eval"]["total"]["successes"] for found in read_run(run.path).comparisons()}
+    assert after == {"test": 60, "validation": 50}
+
+
 def test_an_evaluation_at_the_end_is_one_of_the_policy_that_was_kept(tmp_path):
     with RunFolder.create(tmp_path / "run", {}) as run:
         run.log_eval(0, result(10))

@@ -85,7 +85,8 @@ class RunData:
         for (states, mode), rows in by_key.items():
             before = next((row for row in rows if row["iteration"] == 0), None)
             later = [row for row in rows if row["iteration"] > 0]
-            after = next((row for row in later if row["iteration"] == chosen), later[-1] if later else None)
+            kept = [row for row in rows if row["iteration"] == chosen and (chosen or states != "test")]
+            after = next(iter(kept), later[-1] if later else None)  # of test states, the last is of the kept policy
             found.append(Comparison(mode=mode, states=states, before=before, after=after, evaluations=rows))
         return found
 

@@ -355,7 +355,10 @@ def lead(run: RunData, heads: Sequence[Mapping[str, Any]]) -> str:
         f"{after['of']} {head['states']} initial states, {how}; before, it solved {before['of']}."
     )
     if run.kept is not None:
-        sentence += f" The policy it kept is that of iteration {run.kept}."
+        which = (
+            f"that of iteration {run.kept}" if run.kept else "the one from before: none was better on validation states"
+        )
+        sentence += f" The policy it kept is {which}."
     elif head["row"]["iteration"] < run.iterations:
         sentence += f" Later iterations, up to {run.iterations}, were not measured."
     change = head["change"]
