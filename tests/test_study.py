@@ -668,6 +668,19 @@ def test_seeds_that_all_start_from_the_base_share_its_one_measurement() -> None:
     assert row.gain.seeds == pytest.approx((0.1, 0.12)) and len(row.after.seeds) == 2
 
 
+def test_seeds_that_sample_the_base_differently_each_have_their_own_start() -> None:
+    """The temperature that an entropy chooses depends on the seed."""
+    (row,) = summarise(toy_study("small"), [a_run("seen", 0, 20, 30), a_run("seen", 1, 24, 32)])
+    assert row.counts["before"] == [(20, 100), (24, 100)] and row.gain.seeds == pytest.approx((0.1, 0.08))
+
+
+def test_a_base_that_is_not_practised_is_one_measurement_however_many_seeds_there_are() -> None:
+    study = toy_study("small")
+    idle = replace(study, cells=tuple(replace(c, config=replace(c.config, iterations=0)) for c in study.cells))
+    (row,) = summarise(idle, [a_run("seen", seed, 20, 20) for seed in (0, 1)])
+    assert row.counts == {"before": [(20, 100)], "after": [(20, 100)]} and row.after.seeds == pytest.approx((0.2,))
+
+
 def test_a_study_without_practice_has_its_starting_point_in_both_columns(study: str, tmp_path: Path) -> None:
     found = run_study(study, tmp_path / "out", seeds=[0], changes={"iterations": ["0"]})
     assert not found["failed"] and all(row["before"] == row["after"] for row in found["rows"])

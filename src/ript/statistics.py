@@ -121,6 +121,13 @@ def align(measurements: Sequence[PerState], tasks: Sequence[str] | None = None) 
     return np.array([[one.get(key, math.nan) for key in keys] for one in tables]).reshape(len(tables), len(keys))
 
 
+def measured_once(outcomes: np.ndarray) -> np.ndarray:
+    """The first row of `[S, N]` outcomes of one and the same policy when all rows agree: they are one measurement, not
+    one of each seed. All of them when they differ."""
+    same = len(outcomes) > 1 and all(np.array_equal(outcomes[0], row, equal_nan=True) for row in outcomes[1:])
+    return outcomes[:1] if same else outcomes
+
+
 def pairs(before: np.ndarray, after: np.ndarray) -> Pairs:
     """How outcomes `[N]` changed from state to state."""
     valid = ~np.isnan(before) & ~np.isnan(after)

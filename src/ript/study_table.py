@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ript.statistics import Estimate, align, difference, success
+from ript.statistics import Estimate, align, difference, measured_once, success
 from ript.studies import Cell, Study
 from ript.study_notes import finetunes
 
@@ -64,21 +64,24 @@ def summarise(study: Study, runs: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def _row(cell: Cell, mine: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> Row:
-    # Without fine-tuning all seeds start from the base itself: one measurement, not several.
-    starts = mine if finetunes(cell.config) else mine[:1]
-    outcomes = align([*(run["states"]["before"] for run in starts), *(run["states"]["after"] for run in mine)])
-    before, after = outcomes[: len(starts)], outcomes[len(starts) :]
+    outcomes = align([run["states"][side] for side in ("before", "after") for run in mine])
+    before, after = outcomes[: len(mine)], outcomes[len(mine) :]
+    gain = difference(before, after)
+    counts = {
+        side: [(run[side]["successes"], run[side]["trials"]) for run in mine] for side in ("before", "after")
+    }  # fmt: skip
+    if not finetunes(cell.config):  # all seeds begin with the base itself, and end with it when there is no practice
+        before = measured_once(before)
+        after = after if cell.config.iterations else measured_once(after)
+        counts = {"before": counts["before"][: len(before)], "after": counts["after"][: len(after)]}
     return Row(
         cell=cell.name,
         seeds=tuple(run["seed"] for run in mine),
         before=success(before),
         after=success(after),
-        gain=difference(before, after),
+        gain=gain,
         over_first=_over(first, mine) if first else None,
-        counts={
-            "before": [(run["before"]["successes"], run["before"]["trials"]) for run in starts],
-            "after": [(run["after"]["successes"], run["after"]["trials"]) for run in mine],
-        },
+        counts=counts,
         env_steps=sum(run["env_steps"] for run in mine) // len(mine),
     )
 

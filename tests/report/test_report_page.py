@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,19 +127,88 @@ def test_without_the_outcome_of_each_state_nothing_is_said_of_chance(tmp_path):
     assert "Which states were solved is not known" in text and "points on the same states" not in text
 
 
-def test_runs_that_differ_in_the_seed_alone_are_told_together_over_seeds_and_states(tmp_path):
-    def run(name: str, before: int, after: int, **config) -> str:
-        with RunFolder.create(tmp_path / name, {"recipe_config": config}) as made:
-            made.log_eval(0, result(before, outcomes(before)))
-            made.log_eval(1, result(after, outcomes(after)))
-        return made.path
+def seed_run(path, before: int, after: int, *, start=None, revision=None, finished=True, **settings) -> Path:
+    """A run that solved so many test states before and after, from the policy in `start`."""
+    began = {"start": None if start is None else str(start)} | ({"start_revision": revision} if revision else {})
+    with RunFolder.create(path, {"recipe_config": settings, **began}) as made:
+        made.log_eval(0, result(before, outcomes(before)))
+        made.log_eval(1, result(after, outcomes(after)))
+        if finished:
+            made.finish("all iterations done")
+    return made.path
 
-    runs = [run("a", 7, 30, seed=0, rate=1), run("b", 2, 17, seed=1, rate=1), run("c", 7, 40, seed=0, rate=2)]
-    _, text = report(tmp_path, *runs)
-    together = text.partition("Runs that differ in the seed alone, together")[2]
-    assert "a, b greedy 5 % 7, 2 0–37 % 24 % 30, 17 0–100 % +19 +23, +15 -32 to +70" in together
-    assert "over seeds and states" in together and " c " not in together.partition("Mean over seeds")[0]
-    assert "alone, together" not in report(tmp_path, runs[0], runs[2])[1]
+
+def trained(path, seed: int, **settings) -> Path:
+    """The policy of a run of supervised training."""
+    asked = {"recipe_config": {"seed": seed, **settings}, "demos": [str(path.parent / "target.hdf5")], "base": "/base"}
+    with RunFolder.create(path, asked, "sft"):
+        return path / "policy"
+
+
+def begun(run: Path, seed: int, demos: int = 1) -> Path:
+    """Let a run have kept the policy that it began with."""
+    (run / "start").mkdir()
+    card = {"supervised training": {"seed": seed, "demonstrations": demos}}
+    (run / "start" / "config.json").write_text(json.dumps({"card": card}))
+    return run
+
+
+def together(tmp_path, *runs) -> str:
+    return report(tmp_path, *runs)[1].partition("Runs that differ in the seed alone, together")[2]
+
+
+def test_runs_that_differ_in_the_seed_alone_are_told_together_over_seeds_and_states(tmp_path):
+    runs = [seed_run(tmp_path / "a", 7, 30, seed=0, rate=1), seed_run(tmp_path / "b", 2, 17, seed=1, rate=1),
+            seed_run(tmp_path / "c", 7, 40, seed=0, rate=2)]  # fmt: skip
+    found = together(tmp_path, *runs)
+    assert "a, b greedy 5 % 7, 2 0–37 % 24 % 30, 17 0–100 % +19 +23, +15 -32 to +70" in found
+    assert "over seeds and states" in found and " c " not in found.partition("Mean over seeds")[0]
+    assert not together(tmp_path, runs[0], runs[2])
+
+
+def test_one_seed_that_is_there_several_times_is_one_measurement(tmp_path):
+    runs = [seed_run(tmp_path / name, 7, 30, seed=0) for name in ("f0", "f0b")]
+    assert not together(tmp_path, *runs)
+    runs += [seed_run(tmp_path / "f1", 2, 17, seed=1)]
+    assert "f0, f1 greedy 5 % 7, 2 0–37 % 24 % 30, 17 0–100 %" in together(tmp_path, *runs)
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        [{"start": "/p0"}, {"start": "/p1"}],
+        [{"start": "/p0"}, {}],
+        [{"start": "a policy in memory"}, {"start": "a policy in memory"}],
+        [{"start": "hf://o/n", "revision": "a" * 40}, {"start": "hf://o/n", "revision": "b" * 40}],
+        [{"rate": 1}, {"rate": 2}],
+        [{}, {"finished": False}],
+    ],
+    ids=["other policies", "a policy and none", "in memory", "another commit", "another setting", "not finished"],
+)
+def test_runs_that_differ_in_more_than_the_seed_are_not_told_together(tmp_path, starts):
+    runs = [seed_run(tmp_path / f"r{n}", 7, 30, **{"seed": 5 + n} | start) for n, start in enumerate(starts)]
+    assert not together(tmp_path, *runs)
+
+
+def test_what_all_seeds_begin_with_is_measured_once(tmp_path):
+    runs = [seed_run(tmp_path / f"r{n}", 20, 30 + n, seed=n, start="/p") for n in (0, 1)]
+    assert "greedy 20 % 20 13–29 % 30 % 30, 31 " in together(tmp_path, *runs)
+
+
+def test_policies_that_were_trained_alike_with_the_runs_own_seeds_are_seeds_too(tmp_path):
+    def whole(name: str, seed: int, *, of: int, demos: int = 1, **sft) -> Path:
+        policy = trained(tmp_path / name / "sft", seed, **sft)
+        return begun(seed_run(tmp_path / name / "rl", 7, 30 + of, seed=of, start=policy), seed, demos)
+
+    one = whole("q0", 0, of=0)
+    assert "q0/rl, q1/rl greedy 7 % 7, 7 " in together(tmp_path, one, whole("q1", 1, of=1))
+    assert not together(tmp_path, one, whole("q2", 0, of=2))  # fine-tuned with a seed that is not the run's
+    assert not together(tmp_path, one, whole("q3", 3, of=3, rate=9))
+    assert not together(tmp_path, one, whole("q4", 4, of=4, demos=9))
+    for name in ("q0", "q1"):  # moved meanwhile
+        (tmp_path / "moved").mkdir(exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert "q0/rl, q1/rl greedy" in together(tmp_path, *(tmp_path / "moved" / name / "rl" for name in ("q0", "q1")))
 
 
 def test_after_is_the_policy_that_was_kept_not_the_last_one(tmp_path):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ript.errors import ConfigError, DataError, RunError
 from ript.files import absolute, expanded, write_text
 from ript.places import require_replaceable
-from ript.report import plots, views
+from ript.report import plots, seeds, views
 from ript.report.read import Comparison, Row, RunData, VideoPair, read_run
 from ript.report.video import first_frame, poster
 
@@ -145,7 +145,7 @@ def render(runs: Sequence[RunData], *, max_videos: int = 6, table: Mapping[str, 
         table=table,
         generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         runs=[_run_view(number, run, max_videos) for number, run in enumerate(runs)],
-        together=views.over_seeds(runs),
+        together=seeds.over_seeds(runs),
         curves=blocks,
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ript.report.read import Comparison, Row, RunData
-from ript.statistics import Estimate, align, difference, pairs, success
+from ript.statistics import Estimate, align, difference, pairs
 
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95)
 
@@ -149,51 +149,6 @@ def _change(comparison: Comparison, tasks: Sequence[str] | None = None) -> dict[
 def points(found: Estimate) -> str:
     """A difference's interval: "+76 to +91"."""
     return f"{100 * found.low:+.0f} to {100 * found.high:+.0f}"
-
-
-def over_seeds(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """A row for each mode of runs whose configurations differ in the seed alone: what they come to together."""
-    groups: dict[str, list[RunData]] = {}
-    for run in runs:
-        config = run.config.get("recipe_config")
-        if isinstance(config, Mapping):
-            groups.setdefault(json.dumps({**config, "seed": None}, sort_keys=True), []).append(run)
-    rows = []
-    for group in groups.values():
-        of_mode: dict[tuple[str, str], list[tuple[RunData, Comparison]]] = {}
-        for run in group:
-            for one in run.comparisons():
-                if one.before is not None and one.after is not None:
-                    of_mode.setdefault((one.states, short_mode(one.mode)), []).append((run, one))
-        rows += [_together(key, found) for key, found in of_mode.items() if len(found) > 1]
-    return [row for row in rows if row is not None]
-
-
-def _together(key: tuple[str, str], found: Sequence[tuple[RunData, Comparison]]) -> dict[str, Any] | None:
-    sides = [row.get("per_state", {}) for _, one in found for row in (one.before, one.after) if row is not None]
-    outcomes = align(sides)
-    before, after, change = success(outcomes[::2]), success(outcomes[1::2]), difference(outcomes[::2], outcomes[1::2])
-    if len(change.seeds) < 2:
-        return None
-    return {
-        "runs": ", ".join(run.name for run, _ in found),
-        "what": ", ".join(part for part in (key[1], key[0]) if part != "test"),
-        "before": _seeds_side(before),
-        "after": _seeds_side(after),
-        "change": {
-            "points": f"{100 * change.value:+.0f}",
-            "each": ", ".join(f"{100 * seed:+.0f}" for seed in change.seeds),
-            "interval": points(change),
-        },
-    }
-
-
-def _seeds_side(found: Estimate) -> dict[str, str]:
-    return {
-        "percent": percent(found.value),
-        "each": ", ".join(f"{100 * seed:.0f}" for seed in found.seeds),
-        "interval": f"{100 * found.low:.0f}–{100 * found.high:.0f}\u00a0%",
-    }
 
 
 def _tasks_of(comparison: Comparison) -> list[str]:
