@@ -347,6 +347,62 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(
     assert not (tmp_path / "run" / "policy").exists()
 
 
+@pytest.mark.parametrize(("step", "threads"), [(22, 1), (25, 2), (50, 1)])
+def test_a_gradient_that_is_not_finite_stops_training_before_the_step(
+    demos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, threads: int
+) -> None:
+    """Step 22 is within a stage, after step 25 a checkpoint is due, step 50 is the last of all."""
+    config, steps, add = replace(CONFIG, sft=replace(CONFIG.sft, threads=threads)), itertools.count(1), Gradient.add
+
+    def broken(self: Gradient, *args: Any) -> Metrics:
+        metrics = add(self, *args)
+        if next(steps) == step:
+            self.parameters[0].grad.fill_(torch.inf)
+        return metrics
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Gradient, "add", broken)
+        with pytest.raises(NotFiniteError, match=r"gradient norm is inf, first in encoder\..* at step \d+; lower"):
+            train_sft(config, demos, tmp_path / "run")
+    kept = read_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    assert kept.iteration == (step - 1) // 5 * 5
+    assert all(torch.isfinite(tensor).all() for tensor in kept.state["policy"].values())
+    assert not (tmp_path / "run" / "policy").exists()
+    if step == 25:
+        resume_sft(tmp_path / "run")
+        assert load_policy(tmp_path / "run" / "policy")
+
+
+@pytest.mark.parametrize("how", ["torch refuses", "infinite"])
+def test_weights_that_a_step_makes_infinite_reach_no_checkpoint(
+    base: Path, demos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    step, said = torch.optim.AdamW.step, "a step at learning rate 1e[+]38 is beyond the range"
+    rate = 1e38
+
+    def too_far(self: torch.optim.AdamW) -> None:
+        step(self)
+        self.param_groups[0]["params"][0].data[0] = torch.inf
+
+    if how == "infinite":
+        rate, said = 1e-3, r"encoder\..* became NaN or infinite"
+        monkeypatch.setattr(torch.optim.AdamW, "step", too_far)
+    tuned = replace(CONFIG.sft, finetune_learning_rate=rate, finetune_steps=1, warmup=0.0)
+    with pytest.raises(NotFiniteError, match=rf"{said}.* at step 0; lower the .*there was no checkpoint yet"):
+        train_sft(replace(CONFIG, sft=tuned), demos[1:], tmp_path / "run", base=base)
+    assert not list_checkpoints(tmp_path / "run" / "checkpoints") and not (tmp_path / "run" / "policy").exists()
+
+
+def test_a_stage_that_diverges_to_a_finite_loss_says_so(
+    base: Path, demos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rate in (1e-3, 3e5):
+        tuned = replace(CONFIG.sft, finetune_learning_rate=rate, finetune_steps=2)
+        train_sft(replace(CONFIG, sft=tuned), demos[1:], tmp_path / f"{rate}", base=base)
+        found = "finetune has diverged: token_loss was " in capsys.readouterr().err
+        assert found is (rate == 3e5)
+
+
 def test_a_folder_with_another_run_is_neither_overwritten_nor_resumed(
     reference: Path, demos: list[Path], tmp_path: Path
 ) -> None:

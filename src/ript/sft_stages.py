@@ -15,12 +15,17 @@ import torch
 from ript.build import computing
 from ript.config import Config
 from ript.errors import NotFiniteError
-from ript.learn.gradient import Gradient
+from ript.learn.gradient import Gradient, require_finite
+from ript.learn.gradient import step as step_of
 from ript.metrics import Mean, Metrics, merge, values
 from ript.policies.quest.layers import Noise, drawing_from
 from ript.policies.quest.policy import QuestPolicy, parameter_groups
+from ript.report.checkpoint import list_checkpoints
 from ript.report.progress import progress, status
 from ript.report.run import RunFolder
+
+_DIVERGED = 3.0
+"""A loss that has grown by this factor over a stage is no noise of batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,7 @@ class Stage:
         draws: generator -> rows of endless batches, int `[B]` each.
         loss: (rows of a part, rows of the batch) -> (loss, metrics); losses of a batch's parts add up to its own.
         noisy: what is not trained, but in training mode all the same.
+        judged: the metric that a stage which diverges is known by.
     """
 
     name: str
@@ -44,6 +50,7 @@ class Stage:
     draws: Callable[[np.random.Generator], Iterator[np.ndarray]]
     loss: Callable[[np.ndarray, np.ndarray], tuple[torch.Tensor, Metrics]]
     noisy: Sequence[torch.nn.Module] = ()
+    judged: str = "token_loss"
 
 
 def schedule(step: int, steps: int, peak: float, warmup: float = 0.05) -> float:
@@ -58,7 +65,7 @@ def run_stages(run: RunFolder, config: Config, policy: QuestPolicy, stages: Sequ
     """All stages, from the run's last checkpoint on; torch's threads and random numbers are as before afterwards.
 
     Raises:
-        NotFiniteError: the loss became NaN; the last checkpoint is kept.
+        NotFiniteError: loss, gradient or weights became NaN or infinite; the last checkpoint, which is finite, is kept.
     """
     with _threads_and_randomness(config, policy):
         _run_stages(run, config, policy, stages)
@@ -119,6 +126,7 @@ def _run_stage(
     """Train one stage from step `start`; returns the metrics of its last stretch."""
     parts: list[Metrics] = []
     last: dict[str, float] = {}
+    first: Metrics = {}
     every = config.sft.checkpoint_every
     bar: progress[None]
     with (
@@ -131,18 +139,33 @@ def _run_stage(
                 group["lr"] = schedule(step, stage.steps, stage.learning_rate, config.sft.warmup)
             try:
                 parts.append(_step(config, policy, stage, optimiser, gradient, next(draws), (*seed, step)))
+                first = first or parts[-1]
+                due = (step + 1) % every == 0 or step + 1 == stage.steps
+                if due:
+                    require_finite(policy.state_dict().items())
             except NotFiniteError as error:
-                raise NotFiniteError(
-                    f"{error} at step {step}; lower the learning rate; the last checkpoint in {run.path} is kept"
-                ) from error
+                there = list_checkpoints(run.path / "checkpoints")
+                kept = f"the last checkpoint in {run.path} is kept" if there else "there was no checkpoint yet"
+                raise NotFiniteError(f"{error} at step {step}; lower the learning rate; {kept}") from error
             bar.advance()
-            if (step + 1) % every == 0 or step + 1 == stage.steps:
+            if due:
                 last = {f"{stage.name}/{k}": v for k, v in values(merge(parts)).items()}
                 run.log(offset + step + 1, last | {"learning_rate": optimiser.param_groups[0]["lr"]})
                 save(step + 1)
                 parts = []
     policy.eval()
+    _tell_divergence(stage, values(first), last)
     return last
+
+
+def _tell_divergence(stage: Stage, first: dict[str, float], last: dict[str, float]) -> None:
+    """A line on the screen when the loss has grown over a stage (metrics of its first step and of its end)."""
+    began, ended = first.get(stage.judged, math.inf), last.get(f"{stage.name}/{stage.judged}", 0.0)
+    if ended > _DIVERGED * began:
+        status(
+            f"  {stage.name} has diverged: {stage.judged} was {began:.3g} at its first step and is {ended:.3g}; "
+            f"lower sft.{stage.name}_learning_rate = {stage.learning_rate:g}"
+        )
 
 
 def _trained(stage: Stage) -> list[torch.nn.Parameter]:
@@ -165,9 +188,8 @@ def _step(
     optimiser.zero_grad(set_to_none=True)
     seeded = _seeded(policy, seed)
     metrics = gradient.add(partial(part_loss, stage), batch_parts(rows, gradient.threads, seeded))
-    norm = torch.nn.utils.clip_grad_norm_(gradient.parameters, config.sft.max_grad_norm)
-    optimiser.step()
-    return metrics | {"grad_norm": Mean(float(norm))}
+    norm = step_of(optimiser, gradient.parameters, config.sft.max_grad_norm, policy.named_parameters())
+    return metrics | {"grad_norm": Mean(norm)}
 
 
 def time_steps(config: Config, policy: QuestPolicy, stages: Sequence[Stage]) -> dict[str, float]:

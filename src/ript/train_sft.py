@@ -80,7 +80,7 @@ def train_sft(
         ConfigError: a base, but no task to fine-tune it toward; or a setting that can have no effect.
         DataError: the files are unusable or lack a target task.
         DependencyMissing: a tracker's package.
-        NotFiniteError: the loss became NaN; the last checkpoint is kept.
+        NotFiniteError: loss, gradient or weights became NaN or infinite; the last checkpoint is kept.
         RunError: `out` is in use or holds another run.
     """
     demo_set = demos if isinstance(demos, DemoSet) else open_demos(list(demos))
@@ -248,7 +248,7 @@ def make_stages(
     if fresh:
         stages += [
             Stage(name="autoencoder", steps=steps["autoencoder"], learning_rate=s.autoencoder_learning_rate,
-                  modules=[policy.autoencoder], draws=chunk_draws, loss=chunk_loss),
+                  modules=[policy.autoencoder], draws=chunk_draws, loss=chunk_loss, judged="reconstruction_l1"),
             Stage(name="policy", steps=steps["policy"], learning_rate=s.policy_learning_rate, modules=actor,
                   draws=window_draws(None), loss=window_loss, noisy=noisy),
         ]  # fmt: skip

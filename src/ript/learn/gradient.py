@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -9,10 +10,15 @@ from typing import Self, TypeVar
 
 import torch
 
+from ript.errors import NotFiniteError, TrainingError
 from ript.metrics import Metrics, merge
 
 Part = TypeVar("Part")
 Loss = Callable[[Part], tuple[torch.Tensor, Metrics]]
+
+
+Named = Iterable[tuple[str, torch.Tensor]]
+"""(name, tensor), for messages."""
 
 
 class Gradient:
@@ -59,3 +65,47 @@ class Gradient:
     def _gradients(self, loss: Loss[Part], part: Part) -> tuple[tuple[torch.Tensor | None, ...], Metrics]:
         value, metrics = loss(part)
         return torch.autograd.grad(value, self.parameters, allow_unused=True), metrics
+
+
+def step(
+    optimiser: torch.optim.Optimizer, trained: Iterable[torch.nn.Parameter], max_grad_norm: float, names: Named = ()
+) -> float:
+    """Scale the gradient down to `max_grad_norm` and take an optimiser step. Returns the norm before that.
+
+    Args:
+        optimiser: over `trained`.
+        trained: parameters; those without a gradient do not count.
+        max_grad_norm: positive.
+        names: the model's named parameters, for messages.
+
+    Raises:
+        NotFiniteError: the gradient is NaN or infinite (nothing was changed), or the step is too large for the weights'
+            type (they are lost).
+        TrainingError: no parameter has a gradient.
+    """
+    parameters = [p for p in trained if p.grad is not None]
+    if not parameters:
+        raise TrainingError("no parameter of the optimiser got a gradient: the loss does not depend on any of them")
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    value = float(norm)
+    if not math.isfinite(value):
+        known = {id(tensor): name for name, tensor in names}
+        first = next((p for p in parameters if p.grad is not None and not torch.isfinite(p.grad).all()), None)
+        where = "" if first is None else known.get(id(first), f"a parameter of shape {tuple(first.shape)}")
+        raise NotFiniteError(f"the gradient norm is {value}{where and f', first in {where}'}")
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+    try:
+        optimiser.step()
+    except RuntimeError as error:
+        if "without overflow" not in str(error):
+            raise
+        rates = ", ".join(sorted({f"{group['lr']:g}" for group in optimiser.param_groups}))
+        raise NotFiniteError(f"a step at learning rate {rates} is beyond the range of the weights: {error}") from error
+    return value
+
+
+def require_finite(tensors: Named) -> None:
+    """Raise NotFiniteError, naming the first bad one, unless all weights (or other tensors) are finite."""
+    for name, tensor in tensors:
+        if not torch.isfinite(tensor).all():
+            raise NotFiniteError(f"{name} became NaN or infinite")

@@ -13,7 +13,7 @@ import torch
 
 from ript.errors import ConfigError, NoSignalError, NotFiniteError, RatioError, TrainingError
 from ript.interfaces import LikelihoodPolicy
-from ript.learn.gradient import Gradient
+from ript.learn.gradient import Gradient, Named, require_finite, step
 from ript.learn.objective import Reduction, check_clip, reduction_weights, weighted_objective
 from ript.metrics import Max, Mean, Metrics, Sum, merge
 from ript.types import UpdateBatch
@@ -129,7 +129,7 @@ def update(
     before: list[torch.Tensor] = []
     kls: list[Mean] = []  # before each step
     after: list[Mean] = []
-    steps, reason = 0, f"all {epochs} epochs done"
+    steps, reason, names = 0, f"all {epochs} epochs done", _named(policy, optimiser)
     with _Gradient(policy, objective, batch, plan.weight, optimiser, micro_batch, threads) as gradient:
         if kl_to_start and start is not None:
             gradient.stay_near(start)
@@ -145,7 +145,7 @@ def update(
                     reason = f"KL {kls[-1].value:.3g} passed the target {target_kl:.3g} in {minibatch.place}"
                     break
                 before = _copy(optimiser) if target_kl is not None else []
-                parts.append(_step(policy, optimiser, max_grad_norm))
+                parts.append(_step(optimiser, gradient.parameters, max_grad_norm, names))
             except NotFiniteError as error:
                 raise NotFiniteError(f"update, {minibatch.place}: {error}") from error
             finally:
@@ -155,6 +155,7 @@ def update(
                 on_minibatch(steps, epochs * plan.per_epoch)
         else:
             try:
+                require_finite(names)
                 after = _kl(gradient.look(minibatch))
             except NotFiniteError as error:
                 raise NotFiniteError(f"update, after the last step: {error}") from error
@@ -318,35 +319,23 @@ def _first_ratio(measured: Metrics, tolerance: float) -> Metrics:
     return {"first_ratio_deviation": Max(deviation)}
 
 
-def _step(policy: LikelihoodPolicy, optimiser: torch.optim.Optimizer, max_grad_norm: float) -> Metrics:
-    """Clip the gradient and step.
-
-    Raises:
-        NotFiniteError: the gradient is NaN or infinite; nothing was changed.
-    """
-    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-    if not parameters:
-        raise TrainingError("no parameter of the optimiser got a gradient: log_prob does not depend on any of them")
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    value = float(norm)
-    if not math.isfinite(value):
-        raise NotFiniteError(f"the gradient norm is {value}{_culprit(policy, parameters)}")
-    torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
-    optimiser.step()
+def _step(
+    optimiser: torch.optim.Optimizer, trained: list[torch.nn.Parameter], max_grad_norm: float, names: Named
+) -> Metrics:
+    """Clip the gradient and step; see `gradient.step` for what is raised."""
+    norm = step(optimiser, trained, max_grad_norm, names)
     return {
-        "grad_norm": Mean(value),
-        "grad_norm_max": Max(value),
-        "grad_clip_fraction": Mean(float(value > max_grad_norm)),
+        "grad_norm": Mean(norm),
+        "grad_norm_max": Max(norm),
+        "grad_clip_fraction": Mean(float(norm > max_grad_norm)),
     }
 
 
-def _culprit(policy: LikelihoodPolicy, parameters: list[torch.nn.Parameter]) -> str:
-    """ ", first in NAME" when that can be told."""
+def _named(policy: LikelihoodPolicy, optimiser: torch.optim.Optimizer) -> list[tuple[str, torch.Tensor]]:
+    """The optimiser's parameters, by the policy's names where it has some."""
     names = {id(p): name for name, p in policy.named_parameters()} if isinstance(policy, torch.nn.Module) else {}
-    for parameter in parameters:
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-            return f", first in {names.get(id(parameter), 'a parameter of shape ' + str(tuple(parameter.shape)))}"
-    return ""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    return [(names.get(id(p), f"a parameter of shape {tuple(p.shape)}"), p) for p in parameters]
 
 
 def _copy(optimiser: torch.optim.Optimizer) -> list[torch.Tensor]:

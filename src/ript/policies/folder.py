@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ript.disk import cannot_read, cannot_write, number_in, reading, refused, writing
-from ript.errors import PolicyError
+from ript.errors import NotFiniteError, PolicyError
 from ript.files import atomic_folder, encoded, is_leftover, read_text, require_content, utf8_name
 from ript.types import SimulatorSpec
 
@@ -58,6 +58,7 @@ def save(
     Raises:
         PolicyError: the disk is full, read-only or forbidden, or the folder holds anything but a policy; what was there
             is left as it was.
+        NotFiniteError: a weight is NaN or infinite: nothing could load it.
     """
     document = {
         "format": FORMAT,
@@ -67,6 +68,11 @@ def save(
         "card": dict(card),
     }
     refuse_to_replace(folder)
+    if bad := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
+        raise NotFiniteError(
+            f"the policy is not saved in {folder}: {bad[0]} holds NaN or infinity (and {len(bad) - 1} more of "
+            f"{len(weights)} tensors); go back to weights that are finite, and train with a lower learning rate"
+        )
     try:
         with atomic_folder(folder, PolicyError) as temporary:
             _write(temporary, document, {"model": weights} | {k: v for k, v in further.items() if v})
