@@ -27,6 +27,7 @@ LAYERS = [
     {"settings"},
     {"evaluate", "sft_stages"},
     {"train_sft"},
+    {"rl_progress"},
     {"bases", "rl_measure", "rl_start"},
     {"train_rl", "sft_cost"},
     {"study_cost"},

@@ -13,13 +13,16 @@ from toy_runs import lively_policy, toy_config
 
 from ript.build import load_policy
 from ript.errors import NoSignalError
+from ript.evaluate import tally
 from ript.metrics import Mean
 from ript.report.run import read_config
+from ript.rl_measure import Measurements
+from ript.rl_progress import Progress
 from ript.rollout.sampling import Collection
 from ript.sims import toy
 from ript.sims.toy import ToySimulator
 from ript.train_rl import RLResult, train_rl
-from ript.types import Status
+from ript.types import EvalResult, Status
 
 loop = importlib.import_module("ript.train_rl")  # `ript.train_rl` is the function
 
@@ -115,3 +118,89 @@ def test_a_run_that_makes_a_policy_worse_hands_over_the_one_from_before_and_name
     told = capsys.readouterr().err
     assert worse and {task for task in ruinous["tasks"] if f"practice cost {task}: -" in told} == worse
     assert set(load_policy(spoilt.policy).card["tasks that lost by practice"]) == worse
+
+
+RUIN = {"learning_rate": 100.0, "adapt_kl": 0.0, "target_kl": 0.05}
+
+
+def test_updates_that_keep_no_step_lower_the_rate_until_one_does_and_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = {"eval": {"every": 0, "trials": 2}, "sampling": {"group_size": 8, "groups": 6}, "learn": RUIN}
+    result = run(tmp_path / "two", **few, iterations=2)
+    assert result.reason == "all 2 iterations done, and none changed the policy"
+    assert (result.policy / "model.safetensors").read_bytes() == (
+        result.folder / "start" / "model.safetensors"
+    ).read_bytes()
+    told = [line for line in capsys.readouterr().err.splitlines() if "no step was kept" in line]
+    assert [line.rsplit(" ", 1)[1] for line in told] == ["25", "6.2"] and "above learn.target_kl = 0.05" in told[0]
+    result = run(tmp_path / "many", **few, iterations=10)
+    assert result.reason == "all 10 iterations done"
+    steps = [
+        json.loads(line).get("update/optimiser_steps")
+        for line in (result.folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps[0] == 0 and sum(step for step in steps if step) > 0
+
+
+def test_a_few_states_that_are_solved_by_chance_do_not_end_a_run_as_solved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collections(monkeypatch, *["++++ ++++ ++++"] * 3, "++++ ++-- ++++", *["++++ ++++ ++++"] * 9)
+    result = run(tmp_path, **ALONE | {"iterations": 20})
+    assert result.iterations == 4 + 6 and result.reason.startswith("solved")  # 18 groups in a row
+
+
+def test_a_run_that_learned_and_then_fails_always_hands_over_its_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collections(monkeypatch, "++-- ++++ ----", *["---- ---- ----"] * 6)
+    result = run(tmp_path, **ALONE | {"iterations": 20, "eval": {"trials": 4, "every": 1, "every_trials": 4}})
+    assert result.reason == "stopped: every rollout failed in 6 iterations in a row"
+    assert load_policy(result.policy) == load_policy(result.folder / "best")
+
+
+def test_advantages_below_the_least_are_no_signal_and_the_setting_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collections(monkeypatch, *["++-- ++-- ++--"] * 6)
+    with pytest.raises(NoSignalError, match=r"advantage of learn.min_abs_advantage = 0.9 in 6 iterations"):
+        run(tmp_path, **ALONE, learn={"min_abs_advantage": 0.9})  # these have 0.67
+
+
+def test_a_task_without_a_signal_among_others_is_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collections(monkeypatch, *["++-- ---- ++-- ----"] * 5)
+    alone = ALONE | {"iterations": 5, "sampling": {"dynamic": False, "groups": 4}}
+    run(tmp_path, **alone, tasks=("reach-centre", "reach-left"))
+    told = capsys.readouterr().err
+    assert told.count("reach-left: no group with a signal in 3 iterations in a row") == 1
+    assert "reach-centre: no group" not in told
+
+
+def test_errors_decide_neither_which_policy_is_the_best_nor_which_task_has_lost() -> None:
+    """Compared are the states that gave no error in either: here nothing changed on them."""
+
+    def result(*ends: Status) -> EvalResult:
+        per_state = {"reach": [(f"state {i}", end.value) for i, end in enumerate(ends)]}
+        return EvalResult(
+            policy="p", seed=0, mode="greedy", tasks={"reach": tally(ends)}, total=tally(ends), per_state=per_state
+        )
+
+    good, bad, broken = Status.SUCCESS, Status.FAILURE, Status.ERROR
+    measured = Measurements.__new__(Measurements)
+    measured.config = toy_config(eval={"mode": "greedy"})
+    before = result(good, good, bad, bad)
+    assert measured.lost({"greedy": before}, {"greedy": result(broken, good, bad, bad)}) == {}
+    assert set(measured.lost({"greedy": before}, {"greedy": result(good, bad, broken, broken)})) == {"reach"}
+
+    class Logged:
+        def evals(self) -> list[dict[str, Any]]:
+            return [{"states": "validation", "mode": "greedy", "iteration": 2, "per_state": before.per_state}]
+
+    measured.run = Logged()  # type: ignore[assignment]
+    at = Progress(best_success=0.5, best_iteration=2)
+    assert not measured._is_best(result(good, bad, broken, broken), at)  # 1 of 2, and one state lost
+    assert measured._is_best(result(broken, good, bad, bad), at)  # 1 of 3, and nothing lost
+    assert not measured._is_best(result(broken, broken, broken, broken), at)

@@ -463,8 +463,7 @@ def test_the_best_policy_is_chosen_on_validation_states_alone(
             kept.append({name: tensor.clone() for name, tensor in pool_policy(pool).weights().items()})
         else:
             good = 6
-        total = tally([Status.SUCCESS] * good + [Status.FAILURE] * (len(group) - good))
-        return {mode: dataclasses.replace(result, total=total) for mode, result in results.items()}
+        return {mode: solving(result, good) for mode, result in results.items()}
 
     monkeypatch.setattr(measuring, "run_evaluation", scripted)
     result = run(tmp_path / "run", config)
@@ -474,6 +473,14 @@ def test_the_best_policy_is_chosen_on_validation_states_alone(
     assert len(kept) == 4 and any(not torch.equal(kept[0][n], kept[3][n]) for n in kept[0])
     test_states, validation_states = asked[0], asked[1]
     assert not test_states & validation_states and asked == [test_states, *[validation_states] * 4, test_states]
+
+
+def solving(result: EvalResult, good: int) -> EvalResult:
+    """The same evaluation, of one task, with the first `good` states solved and no other."""
+    ((task, states),) = result.per_state.items()
+    ends = [Status.SUCCESS if i < good else Status.FAILURE for i in range(len(states))]
+    outcomes = [(state, end.value) for (state, _), end in zip(states, ends, strict=True)]
+    return dataclasses.replace(result, total=tally(ends), tasks={task: tally(ends)}, per_state={task: outcomes})
 
 
 def pool_policy(pool: EnvPool) -> QuestPolicy:
@@ -494,8 +501,7 @@ def test_the_best_policy_is_named_as_what_it_is_when_a_run_was_killed_after_it_w
         if len(group) != config.eval.every_trials:
             return results
         good = rates.pop(0)
-        total = tally([Status.SUCCESS] * good + [Status.FAILURE] * (len(group) - good))
-        return {mode: dataclasses.replace(r, total=total, tasks={"reach-centre": total}) for mode, r in results.items()}
+        return {mode: solving(result, good) for mode, result in results.items()}
 
     monkeypatch.setattr(measuring, "run_evaluation", scripted)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
@@ -566,10 +572,10 @@ def test_when_everything_succeeds_there_is_nothing_to_learn_and_the_run_is_solve
     monkeypatch.setattr(toy, "RADIUS", 9.0)
     config = toy_config(eval={"every": 1, "trials": 3})
     result = run(tmp_path / "run", config)
-    assert result.iterations == 1 and result.reason.startswith("solved: at least 100%")
-    (row,) = rows(result.folder)
-    assert row["rollout/rejected_all_success"] == row["rollout/attempted"] == 6
-    assert "update/kl" not in row and row["time/update"] == 0
+    assert result.iterations == 3 and result.reason.startswith("solved: at least 100%")
+    for row in rows(result.folder):
+        assert row["rollout/rejected_all_success"] == row["rollout/attempted"] == 6
+        assert "update/kl" not in row and row["time/update"] == 0
     assert load_policy(result.policy).weights().keys() == load_policy(result.folder / "start").weights().keys()
     start, final = load_policy(result.folder / "start").state_dict(), load_policy(result.policy).state_dict()
     assert all(torch.equal(start[name], final[name]) for name in start)

@@ -223,8 +223,8 @@ class SamplingConfig:
     dynamic: bool = True
     """Reject groups whose rewards are all equal and draw others."""
     equal_tasks: bool = False
-    """Accept at most an equal share of the groups from each task; further states of a task that has it are passed over.
-    Otherwise tasks whose groups rarely have a signal lose the update to the others."""
+    """Give each task an equal share of the groups, and of the attempts; further states of a task that has it are passed
+    over. Otherwise tasks whose groups rarely have a signal lose the update to the others."""
     horizon: int = 0
     """Environment steps after which a practice rollout counts as a failure; 0: sim.horizon, which evaluation uses."""
     horizon_margin: float = 0.0

@@ -2,100 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ript import cards
 from ript.build import Contexts, load_policy
 from ript.config import Config
-from ript.errors import NoSignalError
 from ript.evaluate import run_evaluation
 from ript.interfaces import EnvPool, PostTrainable
-from ript.metrics import values
 from ript.report.progress import status
 from ript.report.run import RunFolder
-from ript.rollout.sampling import Collection
+from ript.rl_progress import Progress
+from ript.statistics import align, pairs, success
 from ript.tables import change, points
 from ript.types import EvalResult, InitialState, Task
-
-PATIENCE, TRIED = 3, 16
-"""Iterations in a row in which no group has both successes and failures, after which a run stops, and how many groups
-these must have had: a few states may fail by chance."""
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """What a run has come to so far; goes into every checkpoint."""
-
-    iteration: int = 0
-    position: int = 0
-    rollouts: int = 0
-    env_steps: int = 0
-    seconds: float = 0.0
-    before_seconds: float = 0.0
-    silent: int = 0
-    """Iterations in a row in which no group had both successes and failures."""
-    tried: int = 0
-    """Groups of those iterations."""
-    learned: int = 0
-    """Iterations that updated the policy."""
-    rate_scale: float = 1.0
-    best_success: float = -1.0
-    best_iteration: int = 0
-    kept_of_task: dict[str, float] = field(default_factory=dict)
-    """Task name -> validation success of the best policy."""
-    best_of_task: dict[str, tuple[float, int]] = field(default_factory=dict)
-    """Task name -> its highest validation success, and at which iteration."""
-    ended: str = ""
-    """Why the run ends before its last iteration."""
-    horizons: dict[str, int] = field(default_factory=dict)
-    """Task key -> practice horizon."""
-
-    def judge(self, collection: Collection, stop_at: float, run: RunFolder) -> bool:
-        """Whether an iteration has something to learn from; sets `ended` when the run ends with it. An iteration of
-        errors alone says nothing of the policy.
-
-        Raises:
-            NoSignalError: `PATIENCE` iterations in a row had no signal, and the run has never had one, or every rollout
-                failed.
-        """
-        success = values(collection.metrics)["success"]
-        signal = any(group.has_signal for group in collection.groups)
-        self.learned += signal
-        if not math.isnan(success):
-            self.silent = 0 if signal else self.silent + 1
-            self.tried = 0 if signal else self.tried + len(collection.attempted)
-        if success >= stop_at:
-            self.ended = f"solved: at least {stop_at:.0%} of an iteration's rollouts succeeded"
-        elif self.silent >= PATIENCE and self.tried >= TRIED:
-            solved, tried = sum(group.success == 1 for group in collection.attempted), len(collection.attempted)
-            what = f"every rollout failed in {self.silent} iterations in a row"
-            if solved:
-                what = f"no initial state was both solved and failed in {self.silent} iterations in a row ({solved} of "
-                what += f"the last {tried} were solved in every rollout, the others in none)"
-            if not solved or not self.learned:
-                raise NoSignalError(
-                    f"{what}: there is nothing to learn from. Look at the videos in {run.path / 'videos'}; more "
-                    f"demonstrations, a higher policy.temperature, more rollouts from a state (sampling.group_size) or "
-                    f"a longer sampling.horizon may help. The checkpoints in {run.path / 'checkpoints'} are kept"
-                )
-            self.ended = f"stopped: {what}"
-        return signal
-
-
-def iteration_line(iteration: int, row: Mapping[str, float]) -> str:
-    """What the screen says of an iteration."""
-    kl, clipped, entropy = (row.get(f"update/{k}", math.nan) for k in ("kl_last", "clip_fraction", "entropy"))
-    return (
-        f"  iteration {iteration:2d}: success {row['rollout/success']:.2f}, "
-        f"{row['rollout/accepted']:.0f}/{row['rollout/attempted']:.0f} groups with signal, "
-        f"kl {kl:.3f}, clipped {clipped:.2f}, entropy {entropy:.2f}, "
-        f"{row['time/rollout']:.1f} s rollouts + {row['time/update']:.1f} s update"
-    )
 
 
 class Measurements:
@@ -141,12 +63,28 @@ class Measurements:
         for task, rate in rates.items():
             if rate >= at.best_of_task.get(task, (-1.0, 0))[0]:
                 at.best_of_task[task] = (rate, at.iteration)
-        if result.total.rate >= at.best_success:
+        if self._is_best(result, at):
             at.best_success, at.best_iteration, at.kept_of_task = result.total.rate, at.iteration, rates
             cards.set_validation(self.policy.card, at.iteration, result.total.rate, rates)
-            with self.run.replace(self.run.best) as folder:
-                self.policy.save_pretrained(folder)
+            if at.iteration % e.every == 0:  # a run that goes on beyond its end would not have looked at others
+                with self.run.replace(self.run.best) as folder:
+                    self.policy.save_pretrained(folder)
         return time.perf_counter() - began
+
+    def _is_best(self, result: EvalResult, at: Progress) -> bool:
+        """Compared with the best so far on the states that gave no ERROR in either: errors are nobody's failures."""
+        if not result.total.trials:
+            return False
+        best = [
+            row["per_state"]
+            for row in self.run.evals()
+            if (row["states"], row["mode"], row["iteration"]) == ("validation", result.mode, at.best_iteration)
+            and success(align([row["per_state"]])).value == at.best_success  # else it was measured again, elsewhere
+        ]
+        if not best:
+            return result.total.rate >= at.best_success
+        counts = pairs(*align([best[0], result.per_state]))
+        return counts.gained >= counts.lost
 
     def remember_best(self, at: Progress) -> None:
         """Of a run that goes on: the best policy is the one in the folder, which a killed run may have replaced after
@@ -179,8 +117,9 @@ class Measurements:
         """Task name -> what practice cost it on the test states, in the mode that counts; each is told."""
         lost, (was, now) = {}, (results[self.config.eval.mode] for results in (before, after))
         for task in was.tasks:
-            if now.tasks[task].rate < was.tasks[task].rate:
-                lost[task] = points(change(was, now, [task]))
+            changed = change(was, now, [task])
+            if changed["lost"] > changed["gained"]:
+                lost[task] = points(changed)
                 status(f"  practice cost {task}: {lost[task]}")
         return lost
 

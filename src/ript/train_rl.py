@@ -19,11 +19,12 @@ from ript.errors import NotFiniteError
 from ript.files import expanded
 from ript.interfaces import EnvPool, PostTrainable
 from ript.learn.batch import make_batch
-from ript.learn.update import AdaptiveRate, make_optimiser, update
+from ript.learn.update import make_optimiser, scale_rate, update
 from ript.metrics import values
 from ript.report.progress import status
 from ript.report.run import RunFolder
-from ript.rl_measure import Measurements, Progress, iteration_line
+from ript.rl_measure import Measurements
+from ript.rl_progress import Progress, iteration_line
 from ript.rl_start import beginning, document, learner, plan, practice_steps, solved_by_nothing, to_stay_near
 from ript.rollout.sampling import Collection, collect_groups, practice_horizons
 from ript.types import EvalResult
@@ -147,7 +148,7 @@ class _Run:
             "post-train": clock[2] - began,
             "evaluate after": clock[3] - clock[2],
         }
-        reason = self.at.ended or f"all {self.config.iterations} iterations done"
+        reason = self.at.reason(self.config.iterations)
         self.run.finish(reason, policy_iteration=self.at.best_iteration, seconds=seconds)
         return RLResult(
             policy=self.run.policy, folder=self.run.path, before=before, after=after, iterations=self.at.iteration,
@@ -171,7 +172,7 @@ class _Run:
             max_attempts=s.max_attempts,
             seed=(self.config.seed, self.at.iteration),
             dynamic=s.dynamic,
-            task_quota=-(-s.groups // len(self.contexts.tasks)) if s.equal_tasks else 0,
+            equal_tasks=len(self.contexts.tasks) if s.equal_tasks else 0,
             horizon=self.horizons,
         )
 
@@ -182,17 +183,15 @@ class _Run:
         spent = values(self.pool.timings())
         times = {f"time/{k}": spent[k] for k in ("simulate", "render", "infer", "wait")}  # summed over workers
         times |= {"time/rollout": collected - self.clock, "rollout/worker_restarts": spent["worker_restarts"]}
-        if not self.at.judge(collection, self.config.stop_at, self.run):
+        if not self.at.judge(collection, self.config, self.run):
             return times | {"time/update": 0.0}
         batch = make_batch(
             collection.groups, min_abs_advantage=learn.min_abs_advantage, normalise_std=learn.normalise_std,
             max_decisions=learn.max_decisions, generator=self.generator,
         )  # fmt: skip
-        rate = AdaptiveRate(target_kl=learn.adapt_kl or 1.0, scale=self.at.rate_scale)
-        rate.apply(self.optimiser)
+        scale_rate(self.optimiser, self.at.rate_scale)
         result = update(self.policy, self.optimiser, batch, generator=self.generator, **self.settings)
-        if learn.adapt_kl:
-            self.at.rate_scale = rate.after(result.kl_end).scale
+        self.at.adapt(result, learn)
         metrics = {f"update/{k}": v for k, v in values(result.metrics).items()}
         return metrics | times | {"time/update": time.perf_counter() - collected, "update/decisions": float(len(batch))}
 

@@ -10,7 +10,7 @@ import torch
 from ript.errors import ConfigError, NoSignalError, NotFiniteError, PolicyError, RatioError, TrainingError
 from ript.learn.batch import make_batch
 from ript.learn.objective import clipped_objective
-from ript.learn.update import AdaptiveRate, make_optimiser, update
+from ript.learn.update import AdaptiveRate, make_optimiser, scale_rate, update
 from ript.types import Group, InitialState, Rollout, Status, Task, UpdateBatch
 
 
@@ -624,10 +624,10 @@ def test_the_adaptive_rate_stays_within_its_bounds():
 def test_the_adaptive_rate_scales_the_initial_rates_and_survives_a_checkpoint():
     policy = Bandit()
     optimiser = make_optimiser(policy, learning_rate=0.1)
-    AdaptiveRate(target_kl=0.05).after(1.0).apply(optimiser)
-    AdaptiveRate(target_kl=0.05, scale=0.5).apply(optimiser)
+    scale_rate(optimiser, AdaptiveRate(target_kl=0.05).after(1.0).scale)
+    scale_rate(optimiser, 0.5)
     assert [g["lr"] for g in optimiser.param_groups] == [0.05, 0.05]
     resumed = make_optimiser(Bandit(), learning_rate=7.0)
     resumed.load_state_dict(optimiser.state_dict())
-    AdaptiveRate(target_kl=0.05, scale=2.0).apply(resumed)
+    scale_rate(resumed, 2.0)
     assert [g["lr"] for g in resumed.param_groups] == [0.2, 0.2]

@@ -102,7 +102,7 @@ def numbers(groups: Sequence[Group]) -> list[int]:
 
 
 def sequentially(
-    table: Sequence[Sequence[int | None]], quota: int, max_attempts: int, tasks: int = 1, task_quota: int = 0
+    table: Sequence[Sequence[int | None]], quota: int, max_attempts: int, tasks: int = 1, equal: bool = False
 ) -> tuple[list[int], list[int]]:
     """The definition: one group after the other, of tasks in turn. (accepted, attempted)."""
     accepted: list[int] = []
@@ -110,7 +110,8 @@ def sequentially(
     for number, rewards in enumerate(table):
         if len(accepted) == quota or len(attempted) == max_attempts:
             break
-        if task_quota and sum(other % tasks == number % tasks for other in accepted) >= task_quota:
+        share = [sum(other % tasks == number % tasks for other in others) for others in (accepted, attempted)]
+        if equal and (share[0] >= -(-quota // tasks) or share[1] >= -(-max_attempts // tasks)):
             continue
         attempted.append(number)
         if {0, 1} <= set(rewards):
@@ -132,11 +133,11 @@ tables = st.integers(2, 5).flatmap(
     capacity=st.integers(1, 40),
     saturation=st.integers(1, 40),
     tasks=st.integers(1, 3),
-    task_quota=st.integers(0, 3),
+    equal=st.booleans(),
     data=st.data(),
 )
 def test_in_whatever_order_rollouts_finish_the_groups_are_those_of_the_sequential_definition(
-    table, quota, extra, capacity, saturation, tasks, task_quota, data
+    table, quota, extra, capacity, saturation, tasks, equal, data
 ):
     def choose(n: int) -> int:
         return data.draw(st.integers(0, n - 1))
@@ -144,9 +145,9 @@ def test_in_whatever_order_rollouts_finish_the_groups_are_those_of_the_sequentia
     pool = ScriptedPool(table, choose, capacity=capacity, saturation=saturation)
     collection = collect_groups(
         pool, in_turn(len(table), tasks), group_size=len(table[0]), quota=quota, max_attempts=quota + extra, seed=(0,),
-        task_quota=task_quota,
+        equal_tasks=tasks if equal else 0,
     )  # fmt: skip
-    accepted, attempted = sequentially(table, quota, quota + extra, tasks, task_quota)
+    accepted, attempted = sequentially(table, quota, quota + extra, tasks, equal)
     assert numbers(collection.groups) == accepted
     assert numbers(collection.attempted) == attempted
     assert collection.position == max(attempted, default=-1) + 1
@@ -196,12 +197,14 @@ def test_rejected_groups_keep_their_rewards_but_not_what_only_an_update_needs():
     assert collection.groups == (accepted,)
 
 
-def test_quotas_of_tasks_that_are_less_than_the_quota_end_the_collection():
-    pool = ScriptedPool([(0, 1)] * 20_000)
-    collection = collect_groups(
-        pool, in_turn(20_000, 2), group_size=2, quota=5, max_attempts=9, seed=(0,), task_quota=2
-    )
-    assert numbers(collection.groups) == [0, 1, 2, 3]
+def test_a_task_that_nobody_solves_uses_up_its_own_attempts_alone():
+    """Of three tasks in turn the second fails always: with equal shares it gets a third of the attempts."""
+    pool = ScriptedPool([(0, 0) if i % 3 == 1 else (0, 1) for i in range(300)])
+    settings_ = {"group_size": 2, "quota": 6, "max_attempts": 12, "seed": (0,)}
+    collection = collect_groups(pool, in_turn(300, 3), **settings_, equal_tasks=3)
+    assert [number % 3 for number in numbers(collection.groups)] == [0, 2, 0, 2]
+    assert [number % 3 for number in numbers(collection.attempted)].count(1) == 4
+    assert len(collection.attempted) == 8 and collection.position == 11
 
 
 def test_a_short_batch_is_used_as_it_is():

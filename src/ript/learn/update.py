@@ -365,7 +365,7 @@ class AdaptiveRate:
     """A learning-rate scale that follows the KL of each update (a frozen value: checkpoint `scale`).
 
         rate = rate.after(result.kl_end)
-        rate.apply(optimiser)
+        scale_rate(optimiser, rate.scale)
 
     Attributes:
         target_kl: the KL that an update should end with.
@@ -387,7 +387,8 @@ class AdaptiveRate:
         factor = 0.67 if kl > 1.5 * self.target_kl else 1.2 if kl < self.target_kl / 1.5 else 1.0
         return replace(self, scale=min(max(self.scale * factor, self.low), self.high))
 
-    def apply(self, optimiser: torch.optim.Optimizer) -> None:
-        """Set every parameter group's learning rate; needs an optimiser of `make_optimiser`."""
-        for group in optimiser.param_groups:
-            group["lr"] = group["initial_lr"] * self.scale
+
+def scale_rate(optimiser: torch.optim.Optimizer, scale: float) -> None:
+    """Set every parameter group's learning rate to its first one times `scale`; needs one of `make_optimiser`."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["initial_lr"] * scale

@@ -61,7 +61,7 @@ def collect_groups(
     max_attempts: int,
     seed: tuple[int, ...],
     dynamic: bool = True,
-    task_quota: int = 0,
+    equal_tasks: int = 0,
     horizon: Mapping[str, int] | None = None,
     video_for: Callable[[InitialState, int], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -86,8 +86,10 @@ def collect_groups(
         max_attempts: groups attempted at most.
         seed: (run seed, iteration).
         dynamic: False accepts the first `quota` groups whatever their rewards.
-        task_quota: with dynamic sampling, states of a task that has this many accepted groups before them are passed
-            over, so that a task with many groups without a signal keeps its share of the update; 0: no limit.
+        equal_tasks: the number of tasks of the states, when each is to have an equal share: with dynamic sampling,
+            states of a task that has its share of the quota, or of `max_attempts`, before them are passed over. So a
+            task with few groups with a signal keeps its part of the update, and one with none does not use up the
+            attempts of others. 0: states are attempted as they come.
         horizon: task key -> `RolloutRequest.horizon`; a task that is missing runs to the simulator's.
         video_for: (initial state, number within the group) -> keep frames.
         progress: called with (accepted, attempted) whenever one more group is settled.
@@ -96,7 +98,7 @@ def collect_groups(
         ConfigError: K < 2, quota < 1 or quota > max_attempts.
     """
     _check(group_size, quota, max_attempts)
-    ledger = _Ledger(group_size, quota, max_attempts if dynamic else quota, dynamic, task_quota if dynamic else 0)
+    ledger = _Ledger(group_size, quota, max_attempts if dynamic else quota, dynamic, equal_tasks if dynamic else 0)
     requests = _requests(ledger, pool, iter(initial_states), seed, horizon or {}, video_for)
     run = pool.run(requests)
     try:
@@ -135,7 +137,7 @@ class _Ledger:
     quota: int
     limit: int
     dynamic: bool
-    task_quota: int
+    equal_tasks: int
     entries: list[_Entry] = field(default_factory=list)
     settled: int = 0
     accepted: int = 0
@@ -166,13 +168,14 @@ class _Ledger:
 
     def has_room(self, task: str) -> bool | None:
         """Whether a further group of this task is attempted; None while groups in flight decide that."""
-        if not self.task_quota:
+        if not self.equal_tasks:
             return True
         found = [entry.accepted for entry in self.entries if entry.state.task.key == task]
         sure, undecided = found.count(True), found.count(None)
-        if sure >= self.task_quota:
+        quota, limit = (-(-n // self.equal_tasks) for n in (self.quota, self.limit))
+        if sure >= quota or len(found) >= limit:
             return False
-        return None if sure + undecided >= self.task_quota else True
+        return None if sure + undecided >= quota else True
 
     def launch(self, state: InitialState, position: int) -> _Entry:
         first = self._drawn[state.id] * self.group_size
@@ -217,8 +220,8 @@ class _Ledger:
         )
 
 
-_MOST_PASSED = 10_000
-"""States passed over in a row, after which there are no others: quotas of all tasks that are less than the quota."""
+_MOST_PASSED = 2
+"""States of each task passed over in a row, after which every task has its share."""
 
 
 def _requests(
@@ -246,7 +249,7 @@ def _requests(
             continue
         if not room:
             state, passed = None, passed + 1
-            if passed > _MOST_PASSED:
+            if passed > _MOST_PASSED * ledger.equal_tasks:
                 return
             continue
         entry, state, passed = ledger.launch(state, position), None, 0
