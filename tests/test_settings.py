@@ -233,10 +233,25 @@ def test_a_base_whose_loss_is_not_fed_any_more_is_not_said_to_be_without_it(fold
 # ---------------------------------------------------------------------- a run that goes on
 
 
-def test_a_finished_run_that_is_given_more_iterations_ends_as_if_it_had_had_them_from_the_beginning(
+def test_a_run_that_ended_by_itself_refuses_more_iterations_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    config = toy_config()
+    config = toy_config(iterations=4, stop_at=0.01, sampling={"groups": 8, "max_attempts": 8, "dynamic": False})
+    result = train_rl(config, lively_policy(config), tmp_path / "run")
+    assert result.iterations < 4
+    assert run("rl", "--resume", tmp_path / "run", "--iterations", 7) == 2
+    said = capsys.readouterr().err
+    assert f"ended by itself after {result.iterations} (solved: at least 1%" in said and "ript rl --policy" in said
+    assert read_config(tmp_path / "run")["config"]["recipe_config"]["iterations"] == 4
+    assert run("rl", "--resume", tmp_path / "run") == 0
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_finished_run_that_is_given_more_iterations_ends_as_if_it_had_had_them_from_the_beginning(
+    every: int, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Its end need not have been an iteration that is validated in a longer run."""
+    config = toy_config(eval={"every": every})
     whole = train_rl(config, lively_policy(config), tmp_path / "whole")
     short = dataclasses.replace(config, iterations=1)
     train_rl(short, lively_policy(config), tmp_path / "run")

@@ -29,6 +29,7 @@ from ript.evaluate import choose_temperature, own_decisions
 from ript.files import absolute
 from ript.interfaces import PostTrainable
 from ript.report.checkpoint import list_checkpoints
+from ript.report.files import read_json
 from ript.report.progress import status
 from ript.report.run import RunFolder, read_config
 from ript.report.trackers import require_trackers
@@ -71,6 +72,12 @@ def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config
     done = [int(path.name) for path in list_checkpoints(out / "checkpoints")]
     if done and changed.get("iterations", done[-1]) < done[-1]:
         raise ConfigError(f"iterations = {changed['iterations']}, but {out} has done {done[-1]} already: give more")
+    if "iterations" in changed and (out / "result.json").exists() and done[-1] < held["iterations"]:
+        raise ConfigError(
+            f"iterations = {changed['iterations']}, but {out} ended by itself after {done[-1]} "
+            f"({read_json(out / 'result.json').get('reason')}): it would do no more. To practise on, start another run "
+            f"from its policy: ript rl --policy {out / 'policy'}"
+        )
     config = Config.from_json(nested(leaves(held) | changed))
     if (out / "start").exists():
         return config, load_policy(out / "start"), changed
