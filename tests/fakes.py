@@ -200,6 +200,51 @@ class FakePolicy:
         raise NotImplementedError("the fake policy is not saved")
 
 
+class SlowPolicy(FakePolicy):
+    """Takes `act` seconds for a decision and `load` seconds to take weights in."""
+
+    def __init__(self, act: float = 0.0, load: float = 0.0):
+        super().__init__()
+        self.seconds = {"act": act, "load": load}
+
+    def act(
+        self, observation: Observation, generators: Sequence[np.random.Generator], *, greedy: bool = False
+    ) -> ActionChunk:
+        time.sleep(self.seconds["act"])
+        return super().act(observation, generators, greedy=greedy)
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        time.sleep(self.seconds["load"])
+        super().load_weights(weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowFactory:
+    """Simulators that take so many seconds to be built, reset, and for a picture of a video."""
+
+    build: float = 0.0
+    reset: float = 0.0
+    render: float = 0.0
+
+    def __call__(self, key: str) -> FakeSimulator:
+        time.sleep(self.build)
+        return _SlowSimulator(fake_task(key.split("/")[1]), self)
+
+
+class _SlowSimulator(FakeSimulator):
+    def __init__(self, task: Task, slow: SlowFactory):
+        super().__init__(task)
+        self._slow = slow
+
+    def reset(self, initial_state: InitialState) -> Observation:
+        time.sleep(self._slow.reset)
+        return super().reset(initial_state)
+
+    def render(self) -> np.ndarray:
+        time.sleep(self._slow.render)
+        return super().render()
+
+
 class WrongName:
     """A factory that knows no task."""
 

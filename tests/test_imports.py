@@ -15,7 +15,7 @@ PACKAGE = Path(ript.__file__).parent
 LAYERS = [
     {"errors"},
     {"disk"},
-    {"files", "metrics", "types", "streams", "machine", "statistics"},
+    {"files", "liveness", "metrics", "types", "streams", "machine", "statistics"},
     {"child_server", "interfaces", "places"},
     {"children"},
     {"demos", "sims", "policies", "rollout", "learn", "report"},  # meet in types and interfaces, not in each other

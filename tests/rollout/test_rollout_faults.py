@@ -24,7 +24,19 @@ from ript.interfaces import EnvPool
 from ript.metrics import values
 from ript.rollout.pool import make_pool
 from ript.types import Rollout, RolloutRequest, Status
-from tests.fakes import Bomb, FakeFactory, FakePolicy, Fault, PickyPolicy, WrongName, fake_state, same
+from tests.fakes import (
+    Bomb,
+    FakeFactory,
+    FakePolicy,
+    Fault,
+    PickyPolicy,
+    SlowFactory,
+    SlowPolicy,
+    WrongName,
+    fake_state,
+    fake_task,
+    same,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -187,6 +199,28 @@ def test_workers_are_not_hung_when_everything_was_stopped_for_longer_than_the_li
         threading.Timer(limit / 3, lambda: [os.kill(pid, signal.SIGCONT) for pid in workers_of(pool)]).start()
         done += list(stream)
         assert split({(r.initial_state_id, r.index): r for r in done}, expected) == []
+        assert values(pool.timings())["worker_restarts"] == 0
+
+
+@pytest.mark.parametrize("work", ["both modes", "weights", "video", "building and resetting"])
+def test_work_that_is_within_the_limit_piece_by_piece_is_not_taken_for_silence(work):
+    """Each piece takes two thirds of the limit; no two of them are one unit. Weights have the limit of a start."""
+    limit = patience(0.3)
+    piece = limit * 2 / 3
+    task = fake_task("plain-4")
+    wanted = [
+        RolloutRequest(initial_state=fake_state(i, 0.0, task if work == "both modes" else None), index=0, seed=(0,),
+                       horizon=4, greedy=work == "both modes" and i % 2 == 0, video=work == "video", record=False)
+        for i in range(2)
+    ]  # fmt: skip
+    policy = SlowPolicy(act=piece if work == "both modes" else 0.0, load=2 * limit if work == "weights" else 0.0)
+    chosen = {"video": {"render": piece}, "building and resetting": {"build": piece, "reset": piece}}
+    factory = FakeFactory() if work == "both modes" else SlowFactory(**chosen.get(work, {}))
+    settings = {"workers": 1, "slots": 2, "request_timeout": limit, "frame_every": 1, "max_retries": 0}
+    with pool_of(factory, policy, **settings) as pool:
+        pool.set_policy(policy.weights(), version=1)
+        done = collect(pool, wanted)
+        assert {r.status for r in done.values()} == {Status.FAILURE}, [r.error for r in done.values()]
         assert values(pool.timings())["worker_restarts"] == 0
 
 

@@ -23,11 +23,13 @@ from ript.errors import ConfigError, DependencyMissing, PolicyError, SimulatorEr
 from ript.interfaces import Simulator, SimulatorFactory
 from ript.types import ChunkResult, Observation, RolloutRequest, SimulatorSpec, Status
 
-DECIDING, RESTING = -1, -2
+DECIDING, RESTING, LOADING = -1, -2, -3
 """What a process does when it does not work on a rollout's simulator (see `Watch`)."""
 
 Watch = Callable[[int], None]
-"""Called when a unit of work begins: with a ticket (reset, chunk or look of that rollout), DECIDING or RESTING."""
+"""Called when a unit of work begins; whatever may take long is one of its own. With a ticket (that rollout's simulator
+is built, reset, stepped by a chunk, looked at, filmed or closed), DECIDING (a call of the policy), LOADING (weights) or
+RESTING."""
 
 FATAL = (ConfigError, DependencyMissing, PolicyError)
 """Raised by a simulator, these concern every rollout: the run stops instead of counting an ERROR."""
@@ -195,9 +197,10 @@ class Slots:
         try:
             slot.simulator = self._simulators.take(request.initial_state.task.key)
             what = "resetting"
+            self._watch(ticket)
             slot.observation = _checked(slot.simulator.reset(request.initial_state), slot.simulator.spec)
             if request.video:
-                slot.frames.append(slot.simulator.render())
+                self._film(slot, slot.simulator)
         except FATAL:
             raise
         except Exception as error:
@@ -232,6 +235,7 @@ class Slots:
         """Drop what is in progress; the instances stay (reset makes them as new)."""
         for slot in self._slots:
             if slot.simulator is not None:
+                self._watch(RESTING)
                 self._simulators.release(slot.simulator)
         self._slots = []
 
@@ -249,6 +253,7 @@ class Slots:
         horizon = slot.request.horizon
         if not result.done and (horizon is None or slot.env_steps < horizon):
             return None
+        self._watch(slot.ticket)
         self._simulators.release(simulator)
         return Outcome(
             ticket=slot.ticket,
@@ -277,17 +282,24 @@ class Slots:
             chunk = chunk[: slot.request.horizon - slot.env_steps]
         stride = self._frame_every if slot.request.video else len(chunk)
         for start in range(0, len(chunk), stride):
+            if start:
+                self._watch(slot.ticket)
             result = simulator.step_chunk(chunk[start : start + stride])
             slot.env_steps += result.env_steps
             self.env_steps += result.env_steps
             if slot.request.video:
-                slot.frames.append(simulator.render())
+                self._film(slot, simulator)
             if result.done:
                 break
         return result
 
+    def _film(self, slot: _Slot, simulator: Simulator) -> None:
+        self._watch(slot.ticket)
+        slot.frames.append(simulator.render())
+
     def _failed(self, slot: _Slot, error: Exception, what: str) -> Outcome:
         if slot.simulator is not None:
+            self._watch(slot.ticket)
             self._simulators.discard(slot.simulator)
         return Outcome(
             ticket=slot.ticket,

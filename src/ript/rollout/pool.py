@@ -55,9 +55,9 @@ def make_pool(
         slots: rollouts in progress in each worker, hence the largest batch.
         inference: "local": a copy of the policy in every worker, on one thread; fastest for a small policy on a CPU.
             "central": the policy stays in this process and acts for all workers at once; for a large policy or a GPU.
-        request_timeout: seconds that one unit of a worker's work may take (a reset with the building of its simulator,
-            a chunk, a look, a decision of its own copy) before the worker counts as hung.
-        start_timeout: seconds that a worker may take to start.
+        request_timeout: seconds that one unit of a worker's work may take (building or closing a simulator, a reset, a
+            chunk, a look, a picture of a video, a call of its own copy of the policy) before the worker counts as hung.
+        start_timeout: seconds that a worker may take to start, or to load weights.
         max_retries: how often a rollout is run again after its worker was lost.
         max_error_rate: share of ERROR among the last 100 rollouts (at least 20) above which the run stops.
         frame_every: environment steps between the frames of a video.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ript.errors import WorkerError
 from ript.interfaces import Policy, SimulatorFactory
+from ript.liveness import interval
 from ript.metrics import Metrics, Sum
 from ript.rollout.engine import address
 from ript.rollout.limits import open_files
@@ -241,7 +242,7 @@ class ProcessPool:
     def _receive(self) -> list[tuple[WorkerProcess, Any]]:
         """Messages of all workers; blocks until there are some, or until it is time to look for hung workers."""
         connections = [worker.connection for worker in self._workers if not worker.connection.closed]
-        arrived = wait(connections, timeout=min(1.0, self._timeout / 4))
+        arrived = wait(connections, timeout=interval(self._timeout))
         messages = []
         for worker in self._workers:
             if worker.connection not in arrived:

@@ -12,7 +12,8 @@ from torch import nn
 
 from ript import children
 from ript.interfaces import Policy, SimulatorFactory
-from ript.rollout.engine import DECIDING, RESTING, address
+from ript.liveness import Silence
+from ript.rollout.engine import DECIDING, LOADING, RESTING, address
 from ript.rollout.shared import Block, Layout, Memory
 from ript.rollout.stream import Flight
 from ript.rollout.worker import Settings, main
@@ -84,9 +85,7 @@ class WorkerProcess:
             self.memory.close()
             raise
         self.connection = self.process.connection
-        self._looked = time.monotonic()
-        self._quiet = 0.0
-        self._sign = tuple(self._cell)
+        self._silence = Silence(self._cell)
 
     @property
     def name(self) -> str:
@@ -97,7 +96,7 @@ class WorkerProcess:
         try:
             self.connection.send(message)
             if int(self._cell[0]) == RESTING:  # it has to read that first
-                self._quiet = 0.0
+                self._silence.broken()
         except BlockingIOError:
             self._lost = "hung: it took no messages"
         except OSError:
@@ -120,25 +119,23 @@ class WorkerProcess:
             self.kill()  # likewise
             raise
         if messages:
-            self._quiet = 0.0
+            self._silence.broken()
         return messages
 
     def loss(self, request_timeout: float, start_timeout: float) -> str | None:
         """Why this worker must be replaced, or None. Call it after `receive`, and often.
 
-        A worker is hung when it owes something and gave no sign of life within the limit: it began no unit of work and
-        sent nothing. What lies unread in its pipe is a sign of life; the parent may have been deciding, or stopped. Nor
-        does the parent judge by one look after a long absence of its own, which counts as half the limit at most.
+        A worker is hung when it owes something and gave no sign of life within the limit (see `Silence`). Loading
+        weights has the limit of a start, which does the same. What lies unread in its pipe is a sign of life.
         """
-        limit = request_timeout if self.ready else start_timeout
-        passed, self._looked = time.monotonic() - self._looked, time.monotonic()
         sign = tuple(self._cell)
-        owes = not self.ready or int(sign[0]) != RESTING or self.flights or self.stopping is not None
-        if not owes or sign != self._sign or self._spoke():
-            self._quiet, self._sign = 0.0, sign
-        else:
-            self._quiet += min(passed, limit / 2)
-        if self._lost is None and self._quiet > limit:
+        doing = int(sign[0])
+        limit = request_timeout if self.ready else start_timeout
+        if doing == LOADING:
+            limit = max(request_timeout, start_timeout)
+        owes = not self.ready or doing != RESTING or self.flights or self.stopping is not None
+        silent = self._silence.look(sign, excused=not owes or self._spoke(), limit=limit)
+        if self._lost is None and silent:
             what = "no sign of life for" if self.ready else "it did not start within"
             self._lost = f"hung: {what} {limit:g} s"
         if self._lost is None:
@@ -164,7 +161,8 @@ class WorkerProcess:
         flight = self.blamed()
         if flight is not None:
             return f"while working on {address(flight.request)}"
-        return "while the policy decided" if int(self._cell[0]) == DECIDING else "between two units of work"
+        other = {DECIDING: "while the policy decided", LOADING: "while it loaded weights"}
+        return other.get(int(self._cell[0]), "between two units of work")
 
     def kill(self) -> None:
         """SIGKILL, and forget what belongs to it."""

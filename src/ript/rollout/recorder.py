@@ -11,7 +11,7 @@ import numpy as np
 
 from ript.errors import NotFiniteError, RiptError, WorkerError
 from ript.interfaces import Policy
-from ript.rollout.engine import Outcome
+from ript.rollout.engine import DECIDING, Outcome, Watch
 from ript.types import ActionChunk, Observation, Rollout, RolloutRequest, Status
 
 if TYPE_CHECKING:
@@ -36,10 +36,11 @@ class Recorder:
     """Decides for slots with a policy in this process, and records. A `Brain` (see `engine`).
 
     Every rollout draws from `request.generator()` alone, so its result depends neither on its batch nor on the order.
+    Each call of the policy is a unit of work that `watch` is told of.
     """
 
-    def __init__(self, policy: Policy, version: int = 0):
-        self.policy = policy
+    def __init__(self, policy: Policy, version: int = 0, watch: Watch = lambda what: None):
+        self.policy, self._watch = policy, watch
         self.version = version
         self.infer_seconds = 0.0
         self._traces: dict[int, _Trace] = {}
@@ -101,6 +102,7 @@ class Recorder:
         self._traces.clear()
 
     def _act(self, traces: Sequence[_Trace], observation: Observation, greedy: bool) -> ActionChunk:
+        self._watch(DECIDING)
         started = time.perf_counter()
         try:
             chunk = self.policy.act(observation, [trace.generator for trace in traces], greedy=greedy)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ript import children
-from ript.rollout.engine import RESTING, Outcome, SimulatorCache, Slots, Watch
+from ript.rollout.engine import LOADING, RESTING, Outcome, SimulatorCache, Slots, Watch
 from ript.rollout.messages import (
     Answer,
     Ask,
@@ -148,9 +148,9 @@ class Worker:
         policy: Any | None,
         watch: Watch,
     ):
-        self._link = link
+        self._link, self._watch = link, watch
         self._where = f"worker {settings.index}"
-        self._recorder = None if settings.central else Recorder(policy)  # type: ignore[arg-type]
+        self._recorder = None if settings.central else Recorder(policy, watch=watch)  # type: ignore[arg-type]
         self._remote = RemoteBrain(link, memory)
         check = None if policy is None else policy.check_simulator
         self.simulators = SimulatorCache(make_simulator, limit=settings.free_simulators, check=check)
@@ -179,6 +179,7 @@ class Worker:
                 outcomes = self._fill()
                 outcomes += self._slots.cycle()
                 if outcomes:
+                    self._watch(RESTING)
                     self._link.send(Finished([(o.ticket, self._result(o)) for o in outcomes], self._spent()))
             except Interrupted:
                 self._drop()
@@ -200,6 +201,7 @@ class Worker:
                 self._link.running = False
                 self._link.send(Stopped(message.run, self._spent()))
             elif isinstance(message, Weights) and self._recorder is not None:
+                self._watch(LOADING)
                 self._recorder.load(load_weights(message.data), message.version)
 
     def _fill(self) -> list[Outcome]:
