@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -267,7 +268,7 @@ def test_a_simulator_that_shows_nan_is_found_out_before_it_is_written(tmp_path, 
     [
         ("raise", 60, r"worker 0, point/red, try 0: ValueError: the table broke\nTraceback"),
         ("die", 60, r"worker 0, point/red, try 0: the process died \(exit code 7\)"),
-        ("hang", 2, r"worker 0, point/red, try 0: no answer within 2 s"),
+        ("hang", 2, r"worker 0, point/red, try 0: no sign of life for 2 s"),
     ],
 )
 def test_a_worker_that_fails_is_reported_with_its_address_and_leaves_nothing_behind(tmp_path, fault, patience, message):
@@ -278,6 +279,48 @@ def test_a_worker_that_fails_is_reported_with_its_address_and_leaves_nothing_beh
     assert time.monotonic() - started < 30
     assert leftovers(tmp_path) == []
     assert not running()
+
+
+def slow_point(piece, seconds):
+    """A `Point` one of whose methods takes so long."""
+
+    class Slow(Point):
+        pass
+
+    def slow(self, *args):
+        time.sleep(seconds)
+        return getattr(super(Slow, self), piece)(*args)
+
+    setattr(Slow, piece, slow)
+    return Slow
+
+
+@pytest.mark.parametrize("piece", ["step_chunk", "observe", "expert_action"])
+def test_a_slow_try_is_not_silent_while_its_pieces_are_within_the_limit(tmp_path, piece):
+    """A try has dozens of them, so that it takes many times the limit."""
+    make, began = slow_point(piece, 0.1), time.monotonic()
+    collect_demos(make, ["point/red"], 1, tmp_path / "d.hdf5", workers=1, noise=0.0, every=1, try_seconds=0.6)
+    assert time.monotonic() - began > 0.9
+
+
+@pytest.mark.parametrize("who", ["all", "workers"])
+def test_workers_that_were_stopped_and_go_on_are_not_taken_for_hung(tmp_path, who):
+    """As Ctrl-Z and fg do to the whole group: the parent was away as well."""
+    limit = 1.0
+    stopped = []
+
+    def stop_for_long(progress):
+        if not stopped:
+            stopped.extend(child.pid for child in running())
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            if who == "all":
+                time.sleep(3 * limit)
+            threading.Timer(limit / 4, lambda: [os.kill(pid, signal.SIGCONT) for pid in stopped]).start()
+
+    make = slow_point("step_chunk", 0.02)
+    collect_demos(make, ["point/red"], 4, tmp_path / "d.hdf5", workers=2, try_seconds=limit, progress=stop_for_long)
+    assert len(stopped) == 2 and len(list(open_demos(tmp_path / "d.hdf5").demos())) == 4
 
 
 def test_an_interrupted_collection_leaves_an_older_file_of_that_name_untouched(tmp_path):

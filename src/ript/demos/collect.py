@@ -55,7 +55,8 @@ def collect_demos(
         seed, noise, every: see `ExpertSettings`.
         max_tries_factor: give up on a task after `per_task` times this many tries (at least 10).
         workers: processes, one simulator each; 0 works in this process.
-        try_seconds: a worker that is silent for longer is taken for hung.
+        try_seconds: a piece of a try (building the simulator, a reset, a step, a look) that takes longer is taken for a
+            worker that hangs; the try itself has no limit.
         progress: called after every try.
 
     Raises:

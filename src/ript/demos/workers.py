@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import time
 import traceback
 from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection, wait
+from typing import Any, cast
 
 from ript import children
 from ript.demos.expert import ExpertSettings, make_demo
 from ript.demos.records import Demo
 from ript.errors import ConfigError, RiptError, WorkerError
 from ript.interfaces import Demonstrator, Simulator
+from ript.liveness import Cell, Silence, interval
 from ript.types import SimulatorSpec
 
 TASKS_PER_PROCESS = 10
@@ -63,10 +64,9 @@ def run_processes(
         for worker in team:
             worker.start(take)
         while busy := {w.connection: w for w in team if w.job}:
-            slowest = min(busy.values(), key=lambda w: w.since)
-            answered = wait(list(busy), timeout=max(0.0, slowest.since + try_seconds - time.monotonic()))
-            if not answered:
-                raise WorkerError(f"{slowest.address}: no answer within {try_seconds:g} s; the simulator hangs")
+            answered = wait(list(busy), timeout=interval(try_seconds))
+            for worker in busy.values():
+                worker.require_life(try_seconds)
             for connection in answered:
                 worker = busy[connection]  # type: ignore[index]
                 yield worker.receive()
@@ -84,14 +84,23 @@ class _Worker:
     def __init__(self, number: int, payload: bytes):
         self.number = number
         self.job: tuple[str, int] | None = None
-        self.since = 0.0
         self._payload = payload
         self._last_key: str | None = None
         self._spawn()
 
     def _spawn(self) -> None:
         self._tasks: set[str] = set()
-        self._process = children.start(_serve, self._payload, preload=("ript.demos.workers",))
+        try:
+            self._cell = Cell.create()
+        except OSError as error:
+            raise children.cannot_start(error) from error
+        try:
+            self._process = children.start(
+                _serve, self._payload, files=[self._cell.fileno], preload=("ript.demos.workers",)
+            )
+        except BaseException:
+            self._cell.close()
+            raise
         self.connection = self._process.connection
 
     @property
@@ -105,9 +114,14 @@ class _Worker:
                 self.stop()
                 self._spawn()
             self._tasks.add(job[0])
-            self._last_key, self.job, self.since = job[0], job, time.monotonic()
+            self._last_key, self.job, self._silence = job[0], job, Silence(self._cell.view)
             with contextlib.suppress(OSError):  # it died: receive() says so
                 self.connection.send(job)
+
+    def require_life(self, limit: float) -> None:
+        """Raise WorkerError when it has worked on one piece of its job for longer than `limit` seconds."""
+        if self._silence.look(self._cell.view, excused=self.connection.poll(), limit=limit):
+            raise WorkerError(f"{self.address}: no sign of life for {limit:g} s; the simulator hangs")
 
     def receive(self) -> Result:
         assert self.job is not None
@@ -132,6 +146,7 @@ class _Worker:
         self._process.join(5 if idle else 0)
         self._process.kill()
         self._process.join(5)
+        self._cell.close()
 
 
 class _Failure:
@@ -146,8 +161,25 @@ class _Failure:
             self.error = f"{type(error).__name__}: {error}"
 
 
-def _serve(connection: Connection, payload: bytes) -> None:
-    """A worker: answer each (task key, try number) with (demonstration or None, spec), until the parent goes."""
+class _Watched:
+    """A simulator each use of which is a sign of life."""
+
+    def __init__(self, sim: Demonstrator, mark: Callable[[], None]):
+        self._sim, self._mark = sim, mark
+
+    def __getattr__(self, name: str) -> Any:
+        self._mark()
+        return getattr(self._sim, name)
+
+
+def _serve(connection: Connection, fileno: int, payload: bytes) -> None:
+    """A worker: answer each (task key, try number) with (demonstration or None, spec), until the parent goes.
+
+    Args:
+        fileno: of the cell that shows the parent its signs of life.
+    """
+    mark = Cell(fileno).mark
+    mark()
     try:
         make_simulator, settings = children.unpack(payload)
     except Exception as error:
@@ -157,11 +189,14 @@ def _serve(connection: Connection, payload: bytes) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), _OneSimulator(make_simulator) as slot:
         while True:
             key, number = connection.recv()
+            mark()
             try:
                 sim = slot.simulator(key)
-                answer: object = make_demo(sim, number, settings), sim.spec
+                watched = cast(Demonstrator, _Watched(sim, mark))
+                answer: object = make_demo(watched, number, settings), sim.spec
             except Exception as error:
                 answer = _Failure(error)
+            mark()
             connection.send(answer)
 
 
