@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ript.errors import ConfigError
+from ript.errors import ConfigError, SimulatorError
 
 if TYPE_CHECKING:
     import torch
@@ -137,11 +137,23 @@ class ChunkResult:
         success: the task succeeded within this chunk (execution stopped at that step).
         env_steps: steps executed, 1..H.
         done: success, or the horizon was reached.
+
+    Raises:
+        SimulatorError: a field is none of that. NaN is true where it is only looked at.
     """
 
     success: bool
     env_steps: int
     done: bool
+
+    def __post_init__(self) -> None:
+        for name in ("success", "done"):
+            if not isinstance(value := getattr(self, name), bool | np.bool_):
+                raise SimulatorError(f"a chunk's {name} = {value!r}; expected True or False")
+        if not isinstance(self.env_steps, int | np.integer) or self.env_steps < 1:
+            raise SimulatorError(f"a chunk's env_steps = {self.env_steps!r}; expected a whole number of at least 1")
+        if self.success and not self.done:
+            raise SimulatorError("a success that is not done: the episode ends with it")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

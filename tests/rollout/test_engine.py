@@ -12,7 +12,7 @@ from ript.errors import ConfigError, ErrorRateExceeded, NotFiniteError, UnknownN
 from ript.metrics import values
 from ript.rollout.engine import SimulatorCache
 from ript.rollout.pool import InlinePool, make_pool
-from ript.types import Observation, Rollout, RolloutRequest, Status
+from ript.types import ChunkResult, Observation, Rollout, RolloutRequest, Status
 from tests.fakes import CHUNK, SPEC, TOKENS, FakeFactory, FakePolicy, FakeSimulator, Fault, fake_state, fake_task, same
 
 
@@ -283,6 +283,57 @@ def test_a_simulator_that_shows_what_no_policy_can_use_is_an_error_of_that_rollo
     bad = done.pop(fake_state(1).id)
     assert bad.status is Status.ERROR
     assert re.search(f"SimulatorError: .*{complaint}", bad.error)
+    assert all(r.status is not Status.ERROR for r in done.values())
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"success": float("nan"), "done": True}, "success = nan; expected True or False"),
+        ({"success": 1.0, "done": True}, "success = 1.0; expected True or False"),
+        ({"success": None, "done": True}, "success = None; expected True or False"),
+        ({"done": float("nan")}, "done = nan; expected True or False"),
+        ({"success": True, "done": False}, "a success that is not done"),
+        ({"env_steps": float("nan")}, "env_steps = nan; expected a whole number of at least 1"),
+        ({"env_steps": 0}, "env_steps = 0; expected a whole number of at least 1"),
+        ({"env_steps": CHUNK + 1}, f"{CHUNK + 1} steps were executed of a chunk of {CHUNK} actions"),
+        (None, "step_chunk returned a tuple; expected a ChunkResult"),
+    ],
+)
+def test_an_outcome_of_a_chunk_that_cannot_be_is_an_error_of_that_rollout_and_no_success(said, complaint):
+    class Broken(FakeSimulator):
+        def step_chunk(self, actions):
+            result = super().step_chunk(actions)
+            if self._number != 1:
+                return result
+            return (result.success, result.env_steps, result.done) if said is None else replace(result, **said)
+
+    with make_pool(lambda key: Broken(fake_task()), FakePolicy(), workers=0, slots=4, max_error_rate=1.0) as pool:
+        wanted = [RolloutRequest(initial_state=fake_state(i, -1.0), index=0, seed=(3,)) for i in range(3)]
+        done = {r.initial_state_id: r for r in pool.run(wanted)}
+    bad = done.pop(fake_state(1, -1.0).id)
+    assert bad.status is Status.ERROR and f"SimulatorError: {complaint}" in bad.error.replace("a chunk's ", "")
+    assert all(r.status is Status.FAILURE for r in done.values())
+
+
+@pytest.mark.parametrize("kind", [bool, np.bool_])
+def test_truth_and_counts_may_be_numpy_s(kind):
+    result = ChunkResult(success=kind(True), env_steps=np.int64(3), done=kind(True))
+    assert result.success and result.done and result.env_steps == 3
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 3), (5, 4, 3), (4, 4)])
+def test_a_picture_that_makes_no_video_is_an_error_of_that_rollout(shape):
+    class Broken(FakeSimulator):
+        def render(self):
+            late = self._step > 0
+            return np.zeros(shape if late else (4, 4, 3), np.float32 if late and shape == (4, 4, 3) else np.uint8)
+
+    with make_pool(lambda key: Broken(fake_task()), FakePolicy(), workers=0, slots=4, max_error_rate=1.0) as pool:
+        wanted = [RolloutRequest(initial_state=fake_state(i), index=0, seed=(3,), video=i == 1) for i in range(3)]
+        done = {r.initial_state_id: r for r in pool.run(wanted)}
+    bad = done.pop(fake_state(1).id)
+    assert bad.status is Status.ERROR and "SimulatorError: render gave a picture of shape" in bad.error
     assert all(r.status is not Status.ERROR for r in done.values())
 
 

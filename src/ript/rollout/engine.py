@@ -284,7 +284,8 @@ class Slots:
         for start in range(0, len(chunk), stride):
             if start:
                 self._watch(slot.ticket)
-            result = simulator.step_chunk(chunk[start : start + stride])
+            piece = chunk[start : start + stride]
+            result = _executed(simulator.step_chunk(piece), len(piece))
             slot.env_steps += result.env_steps
             self.env_steps += result.env_steps
             if slot.request.video:
@@ -295,7 +296,7 @@ class Slots:
 
     def _film(self, slot: _Slot, simulator: Simulator) -> None:
         self._watch(slot.ticket)
-        slot.frames.append(simulator.render())
+        slot.frames.append(_picture(simulator.render(), slot.frames))
 
     def _failed(self, slot: _Slot, error: Exception, what: str) -> Outcome:
         if slot.simulator is not None:
@@ -316,6 +317,23 @@ def address(request: RolloutRequest) -> str:
     """Which rollout, for messages."""
     state = request.initial_state
     return f"{state.task.key}, initial state {state.id}, rollout {request.index}"
+
+
+def _executed(result: ChunkResult, steps: int) -> ChunkResult:
+    """Raise SimulatorError unless this is what executing a chunk of so many actions can come to."""
+    if not isinstance(result, ChunkResult):
+        raise SimulatorError(f"step_chunk returned a {type(result).__name__}; expected a ChunkResult")
+    if result.env_steps > steps:
+        raise SimulatorError(f"{result.env_steps} steps were executed of a chunk of {steps} actions")
+    return result
+
+
+def _picture(frame: np.ndarray, before: Sequence[np.ndarray]) -> np.ndarray:
+    """Raise SimulatorError unless a picture fits into the video of those before it."""
+    want = before[0].shape if before else (*frame.shape[:2], 3)
+    if frame.shape != want or frame.dtype != np.uint8:
+        raise SimulatorError(f"render gave a picture of shape {frame.shape}, {frame.dtype}; expected {want}, uint8")
+    return frame
 
 
 def _checked(look: Observation, spec: SimulatorSpec) -> Observation:
