@@ -1,16 +1,21 @@
+import contextlib
 import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from toy_runs import lively_policy, toy_config
 
-from ript import bench, recipes
+from ript import bench, cli, recipes
 from ript.bench_update import bench_update, describe_update
 from ript.build import Contexts, make_policy, simulator_factory, task_keys
 from ript.config import Config
+from ript.errors import ConfigError
+from ript.learn.update import update
 from ript.machine import Cores
 from ript.metrics import Sum
+from ript.rollout.sampling import collect_groups
 from ript.types import Status
 
 
@@ -116,3 +121,67 @@ def test_shares_of_time_come_from_the_pool_and_are_of_all_workers() -> None:
     split = bench.shares(spent, processes=2, seconds=5.0)
     assert split == pytest.approx({"simulate": 0.3, "render": 0.2, "infer": 0.1, "wait": 0.05})
     assert np.isclose(sum(split.values()), 0.65)
+
+
+# ---------------------------------------------------------------------- what `ript bench update` is asked for
+
+
+BENCH = ["bench", "update", "--recipe", "smoke", "--rollout.slots=4", "--sampling.groups=2", "--sampling.group_size=4"]
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("--sampling.context_noise=0.5", "sampling.context_noise: the simulator of toy/reach has no object"),
+        ("--sampling.demos=/nonexistent.hdf5", "/nonexistent.hdf5"),
+        ("--sampling.horizon=999", "sampling.horizon = 999 has no effect: episodes end after 24 steps"),
+        ("--sampling.horizon_margin=1.5", "sampling.horizon_margin has no effect in `ript bench update`"),
+        ("--learn.adapt_kl=0.1", "learn.adapt_kl has no effect in `ript bench update`"),
+        ("--learn.target_kl=0.1", "learn.target_kl: no effect on random weights; leave it out, or give --policy"),
+        ("--sampling.dynamic=false", "sampling.dynamic: no effect on random weights"),
+        ("--sampling.max_attempts=99", "sampling.max_attempts: no effect on random weights"),
+    ],
+)
+def test_a_setting_that_an_iterations_timing_cannot_follow_is_refused(word: str, says: str, capsys) -> None:
+    assert cli.main([*BENCH, word]) != 0
+    assert says in capsys.readouterr().err
+
+
+def test_an_iteration_is_timed_with_the_states_groups_and_update_that_were_asked_for(monkeypatch) -> None:
+    seen: list[dict] = []
+
+    def collecting(pool, states, **settings):
+        drawn: list = []
+        found = collect_groups(pool, (drawn.append(state.id) or state for state in states), **settings)
+        seen.append(settings | {"states": set(drawn), "groups": found.groups})
+        return found
+
+    def updating(policy, optimiser, batch, *, start, **settings):
+        seen.append({"start": start, "policy": policy, "decay": optimiser.param_groups[0]["weight_decay"]} | settings)
+        return update(policy, optimiser, batch, start=start, **settings)
+
+    monkeypatch.setattr("ript.bench_update.collect_groups", collecting)
+    monkeypatch.setattr("ript.bench_update.update", updating)
+    asked = toy_config(
+        tasks=("reach", "reach-centre"), sampling={"contexts": 2, "groups": 4, "max_attempts": 9, "equal_tasks": True},
+        learn={"kl_to_start": 0.1, "weight_decay": 0.25, "target_kl": 0.0},
+    )  # fmt: skip
+    policy = lively_policy(asked)
+    before = {name: weight.clone() for name, weight in policy.weights().items()}
+    bench_update(asked, policy)
+    _, collected, updated = seen
+    assert len(collected["states"]) <= 4 and (collected["dynamic"], collected["equal_tasks"]) == (True, 2)
+    assert updated["decay"] == 0.25 and updated["kl_to_start"] == 0.1 and updated["target_kl"] is None
+    start, after = updated["start"].weights(), updated["policy"].weights()
+    assert all(torch.equal(start[name], before[name]) for name in start)
+    assert any(not torch.equal(start[name], after[name]) for name in start)
+    first = dataclasses.replace(asked, sampling=dataclasses.replace(asked.sampling, dynamic=False, equal_tasks=False))
+    seen.clear()
+    with contextlib.suppress(ConfigError):  # the first two groups may have no signal
+        bench_update(first, policy)
+    assert len(seen[1]["groups"]) == 4 and seen[1]["dynamic"] is False
+
+
+def test_a_setting_that_rollouts_of_random_weights_do_not_have_is_refused(capsys) -> None:
+    assert cli.main(["bench", "rollout", "--recipe", "smoke", "--policy.standardise=false"]) == 2
+    assert "policy.standardise has no effect in `ript bench rollout`" in capsys.readouterr().err

@@ -114,6 +114,76 @@ def test_what_supervised_training_cannot_follow_is_refused(
     assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["--sampling.dynamic=false", "--sampling.max_attempts=500"],
+            "sampling.max_attempts has no effect with",
+        ),
+        (
+            ["--sampling.dynamic=false", "--sampling.equal_tasks=true"],
+            "sampling.equal_tasks has no effect with",
+        ),
+        (["--sampling.equal_tasks=true"], "sampling.equal_tasks has no effect with one task (reach-centre)"),
+        (["--workers=0", "--rollout.request_timeout=9"], "rollout.request_timeout has no effect without workers"),
+        (["--workers=0", "--rollout.max_retries=9"], "rollout.max_retries has no effect without workers"),
+        (["--workers=0", "--rollout.inference=central"], "give --workers N"),
+    ],
+)
+def test_a_setting_that_another_one_leaves_nothing_to_do_is_refused(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    short = [word for word in QUICK if "max_attempts" not in word]
+    assert run("rl", "--recipe", "smoke", *short, *words, "--out", tmp_path / "out") == 2
+    assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_server_for_workers_that_there_are_not_is_refused_wherever_it_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        'recipe = "smoke"\n[sim]\nsuite = "toy"\ncameras = ["top"]\n[rollout]\nworkers = 0\ninference = "central"\n'
+    )
+    assert run("rl", "--recipe", tmp_path / "recipe.toml", *QUICK, "--out", tmp_path / "out") == 2
+    config = toy_config(rollout={"workers": 2, "inference": "central"}, eval={"trials": 1, "every": 0}, iterations=0)
+    train_rl(config, lively_policy(config), tmp_path / "run")
+    assert run("rl", "--resume", tmp_path / "run", "--workers", 0) == 2
+    told = "rollout.inference = central has no effect without workers"
+    assert capsys.readouterr().err.count(told) == 2 and settings(tmp_path / "run")["rollout.workers"] == 2
+    with pytest.raises(ConfigError, match="central"):
+        alone = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, workers=0))
+        train_rl(alone, lively_policy(config), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert run("rl", "--resume", tmp_path / "run", "--workers", 0, "--rollout.inference=local") == 0
+
+
+def test_the_share_of_the_targets_is_refused_when_there_is_nothing_else(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ("sft", "--recipe", "smoke", "--demos", folder / "demos.hdf5", *SFT, "--sft.autoencoder_steps=1")
+    words = (*words, "--sft.policy_steps=1")
+    assert run(*words, "--sft.finetune_share=0.1", "--out", tmp_path / "out") == 2
+    assert "sft.finetune_share has no effect: all demonstrations are of target tasks" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert run(*words, "--out", tmp_path / "out") == 0 and "sft.finetune_share" not in settings(tmp_path / "out")
+    whole, half = (
+        toy_config(sft={"autoencoder_steps": 1, "policy_steps": 1, "finetune_epochs": 1.0, "finetune_share": share})
+        for share in (1.0, 0.5)
+    )
+    for name, config in (("whole", whole), ("half", half)):
+        train_sft(config, [folder / "demos.hdf5"], tmp_path / name)
+    assert weights(tmp_path / "whole") == weights(tmp_path / "half")
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "policy", "finetune"])
+def test_the_rate_of_a_stage_without_steps_is_refused(stage: str, folder: Path, tmp_path: Path, capsys) -> None:
+    words = ("sft", "--recipe", "smoke", "--demos", folder / "demos.hdf5", *SFT[:2], f"--sft.{stage}_steps=0")
+    assert run(*words, f"--sft.{stage}_learning_rate=0.1", "--out", tmp_path / "out") == 2
+    told = f"sft.{stage}_learning_rate has no effect while sft.{stage}_steps = 0"
+    assert told in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_a_script_asks_for_what_it_changes_in_a_recipe_and_for_nothing_else(folder: Path, tmp_path: Path) -> None:
     smoke = recipe("smoke")
     assert asked_for(smoke) == set() and asked_for(smoke, ["policy.size"]) == {"policy.size"}
@@ -145,6 +215,23 @@ def test_what_nobody_asked_for_is_recorded_as_the_policy_has_it(folder: Path, tm
     assert {name: held[f"policy.{name}"] for name in own} == own and held["sim.image_size"] == 8
     strange = ("demos.", "rollout.", "sampling.", "learn.", "eval.", "sft.autoencoder", "iterations", "policy.temp")
     assert not [name for name in held if name.startswith(strange)] and held["sft.finetune_steps"] == 1
+
+
+def test_what_other_settings_leave_nothing_to_do_is_not_recorded(tmp_path: Path) -> None:
+    """The smoke recipe has no workers, and validates when `eval.every` says so."""
+    assert run("rl", "--recipe", "smoke", *QUICK, "--eval.every_trials=77", "--out", tmp_path / "a") == 0
+    nothing_to_do = ("eval.every_trials", "rollout.inference", "rollout.request_timeout", "rollout.max_retries",
+                     "sampling.equal_tasks")  # fmt: skip
+    held = settings(tmp_path / "a")
+    assert held.keys().isdisjoint(nothing_to_do) and held["sampling.max_attempts"] == 2 and held["eval.every"] == 0
+    config = toy_config(
+        iterations=1, eval={"trials": 1, "every": 0}, sampling={"dynamic": False, "groups": 40, "max_attempts": 40}
+    )
+    train_rl(config, lively_policy(config), tmp_path / "b")  # more groups than attempts by default, without which
+    assert "sampling.max_attempts" not in settings(tmp_path / "b")  # the record reads back:
+    assert run("rl", "--resume", tmp_path / "b", "--iterations", 2, "--workers", 1, "--rollout.max_retries=7") == 0
+    held = settings(tmp_path / "b")
+    assert (held["rollout.max_retries"], held["rollout.workers"], held["iterations"]) == (7, 1, 2)
 
 
 def test_a_fresh_policy_is_recorded_without_what_only_demonstrations_give(tmp_path: Path) -> None:

@@ -32,9 +32,9 @@ def configure(args: Namespace) -> Config:
     """
     given = given_fields(args)
     config = overrides.apply(overrides.load_recipe(args.recipe), given)
-    refuse_unused(args.run.replace("_", " "), config, given)
     if "tasks" in given:
         config = recipes.with_tasks(config, task_names(config, config.tasks))
+    refuse_unused(args.run.replace("_", " "), config, given)
     return config
 
 
@@ -51,9 +51,9 @@ def resumed(args: Namespace, command: str) -> tuple[Config, dict[str, list[str]]
         return Config(), given
     held = read_config(args.resume, to_resume=True)
     config = overrides.apply(Config.from_json(held["config"].get("recipe_config", {})), given)
-    refuse_unused(command, config, given)
     if "tasks" in given:
         config = replace(config, tasks=task_names(config, config.tasks))
+    refuse_unused(command, config, given)
     return config, given
 
 

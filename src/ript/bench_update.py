@@ -8,10 +8,12 @@ rollouts and update alike), a coin decides which of them count as successes, and
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,10 +29,13 @@ from ript.metrics import values
 from ript.report.checkpoint import write_checkpoint
 from ript.report.progress import status
 from ript.rl_start import learner as make_learner
-from ript.rl_start import practice_steps
+from ript.rl_start import practice_steps, protocol, to_stay_near
 from ript.rollout.sampling import Collection, collect_groups
 from ript.settings import asked_for, settled
-from ript.types import Group, Status
+from ript.types import Group, InitialState, Status
+
+_OF_A_POLICY = ("sampling.dynamic", "sampling.max_attempts", "sampling.equal_tasks", "learn.target_kl")
+"""Settings that have no effect on random weights: the first groups are taken, and all epochs are done."""
 
 
 def bench_update(config: Config, policy: PostTrainable | None = None, asked: Iterable[str] = ()) -> dict[str, Any]:
@@ -47,8 +52,12 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
         is that of "batch" and "update" in "total".
 
     Raises:
-        ConfigError: a trained policy that gives no group with a signal.
+        ConfigError: a trained policy that gives no group with a signal; or a setting that would change nothing.
+        DataError: of `sampling.demos`.
     """
+    asked = list(asked)
+    if policy is None and (given := [name for name in _OF_A_POLICY if name in asked]):
+        raise ConfigError(f"{', '.join(given)}: no effect on random weights; leave it out, or give --policy DIR")
     seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -57,13 +66,20 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
         yield
         seconds[name] = time.perf_counter() - began
 
-    keys = some_task_keys(config)
-    with Contexts(config.sim, keys, config.seed) as contexts, tempfile.TemporaryDirectory() as folder:
+    wanted = asked_for(config, asked)
+    config, keys = protocol(config, policy, wanted), some_task_keys(config)
+    with (
+        computing("cpu", config.learn.threads),
+        Contexts(config.sim, keys, config.seed, config.sampling.demos) as contexts,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        _states(config, contexts)  # can there be any?
         real = policy is not None
         start = policy or make_policy(config, contexts.simulator(keys[0]).spec, 0)
-        config = settled(config, start, asked_for(config, asked))
+        config = settled(config, start, wanted)
+        learn = config.learn
         learner = make_learner(config, start, contexts, calibrate=True)
-        optimiser = make_optimiser(learner, learning_rate=config.learn.learning_rate)
+        optimiser = make_optimiser(learner, learning_rate=learn.learning_rate, weight_decay=learn.weight_decay)
         with contextlib.closing(make_env_pool(config.sim, config.rollout, learner)) as pool:
             status("a round of rollouts to warm up, then one iteration")
             k = config.sampling.group_size
@@ -73,7 +89,9 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
             with stage("set_policy"):
                 pool.set_policy(learner.weights(), 1)
             with stage("rollouts"):
-                collection = _collect(config, contexts, pool, config.sampling.groups, dynamic=real)
+                collection = _collect(
+                    config, contexts, pool, config.sampling.groups, dynamic=real and config.sampling.dynamic
+                )
         groups = collection.groups if real else [_with_drawn_rewards(g, config.seed) for g in collection.groups]
         if not any(group.has_signal for group in groups):
             raise ConfigError(
@@ -81,11 +99,13 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
             )
         with stage("batch"):
             batch = make_batch(
-                groups, min_abs_advantage=config.learn.min_abs_advantage, normalise_std=config.learn.normalise_std,
-                max_decisions=config.learn.max_decisions, generator=torch.Generator().manual_seed(0),
+                groups, min_abs_advantage=learn.min_abs_advantage, normalise_std=learn.normalise_std,
+                max_decisions=learn.max_decisions, generator=torch.Generator().manual_seed(0),
             )  # fmt: skip
-        with computing("cpu", config.learn.threads), stage("update"):
-            settings = update_settings(config.learn) | {"start": learner} | ({} if real else {"target_kl": None})
+        learner.save_pretrained(f"{folder}/start")
+        settings = update_settings(learn) | {"start": to_stay_near(config, Path(folder) / "start")}
+        settings |= {} if real else {"target_kl": None}
+        with stage("update"):
             result = update(learner, optimiser, batch, generator=torch.Generator().manual_seed(0), **settings)
         with stage("checkpoint"):
             write_checkpoint(folder, 1, {"weights": learner.weights(), "optimiser": optimiser.state_dict()})
@@ -105,11 +125,19 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
 
 
 def _collect(config: Config, contexts: Contexts, pool: EnvPool, groups: int, dynamic: bool) -> Collection:
+    s = config.sampling
     return collect_groups(
-        pool, contexts.training(0), group_size=config.sampling.group_size, quota=groups,
-        max_attempts=max(groups, config.sampling.max_attempts), seed=(config.seed, 0), dynamic=dynamic,
+        pool, _states(config, contexts), group_size=s.group_size, quota=groups, max_attempts=s.max_attempts,
+        seed=(config.seed, 0), dynamic=dynamic, equal_tasks=len(contexts.tasks) if s.equal_tasks else 0,
         horizon=practice_steps(config, contexts.tasks),
     )  # fmt: skip
+
+
+def _states(config: Config, contexts: Contexts) -> Iterator[InitialState]:
+    """The states of a run's first iteration."""
+    s = config.sampling
+    first = contexts.training(0, s.contexts, s.context_noise)
+    return itertools.chain([next(first)], first)
 
 
 def _with_drawn_rewards(group: Group, seed: int) -> Group:

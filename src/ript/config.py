@@ -219,7 +219,7 @@ class SamplingConfig:
     groups: int = 16
     """Quota of accepted groups per iteration."""
     max_attempts: int = 32
-    """Groups launched per iteration at most."""
+    """Groups launched per iteration at most, with dynamic sampling."""
     dynamic: bool = True
     """Reject groups whose rewards are all equal and draw others."""
     equal_tasks: bool = False
@@ -242,7 +242,7 @@ class SamplingConfig:
         _need(self.group_size >= 2, "sampling.group_size",
               f"leave-one-out needs at least 2 rollouts from a state, got K = {self.group_size}")  # fmt: skip
         _need(self.groups >= 1, "sampling.groups", f"must be at least 1, got {self.groups}")
-        _need(self.groups <= self.max_attempts, "sampling.max_attempts",
+        _need(self.groups <= self.max_attempts or not self.dynamic, "sampling.max_attempts",
               f"the quota of {self.groups} groups can never be met with {self.max_attempts} attempts: raise "
               f"sampling.max_attempts or lower sampling.groups")  # fmt: skip
         _need(self.horizon_margin == 0 or self.horizon_margin > 1, "sampling.horizon_margin",

@@ -35,6 +35,12 @@ USED: dict[str, tuple[str, ...]] = {
 }
 """Command -> the settings that it uses, or the sections; those that are not here use all of them."""
 
+_BUT: dict[str, tuple[str, ...]] = {
+    "bench rollout": ("policy.privileged", "policy.standardise"),  # without demonstrations
+    "bench update": ("sampling.horizon_margin", "learn.adapt_kl"),  # act on the next iteration
+}
+"""Command -> settings of its sections that it does not use."""
+
 _OVERRULED = {
     "policy.temperature": "policy.entropy",
     "learn.minibatch": "learn.minibatch_trajectories",
@@ -43,6 +49,16 @@ _OVERRULED = {
     "sft.finetune_steps": "sft.finetune_epochs",
 }
 """Setting -> another one that decides in its place unless that is 0."""
+
+_STAGES = {
+    "autoencoder": ("batch", "learning_rate"),
+    "policy": ("learning_rate",),
+    "finetune": ("learning_rate", "share", "decoder"),
+}
+"""Supervised stage -> its settings, which have no effect when it has no steps."""
+
+_TOLERATED = ("eval.every_trials",)
+"""Settings that are not refused when they have no effect: they belong to one that is switched on and off."""
 
 _SIMULATORS = {"metaworld": ("cameras", "arm"), "toy": ("cameras",)}
 """Suite -> what its simulators can be told besides the horizon and the size of pictures."""
@@ -67,7 +83,7 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def uses(command: str, name: str) -> bool:
     """Whether a command uses a setting at all."""
-    return command not in USED or among(USED[command], name)
+    return name not in _BUT.get(command, ()) and (command not in USED or among(USED[command], name))
 
 
 def asked_for(config: Config, given: Iterable[str] = ()) -> set[str]:
@@ -85,30 +101,61 @@ def asked_for(config: Config, given: Iterable[str] = ()) -> set[str]:
 # ------------------------------------------------------------------ what has no effect
 
 
-def refuse_unused(command: str, config: Config, given: Iterable[str]) -> None:
-    """Raise `ConfigError` for a setting from the command line that would change nothing.
+def idle(config: Config) -> dict[str, str]:
+    """Settings that change nothing beside the others, whatever the command: dotted name -> why, and the remedy."""
+    found = {
+        name: f" while {by} = {value:g} decides: leave it out, or give --{by}=0"
+        for name, by in _OVERRULED.items() if (value := _value(config, by))
+    }  # fmt: skip
+    for name in ("sim.cameras", "sim.arm"):
+        if not _simulator_has(config.sim.suite, name):
+            found[name] = f": the simulators of suite {config.sim.suite} have no such setting; leave it out"
+    if not config.rollout.workers:
+        for name in ("rollout.inference", "rollout.request_timeout", "rollout.max_retries"):
+            found[name] = " without workers, for the policy acts in this process: leave it out, or give --workers N"
+    if not config.sampling.dynamic:
+        for name in ("sampling.max_attempts", "sampling.equal_tasks"):
+            found[name] = " with sampling.dynamic = false, which takes the first groups as they are: leave it out"
+    elif len(config.tasks) == 1:
+        found["sampling.equal_tasks"] = f" with one task ({config.tasks[0]}): leave it out"
+    if not config.eval.every:
+        found["eval.every_trials"] = " while eval.every = 0: leave it out"
+    for stage, names in _STAGES.items():
+        if not (_value(config, f"sft.{stage}_steps") or _value(config, f"sft.{stage}_epochs")):
+            for name in names:
+                found[f"sft.{stage}_{name}"] = f" while sft.{stage}_steps = 0: leave it out"
+    return found
+
+
+def unused(command: str, config: Config, name: str) -> str | None:
+    """Why a setting that was given would change nothing, and what to do; None when it has an effect.
 
     Args:
         command: such as "rl".
         config: with what was given.
-        given: dotted names.
+        name: dotted.
     """
+    if not uses(command, name):
+        others = [f"`ript {other}`" for other in USED if other != command and uses(other, name)]
+        others += ["`ript quickstart`", "`ript study`"]
+        return f"{name} has no effect in `ript {command}`: leave it out ({' and '.join(others[:2])} use it)"
+    if name == "rollout.inference" and config.rollout.inference == "local":
+        return None  # what happens anyway, and the remedy when it was central
+    why = None if name in _TOLERATED else idle(config).get(name)
+    return None if why is None else f"{name} has no effect{why}"
+
+
+def refuse_unused(command: str, config: Config, given: Iterable[str]) -> None:
+    """Raise `ConfigError` for a setting from the command line that would change nothing; see `unused`."""
     for name in given:
-        if not uses(command, name):
-            others = [f"`ript {other}`" for other in USED if other != command and uses(other, name)]
-            others += ["`ript quickstart`", "`ript study`"]
-            raise ConfigError(
-                f"{name} has no effect in `ript {command}`: leave it out ({' and '.join(others[:2])} use it)"
-            )
-        by = _OVERRULED.get(name)
-        if by is not None and (value := _value(config, by)):
-            raise ConfigError(f"{name} has no effect while {by} = {value:g} decides: leave it out, or give --{by}=0")
-        if name.startswith("sim.") and not _simulator_has(config.sim.suite, name):
-            raise ConfigError(
-                f"{name} has no effect: the simulators of suite {config.sim.suite} have no such setting; leave it out"
-            )
-        if name == "rollout.inference" and config.rollout.inference == "central" and not config.rollout.workers:
-            raise ConfigError("rollout.inference: without workers the policy acts in this process; give --workers N")
+        if why := unused(command, config, name):
+            raise ConfigError(why)
+    r = config.rollout
+    if uses(command, "rollout.inference") and r.inference == "central" and not r.workers:
+        raise ConfigError(
+            "rollout.inference = central has no effect without workers, for the policy acts in this process: give "
+            "--workers N, or --rollout.inference=local"
+        )
 
 
 def _value(config: Config, name: str) -> Any:
@@ -121,26 +168,33 @@ def _simulator_has(suite: str, name: str) -> bool:
     return not special or name.removeprefix("sim.") in _SIMULATORS.get(suite, ())
 
 
-def refuse_unused_stages(given: Iterable[str], *, base: bool, targets: bool) -> None:
+def refuse_unused_stages(given: Iterable[str], *, base: bool, targets: bool, others: bool = True) -> None:
     """Raise `ConfigError` for a setting of a supervised stage that there will not be.
 
     Args:
         given: dotted names from the command line.
         base: there is a base policy, so only fine-tuning is done.
         targets: there are target tasks, so fine-tuning is done.
+        others: there are demonstrations of other tasks than these.
     """
     for name in given:
-        if stage_is_missing(name, base=base, targets=targets):
-            why = "a base policy keeps what it has learned" if base else "there is no target task to fine-tune toward"
+        if why := stage_is_missing(name, base=base, targets=targets, others=others):
             raise ConfigError(f"{name} has no effect: {why}; leave it out")
 
 
-def stage_is_missing(name: str, *, base: bool, targets: bool) -> bool:
-    """Whether a setting is of a supervised stage that there will not be; see `refuse_unused_stages`."""
+def stage_is_missing(name: str, *, base: bool, targets: bool, others: bool = True) -> str:
+    """Why a setting is of a supervised stage, or a part of one, that there will not be; empty when it is not. See
+    `refuse_unused_stages`."""
     pretraining = name.startswith("sft.autoencoder_") or name in (
         "sft.policy_steps", "sft.policy_epochs", "sft.policy_learning_rate"
     )  # fmt: skip
-    return (base and pretraining) or (not targets and name.startswith(("sft.finetune_", "demos.target")))
+    if base and pretraining:
+        return "a base policy keeps what it has learned"
+    if not targets and name.startswith(("sft.finetune_", "demos.target")):
+        return "there is no target task to fine-tune toward"
+    if not others and name == "sft.finetune_share":
+        return "all demonstrations are of target tasks, which take every batch"
+    return ""
 
 
 # ------------------------------------------------------------------ what a policy has decided
@@ -226,13 +280,11 @@ def recorded(command: str, config: Config, policy: PostTrainable | None = None) 
         config: settled.
         policy: when given, what it does not have is left out.
     """
-    found = {}
+    found, without_effect = {}, idle(config)
     built = None if policy is None else policy.made_with()
     for name, value in leaves(config.to_json()).items():
-        overruled = name in _OVERRULED and _value(config, _OVERRULED[name])
-        foreign = name.startswith("sim.") and not _simulator_has(config.sim.suite, name)
         missing = built is not None and name in _BUILT and built.get(name.removeprefix("policy.")) is None
-        if uses(command, name) and not overruled and not foreign and not missing:
+        if uses(command, name) and name not in without_effect and not missing:
             found[name] = value
     return found
 
@@ -263,8 +315,12 @@ def refuse_changes(command: str, held: Mapping[str, Any], now: Mapping[str, Any]
         ConfigError: names each setting that may not.
     """
     before = leaves(held)
-    changed = {name: value for name, value in now.items() if name in before and before[name] != value}
     may = (*FREE[command], "recipe")
+    missing = object()  # what had no effect is not in the record, and may have one now
+    changed = {
+        name: value for name, value in now.items()
+        if before.get(name, missing) != value and (name in before or among(may, name))
+    }  # fmt: skip
     fixed = [
         f"{name} = {_listed(value)} (the run has {_listed(before[name])})"
         for name, value in changed.items() if not among(may, name)

@@ -37,7 +37,7 @@ from ript.report.lock import InUse, locked
 from ript.report.page import write_report
 from ript.report.progress import status
 from ript.report.run import read_config, read_rows
-from ript.settings import NEUTRAL, among, differing, leaves, refuse_unused, refuse_unused_stages
+from ript.settings import NEUTRAL, among, differing, leaves, refuse_unused, refuse_unused_stages, unused
 from ript.studies import Cell, Scale, Study, get_study, with_simulator
 from ript.study_notes import finetunes
 from ript.study_table import markdown, study_table, summarise
@@ -98,8 +98,12 @@ def with_changes(study: Study, changes: Mapping[str, Sequence[str]]) -> Study:
         raise ConfigError("seed: a study has several; give them with --seeds")
     names = [_long(name) for name in changes]
     cells = tuple(replace(cell, config=overrides.apply(cell.config, changes)) for cell in study.cells)
+    for name in names:  # that one cell of several has an effect of it is enough
+        why = [unused("study", cell.config, name) for cell in cells]
+        if all(why):
+            raise ConfigError(str(why[0]))
     for cell in cells:
-        refuse_unused("study", cell.config, names)
+        refuse_unused("study", cell.config, ())
     if not any(finetunes(cell.config) for cell in cells):
         refuse_unused_stages(names, base=False, targets=False)
     for name in changes:

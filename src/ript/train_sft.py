@@ -102,7 +102,8 @@ def train_sft(
         raise ConfigError("a base policy is fine-tuned toward target tasks, and none is given: give --tasks")
     asked = set(asked)
     wanted = set() if resume else asked_for(config, asked)
-    refuse_unused_stages(asked, base=base is not None, targets=bool(targets))
+    there = {"base": base is not None, "targets": bool(targets), "others": have > set(targets)}
+    refuse_unused_stages(asked, **there)
     config = shown(config, _simulator_of(demo_set), wanted)
     with computing(config.device, torch.get_num_threads()) as device:
         origin = base if isinstance(base, Origin | None) else origin_of(base)
@@ -119,7 +120,7 @@ def train_sft(
         document = {
             "recipe_config": nested({
                 name: value for name, value in settings.items()
-                if not stage_is_missing(name, base=origin is not None, targets=bool(targets))
+                if not stage_is_missing(name, **there)
             }),
             "demos": [str(absolute(file.path)) for file in demo_set.files],
             **(origin.record("base") if origin else {"base": None}),
@@ -221,6 +222,8 @@ def make_stages(
 ) -> list[Stage]:
     """The stages on these windows: all three of a fresh policy, or fine-tuning alone; that only with targets."""
     s = config.sft
+    if {task.key for task in windows.tasks} <= set(targets):  # which take every batch then
+        s = dataclasses.replace(s, finetune_share=1.0)
     chunks, mask = windows.action_chunks()
     own = sum(windows.tasks[i].key in targets for i in windows.task_index)
     steps = stage_steps(s, steps=len(chunks), looks=len(windows), target_looks=own)

@@ -70,6 +70,7 @@ def make_pool(
     _need(workers >= 0, f"workers must be 0 or more, got {workers}")
     _need(slots >= 1, f"slots must be at least 1, got {slots}")
     _need(inference in ("local", "central"), f'inference must be "local" or "central", got {inference!r}')
+    _need(workers > 0 or inference == "local", 'inference = "central" needs workers: 0 runs everything in this process')
     _need(request_timeout > 0 and start_timeout > 0, "request_timeout and start_timeout must be positive")
     _need(max_retries >= 0, f"max_retries must be 0 or more, got {max_retries}")
     _need(0 <= max_error_rate <= 1, f"max_error_rate must lie in 0..1, got {max_error_rate}")

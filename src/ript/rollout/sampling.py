@@ -83,7 +83,7 @@ def collect_groups(
             rollout indices K..2K-1, so that it is not a copy of the first.
         group_size: K, rollouts from each initial state.
         quota: groups wanted.
-        max_attempts: groups attempted at most.
+        max_attempts: groups attempted at most, with dynamic sampling.
         seed: (run seed, iteration).
         dynamic: False accepts the first `quota` groups whatever their rewards.
         equal_tasks: the number of tasks of the states, when each is to have an equal share: with dynamic sampling,
@@ -95,9 +95,9 @@ def collect_groups(
         progress: called with (accepted, attempted) whenever one more group is settled.
 
     Raises:
-        ConfigError: K < 2, quota < 1 or quota > max_attempts.
+        ConfigError: K < 2, quota < 1, or with dynamic sampling quota > max_attempts.
     """
-    _check(group_size, quota, max_attempts)
+    _check(group_size, quota, max_attempts if dynamic else quota)
     ledger = _Ledger(group_size, quota, max_attempts if dynamic else quota, dynamic, equal_tasks if dynamic else 0)
     requests = _requests(ledger, pool, iter(initial_states), seed, horizon or {}, video_for)
     run = pool.run(requests)
