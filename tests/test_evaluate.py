@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,10 +24,13 @@ from ript.evaluate import (
     tally,
 )
 from ript.policies.quest.policy import QuestPolicy
+from ript.report.run import read_rows
 from ript.rollout.pool import make_pool
 from ript.sims.toy import ToySimulator
 from ript.statistics import wilson
-from ript.types import EvalResult, InitialState, RolloutRequest, Status
+from ript.train_rl import train_rl
+from ript.train_sft import replay_autoencoded
+from ript.types import EvalResult, InitialState, RolloutRequest, Split, Status
 
 HERE = RolloutConfig(workers=0, slots=8)
 S, F, E = Status.SUCCESS, Status.FAILURE, Status.ERROR
@@ -321,3 +325,72 @@ def test_without_a_rollout_no_temperature_is_chosen(policy: QuestPolicy, monkeyp
     monkeypatch.setattr(ToySimulator, "step_chunk", broken)
     with pytest.raises((ErrorRateExceeded, SimulatorError), match="the table fell over"):
         chosen(policy, 1.0)
+
+
+# ---------------------------------------------------------------------- splits of few states
+
+
+@pytest.fixture
+def five_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every split of the toy simulator has five states, again and again."""
+    endless = ToySimulator.initial_states
+
+    def finite(self: ToySimulator, n: int, seed: int = 0, split: Split = "train", start: int = 0) -> list[InitialState]:
+        five = endless(self, 5, 0, split)
+        return [five[i % 5] for i in range(start, start + n)]
+
+    monkeypatch.setattr(ToySimulator, "initial_states", finite)
+
+
+@pytest.mark.usefixtures("five_states")
+def test_a_split_of_five_states_gives_five_trials_however_many_are_asked_for(
+    policy: QuestPolicy, capsys: pytest.CaptureFixture
+) -> None:
+    told = "toy/reach: there are 5 initial states in its split test of seed 0, not 50; each is measured once"
+    result = evaluate(policy, "reach", trials=50, rollout=HERE)
+    assert result.total.trials == 5 and result.total.interval == wilson(result.total.successes, 5)
+    assert len(result.per_state["reach"]) == len(dict(result.per_state["reach"])) == 5
+    assert told in capsys.readouterr().err
+    evaluate(policy, "reach", trials=5, rollout=HERE)
+    assert "measured once" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("five_states")
+def test_a_run_measures_and_validates_on_each_state_of_a_small_split_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = toy_config(iterations=0, eval={"trials": 12, "every": 1, "every_trials": 7})
+    train_rl(config, lively_policy(config), tmp_path / "run")
+    totals = [row["eval"]["total"]["trials"] for row in read_rows(tmp_path / "run" / "evals.jsonl")]
+    assert totals and set(totals) == {5}
+    told = capsys.readouterr().err
+    assert "in its split test of seed 0, not 12" in told and "in its split validation of seed 0, not 7" in told
+
+
+def test_practice_on_a_split_that_ends_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ToySimulator.initial_states
+    monkeypatch.setattr(ToySimulator, "initial_states", lambda self, n, seed, split, start: few(self, n)[start:1])
+    with Contexts(toy_config().sim, ("toy/reach",), 0) as contexts:
+        stream = contexts.training(0)
+        assert next(stream).task.key == "toy/reach"
+        with pytest.raises(SimulatorError, match="toy/reach: its split train has no initial state number 1; seq"):
+            next(stream)
+
+
+def test_a_split_without_a_state_is_named(policy: QuestPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToySimulator, "initial_states", lambda *_: [])
+    with pytest.raises(SimulatorError, match="toy/reach: its split test has no initial state to be measured on"):
+        evaluate(policy, "reach", trials=3, rollout=HERE)
+
+
+def test_a_state_that_is_given_several_times_is_one_trial() -> None:
+    task = fake_task("plain")
+    states = [fake_state(i % 2, 0.05, task) for i in range(10)]
+    with make_pool(FakeFactory(), FakePolicy(), workers=0, slots=4) as pool:
+        result = run_evaluation(pool, {task: states}, name="fake", seed=3)["sampled"]
+    assert result.total.trials == 2 and len(result.per_state["plain"]) == 2
+
+
+@pytest.mark.usefixtures("five_states")
+def test_the_bound_of_the_skills_counts_each_state_once(policy: QuestPolicy) -> None:
+    assert replay_autoencoded(policy, toy_config(), "reach").count == 5

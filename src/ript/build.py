@@ -16,13 +16,14 @@ import numpy as np
 from ript.config import Config, LearnConfig, PolicyConfig, RolloutConfig, SimConfig
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
-from ript.errors import ConfigError, PolicyError, UnknownNameError
+from ript.errors import ConfigError, PolicyError, SimulatorError, UnknownNameError
 from ript.files import absolute, expanded
 from ript.interfaces import EnvPool, LikelihoodPolicy, Perturbable, PostTrainable, Simulator, SimulatorFactory
 from ript.policies import folder as policy_folder
 from ript.policies import hub, language
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
+from ript.report.progress import status
 from ript.rollout.pool import make_pool
 from ript.sims.metaworld_suite import camera_words, metaworld_spec, resolve_cameras
 from ript.sims.mujoco_rendering import ARMS
@@ -348,8 +349,23 @@ class Contexts:
         return self.simulator(task).initial_states(n, self.seed if seed is None else seed, split, start)
 
     def measured(self, split: Split, trials: int, seed: int = 0) -> dict[Task, list[InitialState]]:
-        """Task -> the first `trials` states of its split, "test" or "validation", to be measured on."""
-        return {self.simulator(t).task: self.states(t, trials, split, 0, seed) for t in self.tasks}
+        """Task -> the first `trials` states of its split, "test" or "validation", to be measured on.
+
+        Each is there once: a split that has fewer states gives those that it has, which the screen tells.
+
+        Raises:
+            SimulatorError: it has none.
+        """
+        found = {}
+        for key in self.tasks:
+            states = {state.id: state for state in self.states(key, trials, split, 0, seed)}
+            if not states:
+                raise SimulatorError(f"{key}: its split {split} has no initial state to be measured on")
+            if len(states) < trials:
+                there = f"there are {len(states)} initial states in its split {split} of seed {seed}"
+                status(f"  {key}: {there}, not {trials}; each is measured once")
+            found[self.simulator(key).task] = list(states.values())
+        return found
 
     def training(self, position: int, fixed: int = 0, noise: float = 0.0) -> Iterator[InitialState]:
         """The endless sequence of training states from `position` on, task after task in turn.
@@ -374,7 +390,13 @@ class Contexts:
             demonstrated = self._demonstrated.get(task)
             among = fixed or len(demonstrated or ())
             number = number % among if among else number
-            state = demonstrated[number] if demonstrated else self.states(task, 1, "train", number)[0]
+            drawn = demonstrated[number : number + 1] if demonstrated else self.states(task, 1, "train", number)
+            if not drawn:
+                raise SimulatorError(
+                    f"{task}: its split train has no initial state number {number}; sequences of states are endless, "
+                    "so one with few of them begins again (docs/adding_a_simulator.md)"
+                )
+            (state,) = drawn
             yield self._moved(task, state, number, noise) if noise else state
 
     def _moved(self, task: str, state: InitialState, number: int, noise: float) -> InitialState:

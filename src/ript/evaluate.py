@@ -46,7 +46,7 @@ def run_evaluation(
 
     Args:
         pool: holds the policy.
-        states: initial states of each task.
+        states: initial states of each task. One that is there several times is one trial.
         name: of the policy, for the record.
         seed: of sampling.
         modes: "sampled", "greedy" or both.
@@ -57,6 +57,7 @@ def run_evaluation(
         mode -> result.
     """
     began = time.perf_counter()
+    states = {task: list({state.id: state for state in group}.values()) for task, group in states.items()}
     # The rollout's index tells the modes apart: 0 for the first, 1 for the second.
     requests = [
         RolloutRequest(initial_state=state, index=m, seed=(seed, SEED_TAG), greedy=mode == "greedy", record=False,
@@ -190,7 +191,7 @@ def evaluate(
     Args:
         policy: a policy folder, a name on the hub (see `load_policy`), or a policy.
         tasks: names such as "drawer-open-v3"; or one of them.
-        trials: states per task, the first of the test split of `seed`.
+        trials: states per task, the first of the test split of `seed`; fewer where it has no more, which is told.
         seed: of states and sampling.
         greedy: take the most likely sample.
         temperature: of sampling; the policy's own by default.

@@ -293,7 +293,7 @@ def replay_autoencoded(policy: QuestPolicy, config: Config, task: str, states: i
     is where it plans.
 
     Returns:
-        successes over `states` training states.
+        successes over `states` training states, or as many as there are.
     """
     (key,) = task_keys(config.sim, (task,))
     factory, execute = simulator_factory(config.sim), policy.config.execute
@@ -301,7 +301,7 @@ def replay_autoencoded(policy: QuestPolicy, config: Config, task: str, states: i
         if not isinstance(ahead, Demonstrator):
             raise ConfigError(f"{key} has no scripted expert, whose actions would pass through the autoencoder")
         results = []
-        for state in sim.initial_states(states, seed, "train"):
+        for state in {state.id: state for state in sim.initial_states(states, seed, "train")}.values():
             sim.reset(state)
             executed: list[np.ndarray] = []
             result = None
