@@ -195,6 +195,15 @@ def test_what_all_seeds_begin_with_is_measured_once(tmp_path):
     assert "greedy 20 % 20 13–29 % 30 % 30, 31 " in together(tmp_path, *runs)
 
 
+def test_runs_of_supervised_training_are_no_seeds_of_practice(tmp_path):
+    runs = [trained(tmp_path / f"q{seed}" / "sft", seed).parent for seed in (0, 1)]
+    for path in runs:
+        with RunFolder.open(path) as run:
+            run.finish("all stages done")
+    for some in (runs, runs[:1]):
+        assert not together(tmp_path, *some, seed_run(tmp_path / f"rl{len(some)}", 7, 30, seed=2))
+
+
 def test_policies_that_were_trained_alike_with_the_runs_own_seeds_are_seeds_too(tmp_path):
     def whole(name: str, seed: int, *, of: int, demos: int = 1, **sft) -> Path:
         policy = trained(tmp_path / name / "sft", seed, **sft)

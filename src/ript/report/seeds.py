@@ -31,7 +31,7 @@ def over_seeds(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def alike(runs: Sequence[RunData]) -> list[list[RunData]]:
-    """The finished runs that differ in the seed alone, in groups of two or more.
+    """The finished runs of practice that differ in the seed alone, in groups of two or more.
 
     Settings, version of ript and start are the same but for the seed. Each run has a seed of its own: of several with
     one seed, which are one measurement, the first is taken. The start is one policy for all, or each run's was made by
@@ -40,8 +40,9 @@ def alike(runs: Sequence[RunData]) -> list[list[RunData]]:
     asked: dict[str, list[RunData]] = {}
     for run in runs:
         config = run.config.get("recipe_config")
-        if run.result is not None and isinstance(config, Mapping) and "seed" in config:
-            same = {name: run.document.get(name) for name in ("kind", "format", "ript")}
+        practice = run.document["kind"] == "rl" and run.result is not None
+        if practice and isinstance(config, Mapping) and "seed" in config:
+            same = {name: run.document.get(name) for name in ("format", "ript")}
             asked.setdefault(json.dumps([_but_for_the_seed(config), same], sort_keys=True), []).append(run)
     found = []
     for group in asked.values():
@@ -102,7 +103,7 @@ def _policy(run: RunData) -> Any:
 
 def _supervised(run: RunData) -> Any:
     """How the policy that a run began with was trained, if with the run's own seed; None where that cannot be told."""
-    start = Path(run.config["start"] or "").parent
+    start = Path(run.config.get("start") or "").parent
     for folder in (start, run.path.resolve().parent / start.name):  # both may have been moved
         with suppress(RunError, DataError, LookupError, TypeError, ValueError):
             document = read_config(folder)
