@@ -387,6 +387,8 @@ def test_without_a_policy_a_run_starts_from_weights_of_the_seed(
     torch.set_num_threads(1)
     other = train_rl(dataclasses.replace(config, seed=1), None, tmp_path / "other")
     assert weights(first.folder) == weights(again.folder) != weights(other.folder)
+    threads = dataclasses.replace(config, learn=dataclasses.replace(config.learn, threads=3))
+    assert weights(train_rl(threads, None, tmp_path / "threads").folder) == weights(first.folder)
     assert first.iterations == 0 and first.rollouts == 0
 
 

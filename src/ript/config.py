@@ -293,7 +293,8 @@ class LearnConfig:
     min_abs_advantage: float = 0.0
     """Drop rollouts whose advantage is smaller than this."""
     threads: int = 2
-    """Threads of the update (workers are idle then): so many parts of a minibatch are worked on side by side."""
+    """Threads of the update (workers are idle then): so many parts of a minibatch are worked on side by side. A policy
+    that acts in this process has as many; what a run starts from does not depend on it."""
 
     def __post_init__(self) -> None:
         _ranges(

@@ -14,6 +14,7 @@ import numpy as np
 from ript.build import (
     Contexts,
     Origin,
+    computing,
     for_post_training,
     horizons,
     load_policy,
@@ -161,8 +162,10 @@ def beginning(plan: Plan, contexts: Contexts) -> tuple[Config, PostTrainable]:
     config, policy = plan.config, plan.policy
     whose = "the policy"
     if policy is None:
-        whose, fresh = "one without demonstrations", make_policy(config, contexts.simulator(contexts.tasks[0]).spec, 0)
-        babble(fresh, config.seed)
+        whose = "one without demonstrations"
+        with computing("cpu", 1):  # rounding grows with every step of fitting, and learn.threads is of the update alone
+            fresh = make_policy(config, contexts.simulator(contexts.tasks[0]).spec, 0)
+            babble(fresh, config.seed)
         policy = fresh
     begin_practice(policy.card)
     set_horizon(policy.card, config.sim.horizon)
@@ -184,6 +187,11 @@ def learner(config: Config, start: PostTrainable, contexts: Contexts, *, calibra
     Raises:
         PolicyError: it does not fit the simulator.
     """
+    with computing(config.device, 1):  # what is chosen and fitted here does not depend on learn.threads
+        return _learner(config, start, contexts, calibrate)
+
+
+def _learner(config: Config, start: PostTrainable, contexts: Contexts, calibrate: bool) -> PostTrainable:
     policy = for_post_training(start, config.policy)
     first = contexts.simulator(contexts.tasks[0])
     policy.check_simulator(first.spec)
