@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import resource
 import select
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -111,6 +114,54 @@ def test_a_stream_that_is_full_for_a_while_is_written_again_when_it_is_not(monke
         os.close(kept)
         status("after")
     assert (tmp_path / "log").read_text() == "before\nafter\n"
+
+
+BUFFERED = pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "as with python -u"])
+
+
+def on_descriptor(number: int, buffered: bool) -> TextIO:
+    if buffered:
+        return os.fdopen(number, "w", encoding="utf-8")
+    return io.TextIOWrapper(os.fdopen(number, "wb", buffering=0), encoding="utf-8", write_through=True)  # type: ignore[arg-type, unused-ignore]
+
+
+@BUFFERED
+def test_half_a_result_is_not_taken_for_a_result(buffered: bool, monkeypatch, tmp_path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with on_descriptor(os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT), buffered) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            with pytest.raises(streams.NotPrinted, match="File too large"):
+                streams.emit("x" * 10_000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "out").stat().st_size == 4096
+
+
+@BUFFERED
+def test_a_result_waits_for_a_pipe_that_does_not_block_and_what_is_said_on_the_way_does_not(
+    buffered: bool, monkeypatch
+) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    text, read = "–" * 200_000, []
+
+    def slowly() -> None:
+        with os.fdopen(reader, encoding="utf-8") as file:
+            read.append(file.read())
+
+    with on_descriptor(writer, buffered) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        stream.write("from a library\n")
+        streams.say("y" * 200_000)  # nobody reads yet: as much as fits
+        slow = threading.Timer(0.1, slowly)
+        slow.start()
+        streams.emit(text)
+    slow.join(30)
+    assert read[0].startswith("from a library\ny")
+    assert read[0].endswith(f"y{text}\n")
 
 
 def test_what_a_stream_cannot_encode_is_escaped(monkeypatch, tmp_path) -> None:

@@ -7,9 +7,11 @@ result that was asked for on stdout is not: where that cannot be written, the ca
 from __future__ import annotations
 
 import errno
+import io
 import os
+import select
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
@@ -39,7 +41,7 @@ def emit(text: str) -> None:
         NotPrinted: the disk is full, the reader has gone, or there is no stdout.
     """
     try:
-        _write(sys.stdout, text + "\n")
+        _write(sys.stdout, text + "\n", wait=True)
     except Exception as error:
         raise NotPrinted(error) from error
 
@@ -111,20 +113,58 @@ def open_closed_descriptors() -> None:
                 os.close(null)
 
 
-def _write(stream: TextIO | None, text: str) -> None:
-    """Write and flush. On an error nothing of it is left in a buffer."""
+def _write(stream: TextIO | None, text: str, wait: bool = False) -> None:
+    """Write and flush. On an error nothing of it is left in a buffer.
+
+    A stream on a descriptor is written to there, until all is taken: an unbuffered one (PYTHONUNBUFFERED) would lose
+    without an error what does not fit, and a buffered one what a pipe that does not block has no room for.
+
+    Args:
+        wait: for room, where a pipe or terminal is set not to block; else BlockingIOError.
+    """
     if stream is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    raw = _raw(stream)
     try:
-        try:
-            stream.write(text)
-        except UnicodeEncodeError as error:
-            stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
-        stream.flush()
+        if raw is None:
+            _in_its_encoding(stream, text, stream.write)
+            stream.flush()
+        else:
+            stream.flush()  # what others have printed comes first
+            _in_its_encoding(stream, text, lambda fitting: _write_all(raw, stream, fitting, wait))
     except Exception:
         with suppress(Exception):
             _discard(stream)
         raise
+
+
+def _raw(stream: TextIO) -> io.RawIOBase | None:
+    """What a stream writes to the descriptor with; None for a stream that has none or encodes in ways of its own."""
+    buffer = getattr(stream, "buffer", None) if isinstance(stream, io.TextIOWrapper) else None
+    raw = getattr(buffer, "raw", buffer)
+    return raw if isinstance(raw, io.RawIOBase) else None
+
+
+def _in_its_encoding(stream: TextIO, text: str, write: Callable[[str], object]) -> None:
+    """`write(text)`, with escapes in the place of what cannot be encoded."""
+    try:
+        write(text)
+    except UnicodeEncodeError as error:
+        write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+
+
+def _write_all(raw: io.RawIOBase, stream: TextIO, text: str, wait: bool) -> None:
+    data = memoryview(text.encode(stream.encoding, stream.errors or "strict"))
+    while data:
+        written = raw.write(data)
+        if written is not None:
+            data = data[written:]
+        elif wait:
+            poll = select.poll()
+            poll.register(raw.fileno(), select.POLLOUT)
+            poll.poll()
+        else:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def _discard(stream: TextIO) -> None:
