@@ -225,12 +225,12 @@ def rl(args: Namespace) -> Answer:
             raise ConfigError(
                 f"recipe {config.recipe} starts from a trained policy: give --policy DIR (`ript sft` makes one)"
             )
-    from ript.report.page import write_report
+    from ript.report.page import report_or_say
     from ript.train_rl import train_rl
 
     with saying_what_is_kept(lambda: kept_of_run(out, "rl")):
         result = train_rl(config, args.policy, out, resume=bool(args.resume), asked=given)
-        report = write_report([result.folder], result.folder / "report.html")
+        report = report_or_say([result.folder], result.folder / "report.html")
     document: dict[str, Any] = {
         "before": {mode: r.to_json() for mode, r in result.before.items()},
         "after": {mode: r.to_json() for mode, r in result.after.items()},
@@ -242,12 +242,12 @@ def rl(args: Namespace) -> Answer:
         "reason": result.reason,
         "run": str(out),
         "policy": str(result.policy),
-        "report": str(report),
+        "report": None if report is None else str(report),
     }
     lines = [f"{result.iterations} iterations, {result.rollouts} rollouts, {result.env_steps} steps; {result.reason}"]
     lines += [f"before   {modes(result.before)}", f"after    {modes(result.after)}"]
     lines += [f"change   {mode} {points(found)}" for mode, found in document["change"].items()]
-    lines += [f"look at  {report} (policy: {result.policy})"]
+    lines += [f"look at  {report or result.folder} (policy: {result.policy})"]
     return Answer(text="\n".join(lines), document=document, kept=str(out))
 
 
@@ -271,7 +271,7 @@ def quickstart(args: Namespace) -> Answer:
         f"{count(config.demos.target, 'demonstration')}{' each' if len(config.tasks) > 1 else ''}",
         f"after    {rate(after.total)} after {count(result.rl.iterations, 'iteration')} of practice; "
         f"{points(change(before, after))}",
-        f"look at  {result.report} (policy: {result.rl.policy})",
+        f"look at  {result.report or result.rl.folder} (policy: {result.rl.policy})",
     )
     return Answer(text="\n".join(lines), document=result.to_json(), kept=str(out))
 
@@ -284,8 +284,9 @@ def evaluate(args: Namespace) -> Answer:
     from ript.config import EvalConfig, RolloutConfig
     from ript.evaluate import evaluate as measure
     from ript.evaluate import named_policy
-    from ript.files import make_folder
-    from ript.report.video import write_video
+    from ript.places import require_writable_folder
+    from ript.report.progress import status
+    from ript.report.video import require_encoder, write_videos
 
     if args.trials < 1:
         raise ConfigError(f"--trials must be at least 1, got {args.trials}")
@@ -294,7 +295,8 @@ def evaluate(args: Namespace) -> Answer:
     name, policy = named_policy(args.policy)
     names = task_names(replace(Config(), sim=sim_config_of(policy)), args.tasks)
     if args.videos:
-        make_folder(args.video_dir)
+        require_encoder()
+        require_writable_folder(args.video_dir)
     with saying_what_is_kept("nothing is kept of an evaluation; run it again"):
         result = measure(
             policy, names, trials=args.trials, seed=args.seed, greedy=args.greedy, temperature=args.temperature,
@@ -304,11 +306,12 @@ def evaluate(args: Namespace) -> Answer:
     steps = sorted(set(result.horizon.values()))
     horizon = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}, each task's own"
     text = f"{name}, {result.mode}, seed {result.seed}, horizon {horizon}\n\n{eval_table(result)}"
-    for task, state, outcome, frames in result.videos:
-        write_video(Path(args.video_dir) / f"{task}__{state}__{outcome}.mp4", frames)
+    written, missing = write_videos(args.video_dir, result.videos)
     if result.videos:
-        text += f"\n\n{count(len(result.videos), 'video')} in {args.video_dir}"
-    return Answer(text=text, document=result.to_json(), costly=True)
+        text += f"\n\n{count(len(written), 'video')} in {args.video_dir}"
+    for line in missing:
+        status(line)
+    return Answer(text=text, document=result.to_json(), code=1 if missing else 0, costly=True)
 
 
 def report(args: Namespace) -> Answer:

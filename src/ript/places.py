@@ -7,9 +7,9 @@ import pwd
 import tempfile
 from pathlib import Path
 
-from ript.disk import cannot_write
+from ript.disk import cannot_write, writing
 from ript.errors import RunError
-from ript.files import expanded
+from ript.files import expanded, make_folder
 
 CACHE = "RIPT_CACHE"
 """Environment variable: the folder in which pre-trained bases are kept."""
@@ -40,6 +40,23 @@ def require_replaceable(path: str | Path, kind: str, beginnings: tuple[bytes, ..
         return
     if begins and not begins.startswith(beginnings):
         raise RunError(f"{path} is there already, and is not {kind}: name another file with --out, or move it")
+
+
+def require_writable_folder(path: str | Path) -> None:
+    """Make a folder and see that files can be written into it, before the work whose result is to go there.
+
+    Raises:
+        RunError: they cannot.
+    """
+    with writing(make_folder(path)):
+        _write_something(Path(path))
+
+
+def _write_something(folder: Path) -> None:
+    """Into a file without a name, so that nothing is left behind."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"x")
+        file.flush()
 
 
 def cache_folder() -> Path:
@@ -78,9 +95,7 @@ def cache_trouble() -> str:
         return str(error)
     try:
         nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-        with tempfile.TemporaryFile(dir=nearest) as file:
-            file.write(b"x")
-            file.flush()
+        _write_something(nearest)
     except OSError as error:
         return f"{cannot_write(folder, error)}; another place for the cache: set {CACHE} to a folder"
     return ""

@@ -22,8 +22,9 @@ from ript.recipes import quickstart as recipe
 from ript.recipes import with_tasks
 from ript.report.files import read_json, write_json
 from ript.report.lock import locked
-from ript.report.page import write_report
+from ript.report.page import report_or_say
 from ript.report.progress import status
+from ript.report.video import require_encoder
 from ript.settings import NEUTRAL, Leaves, among, leaves
 from ript.tables import change
 from ript.train_rl import RLResult, train_rl
@@ -38,7 +39,7 @@ class QuickstartResult:
     mode: str
     rl: RLResult
     seconds: dict[str, float]
-    report: Path
+    report: Path | None
 
     def to_json(self) -> dict:
         return {
@@ -51,7 +52,7 @@ class QuickstartResult:
             "env_steps": self.rl.env_steps,
             "seconds": self.seconds,
             "policy": str(self.rl.policy),
-            "report": str(self.report),
+            "report": None if self.report is None else str(self.report),
         }
 
 
@@ -84,6 +85,8 @@ def quickstart(
         raise ConfigError("no target task: give --target")
     config = with_tasks(config, tuple(key.partition("/")[2] for key in keys))
     config = config if seed is None else replace(config, seed=seed)
+    if config.eval.videos:
+        require_encoder()
     folder = output_folder(config, fresh, out)
     base = folder / "base" if fresh else base_folder(config)  # first: without a home there is no cache
     with locked(make_folder(folder)):
@@ -115,11 +118,11 @@ class _Quickstart:
         result = train_rl(self.config, self.folder / "sft" / "policy", rl, resume=(rl / "config.json").exists())
         self.seconds |= {k: round(v, 2) for k, v in result.seconds.items()}
         with self.stage("report"):
-            write_report([result.folder], self.folder / "report.html")
+            report = report_or_say([result.folder], self.folder / "report.html")
         self.keep(finished=True)
         return QuickstartResult(
             target=", ".join(self.config.tasks), mode=self.config.eval.mode, rl=result, seconds=self.seconds,
-            report=self.folder / "report.html",
+            report=report,
         )  # fmt: skip
 
     @contextmanager

@@ -34,6 +34,7 @@ from ript.report.files import read_json
 from ript.report.progress import status
 from ript.report.run import RunFolder, read_config
 from ript.report.trackers import require_trackers
+from ript.report.video import require_encoder
 from ript.settings import Leaves, asked_for, leaves, measured, nested, recorded, refuse_changes, settled
 from ript.train_sft import babble
 
@@ -125,6 +126,8 @@ def plan(
         return Plan(config=config, start=start, policy=_opened(start), changed=changed)
     RunFolder.require_free(out)
     require_trackers(config.trackers)
+    if config.eval.videos:
+        require_encoder()
     start, wanted = origin_of(policy) if isinstance(policy, str | Path) else policy, asked_for(config, asked)
     given = _opened(start)
     return Plan(config=protocol(config, given, wanted), start=start, policy=given, asked=wanted)

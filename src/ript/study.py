@@ -34,7 +34,7 @@ from ript.policies.language import embed
 from ript.report import lock
 from ript.report.files import read_json, write_json
 from ript.report.lock import InUse, locked
-from ript.report.page import write_report
+from ript.report.page import report_or_say
 from ript.report.progress import status
 from ript.report.run import read_config, read_rows
 from ript.settings import NEUTRAL, among, differing, leaves, refuse_unused, refuse_unused_stages, unused
@@ -304,7 +304,7 @@ def summary(study: Study, asked: dict[str, Any], folder: Path) -> dict[str, Any]
     found = summarise(study, rows)
     table = study_table(study, found)
     write_text(folder / "table.md", markdown(table))
-    report = write_report(runs, folder / "report.html", table=table) if runs else None
+    report = report_or_say(runs, folder / "report.html", table=table) if runs else None
     return asked | {
         "question": study.question, "expected": study.expected, "shrunk": list(study.shrunk),
         "differs": list(study.differs), "rows": [{k: v for k, v in row.items() if k != "states"} for row in rows],

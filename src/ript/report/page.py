@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ript.errors import ConfigError, DataError, RunError
+from ript.errors import ConfigError, DataError, DependencyMissing, RunError
 from ript.files import absolute, expanded, write_text
 from ript.places import require_replaceable
 from ript.report import plots, seeds, views
+from ript.report.progress import status
 from ript.report.read import Comparison, Row, RunData, VideoPair, read_run
 from ript.report.video import first_frame, poster
 
@@ -131,6 +132,22 @@ def write_report(
         ) from error
     write_text(out, page)
     return out
+
+
+def report_or_say(
+    folders: Sequence[str | Path], out: str | Path, *, table: Mapping[str, Any] | None = None
+) -> Path | None:
+    """Write the report of work that is done. It is extra: when it cannot be written, that is said on stderr.
+
+    Returns:
+        the page, or None.
+    """
+    try:
+        return write_report(folders, out, table=table)
+    except Exception as error:
+        again = f"ript report {' '.join(map(str, folders))} --out FILE.html"
+        status(f"there is no report: {error}; all else is done, and this makes another: {again}")
+        return None
 
 
 def render(runs: Sequence[RunData], *, max_videos: int = 6, table: Mapping[str, Any] | None = None) -> str:
@@ -367,7 +384,7 @@ def _videos(pairs: Sequence[VideoPair], missing: list[str]) -> list[dict[str, An
             try:
                 still = base64.b64encode(poster(first_frame(path))).decode()
                 data = base64.b64encode(path.read_bytes()).decode()
-            except (DataError, OSError) as error:
+            except (DataError, DependencyMissing, OSError) as error:
                 missing.append(f"A video is left out: {error}.")
                 continue
             sides[stage] = {

@@ -26,8 +26,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from ript import machine
 from ript.disk import cannot_write, reading, writing
 from ript.errors import DataError, RunError
@@ -37,14 +35,13 @@ from ript.report.files import append_line, dumps, now, read_json, read_lines, wr
 from ript.report.lock import Lock, acquire, release
 from ript.report.progress import status
 from ript.report.trackers import Trackers
-from ript.report.video import write_video
+from ript.report.video import Videos, write_videos
 from ript.types import EvalResult
 
 FORMAT = 2
 READABLE = (1, 2)
 """Formats that reports read. Only a run of `FORMAT` can go on: earlier ones measured on other initial states."""
 Kind = Literal["rl", "sft"]
-Videos = Sequence[tuple[str, str, str, np.ndarray]]
 
 _OWN = (
     "checkpoints",
@@ -253,16 +250,25 @@ class RunFolder:
     def save_videos(self, stage: Literal["before", "after"], videos: Videos, *, fps: float = 20) -> list[Path]:
         """Write an evaluation's videos as videos/<stage>/<task>__<state id>__<status>.mp4, in place of earlier ones.
 
+        They are extra: one that cannot be written is named on stderr, and the run goes on.
+
         Args:
             stage: before or after post-training.
-            videos: as in `EvalResult.videos`: task name, initial state id, status value, uint8 frames `[T, h, w, 3]`.
+            videos: as in `EvalResult.videos`.
             fps: frames a second of the video.
+
+        Returns:
+            the files that were written.
         """
-        written = []
-        with atomic_folder(self.path / "videos" / stage) as folder:
-            for task, state_id, outcome, frames in videos:
-                written.append(write_video(folder / f"{task}__{state_id}__{outcome}.mp4", frames, fps=fps))
-        return [self.path / "videos" / stage / path.name for path in written]
+        place = self.path / "videos" / stage
+        try:
+            with atomic_folder(place) as folder:
+                written, missing = write_videos(folder, videos, fps=fps)
+        except RunError as error:
+            written, missing = [], [f"no videos from {stage} post-training: {error}"]
+        for line in missing:
+            status(f"  {line}")
+        return [place / path.name for path in written]
 
     def save_checkpoint(self, iteration: int, state: Mapping[str, Any]) -> Path:
         """Write checkpoints/NNNNNN atomically, then remove all but the newest `keep`.

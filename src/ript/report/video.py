@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +12,9 @@ import numpy as np
 
 from ript.errors import DataError, DependencyMissing
 from ript.files import require_content, write_bytes
+
+Videos = Sequence[tuple[str, str, str, np.ndarray]]
+"""As in `EvalResult.videos`: task name, initial state id, status value, uint8 frames `[T, h, w, 3]`."""
 
 _CODECS = (
     ("libx264", "mp4", "video/mp4", {"crf": "21", "preset": "medium"}),
@@ -33,7 +37,7 @@ def encode(frames: np.ndarray, *, fps: float = 20) -> Video:
     Odd sizes are padded by repeating the last row or column.
 
     Raises:
-        DataError: frames of another dtype or shape, or none.
+        DataError: frames of another dtype or shape, or none, or that the encoder does not take.
         DependencyMissing: PyAV is not installed or has neither encoder.
     """
     frames = np.asarray(frames)
@@ -43,16 +47,19 @@ def encode(frames: np.ndarray, *, fps: float = 20) -> Video:
     name, container, media_type, options = _codec(av)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     target = io.BytesIO()
-    with av.open(target, "w", format=container) as output:
-        stream = output.add_stream(name, rate=Fraction(fps).limit_denominator(1000), options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for picture in frames:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")):
+    try:
+        with av.open(target, "w", format=container) as output:
+            stream = output.add_stream(name, rate=Fraction(fps).limit_denominator(1000), options=options)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            stream.codec_context.thread_count = 1
+            for picture in frames:
+                for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")):
+                    output.mux(packet)
+            for packet in stream.encode():
                 output.mux(packet)
-        for packet in stream.encode():
-            output.mux(packet)
+    except av.FFmpegError as error:
+        raise DataError(f"{name} cannot encode {frames.shape[0]} frames of {frames.shape[1:3]}: {error}") from error
     return Video(data=target.getvalue(), suffix=f".{container}", media_type=media_type)
 
 
@@ -62,6 +69,28 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 20) -> Pat
     path = Path(path).with_suffix(video.suffix)
     write_bytes(path, video.data)
     return path
+
+
+def require_encoder() -> None:
+    """Raise `DependencyMissing` where no video can be encoded: before anything is measured that shall have some."""
+    _codec(_import_av())
+
+
+def write_videos(folder: str | Path, videos: Videos, *, fps: float = 20) -> tuple[list[Path], list[str]]:
+    """Write each rollout as <task>__<state id>__<status>.mp4. One that cannot be written holds up nothing else.
+
+    Returns:
+        written: paths.
+        missing: a sentence about each of the others: which, and why.
+    """
+    written, missing = [], []
+    for task, state_id, outcome, frames in videos:
+        path = Path(folder) / f"{task}__{state_id}__{outcome}.mp4"
+        try:
+            written.append(write_video(path, frames, fps=fps))
+        except Exception as error:  # whatever went wrong: what was measured is worth more than its pictures
+            missing.append(f"{path.name} is missing: {error}")
+    return written, missing
 
 
 def poster(frame: np.ndarray) -> bytes:
@@ -93,8 +122,8 @@ def first_frame(path: str | Path) -> np.ndarray:
 def _import_av():  # type: ignore[no-untyped-def]
     try:
         import av
-    except ImportError as error:
-        raise DependencyMissing("writing videos needs PyAV: pip install av") from error
+    except (ImportError, OSError) as error:
+        raise DependencyMissing(f"videos need PyAV, which cannot be imported ({error}): pip install av") from error
     return av
 
 
