@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ript.errors import ConfigError, NotFiniteError, TrainingError
-from ript.learn.objective import clipped_objective
+from ript.learn.objective import clipped_objective, weighted_objective
 from ript.metrics import merge, values
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loop_io.npz"
@@ -133,6 +133,30 @@ def test_a_token_outside_the_support_has_ratio_zero_and_no_gradient():
     assert loss.item() == pytest.approx(-0.5)
     assert log_prob.grad.tolist() == [[[0.0, -0.5]]]
     assert all(math.isfinite(value) for value in values(metrics).values())
+
+
+@pytest.mark.parametrize(("log_ratio", "nats"), [(-1000.0, 1000.0), (-25.0, 25.0), (-math.inf, 1e4)])
+def test_a_density_that_has_left_a_token_is_as_far_as_it_is_in_the_kl_and_its_ratio_is_zero(log_ratio, nats):
+    log_prob = torch.zeros(1, 100, 1).double()
+    log_prob[0, 7] = log_ratio
+    log_prob.requires_grad_()
+    mask = torch.ones(1, 100, 1, dtype=torch.bool)
+    loss, metrics = clipped_objective(log_prob, torch.zeros(1, 100, 1).double(), torch.ones(1), mask)
+    loss.backward()
+    assert loss.item() == pytest.approx(-0.99) and log_prob.grad[0, 7] == pytest.approx(0.0, abs=1e-8)
+    assert metrics["kl_k1"].value == pytest.approx(nats / 100)
+    assert metrics["kl"].value == pytest.approx((nats - 1) / 100) == metrics["kl_k3"].value
+
+
+def test_a_policy_to_stay_near_that_has_left_a_token_pushes_it_down():
+    log_prob, old = torch.zeros(1, 1).double().requires_grad_(), torch.zeros(1, 1).double()
+    loss, metrics = weighted_objective(
+        log_prob, old, torch.zeros(1), torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 1).double(), normaliser=1.0,
+        clip_low=0.2, clip_high=0.2, start_log_prob=old - 1000.0, kl_to_start=0.1,
+    )  # fmt: skip
+    loss.backward()
+    assert metrics["kl_to_start"].value == pytest.approx(999.0)
+    assert log_prob.grad.item() == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("argument", ["log_prob", "old_log_prob", "advantage", "entropy"])

@@ -18,8 +18,8 @@ from ript.metrics import Max, Mean, Metrics, Min
 Reduction = Literal["token", "trajectory"]
 
 LOG_RATIO_FLOOR = -20.0
-"""Below it a ratio is 0 to every digit. A density with a hard edge gives -inf beyond it (QueST's has none: see
-`QuestPolicy._density_of`)."""
+"""Below it a ratio is 0 to every digit, and the objective needs no more; estimates of KL go on (to `_FAR`). A density
+with a hard edge gives -inf beyond it (QueST's has none: see `QuestPolicy._density_of`)."""
 
 LOG_RATIO_CEILING = 20.0
 """Above it the ratio goes on as a straight line in the log ratio (e^89 is infinite in float32). A token with a positive
@@ -152,7 +152,8 @@ def weighted_objective(
     _check_finite("log_prob", torch.where(torch.isneginf(log_prob), 0.0, log_prob), mask)
     _check_finite("old_log_prob", old_log_prob, mask)
     _check_finite("advantage", advantage[:, None].expand_as(mask), mask)
-    log_ratio = torch.where(mask, log_prob - old_log_prob, 0.0).clamp(min=LOG_RATIO_FLOOR)
+    difference = torch.where(mask, log_prob - old_log_prob, 0.0)
+    log_ratio = difference.clamp(min=LOG_RATIO_FLOOR)
     ratio = _ratio(log_ratio)
     _check_finite("ratio exp(log_prob - old_log_prob)", ratio, mask)
     gain = torch.where(mask, advantage[:, None].to(ratio.dtype), 0.0)
@@ -169,11 +170,12 @@ def weighted_objective(
     distance = None
     if start_log_prob is not None:
         _check_finite("start_log_prob", torch.where(torch.isneginf(start_log_prob), 0.0, start_log_prob), mask)
-        away = torch.where(mask, start_log_prob - log_prob, 0.0).clamp(LOG_RATIO_FLOOR, _FAR)
+        away = torch.where(mask, start_log_prob - log_prob, 0.0).clamp(-_FAR, _FAR)
         distance = _robust_kl(away, away.clamp(max=KL_KNEE).exp() - 1 - away)
         objective = objective + kl_to_start * mask.shape[1] * (distance * weight).sum()
     with torch.no_grad():
-        metrics = _measure(total, weight, log_ratio, ratio, clipped > unclipped, mask, entropy, distance)
+        left = difference.clamp(min=-_FAR)
+        metrics = _measure(total, weight, left, ratio, clipped > unclipped, mask, entropy, distance)
     return objective / (normaliser or 1.0), metrics
 
 
