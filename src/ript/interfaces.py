@@ -139,7 +139,8 @@ class LikelihoodPolicy(Policy, Protocol):
     """A policy whose sampling density is known.
 
     Contract: `log_prob(context, sample)` equals what `act` returned for them (ratio 1 before the first update); a batch
-    of one equals the row of a batch; a saved and loaded policy is equal.
+    of one equals the row of a batch; a saved and loaded policy is equal. A policy whose density is too narrow for its
+    rounding may have an attribute `ratio_tolerance`, the largest |ratio - 1| that is rounding (1e-3 without it).
     """
 
     def log_prob(self, context: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -331,6 +331,70 @@ def test_a_density_other_than_the_one_that_acted_is_refused_before_any_step():
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
 
 
+class Narrow(torch.nn.Module):
+    """Normal variables whose standard deviation is as small as float32 resolves their means."""
+
+    def __init__(self, log_sigma):
+        super().__init__()
+        self.mean, self.log_sigma = torch.nn.Linear(48, 64), log_sigma
+
+    def log_prob(self, context, sample):
+        z = (sample - self.mean(context["x"])) / math.exp(self.log_sigma)
+        return -0.5 * z**2 - self.log_sigma - 0.5 * math.log(2 * math.pi), torch.zeros_like(z)
+
+    def rl_parameters(self):
+        return [{"params": self.parameters()}]
+
+
+def narrow_batch(policy, rows=200):
+    """Decisions that the policy took one by one, as workers with few slots do."""
+    x = torch.randn(rows, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        noise = torch.randn(rows, 64, generator=torch.Generator().manual_seed(2)) * math.exp(policy.log_sigma)
+        sample = torch.cat([policy.mean(row[None]) for row in x]) + noise
+        old = torch.cat(
+            [policy.log_prob({"x": row[None]}, drawn[None])[0] for row, drawn in zip(x, sample, strict=True)]
+        )
+    return UpdateBatch(
+        sample=sample, old_log_prob=old, mask=torch.ones(rows, 64, dtype=torch.bool),
+        advantage=torch.where(torch.arange(rows) % 2 == 0, 1.0, -1.0), trajectory=torch.arange(rows), context={"x": x},
+    )  # fmt: skip
+
+
+def test_a_density_too_narrow_for_float32_is_said_to_be_and_may_have_a_tolerance_of_its_own():
+    torch.manual_seed(0)
+    options = {"epochs": 1, "minibatch_decisions": 999, "generator": None}
+    policy = Narrow(log_sigma=-10.0)
+    batch = narrow_batch(policy)
+    with pytest.raises(RatioError, match=r"(?s)tolerance 0.001\).*rounding.*ratio_tolerance"):
+        update(policy, make_optimiser(policy, learning_rate=1e-9), batch, **options)
+    policy.ratio_tolerance = 0.1
+    done = update(policy, make_optimiser(policy, learning_rate=1e-9), batch, **options)
+    assert 0.001 < done.metrics["first_ratio_deviation"].value < 0.1
+    policy.ratio_tolerance = math.nan
+    with pytest.raises(ConfigError, match="ratio_tolerance is nan"):
+        update(policy, make_optimiser(policy, learning_rate=1e-9), batch, **options)
+
+
+def test_log_probabilities_so_large_that_float32_cannot_tell_them_apart_are_no_other_density():
+    class Far(Bandit):
+        far = 1e5
+
+        def log_prob(self, context, sample):
+            log_prob, entropy = super().log_prob(context, sample)
+            return log_prob - self.far, entropy
+
+    policy = Far()
+    batch = make_update_batch(policy)
+    rounded = dataclasses.replace(batch, old_log_prob=torch.nextafter(batch.old_log_prob, torch.tensor(0.0)))
+    options = {"epochs": 1, "minibatch_decisions": 99, "generator": None}
+    done = update(policy, make_optimiser(policy, learning_rate=1e-9), rounded, **options)
+    assert done.metrics["first_ratio_deviation"].value > 0.005
+    with pytest.raises(RatioError):
+        moved = dataclasses.replace(batch, old_log_prob=batch.old_log_prob + 0.2)
+        update(policy, make_optimiser(policy, learning_rate=1e-9), moved, **options)
+
+
 def test_a_loss_that_is_not_finite_is_refused_with_its_place_and_leaves_the_weights():
     policy = Bandit()
     batch = make_update_batch(policy)

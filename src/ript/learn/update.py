@@ -20,6 +20,9 @@ from ript.types import UpdateBatch
 
 Result = TypeVar("Result")
 
+RATIO_TOLERANCE = 1e-3
+"""Largest |ratio - 1| before the first step that counts as rounding; QueST's is below 1e-5."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateResult:
@@ -65,7 +68,7 @@ def update(
     kl_to_start: float = 0.0,
     start: LikelihoodPolicy | None = None,
     threads: int = 1,
-    ratio_tolerance: float = 1e-3,
+    ratio_tolerance: float | None = None,
     on_minibatch: Callable[[int, int], None] | None = None,
 ) -> UpdateResult:
     """Improve the policy on a batch, in place.
@@ -101,14 +104,16 @@ def update(
         start: a policy to stay near, on the same device; it is not changed.
         threads: on a CPU, so many parts of a minibatch are worked on side by side (see `Gradient`). `policy.log_prob`
             must then be callable from several threads.
-        ratio_tolerance: largest |ratio - 1| allowed on the first minibatch, where nothing has changed yet.
+        ratio_tolerance: largest |ratio - 1| allowed on the first minibatch, where nothing has changed yet. None: the
+            policy's own attribute `ratio_tolerance`, or `RATIO_TOLERANCE`. More is allowed where the log-probabilities
+            are so large that rounding them alone moves the ratio further.
         on_minibatch: called with (minibatches done, minibatches in all) after each.
 
     Raises:
         RatioError: the first minibatch's ratio is not 1: the recomputed density differs from the one that acted.
         NotFiniteError: NaN or infinity in a loss or gradient, with its place; raised before the step, so the weights
             are those of the step before, and finite (after the last step: those of that step).
-        ConfigError: sizes, epochs or a clip range that cannot work.
+        ConfigError: sizes, epochs, a clip range or a tolerance that cannot work.
     """
     began = time.perf_counter()
     check_clip(clip_low, clip_high)
@@ -121,6 +126,10 @@ def update(
         policy.eval()
     if kl_to_start and start is None:
         raise ConfigError(f"update: kl_to_start is {kl_to_start}, but no policy to stay near was given as `start`")
+    if ratio_tolerance is None:
+        ratio_tolerance = getattr(policy, "ratio_tolerance", RATIO_TOLERANCE)
+    if not ratio_tolerance > 0:
+        raise ConfigError(f"update: ratio_tolerance is {ratio_tolerance}; expected a positive number, such as 1e-3")
     objective = partial(
         weighted_objective, clip_low=clip_low, clip_high=clip_high, entropy_bonus=entropy_bonus, kl_to_start=kl_to_start
     )
@@ -138,7 +147,7 @@ def update(
             try:
                 measured = gradient.of(minibatch)
                 if steps == 0:
-                    measured |= _first_ratio(measured, ratio_tolerance)
+                    measured |= _first_ratio(measured, max(ratio_tolerance, _rounding(batch, minibatch.rows)))
                 parts.append(measured)
                 kls += _kl(measured)
                 if target_kl is not None and kls and kls[-1].value > target_kl:
@@ -303,6 +312,12 @@ def _kl(measured: Metrics) -> list[Mean]:
     return [kl] if isinstance(kl, Mean) else []
 
 
+def _rounding(batch: UpdateBatch, rows: torch.Tensor) -> float:
+    """|ratio - 1| that two roundings of the largest log-probability can make, with a factor of two to spare."""
+    old = torch.where(batch.mask[rows], batch.old_log_prob[rows], 0.0)
+    return 4 * torch.finfo(old.dtype).eps * float(old.abs().max()) if old.numel() else 0.0
+
+
 def _first_ratio(measured: Metrics, tolerance: float) -> Metrics:
     """Before the first step every ratio is 1, or the update optimises another density than the one that acted."""
     if not measured:
@@ -314,7 +329,9 @@ def _first_ratio(measured: Metrics, tolerance: float) -> Metrics:
             f"before the first update the ratio new / old probability must be 1, but lies in [{low:.6g}, {high:.6g}] "
             f"(tolerance {tolerance:g}). log_prob(context, sample) is not what act recorded: compare temperature, "
             "top-k and dropout of the two, check that the context is what the policy saw, and that the rollouts were "
-            "made with these weights"
+            "made with these weights. If all of that agrees, it is rounding: a density that is narrow beside its mean "
+            "magnifies the mean's last digits, which depend on the batch. Give its width a floor, compute it in "
+            "float64, or let the policy say a `ratio_tolerance` of its own"
         )
     return {"first_ratio_deviation": Max(deviation)}
 
