@@ -332,6 +332,13 @@ def test_a_broken_pipe_elsewhere_is_an_error_and_never_the_end_of_the_work(monke
     assert capsys.readouterr().err == "ript: error: Broken pipe\n"
 
 
+@pytest.mark.parametrize("code", [0, 3, None, "in words"])
+def test_a_package_that_leaves_has_not_done_the_work(code: object, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("ript.commands.show_tasks", lambda args: sys.exit(code))  # type: ignore[arg-type, unused-ignore]
+    assert cli.main(["tasks"]) == 1
+    assert "a package or simulator ended the command (SystemExit" in capsys.readouterr().err
+
+
 PRINTING = """
 from ript.sims.toy import ToySimulator
 

@@ -319,6 +319,7 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     streams.open_closed_descriptors()
@@ -327,18 +328,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(words)
     except (KeyboardInterrupt, SystemExit) as stop:
         word, code = ("interrupted", 130) if isinstance(stop, KeyboardInterrupt) else ("terminated", stop.code)
-        if not isinstance(code, int) or code not in (130, *TERMINATED):
-            raise
+        if not isinstance(code, int) or code not in (130, *TERMINATED):  # no code of a package's choice: 0 means done
+            left = "SystemExit" if code is None else f"SystemExit: {code}"
+            return _fail(f"error: a package or simulator ended the command ({left}); `--debug` says where", 1, debug)
         kept = " ".join(getattr(stop, "__notes__", [])) or "nothing was written"
         return _fail(f"{word}: {kept}", code)
     except streams.NotPrinted as error:
         if error.reader_gone:
             return READER_GONE
-        return _fail(f"error: cannot write to standard output: {error}", 1, "--debug" in words)
+        return _fail(f"error: cannot write to standard output: {error}", 1, debug)
     except RiptError as error:
-        return _fail(f"error: {error}", error.exit_code, "--debug" in words)
+        return _fail(f"error: {error}", error.exit_code, debug)
     except OSError as error:
-        return _fail(f"error: {unexpected(error)}", 1, "--debug" in words)
+        return _fail(f"error: {unexpected(error)}", 1, debug)
 
 
 def _run(words: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ class Recording:
     """A tracker that keeps what it is sent, and fails where it is told to."""
 
     fails_in = ""
+    with_: ClassVar[type[BaseException]] = ConnectionResetError
     made: ClassVar[list[Recording]]
 
     def __init__(self, folder: Path, config: dict, run_id: str):
@@ -36,7 +38,7 @@ class Recording:
 
     def do(self, what: str) -> None:
         if self.fails_in == what:
-            raise ConnectionResetError(f"no service for {what}\nand more lines")
+            raise self.with_(f"no service for {what}\nand more lines")
 
     def log(self, iteration: int, numbers: dict[str, float]) -> None:
         self.do("log")
@@ -74,6 +76,16 @@ def test_no_tracker_needs_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / trackers.RECORD).exists()
 
 
+def test_one_whose_package_leaves_when_it_is_imported_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wandb.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(DependencyMissing, match=r"cannot be imported \(SystemExit: 0\)"):
+        require_trackers(["wandb"])
+
+
 def test_an_unknown_tracker_suggests_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean tensorboard"):
         require_trackers(["tensorbord"])
@@ -100,28 +112,51 @@ def test_all_that_is_logged_is_sent_with_evaluations_under_their_states_mode_and
 
 
 @pytest.mark.parametrize("fails_in", ["start", "log", "close"])
-def test_one_that_fails_is_dropped_with_one_line_and_the_run_goes_on(
-    fails_in: str, tmp_path: Path, recording: type[Recording], capsys
+def test_one_that_fails_in_any_way_is_dropped_with_one_line_and_the_run_goes_on(
+    fails_in: str, tmp_path: Path, recording: type[Recording], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     recording.fails_in = fails_in
     config = toy_config(iterations=2, tracker="tensorboard", eval={"every": 0})
-    result = train_rl(config, lively_policy(config), tmp_path / "run")
-    assert result.reason == "all 2 iterations done"
-    assert (tmp_path / "run" / "policy").is_dir()
-    said = [line for line in capsys.readouterr().err.splitlines() if "tracker" in line]
-    why = f"ConnectionResetError: no service for {fails_in}"
-    assert said == [f"  tracker tensorboard is dropped ({why}); the run goes on, its logs are complete"]
+    for error in (ConnectionResetError, SystemExit, KeyboardInterrupt, GeneratorExit):
+        recording.with_ = error
+        if error is ConnectionResetError:
+            result = train_rl(config, lively_policy(config), tmp_path / "run")
+            assert result.reason == "all 2 iterations done"
+            assert (tmp_path / "run" / "policy").is_dir()
+        else:
+            with RunFolder.create(tmp_path / error.__name__, {}) as run:
+                run.track(["tensorboard"])
+                run.log(1, {"update/kl": 0.5})
+        said = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        why = f"{error.__name__}: no service for {fails_in}"
+        line = f"  tracker tensorboard is dropped ({why}); the run goes on, its logs are complete"
+        assert [line for line in said if "tracker" in line or "Trace" in line] == [line]
+
+
+def test_a_signal_while_a_tracker_works_is_the_users(tmp_path: Path, recording: type[Recording], monkeypatch) -> None:
+    done = threading.Event()
+
+    def interrupted(self: Recording, iteration: int, numbers: dict[str, float]) -> None:
+        signal.raise_signal(signal.SIGINT)
+        done.wait(30)
+
+    monkeypatch.setattr(recording, "log", interrupted)
+    with RunFolder.create(tmp_path, {}) as run:
+        run.track(["tensorboard"])
+        with pytest.raises(KeyboardInterrupt):
+            run.log(1, {"update/kl": 0.5})
+        done.set()
 
 
 def test_one_that_does_not_end_is_left_behind(tmp_path, recording, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(trackers, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(trackers, "CALL_SECONDS", 0.05)
     done = threading.Event()
     monkeypatch.setattr(recording, "close", lambda self, failed: done.wait(30))
     with RunFolder.create(tmp_path, {}) as run:
         run.track(["tensorboard"])
         run.log(1, {"update/kl": 0.5})
     done.set()
-    assert "tracker tensorboard did not end within 0 s: it is left behind" in capsys.readouterr().err
+    assert "tracker tensorboard is dropped (no answer within 0 s: it is left behind" in capsys.readouterr().err
     RunFolder.open(tmp_path).close()  # the lock is free
 
 

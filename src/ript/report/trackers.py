@@ -1,6 +1,8 @@
 """Optional trackers: the lines of a run's logs, under the same keys, also to TensorBoard or Weights & Biases.
 
-They are extra. One that fails is dropped with a line, and the run goes on; its logs have everything.
+They are extra. One that fails, leaves or gives no answer is dropped with a line, and the run goes on; its logs have
+everything. Trackers are called in threads of their own, where no signal to this program is raised: what is raised
+there, SystemExit and KeyboardInterrupt included, is their doing and not the user's.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import importlib
 import math
 import secrets
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,8 +23,8 @@ from ript.report.progress import status
 
 RECORD = "tracked.json"
 """In the run folder: the run's id at its trackers, and the last iteration of each stream that each of them was sent."""
-CLOSE_SECONDS = 120.0
-"""How long a tracker may take to end, which may include an upload."""
+CALL_SECONDS = 120.0
+"""How long a tracker may take to start, for a line, or to end, which may include an upload."""
 
 
 class Tracker(Protocol):
@@ -126,37 +129,63 @@ class Trackers:
                 self._attempt(name, partial(self._send, name, stream, row["iteration"], numbers))
 
     def close(self, failed: bool) -> None:
-        """End all, each within `CLOSE_SECONDS`. Closing twice is fine."""
+        """End all, each within `CALL_SECONDS`. Closing twice is fine."""
         for name, tracker in list(self._running.items()):
             del self._running[name]
-            closing = threading.Thread(target=self._attempt, args=(name, partial(tracker.close, failed)), daemon=True)
-            closing.start()
-            closing.join(CLOSE_SECONDS)
-            if closing.is_alive():
-                late = f"did not end within {CLOSE_SECONDS:.0f} s"
-                status(f"  tracker {name} {late}: it is left behind, and may hold up the end of this program")
+            self._attempt(name, partial(_apart, partial(tracker.close, failed), CALL_SECONDS))
 
     def _start(self, name: str, config: Mapping[str, Any]) -> None:
-        self._running[name] = TRACKERS[name](self._folder, config, self._id)
+        self._running[name] = _apart(partial(TRACKERS[name], self._folder, config, self._id), CALL_SECONDS)
         self._write_record()
 
     def _send(self, name: str, stream: str, iteration: int, numbers: Mapping[str, float]) -> None:
-        self._running[name].log(iteration, numbers)
+        _apart(partial(self._running[name].log, iteration, numbers), CALL_SECONDS)
         self._sent[name][stream] = iteration
         self._write_record()
 
     def _write_record(self) -> None:
         write_json(self._folder / RECORD, {"id": self._id, "sent": self._sent})
 
-    def _attempt(self, name: str, action: Callable[[], None]) -> None:
+    def _attempt(self, name: str, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:  # of the tracker's package, of its service, of the disk: it is extra
+        except Exception as error:  # of the tracker, or of the disk that does not take its record
             self._running.pop(name, None)
-            cause = (str(error).strip().splitlines() or ["no message"])[0]
-            status(
-                f"  tracker {name} is dropped ({type(error).__name__}: {cause}); the run goes on, its logs are complete"
-            )
+            cause = str(error) if isinstance(error, _Failed) else _in_a_line(error)
+            status(f"  tracker {name} is dropped ({cause}); the run goes on, its logs are complete")
+
+
+class _Failed(Exception):
+    """What was called apart raised, or gave no answer; in a line."""
+
+
+def _apart(action: Callable[[], Any], seconds: float | None) -> Any:
+    """What `action` returns, called in a thread of its own.
+
+    Raises:
+        _Failed: it raised anything, or returned nothing within `seconds`; then it is left behind.
+    """
+    outcome: list[tuple[Any, str]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((action(), ""))
+        except BaseException as error:
+            outcome.append((None, _in_a_line(error)))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise _Failed(f"no answer within {seconds:.0f} s: it is left behind, and may hold up the end of this program")
+    value, failure = outcome[0]
+    if failure:
+        raise _Failed(failure)
+    return value
+
+
+def _in_a_line(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
 
 
 def read_row(row: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
@@ -190,8 +219,8 @@ def _read_record(folder: Path) -> tuple[str, dict[str, dict[str, int]]]:
 
 def _imported(module: str, what: str, extra: str) -> Any:
     try:
-        return importlib.import_module(module)
-    except Exception as error:  # a package that does not fit another one raises what it likes
+        return _apart(partial(importlib.import_module, module), None)
+    except _Failed as error:  # a package that does not fit another one raises what it likes
         raise DependencyMissing(
             f"the {what} tracker was asked for but cannot be imported ({error}): pip install 'ript[{extra}]'"
         ) from error
