@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import re
@@ -19,6 +20,8 @@ from ript import collect_demos, evaluate, overrides, recipe, train_rl, train_sft
 from ript.bench_policy import _random_look, _random_policy
 from ript.build import simulator_factory
 from ript.cli import make_parser
+from ript.rl_progress import PATIENCE, TRIED
+from ript.rollout.stream import ErrorLimit
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -230,3 +233,15 @@ def test_the_architecture_page_names_every_module_at_the_top_and_only_files_that
             assert files, f"{folder.name}/{pattern} does not exist"
             named |= set(files)
     assert {path.name for path in package.glob("[!_]*.py")} == {path.name for path in named if path.parent == package}
+
+
+def test_what_ends_a_run_is_as_the_pages_say() -> None:
+    """How many iterations and groups without a signal, and of how many rollouts the share of errors is taken."""
+    errors = inspect.signature(ErrorLimit).parameters
+    window, at_least = errors["window"].default, errors["at_least"].default
+    words = {3: "three"}
+    for page in ("metrics.md", "troubleshooting.md"):
+        text = " ".join((DOCS / page).read_text("utf-8").split())
+        assert f"{words[PATIENCE]} iterations in a row, with at least {TRIED} groups" in text.replace("such ", "")
+        assert f"of the last {window} rollouts (or of all, from {at_least} on)" in text
+        assert "rrors of one initial state alone do not stop" in text  # tests/rollout holds this

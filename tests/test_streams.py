@@ -97,9 +97,14 @@ def test_a_result_that_cannot_be_written_is_told_with_the_cause(gone, monkeypatc
 
 def test_a_descriptor_that_was_closed_leads_nowhere_afterwards(monkeypatch) -> None:
     stream = closed_descriptor()
+    number = stream.fileno()
     monkeypatch.setattr(sys, "stderr", stream)
     status("a line")
+    assert os.path.samestat(os.fstat(number), os.stat(os.devnull))
+    status("another")
     stream.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
 
 
 def test_a_stream_that_is_full_for_a_while_is_written_again_when_it_is_not(monkeypatch, tmp_path) -> None:

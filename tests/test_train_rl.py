@@ -515,7 +515,16 @@ def test_the_best_policy_is_named_as_what_it_is_when_a_run_was_killed_after_it_w
     assert json.loads((resumed.folder / "result.json").read_text())["policy_iteration"] == 1
     policy = load_policy(resumed.policy)
     assert all(torch.equal(policy.weights()[name], tensor) for name, tensor in first.state["weights"].items())
-    assert policy.card["interactive post-training"]["iteration"] == 1
+    spent = resumed.folder / "metrics.jsonl"
+    first_row, *_, last_row = (json.loads(line) for line in spent.read_text().splitlines())
+    told = policy.card["interactive post-training"]
+    names = ("rollouts", "environment steps")
+    assert (told["iteration"], told["iterations of the run"]) == (1, config.iterations)
+    assert [told[f"{name} until then"] for name in names] == [
+        first_row[f"total/{n}"] for n in ("rollouts", "env_steps")
+    ]
+    assert [told[f"{name} of the run"] for name in names] == [last_row[f"total/{n}"] for n in ("rollouts", "env_steps")]
+    assert told["rollouts until then"] < told["rollouts of the run"]
     assert policy.card["choice on validation states"] == {"iteration": 1, "success": 0.8, "success, reach-centre": 0.8}
 
 

@@ -201,7 +201,8 @@ class RolloutConfig:
     max_retries: int = 2
     """How often a rollout is run again when its worker died."""
     max_error_rate: float = 0.2
-    """Share of rollouts that may end in ERROR before the run stops."""
+    """Share of the last 100 rollouts (or of all, from 20 on) that may end in ERROR before the run stops; errors of one
+    initial state alone do not stop it while others work."""
 
     def __post_init__(self) -> None:
         _ranges(

@@ -11,7 +11,7 @@
     ├── WorkerError             a rollout worker raised, died or hung
     │   └── ErrorRateExceeded   too many rollouts ended in ERROR
     ├── TrainingError           training cannot go on (the last good checkpoint is kept)
-    │   ├── NoSignalError       every group failed for several iterations in a row
+    │   ├── NoSignalError       no group had a signal for several iterations in a row
     │   ├── NotFiniteError      NaN or infinity in a loss, a gradient, an action or its log-probability
     │   └── RatioError          the importance ratio was not 1 before the first update
     └── RunError                a run folder that is in use, incomplete or of another version

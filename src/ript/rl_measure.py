@@ -125,9 +125,12 @@ class Measurements:
 
     def write_policy(self, before: Mapping[str, EvalResult], after: Mapping[str, EvalResult], at: Progress) -> None:
         """The run's result, with a model card that says how it was made and what it is worth."""
+        until = {row["iteration"]: row for row in self.run.metrics()}.get(at.best_iteration, {})
         self.policy.card[cards.PRACTICE] = {
             "recipe": self.config.recipe, "tasks": ", ".join(self.config.tasks), "seed": self.config.seed,
-            "iteration": at.best_iteration, "rollouts": at.rollouts, "environment steps": at.env_steps,
+            "iteration": at.best_iteration, "rollouts until then": until.get("total/rollouts", 0),
+            "environment steps until then": until.get("total/env_steps", 0), "iterations of the run": at.iteration,
+            "rollouts of the run": at.rollouts, "environment steps of the run": at.env_steps,
         }  # fmt: skip
         self.policy.card["success on test initial states, with Wilson 95 % intervals"] = {
             f"{stage}, {mode}": f"{r.total.successes}/{r.total.trials} "

@@ -59,7 +59,8 @@ def make_pool(
             chunk, a look, a picture of a video, a call of its own copy of the policy) before the worker counts as hung.
         start_timeout: seconds that a worker may take to start, or to load weights.
         max_retries: how often a rollout is run again after its worker was lost.
-        max_error_rate: share of ERROR among the last 100 rollouts (at least 20) above which the run stops.
+        max_error_rate: share of ERROR among the last 100 rollouts (at least 20) above which the run stops; errors of
+            one initial state alone do not stop it while others work.
         frame_every: environment steps between the frames of a video.
         free_simulators: unused instances that each process keeps for later; 2 x slots by default.
 
