@@ -642,16 +642,18 @@ def test_a_policy_of_nans_stops_the_run(tmp_path: Path) -> None:
     policy = lively_policy(config)
     with torch.no_grad():
         policy.autoencoder.action_out.bias[0] = torch.nan
-    with pytest.raises(NotFiniteError, match="the policy returned NaN or infinite actions"):
+    with pytest.raises(NotFiniteError, match=r"not saved in .*start: autoencoder\.action_out.bias holds NaN"):
         run(tmp_path / "run", config, policy)
+    with pytest.raises(NotFiniteError, match="the policy returned NaN or infinite actions"):
+        evaluate(policy, "reach-centre", trials=2, horizon=8, rollout=config.rollout)
 
 
 @pytest.mark.parametrize("mode", ["sampled", "greedy"])
-def test_a_prior_of_nans_stops_the_run_although_its_actions_look_well(tmp_path: Path, mode: str) -> None:
+def test_a_prior_whose_scores_are_nan_stops_the_run_although_its_actions_look_well(tmp_path: Path, mode: str) -> None:
     config = toy_config(eval={"mode": mode})
     policy = lively_policy(config)
     with torch.no_grad():
-        policy.prior.head.bias[3] = torch.nan
+        policy.prior.head.weight.fill_(3e38)  # finite weights, whose scores overflow
     where = r"toy/reach-centre, initial state [0-9a-f]+, rollout \d+, decision 1"
     with pytest.raises(NotFiniteError, match=f"NaN or infinite log-probabilities .*{where}"):
         run(tmp_path / "run", config, policy)

@@ -205,7 +205,7 @@ def test_workers_are_not_hung_when_everything_was_stopped_for_longer_than_the_li
 @pytest.mark.parametrize("work", ["both modes", "weights", "video", "building and resetting"])
 def test_work_that_is_within_the_limit_piece_by_piece_is_not_taken_for_silence(work):
     """Each piece takes two thirds of the limit; no two of them are one unit. Weights have the limit of a start."""
-    limit = patience(0.3)
+    limit = patience(0.45)
     piece = limit * 2 / 3
     task = fake_task("plain-4")
     wanted = [
