@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from ript import child_server, children
-from ript.errors import ConfigError, WorkerError
+from ript.errors import ConfigError, DependencyMissing, WorkerError
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,6 +61,44 @@ def test_a_worker_has_the_folder_module_path_and_environment_that_the_caller_has
     number, folder, path, environment = answer(tell, 7)  # type: ignore[misc]
     assert (number, folder, environment) == (7, str(tmp_path), ["green", "1"])
     assert path[-2:] == [str(tmp_path), str(tmp_path / "later")]
+
+
+def test_a_worker_starts_where_python_is_embedded_and_whatever_the_caller_has_put_into_sys(tmp_path, monkeypatch):
+    class Path(str):
+        """A string that does not print as one."""
+
+        __slots__ = ()
+
+        def __repr__(self) -> str:
+            return f"Path({str(self)!r})"
+
+    monkeypatch.setattr(sys, "path", [*map(Path, sys.path), tmp_path, b"bytes", Path(tmp_path)])
+    monkeypatch.delattr(sys, "argv")
+    for name in ("sys.executable", "multiprocessing.spawn._python_exe"):
+        monkeypatch.setattr(name, None)
+    children._drop_server()
+    path, words = answer(lambda connection: connection.send((sys.path, sys.argv)))  # type: ignore[misc]
+    assert (path[-1], words) == (str(tmp_path), [""])
+    children._drop_server()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    with pytest.raises(DependencyMissing, match=r"multiprocessing.set_executable\(path\), or use workers=0"):
+        children.start(lambda connection: None)
+
+
+def test_signals_that_the_caller_blocks_are_not_blocked_in_workers_and_their_end_is_seen_at_once():
+    children._drop_server()
+    signals = {signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        child = children.start(lambda connection: connection.send(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+        assert child.connection.recv() == set()
+        child.connection.close()
+        child.join(5)
+        assert child.exitcode == 0
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        children._drop_server()
 
 
 def test_how_a_worker_ended_is_known():

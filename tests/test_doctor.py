@@ -265,7 +265,8 @@ def test_a_current_folder_that_was_deleted_is_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "here").rmdir()
     check = check_disk(Path("."))
-    assert not check.ok and check.required and "No such file" in check.detail
+    assert not check.ok and check.required
+    assert (check.detail, check.remedy) == ("the current folder was deleted", "change to one that exists (cd)")
     monkeypatch.chdir(tmp_path)
 
 

@@ -21,6 +21,7 @@ from ript.build import Contexts, load_policy
 from ript.cli import main, make_parser
 from ript.disk import unexpected
 from ript.errors import RunError
+from ript.train_sft import train_sft
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,6 +116,7 @@ def test_a_deleted_current_folder_is_named_and_full_paths_do_not_need_it(
     with chdir(gone):
         gone.rmdir()
         assert main(["recipes"]) == 0
+        train_sft(config, [toy_demos(tmp_path / "d.hdf5", config, "reach-centre")], tmp_path / "sft")
         lively_policy(config).save_pretrained(tmp_path / "policy")
         assert main(["report", "run", "--out", "page.html"]) == 1
         assert "the current folder, which does not exist any more: change to one that does" in capsys.readouterr().err
@@ -122,6 +124,30 @@ def test_a_deleted_current_folder_is_named_and_full_paths_do_not_need_it(
             train_rl(config, tmp_path / "policy", "run")
         assert train_rl(config, tmp_path / "policy", tmp_path / "run").policy == tmp_path / "run" / "policy"
         os.chdir(tmp_path)
+
+
+DELETED = """
+import os, shutil, sys
+base = sys.argv[1]
+os.chdir(os.path.join(base, "gone"))
+os.rmdir(os.path.join(base, "gone"))
+import ript
+from ript.cli import main
+words = ["eval", "--policy", base + "/policy", "--tasks", "reach", "--trials", "1", "--horizon", "4", "--workers", "1"]
+codes = [main(words), main(["report", "run", "--out", base + "/page.html"]), main(["doctor"])]
+sys.exit(f"codes {codes}")
+"""
+
+
+def test_programs_that_begin_in_a_deleted_folder_work_with_full_paths(tmp_path: Path) -> None:
+    """Torch's libraries end a process that loads them there: the command, workers and doctor's children."""
+    lively_policy(toy_config()).save_pretrained(tmp_path / "policy")
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run([sys.executable, "-c", DELETED, tmp_path], capture_output=True, encoding="utf-8", check=False)
+    assert "codes [0, 1, 1]" in done.stderr
+    assert "current folder" in done.stderr and "MKL" not in done.stdout + done.stderr
+    assert "MISSING  disk: the current folder was deleted" in done.stdout
+    assert [line for line in done.stdout.splitlines() if line.startswith("MISSING  pack")] == []
 
 
 def test_an_error_of_the_system_that_nobody_expected_has_its_path_and_a_remedy(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from types import ModuleType  # not `types`: the submodule of that name would take its place
 from typing import TYPE_CHECKING, Any
 
+from ript.interpreter import load_torch_where_it_can_be
+
 if TYPE_CHECKING:
     from ript.build import load_policy
     from ript.config import Config
@@ -95,6 +97,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"ript.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'ript' has no attribute {name!r}")
+    load_torch_where_it_can_be()
     module = importlib.import_module(f"ript.{_HOME[name]}")
     value = globals()[name] = getattr(module, "get" if name == "recipe" else name)
     return value

@@ -4,13 +4,15 @@ import os
 import sys
 
 from ript.cli import main
+from ript.interpreter import folder
 
 if __name__ == "__main__":
     # `python -m` looks for packages in the current folder first, and a file there may bear the name of one.
-    here = os.path.realpath(sys.path[0] or os.curdir)
+    here = folder()
     if (
-        not sys.flags.safe_path
-        and here == os.path.realpath(os.curdir)
+        here
+        and not sys.flags.safe_path
+        and os.path.realpath(sys.path[0] or here) == os.path.realpath(here)
         and not os.path.isdir(os.path.join(here, "ript"))
     ):
         del sys.path[0]

@@ -32,7 +32,7 @@ NUMBER = struct.Struct("q")
 def serve(fileno: int) -> None:
     """Fork workers as asked, and say how each has ended; until the caller has gone. Does not return."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the caller may block any, SIGCHLD too, and so would workers
     wake, waker = socket.socketpair()
     wake.setblocking(False)
     waker.setblocking(False)

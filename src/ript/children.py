@@ -26,8 +26,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from multiprocessing.spawn import get_executable
 
+from ript import interpreter
 from ript.child_server import NUMBER, ORPHAN_SECONDS, unpack
 from ript.errors import ConfigError, WorkerError
 
@@ -116,7 +116,12 @@ def start(
         raise cannot_start(error) from error
     if send_timeout is not None:
         _limit_blocking(child.connection.fileno(), send_timeout)
-    setup = {"path": _module_path(), "argv": sys.argv, "environ": {**os.environ, **THREADS}, "folder": _folder()}
+    setup = {
+        "path": interpreter.module_path(),
+        "argv": interpreter.arguments(),
+        "environ": {**os.environ, **THREADS},
+        "folder": interpreter.folder() or os.sep,
+    }
     try:
         with contextlib.suppress(OSError):  # it has died: whoever reads from it will know
             child.connection.send_bytes(pickle.dumps(setup))
@@ -167,14 +172,12 @@ class _Server:
         try:
             with theirs:  # not under the number of a standard stream that is closed here
                 number = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)
-            code = f"import sys; sys.path[:] = {_module_path()!a}; from ript.child_server import serve; serve({number})"
-            flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
             try:
                 self.process = subprocess.Popen(
-                    # -P: a file in the current folder must not take the place of a package
-                    [os.fsdecode(get_executable() or ""), *flags, "-P", "-c", code],
+                    interpreter.command(f"from ript.child_server import serve; serve({number})"),
                     stdin=subprocess.DEVNULL,
                     env={**os.environ, **THREADS},
+                    cwd=interpreter.folder_to_start_in(),
                     pass_fds=[number],
                 )
             finally:
@@ -289,19 +292,6 @@ def _leave_to_parent() -> None:
     for child in list(_children):
         child._forget()
         child.connection.close()
-
-
-def _module_path() -> list[str]:
-    """`sys.path`, with the current folder by its name. Import looks at nothing but strings."""
-    named = [path or _folder() for path in sys.path if isinstance(path, str)]
-    return [path for path in named if path]
-
-
-def _folder() -> str:
-    try:
-        return os.getcwd()
-    except OSError:  # deleted
-        return ""
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ript import streams
+from ript import interpreter, streams
 from ript.disk import unexpected
 from ript.errors import ConfigError, RiptError, UnknownNameError
 
@@ -318,7 +318,7 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = list(interpreter.arguments()[1:] if argv is None else argv)
     debug = "--debug" in words
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -365,6 +365,7 @@ def _run(words: list[str]) -> int:
     if rest and not args.overrides:
         _refuse(rest, args)
     args.rest = rest
+    interpreter.load_torch_where_it_can_be()
     from ript import commands
 
     with _terminated_like_interrupted(), streams.forgiving(), _stdout_for_the_document(args.json):

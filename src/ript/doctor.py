@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ript import machine
-from ript.errors import RiptError
+from ript import interpreter, machine
+from ript.errors import DependencyMissing, RiptError
 from ript.places import CACHE, cache_folder, cache_trouble
 from ript.policies.language_files import CLIP, CLIP_FOLDER, MINILM, clip_folder, clip_missing
 from ript.rollout.limits import Limit, open_files, shared_memory
@@ -138,12 +138,10 @@ def run_child(
 
     It finds the packages that this process finds, whatever lies in the current folder.
     """
-    code = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ript.doctor import _answer; _answer()"
-    path = [os.path.abspath(entry) for entry in sys.path]
-    command = [sys.executable, "-P", "-c", code, json.dumps(path), probe, json.dumps(argument)]
     try:
         done = subprocess.run(
-            command,
+            interpreter.command("from ript.doctor import _answer; _answer()", probe, json.dumps(argument)),
+            cwd=interpreter.folder_to_start_in(),
             env=None if env is None else dict(env),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -155,6 +153,8 @@ def run_child(
         return Outcome(None, f"gave no answer in {time_limit:.0f} s")
     except OSError as error:
         return Outcome(None, f"could not be started: {error}")
+    except DependencyMissing as error:
+        return Outcome(None, str(error))
     for line in reversed(done.stdout.splitlines()):
         with contextlib.suppress(ValueError):
             answer = json.loads(line)
@@ -168,7 +168,7 @@ def _answer() -> None:
     """The child's side: one line of JSON, the value or what was raised; what libraries say at the end is not heard."""
     answer: dict[str, object] = {}
     try:
-        answer["value"] = PROBES[sys.argv[2]](json.loads(sys.argv[3]))
+        answer["value"] = PROBES[sys.argv[1]](json.loads(sys.argv[2]))
     except BaseException as error:  # SystemExit included, of a module that was never meant to be imported
         answer["problem"] = _in_words(error)
     print("\n" + json.dumps(answer), flush=True)
@@ -384,6 +384,9 @@ def check_memory(memory: machine.Memory) -> Check:
 def check_disk(folder: Path) -> Check:
     """Free space where runs are written, and whether a file can really be written there."""
     here = folder
+    if not (interpreter.folder() or folder.is_absolute()):
+        gone = "the current folder was deleted"
+        return Check(name="disk", ok=False, detail=gone, remedy="change to one that exists (cd)")
     try:
         here = folder.resolve()
         while not here.exists():

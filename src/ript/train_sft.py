@@ -33,6 +33,7 @@ from ript.demos.windows import Windows
 from ript.errors import ConfigError, DataError, PolicyError, RunError
 from ript.files import absolute
 from ript.interfaces import Demonstrator
+from ript.interpreter import load_torch_where_it_can_be
 from ript.metrics import Mean, Metrics
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.run import RunFolder, read_config
@@ -83,6 +84,7 @@ def train_sft(
         NotFiniteError: loss, gradient or weights became NaN or infinite; the last checkpoint is kept.
         RunError: `out` is in use or holds another run.
     """
+    load_torch_where_it_can_be()
     demo_set = demos if isinstance(demos, DemoSet) else open_demos(list(demos))
     if demo_set.spec.suite != config.sim.suite:
         raise DataError(

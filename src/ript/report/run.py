@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -26,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
-from ript import machine
+from ript import interpreter, machine
 from ript.disk import cannot_write, reading, writing
 from ript.errors import DataError, RunError
 from ript.files import absolute, atomic_folder, clean_leftovers, encoded, expanded, make_folder, remove, write_text
@@ -427,12 +426,13 @@ def read_config(path: str | Path, *, to_resume: bool = False) -> dict[str, Any]:
 
 
 def _environment(kind: Kind) -> dict[str, Any]:
+    program, *words = interpreter.arguments()
     return {
         "format": FORMAT,
         "kind": kind,
         "created": now(),
         "ript": _version("ript"),
-        "command": ["ript", *sys.argv[1:]] if Path(sys.argv[0]).stem in ("ript", "cli", "__main__") else sys.argv,
+        "command": ["ript", *words] if Path(program).stem in ("ript", "cli", "__main__") else [program, *words],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": machine.cores().usable,

@@ -1,0 +1,88 @@
+"""This Python: its program, arguments, module path and current folder; and another one that finds the same packages.
+
+Any of them may be missing or odd: in a program that embeds Python, in a folder that was deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from multiprocessing.spawn import get_executable
+
+from ript.errors import DependencyMissing
+
+
+def executable() -> str:
+    """The program to start another Python with.
+
+    Raises:
+        DependencyMissing: none is known; says how to name one.
+    """
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    beside = [os.path.join(prefix, "bin", name) for prefix in (sys.prefix, sys.base_prefix)]
+    for path in (os.fsdecode(get_executable() or ""), sys.executable or "", *beside):
+        if path and (found := shutil.which(path)):
+            return found
+    raise DependencyMissing(
+        "no Python program is known to start a process with (sys.executable is not one, as where Python is embedded): "
+        "name one with multiprocessing.set_executable(path), or use workers=0"
+    )
+
+
+def command(code: str, *arguments: str) -> list[str]:
+    """The command that runs `code` in a Python of its own, which finds the packages that this one finds.
+
+    A file in the current folder does not take the place of a package there. `sys.argv[1:]` is `arguments`.
+    """
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    begin = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    return [executable(), *flags, "-P", "-c", begin + code, json.dumps(module_path()), *arguments]
+
+
+def arguments() -> list[str]:
+    """`sys.argv`, as strings; it always has a first one."""
+    return [str(word) for word in getattr(sys, "argv", None) or [""]]
+
+
+def module_path() -> list[str]:
+    """`sys.path`, with the current folder by its name. Import looks at nothing but strings."""
+    named = [str(path) or folder() for path in sys.path if isinstance(path, str)]
+    return [path for path in named if path]
+
+
+def folder() -> str:
+    """The current folder; empty when it was deleted."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
+def folder_to_start_in() -> str | None:
+    """For a new process: None for the current folder, the root when it was deleted."""
+    return None if folder() else os.sep
+
+
+def load_torch_where_it_can_be() -> None:
+    """Where the current folder was deleted, load torch from another one; does nothing elsewhere.
+
+    Its libraries end the whole process when they are loaded in such a folder (oneMKL, exit code 2), and the module that
+    optimisers load later asks for the folder; once loaded, both work.
+    """
+    if folder() or "torch._dynamo" in sys.modules:
+        return
+    here = os.open(os.curdir, os.O_RDONLY)
+    try:
+        os.chdir(os.sep)
+        with contextlib.suppress(Exception):  # who needs it will say so
+            torch = importlib.import_module("torch")
+            importlib.import_module("torch._dynamo")
+            torch.ones(2, 2) @ torch.ones(2, 2)  # loads oneMKL
+    finally:
+        os.fchdir(here)
+        os.close(here)
