@@ -128,10 +128,10 @@ def test_each_broken_package_is_named_and_the_others_are_still_tried(packages):
 
 
 def test_a_file_in_the_current_folder_is_not_taken_for_a_package(tmp_path, monkeypatch):
-    for name in ("mujoco", "json", "torch"):
+    for name in ("mujoco", "json", "torch", "types", "struct"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('mine')", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert run_child("packages", ["mujoco"]) == Outcome({"problems": {}, "gpus": [], "silent": ""})
+    assert run_child("packages", ["mujoco", "metaworld"]) == Outcome({"problems": {}, "gpus": [], "silent": ""})
 
 
 def test_a_file_that_the_commands_would_import_in_place_of_a_package_is_named(packages, tmp_path):

@@ -308,9 +308,10 @@ def stock_worker(pipe: Connection, task: str, policy: QuestPolicy, size: int, st
     """One process: build, say so, wait for the others, measure, send seconds per part."""
     try:
         torch.set_num_threads(1)
-        import_mujoco()
+        from ript.sims.metaworld_stock import import_metaworld
+
+        import_metaworld()  # registers the environments
         import gymnasium
-        import metaworld  # noqa: F401 - registers the environments
 
         warnings.simplefilter("ignore")  # gymnasium's checker, of observation bounds
         env = gymnasium.make("Meta-World/MT1", env_name=task, seed=seed, render_mode="rgb_array", camera_name="corner2",

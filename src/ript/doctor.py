@@ -199,7 +199,8 @@ def probe_packages(names: Sequence[str]) -> dict:
             if other := _in_its_place(name, module):
                 problems[name] = f"{other}{IN_ITS_PLACE}"
             else:
-                importlib.import_module(module)
+                with interpreter.importing():
+                    importlib.import_module(module)
         except BaseException as error:  # a broken package may raise anything, SystemExit included
             problems[name] = _in_words(error)
     gpus, silent = [], ""

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from multiprocessing.spawn import get_executable
 
 from ript.errors import DependencyMissing
@@ -66,6 +67,29 @@ def folder() -> str:
 def folder_to_start_in() -> str | None:
     """For a new process: None for the current folder, the root when it was deleted."""
     return None if folder() else os.sep
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """For the import of packages that start a Python of their own to do so, as GLFW's does to look for its library.
+
+    It would find modules in the current folder first, where a file may bear the name of one (`types.py`); and it needs
+    a program to start.
+    """
+    variable, program = "PYTHONSAFEPATH", sys.executable
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    if not program:
+        with contextlib.suppress(DependencyMissing):
+            sys.executable = executable()
+    try:
+        yield
+    finally:
+        sys.executable = program
+        if before is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = before
 
 
 def load_torch_where_it_can_be() -> None:

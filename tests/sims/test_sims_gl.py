@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,10 +21,12 @@ except RiptError as error:
 """
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+def run(code: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
     clean = {k: v for k, v in os.environ.items() if k != "MUJOCO_GL"} | {"PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-P", "-c", code]
+    return subprocess.run(
+        command, env=clean | environment, cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the backends of Linux")
@@ -41,8 +44,13 @@ def test_a_wrong_backend_in_the_environment_is_named():
     assert done.stdout.startswith("RendererMissing MUJOCO_GL=nonsense"), done
 
 
-def test_the_renderer_leaves_no_noise_when_the_interpreter_exits():
-    done = run(LOOK)
+def test_the_renderer_leaves_no_noise_when_the_interpreter_exits_and_files_in_the_current_folder_are_no_modules(
+    tmp_path,
+):
+    """A package that Meta-World imports starts a Python of its own, which is not known where Python is embedded."""
+    for name in ("types", "struct", "ctypes"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('mine')", encoding="utf-8")
+    done = run("import sys; sys.executable = ''\n" + LOOK, cwd=tmp_path)
     assert done.stdout == "physics works\nrenders\n" and done.stderr == "", done
 
 

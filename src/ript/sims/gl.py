@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from ript.errors import DependencyMissing, RendererMissing
+from ript.interpreter import importing
 
 _INSTALL = (
     "install EGL with Mesa's software renderer (Debian/Ubuntu: apt-get install libegl1 libgl1-mesa-dri) "
@@ -80,7 +81,8 @@ def import_mujoco() -> ModuleType:
         os.environ["MUJOCO_GL"] = choose_backend()
     backend = os.environ.get("MUJOCO_GL")
     try:
-        return importlib.import_module("mujoco")
+        with importing():
+            return importlib.import_module("mujoco")
     except ModuleNotFoundError as error:
         if error.name == "mujoco":
             raise DependencyMissing('mujoco is not installed: pip install "ript[metaworld]"') from error

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ript.errors import DependencyMissing, SimulatorError, UnknownNameError
+from ript.interpreter import importing
 from ript.sims.gl import import_mujoco
 from ript.sims.instructions import INSTRUCTIONS
 from ript.sims.metaworld_success import LIVE_GOALS
@@ -35,15 +36,19 @@ def import_metaworld() -> Any:
     """The `metaworld` package, with MuJoCo's backend chosen first.
 
     Raises:
-        DependencyMissing: metaworld, mujoco or a package that they forgot to require is not installed.
+        DependencyMissing: metaworld, mujoco or a package that they forgot to require is not installed, or broken.
     """
     import_mujoco()
     try:
-        import metaworld
-        import metaworld.env_dict
-        import metaworld.policies
-    except ImportError as error:
-        raise DependencyMissing(f'Meta-World cannot be imported ({error}): pip install "ript[metaworld]"') from error
+        with importing():
+            import metaworld
+            import metaworld.env_dict
+            import metaworld.policies
+    except Exception as error:  # of any of the packages that it imports, which load libraries and start processes
+        remedy = (
+            'pip install "ript[metaworld]"' if isinstance(error, ModuleNotFoundError) else "look with `ript doctor`"
+        )
+        raise DependencyMissing(f"Meta-World cannot be imported ({error}): {remedy}") from error
     return metaworld
 
 
