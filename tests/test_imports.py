@@ -14,7 +14,7 @@ PACKAGE = Path(ript.__file__).parent
 
 LAYERS = [
     {"errors"},
-    {"disk", "interpreter"},
+    {"disk", "documents", "interpreter"},
     {"files", "liveness", "metrics", "types", "streams", "machine", "statistics"},
     {"child_server", "interfaces", "places"},
     {"children"},

@@ -334,20 +334,28 @@ def _widen(path: Path, mode: int) -> None:
 
 
 def require_content(path: str | Path, raises: type[RiptError] = DataError) -> None:
-    """Refuse a file that cannot be opened, or that holds a pointer of Git LFS instead of the content.
+    """Refuse what is no regular file, cannot be opened, or holds a pointer of Git LFS instead of the content.
 
     Raises:
         RiptError: of the class `raises`; says what and what to do.
     """
     try:
-        with open(path, "rb") as file:
-            begins = file.read(len(_LFS))
+        _content(path, raises, len(codecs.BOM_UTF8 + _LFS))
     except OSError as error:
         raise cannot_read(path, error, raises) from error
-    if begins == _LFS:
+
+
+def _content(path: str | Path, raises: type[RiptError], most: int = -1) -> bytes:
+    """A regular file, or the `most` bytes that it begins with. Of a pipe or a device the end may never come."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise raises(f"{path} is no regular file but a pipe or a device: name a file")
+        data = file.read(most)
+    if data.removeprefix(codecs.BOM_UTF8).startswith(_LFS):
         raise raises(
             f"{path} is a pointer of Git LFS, not the file itself: fetch it in its repository with `git lfs pull`"
         )
+    return data
 
 
 @contextmanager
@@ -363,16 +371,17 @@ def utf8_name(path: str | Path) -> Iterator[str]:
         yield name
 
 
-def read_text(path: str | Path, raises: type[RiptError] = DataError) -> str:
-    """A UTF-8 file, without the byte-order mark that it may begin with.
+def read_bytes(path: str | Path, raises: type[RiptError] = DataError) -> bytes:
+    """A file, without the byte-order mark of UTF-8 that it may begin with.
 
     Raises:
         FileNotFoundError: it is not there.
-        UnicodeDecodeError: it is not UTF-8.
-        RiptError: it cannot be read, or is a pointer of Git LFS.
+        RiptError: it cannot be read, is no regular file, or is a pointer of Git LFS.
     """
     with reading(path, raises):
-        data = Path(path).read_bytes()
-    if data.startswith(_LFS):
-        require_content(path, raises)
-    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        return _content(path, raises).removeprefix(codecs.BOM_UTF8)
+
+
+def read_text(path: str | Path, raises: type[RiptError] = DataError) -> str:
+    """A UTF-8 file. Raises as `read_bytes` does, and `UnicodeDecodeError` when it is not UTF-8."""
+    return read_bytes(path, raises).decode("utf-8")

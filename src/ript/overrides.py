@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ript import recipes
 from ript.config import Config
+from ript.documents import toml_value
 from ript.errors import ConfigError, DataError, UnknownNameError
 from ript.files import read_text
 
@@ -121,14 +122,14 @@ def load_recipe(name: str) -> Config:
     """
     if not name.endswith(".toml"):
         return recipes.get(name)
-    import tomllib
-
     try:
-        data = tomllib.loads(read_text(name))
+        data = toml_value(read_text(name))
     except FileNotFoundError as error:
         raise DataError(f"{name}: {error.strerror}; `ript recipes NAME > {name}` makes such a file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise DataError(f"{name} is not a TOML document: {error}") from error
+    if not data:
+        raise DataError(f"{name} is empty: it holds no setting; `ript recipes NAME > {name}` makes such a file")
     return Config.from_json(data)
 
 

@@ -32,6 +32,7 @@ import numpy as np
 
 from ript.demos.records import Demo
 from ript.disk import cannot_read, reading, refused
+from ript.documents import json_value
 from ript.errors import DataError
 from ript.files import expanded, require_content
 from ript.types import InitialState, SimulatorSpec, Task
@@ -283,8 +284,8 @@ def _table(path: Path, group: h5py.Group, name: str) -> dict[str, Any]:
     """An attribute that is a JSON object."""
     text = _attr(path, group, name)
     try:
-        found = json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
+        found = json_value(text)
+    except (ValueError, TypeError) as error:
         raise DataError(f"{path}: key 'data', attribute {name!r} is no JSON ({error})") from error
     if not isinstance(found, dict):
         raise DataError(f"{path}: key 'data', attribute {name!r}: expected a JSON object, got {text!r}")

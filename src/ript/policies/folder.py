@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ript.disk import cannot_read, cannot_write, number_in, reading, refused, writing
+from ript.documents import json_value
 from ript.errors import NotFiniteError, PolicyError
 from ript.files import atomic_folder, encoded, is_leftover, read_text, require_content, utf8_name
 from ript.types import SimulatorSpec
@@ -116,7 +117,7 @@ def load(folder: Path, kind: str | None = None) -> SavedPolicy:
     """
     _require(folder)
     try:
-        document = json.loads(read_text(folder / "config.json", PolicyError))
+        document = json_value(read_text(folder / "config.json", PolicyError))
         if document["format"] != FORMAT:
             raise PolicyError(f"{folder} has policy format {document['format']}; this version of ript reads {FORMAT}")
         if kind is not None and document["kind"] != kind:
@@ -172,7 +173,7 @@ def kind(folder: Path) -> str:
     """Which kind of policy a folder holds ("quest", ...)."""
     _require(folder)
     try:
-        return str(json.loads(read_text(folder / "config.json", PolicyError))["kind"])
+        return str(json_value(read_text(folder / "config.json", PolicyError))["kind"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PolicyError(f"{folder / 'config.json'} is not a policy's configuration: {error}") from error
 

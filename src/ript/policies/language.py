@@ -11,7 +11,6 @@ when the first unknown instruction is met; a policy keeps what was computed.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ript.documents import json_value
 from ript.errors import DataError
 from ript.files import read_text, require_content, utf8_name
 from ript.policies.language_files import CLIP, clip_files, model_folder
@@ -77,7 +77,7 @@ def _load() -> tuple:
     folder = model_folder()
     try:
         require_content(folder / "model.safetensors")
-        config = json.loads(read_text(folder / "config.json"))
+        config = json_value(read_text(folder / "config.json"))
         with utf8_name(folder / "model.safetensors") as name:
             weights = load_file(name)
         tokenizer = Tokenizer.from_str(read_text(folder / "tokenizer.json"))
@@ -124,7 +124,7 @@ def _load_clip() -> tuple:
 
     files = clip_files()
     try:
-        settings = {**_CLIP_SETTINGS, **json.loads(read_text(files["config.json"]))["text_config"]}
+        settings = {**_CLIP_SETTINGS, **json_value(read_text(files["config.json"]))["text_config"]}
         weights = _clip_weights(files)
         tokenizer = Tokenizer.from_str(read_text(files["tokenizer.json"]))
         tokenizer.enable_padding()

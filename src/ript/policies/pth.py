@@ -61,7 +61,7 @@ def load_pth(path: Path) -> Any:
         PolicyError: missing, corrupt, or pickled in a way that torch's restricted reader does not take.
     """
     with reading(path, PolicyError):
-        if path.is_file():
+        if path.exists() and not path.is_dir():
             require_content(path, PolicyError)
     _check_sums(path)
     try:

@@ -27,9 +27,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ript.disk import cannot_read, number_in
+from ript.disk import number_in, reading
 from ript.errors import DataError, RunError
-from ript.files import atomic_folder, utf8_name
+from ript.files import atomic_folder, require_content, utf8_name
 from ript.report.files import read_json
 
 FORMAT = 1
@@ -85,7 +85,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         DataError: a file is missing or its content is not what was written; names it.
-        RunError: the checkpoint is of another format version, or the system does not let it be read: it may be whole.
+        RunError: the checkpoint is of another format version, or it may be whole but is not to be had: the system does
+            not let it be read, or Git LFS left pointers in its place.
     """
     path = Path(path)
     manifest = read_json(path / _MANIFEST, RunError)
@@ -97,12 +98,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(files, dict) or set(files) != {_TENSORS, _STATE} or manifest.get("iteration") != int(path.name):
         raise DataError(f"{path / _MANIFEST} is damaged: it does not describe checkpoint {path.name}")
     for name, expected in files.items():
-        try:
+        with reading(path / name, RunError):
+            if not (path / name).exists():
+                raise DataError(f"{path / name} is missing")
+            require_content(path / name, RunError)
             found = _fingerprint(path / name)
-        except FileNotFoundError as error:
-            raise DataError(f"{path / name} is missing") from error
-        except OSError as error:
-            raise cannot_read(path / name, error, RunError) from error
         if found != expected:
             raise DataError(f"{path / name} is damaged: expected {expected}, got {found}")
     with utf8_name(path / _TENSORS) as file:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ript.disk import reading, writing
+from ript.disk import writing
+from ript.documents import json_value
 from ript.errors import DataError, RiptError
-from ript.files import encoded, read_text, sync, write_text
+from ript.files import encoded, read_bytes, read_text, sync, write_text
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -31,16 +32,16 @@ def read_json(path: str | Path, unreadable: type[RiptError] = DataError) -> Any:
 
     Args:
         path: the file.
-        unreadable: class of the error when the system does not let it be read.
+        unreadable: class of the error when it is there but cannot be read, or is a pointer of Git LFS: it may be whole.
 
     Raises:
         DataError: the file is missing or is not JSON; names it.
     """
     try:
-        return json.loads(read_text(path, unreadable))
+        return json_value(read_text(path, unreadable))
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path} is not a readable JSON document: {error}") from error
 
 
@@ -95,22 +96,22 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """Read JSON lines. A missing file is empty; a last line torn by a kill (it does not end) is left out.
 
     Raises:
-        DataError: a line that ends is not a JSON object; names file and line.
+        DataError: it cannot be read, or a line is not a JSON object; names file and line.
     """
     try:
-        with reading(path):
-            content = Path(path).read_bytes()
+        content = read_bytes(path)
     except FileNotFoundError:
         return []
     lines = [line for line in content.split(b"\n") if line.strip()]
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = json_value(line)
             if not isinstance(row, dict):
                 raise ValueError(f"expected an object, got {type(row).__name__}")
-        except (ValueError, RecursionError) as error:
-            if number == len(lines) and not content.endswith(b"\n"):
+        except ValueError as error:
+            torn = line.startswith(b"{") or not line.strip(b"\0")  # a power cut may leave zeros
+            if number == len(lines) and torn and not content.endswith(b"\n"):
                 break
             raise DataError(f"{path}, line {number}: not a JSON object ({error})") from error
         rows.append(row)

@@ -7,7 +7,6 @@ policy's configuration comes from a file of its own, or from a preset whose size
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +14,7 @@ from typing import Any, get_args
 import torch
 
 from ript.disk import cannot_write, number_in
+from ript.documents import json_value
 from ript.errors import ConfigError, PolicyError, UnknownNameError
 from ript.files import atomic_file, expanded, read_text
 from ript.places import require_replaceable
@@ -170,11 +170,11 @@ def _quest_config(
         raise ConfigError(f"config: expected a preset, a file or its content, got {config!r}")
     if not isinstance(config, Mapping):
         try:
-            document = json.loads(read_text(expanded(config), ConfigError))
+            document = json_value(read_text(expanded(config), ConfigError))
         except FileNotFoundError as error:
             presets = ", ".join(PRESETS)
             raise ConfigError(f"{config} is neither a preset ({presets}) nor a file that exists") from error
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{config} is not a readable JSON file: {error}") from error
     try:
         return config_from_published(document["hyperparameters"])
