@@ -1,4 +1,5 @@
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -15,10 +16,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from disks import as_ordinary_user, open_to_all
 from safetensors.torch import load_file, save_file
 
 from ript import cli, commands
-from ript.errors import ConfigError
+from ript.arguments import need_a_working_machine
+from ript.bases import base_is_made
+from ript.doctor import check_cache
+from ript.errors import ConfigError, DependencyMissing
 from ript.report.run import RunFolder
 
 RIPT = [sys.executable, "-m", "ript"]
@@ -621,3 +626,25 @@ def test_a_published_checkpoint_is_imported_and_exported_again(tmp_path: Path, c
     assert run("import", "quest", tmp_path / "none.pth", "--out", tmp_path / "b") == 1
     assert capsys.readouterr().err == f"ript: error: there is no file {tmp_path / 'none.pth'}\n"
     assert not (tmp_path / "b").exists()
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named_and_not_what_could_be_in_it(tmp_path: Path, capsys) -> None:
+    (open_to_all(tmp_path) / "closed").mkdir(mode=0)
+    with as_ordinary_user():
+        assert run("report", tmp_path / "closed", "--out", tmp_path / "a.html") == 1
+    assert f"{tmp_path / 'closed'} cannot be read: permission denied" in capsys.readouterr().err
+
+
+def test_a_cache_that_is_read_only_is_enough_when_the_base_is_in_it(tmp_path: Path, monkeypatch) -> None:
+    cache = open_to_all(tmp_path) / "cache"
+    monkeypatch.setenv("RIPT_CACHE", str(cache))
+    monkeypatch.setattr(importlib.import_module("ript.doctor"), "doctor", lambda folder: [check_cache()])
+    partial, whole = cache / "base-0", cache / "base-1"
+    for base in (partial, whole):
+        (base / "sft" / "policy").mkdir(parents=True)
+    (whole / "demos.hdf5").touch()
+    cache.chmod(0o555)
+    with as_ordinary_user():
+        need_a_working_machine(tmp_path, needs_cache=lambda: not base_is_made(whole))
+        with pytest.raises(DependencyMissing, match="cache: cannot write"):
+            need_a_working_machine(tmp_path, needs_cache=lambda: not base_is_made(partial))

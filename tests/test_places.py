@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from disks import as_ordinary_user, open_to_all
 from toy_runs import toy_config
 
 from ript.bases import base_folder, make_base
+from ript.disk import cannot_write
 from ript.errors import RunError
 from ript.places import cache_folder, cache_trouble
 from ript.quickstart import quickstart
+from ript.report.run import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +96,28 @@ def test_a_quickstart_without_a_place_for_its_cache_takes_no_folder(bare, tmp_pa
     with pytest.raises(RunError, match="set RIPT_CACHE to a folder"):
         quickstart(config=toy_config(), out=tmp_path / "out")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_home_that_is_relative_and_a_tilde_that_names_no_home_are_told_apart(bare):
+    bare.setenv("HOME", "relative")
+    with pytest.raises(RunError, match=r"HOME=relative is relative.*set RIPT_CACHE to a folder"):
+        cache_folder()
+    bare.setenv("RIPT_CACHE", "~nosuchuser/x")
+    with pytest.raises(RunError, match="RIPT_CACHE=~nosuchuser/x: ~nosuchuser is no home folder"):
+        cache_folder()
+
+
+def test_a_cache_whose_name_is_too_long_is_found_out_beforehand(bare, tmp_path):
+    bare.setenv("RIPT_CACHE", str(tmp_path / ("x" * 300) / "cache"))
+    assert "the name is too long" in cache_trouble()
+
+
+def test_what_a_link_to_nothing_points_to_is_made(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "run")
+    RunFolder.require_free(tmp_path / "link")
+    with RunFolder.create(tmp_path / "link", {}):
+        assert (tmp_path / "elsewhere" / "run" / "config.json").is_file()
+
+
+def test_a_file_that_is_larger_than_the_process_may_write_names_the_limit():
+    assert "ulimit -f" in str(cannot_write("a", OSError(errno.EFBIG, "File too large")))

@@ -23,6 +23,7 @@ from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
 from ript.errors import (
     ConfigError,
+    DataError,
     ErrorRateExceeded,
     NoSignalError,
     NotFiniteError,
@@ -755,3 +756,23 @@ def test_workers_that_cannot_start_leave_no_run_folder_behind(tmp_path: Path) ->
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_logs_are_lost_says_so_before_it_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(iterations=1, eval={"trials": 2, "every": 0})
+    train_rl(config, lively_policy(config), tmp_path / "run")
+    evals = (tmp_path / "run" / "evals.jsonl").read_bytes()
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    more = dataclasses.replace(config, iterations=2)
+    for content in (b"", None, b"junk"):
+        (tmp_path / "run" / "evals.jsonl").unlink()
+        if content is not None:
+            (tmp_path / "run" / "evals.jsonl").write_bytes(content)
+        with pytest.raises((DataError, RunError), match=r"evals\.jsonl(, line 1: not a| lacks the evaluation)"):
+            train_rl(more, None, tmp_path / "run", resume=True)
+        (tmp_path / "run" / "evals.jsonl").write_bytes(evals)
+    capsys.readouterr()
+    train_rl(more, None, tmp_path / "run", resume=True)
+    assert f"{tmp_path / 'run' / 'metrics.jsonl'} lacks 1 of the iterations up to 1" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -102,19 +102,21 @@ def saying_what_is_kept(kept: Any) -> Iterator[None]:
         raise
 
 
-def need_a_working_machine(folder: Path, *, cache: bool = True) -> None:
+def need_a_working_machine(folder: Path, *, needs_cache: Callable[[], bool]) -> None:
     """Raise `DependencyMissing`, saying what to do, unless everything that `ript` needs is here.
 
     Args:
         folder: where results will be written.
-        cache: whether the cache is needed too.
+        needs_cache: whether something is to be written into the cache; asked where that cannot be.
     """
     from ript.doctor import doctor as examine
     from ript.report.progress import status
 
     status("checking this machine")
     missing = [
-        check for check in examine(folder) if check.required and not check.ok and (cache or check.name != "cache")
+        check
+        for check in examine(folder)
+        if check.required and not check.ok and (check.name != "cache" or needs_cache())
     ]
     if missing:
         listed = "; ".join(f"{c.name}: {c.detail} ({c.remedy})" for c in missing)

@@ -79,6 +79,11 @@ def sft_fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def base_is_made(base: Path) -> bool:
+    """Whether nothing will be written there: then the cache may be read-only."""
+    return (base / "demos.hdf5").exists() and (base / "sft" / "policy").exists()
+
+
 def make_base(config: Config, base: Path) -> Path:
     """Demonstrations of the pre-training tasks and the policy made from them, unless they are there.
 

@@ -22,7 +22,7 @@ from ript.arguments import (
     task_names,
 )
 from ript.config import Config, describe, first_line
-from ript.errors import ConfigError, UnknownNameError
+from ript.errors import ConfigError, RunError, UnknownNameError
 from ript.settings import refuse_unused
 from ript.tables import change, count, eval_table, modes, points, rate, table
 
@@ -252,6 +252,7 @@ def rl(args: Namespace) -> Answer:
 
 
 def quickstart(args: Namespace) -> Answer:
+    from ript.bases import base_folder, base_is_made
     from ript.quickstart import output_folder
     from ript.quickstart import quickstart as run
 
@@ -261,7 +262,7 @@ def quickstart(args: Namespace) -> Answer:
     if args.target:
         config = recipes.with_tasks(config, task_names(config, [args.target]))
     out = output_folder(config, args.fresh, args.out)
-    need_a_working_machine(out, cache=not args.fresh)
+    need_a_working_machine(out, needs_cache=lambda: not (args.fresh or base_is_made(base_folder(config))))
 
     with saying_what_is_kept(f"finished stages and checkpoints are kept in {out}; the same command goes on from there"):
         result = run(seed=config.seed, fresh=args.fresh, out=out, config=config)
@@ -325,11 +326,15 @@ def report(args: Namespace) -> Answer:
 
 def _run_folder(folder: Path) -> Path:
     """The folder itself, or the run inside an output folder of `ript quickstart`."""
+    from ript.disk import reading
+
     inside = folder / "rl"
-    return inside if (inside / "config.json").exists() and not (folder / "config.json").exists() else folder
+    with reading(folder, RunError):
+        return inside if not (folder / "config.json").exists() and (inside / "config.json").exists() else folder
 
 
 def study(args: Namespace) -> Answer:
+    from ript.bases import base_folder, base_is_made
     from ript.files import read_text
     from ript.report.progress import status
     from ript.studies import STUDIES, get_study, with_simulator
@@ -359,7 +364,9 @@ def study(args: Namespace) -> Answer:
             document = {"study": args.name, "scale": args.scale} | expense.to_json()
             return Answer(text=expense.text(chosen), document=document, costly=True)
         status(expense.text(chosen))
-        need_a_working_machine(Path(out))
+        need_a_working_machine(
+            Path(out), needs_cache=lambda: not all(base_is_made(base_folder(cell.config)) for cell in chosen.cells)
+        )
     with saying_what_is_kept(f"finished cells are kept in {out}; go on with --resume"):
         document = run_study(args.name, out, scale=args.scale, seeds=seeds, changes=changes, resume=args.resume)
     lines = [read_text(document["table"])]

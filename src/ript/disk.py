@@ -14,7 +14,7 @@ from ript.errors import DataError, RiptError, RunError
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space, or write to another disk",
     errno.EDQUOT: "the disk quota is used up: free some space, or write to another disk",
-    errno.EFBIG: "the file would be larger than is allowed there: write to another disk",
+    errno.EFBIG: "the file would be larger than is allowed: raise the limit (ulimit -f), or use another disk",
     errno.EROFS: "the file system is read-only: write somewhere else",
     errno.EACCES: "permission denied: make it writable for this user, or write somewhere else",
     errno.EPERM: "permission denied: make it writable for this user, or write somewhere else",

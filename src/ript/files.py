@@ -81,14 +81,14 @@ def is_leftover(name: str) -> bool:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Create a folder and its parents; one that is already there is fine.
+    """Create a folder and its parents; one that is already there is fine. Of a symbolic link, what it points to.
 
     Raises:
         RunError: it cannot be created.
     """
     path = Path(path)
     with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
+        _real(path).mkdir(parents=True, exist_ok=True)
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ript.disk import cannot_write, writing
 from ript.errors import RunError
-from ript.files import expanded, make_folder
+from ript.files import make_folder
 
 CACHE = "RIPT_CACHE"
 """Environment variable: the folder in which pre-trained bases are kept."""
@@ -65,18 +65,18 @@ def cache_folder() -> Path:
     Variables that are empty count as not set, and so does a relative XDG_CACHE_HOME, as its specification says.
 
     Raises:
-        RunError: there is no home folder; names RIPT_CACHE.
+        RunError: there is no home folder, or a `~` that names none; names RIPT_CACHE.
     """
     if chosen := os.environ.get(CACHE):
-        return Path(os.path.abspath(expanded(chosen)))
+        if (folder := os.path.expanduser(chosen)).startswith("~"):
+            raise RunError(f"{CACHE}={chosen}: {folder.partition('/')[0]} is no home folder: set it to another folder")
+        return Path(os.path.abspath(folder))
     if os.path.isabs(shared := os.path.expanduser(os.environ.get("XDG_CACHE_HOME", ""))):
         return Path(shared) / "ript"
     home = os.environ.get("HOME") or _home_of_user()
     if not os.path.isabs(home):
-        raise RunError(
-            f"there is no home folder to keep the cache in (HOME is not set, and user {os.getuid()} has none): "
-            f"set {CACHE} to a folder"
-        )
+        why = f"HOME={home} is relative" if home else f"HOME is not set, and user {os.getuid()} has none"
+        raise RunError(f"there is no home folder to keep the cache in ({why}): set {CACHE} to a folder")
     return Path(home) / ".cache" / "ript"
 
 
@@ -87,6 +87,15 @@ def _home_of_user() -> str:
         return ""
 
 
+def _is_there(place: Path) -> bool:
+    """Raises `OSError` when nothing could be: a name too long, say."""
+    try:
+        place.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def cache_trouble() -> str:
     """Why nothing can be kept in the cache, and what to do; empty when all is well. Leaves nothing behind."""
     try:
@@ -94,8 +103,7 @@ def cache_trouble() -> str:
     except RunError as error:
         return str(error)
     try:
-        nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-        _write_something(nearest)
+        _write_something(next(place for place in (folder, *folder.parents) if _is_there(place)))
     except OSError as error:
         return f"{cannot_write(folder, error)}; another place for the cache: set {CACHE} to a folder"
     return ""

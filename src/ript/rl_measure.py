@@ -10,6 +10,7 @@ from typing import Literal
 from ript import cards
 from ript.build import Contexts, load_policy
 from ript.config import Config
+from ript.errors import RunError
 from ript.evaluate import run_evaluation
 from ript.interfaces import EnvPool, PostTrainable
 from ript.report.progress import status
@@ -45,9 +46,19 @@ class Measurements:
         return results
 
     def recorded(self) -> dict[str, EvalResult]:
-        """The evaluation from before post-training, of a run that goes on."""
+        """The evaluation from before post-training, of a run that goes on.
+
+        Raises:
+            RunError: it is not in the log; before anything is trained that would be compared with it.
+        """
         rows = [row for row in self.run.evals() if row["iteration"] == 0 and row["states"] == "test"]
-        return {row["mode"].split()[0]: EvalResult.from_json(row["eval"], row["per_state"]) for row in rows}
+        found = {row["mode"].split()[0]: EvalResult.from_json(row["eval"], row["per_state"]) for row in rows}
+        if lost := {"sampled", "greedy"} - found.keys():
+            raise RunError(
+                f"{self.run.path / 'evals.jsonl'} lacks the evaluation before post-training ({' and '.join(lost)}): "
+                "put back the file that the run wrote, or start again with another --out"
+            )
+        return found
 
     def validate(self, at: Progress, *, last: bool = False) -> float:
         """Every few iterations, and before the first: success on validation states; the best policy so far is kept, of

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disks import as_ordinary_user, open_to_all
 from synthetic_run import evaluation, make_run, moving_square
 
 from ript.errors import ConfigError, RunError
@@ -494,7 +495,7 @@ def test_runs_are_told_apart_by_the_shortest_ending_of_their_paths(tmp_path):
     "damage",
     [
         lambda run: (run / "result.json").write_text('{"reason": "done", "seconds": [1]}'),
-        lambda run: (run / "metrics.jsonl").write_text('{"iteration": 1, "update/kl": ' + "9" * 400 + "}\n"),
+        lambda run: (run / "result.json").write_text('{"reason": "done", "seconds": {"post-train": []}}'),
     ],
 )
 def test_a_value_that_no_run_writes_is_an_error_that_names_the_run(tmp_path, damage):
@@ -512,3 +513,17 @@ def test_the_page_has_every_colour_of_runs_in_light_and_in_dark(tmp_path):
         colours = [re.findall(rf"--s{number}: (#[0-9a-f]{{6}});", part) for part in (light, dark)]
         assert colours[0] and colours[1] and colours[0] != colours[1]
     assert len(set(re.findall(r"--s\d+: (#[0-9a-f]{6});", light))) == RUN_COLORS
+
+
+def test_what_may_not_be_read_is_said_to_be_that_and_not_to_be_missing(tmp_path, capsys):
+    folder = make_run(open_to_all(tmp_path) / "run", iterations=3)
+    closed = ("evals.jsonl", "metrics.jsonl", "result.json", "videos/before", "videos")
+    for name in closed:
+        mode = (folder / name).stat().st_mode
+        (folder / name).chmod(0)
+        with as_ordinary_user():
+            missing = list(read_run(folder).missing)
+        (folder / name).chmod(mode)
+        assert missing and all(f"{folder / name}" in line and "permission denied" in line for line in missing), missing
+        said = capsys.readouterr().err
+        assert all(line in said for line in missing)

@@ -304,3 +304,15 @@ def test_wandb_whose_service_is_killed_or_that_has_no_key_ends_nothing(tmp_path,
     assert "tracker wandb is dropped" in done.stderr
     assert told in done.stderr
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("content", ["", "{}", "version https://git-lfs.github.com/spec/v1\n"])
+def test_a_record_that_cannot_be_read_is_kept_and_nothing_is_sent_twice(
+    tmp_path: Path, recording: type[Recording], capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    with RunFolder.create(tmp_path, {}) as run:
+        (tmp_path / trackers.RECORD).write_text(content)
+        run.track(["tensorboard"])
+        run.log(1, {"update/kl": 0.5})
+    assert recording.made == [] and (tmp_path / trackers.RECORD).read_text() == content
+    assert f"tracker tensorboard is dropped ({tmp_path / trackers.RECORD} " in capsys.readouterr().err

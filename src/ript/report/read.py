@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ript.disk import cannot_read
 from ript.errors import DataError
 from ript.report.files import read_json
+from ript.report.progress import status
 from ript.report.run import read_config, read_rows
 
 Row = Mapping[str, Any]
@@ -55,7 +58,7 @@ class RunData:
         evals: lines of evals.jsonl, by iteration.
         result: result.json, or None when the run has not ended.
         videos: pairs, the most telling first.
-        missing: sentences about what is not there.
+        missing: sentences about what is not there, or is there and cannot be used; the latter are on stderr too.
     """
 
     path: Path
@@ -105,23 +108,18 @@ def read_run(path: str | Path, name: str | None = None) -> RunData:
     """
     path = Path(path)
     document = read_config(path)
-    missing: list[str] = []
-    metrics = _lines(path / "metrics.jsonl", missing)
-    evals = _lines(path / "evals.jsonl", missing)
-    result = None
-    if (path / "result.json").exists():
-        try:
-            found = read_json(path / "result.json")
-            result = found if isinstance(found, dict) else None
-            if result is None:
-                missing.append(f"{path / 'result.json'} is damaged: expected an object")
-        except DataError as error:
-            missing.append(str(error))
-    videos = _pair_videos(path / "videos")
+    left_out = _LeftOut()
+    metrics = _lines(path / "metrics.jsonl", left_out)
+    evals = _lines(path / "evals.jsonl", left_out)
+    result = _result(path / "result.json", left_out)
+    videos = _pair_videos(path / "videos", left_out)
+    missing = list(left_out.values())
     if document["kind"] == "rl":
-        missing.extend(_gaps(metrics, evals, result, videos))
-    elif not metrics:
+        missing.extend(_gaps(metrics, evals, result, videos, left_out))
+    elif not metrics and "metrics.jsonl" not in left_out:
         missing.append("No step was logged.")
+    for line in left_out.values():
+        status(line)
     return RunData(
         path=path,
         name=name or path.resolve().name,
@@ -134,39 +132,72 @@ def read_run(path: str | Path, name: str | None = None) -> RunData:
     )
 
 
-def _lines(path: Path, missing: list[str]) -> list[Row]:
+_LeftOut = dict[str, str]
+"""What is in the folder and cannot be used -> a sentence. Nothing is said to be missing there."""
+
+
+def _lines(path: Path, left_out: _LeftOut) -> list[Row]:
     try:
         rows: list[Row] = list(read_rows(path))
     except DataError as error:
-        missing.append(f"A log is damaged and left out: {error}.")
+        left_out[path.name] = f"A log is left out: {error}."
         return []
     return sorted(rows, key=lambda row: row["iteration"])
 
 
-def _gaps(metrics: Sequence[Row], evals: Sequence[Row], result: Row | None, videos: Sequence[VideoPair]) -> list[str]:
+def _result(path: Path, left_out: _LeftOut) -> Row | None:
+    if not path.exists():
+        return None
+    try:
+        found = read_json(path)
+        if isinstance(found, dict):
+            return found
+        error = f"{path} is damaged: expected an object"
+    except DataError as unread:
+        error = str(unread)
+    left_out[path.name] = f"How the run ended is not known: {error}."
+    return None
+
+
+def _gaps(
+    metrics: Sequence[Row],
+    evals: Sequence[Row],
+    result: Row | None,
+    videos: Sequence[VideoPair],
+    left_out: _LeftOut,
+) -> list[str]:
     gaps = []
-    if result is None:
+    if result is None and "result.json" not in left_out:
         done = f"after iteration {metrics[-1]['iteration']}" if metrics else "before its first iteration was finished"
         gaps.append(f"The run has not ended: it was interrupted, or was still going on, {done}.")
-    if not metrics:
+    if not metrics and "metrics.jsonl" not in left_out:
         gaps.append("No iteration was logged, so there are no curves and no times.")
-    if not any(row["iteration"] == 0 for row in evals):
-        gaps.append("No evaluation from before post-training.")
-    if not any(row["iteration"] > 0 for row in evals):
-        gaps.append("No evaluation from after post-training.")
-    if not videos:
+    if "evals.jsonl" not in left_out:
+        measured = {"after" if row["iteration"] else "before" for row in evals}
+        gaps += [f"No evaluation from {stage} post-training." for stage in _STAGES if stage not in measured]
+    without = [stage for stage in _STAGES if not any(getattr(pair, stage) for pair in videos)]
+    if len(without) == len(_STAGES) and not left_out.keys() & set(_STAGES):
         gaps.append("No videos were kept.")
     else:
-        stages = [stage for stage in ("before", "after") if not any(getattr(pair, stage) for pair in videos)]
-        gaps.extend(f"No videos from {stage} post-training." for stage in stages)
+        gaps += [f"No videos from {stage} post-training." for stage in without if stage not in left_out]
     return gaps
 
 
-def _pair_videos(folder: Path) -> list[VideoPair]:
+_STAGES = ("before", "after")
+
+
+def _pair_videos(folder: Path, left_out: _LeftOut) -> list[VideoPair]:
     """Match videos/<stage>/<task>__<state id>__<status> by task and state; solved-since first, then by name."""
     found: dict[tuple[str, str], dict[str, tuple[Path, str]]] = {}
-    for stage in ("before", "after"):
-        for path in sorted((folder / stage).glob("[!.]*")):
+    for stage in _STAGES:
+        try:
+            names = sorted(os.listdir(folder / stage))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            left_out[stage] = f"Videos from {stage} post-training are left out: {cannot_read(folder / stage, error)}."
+            continue
+        for path in (folder / stage / name for name in names if not name.startswith(".")):
             parts = path.stem.split("__")
             if len(parts) == 3 and path.suffix in (".mp4", ".webm"):
                 found.setdefault((parts[0], parts[1]), {})[stage] = (path, parts[2])

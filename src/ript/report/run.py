@@ -113,7 +113,8 @@ class RunFolder:
                 raise RunError(
                     f"{path} holds {', '.join(taken)}, which a run would replace: choose another --out, or move them"
                 )
-            nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+            real = Path(os.path.realpath(path))
+            nearest = next(folder for folder in (real, *real.parents) if folder.exists())
         if not nearest.is_dir():
             raise cannot_write(path, OSError(errno.ENOTDIR, "not a folder"))
         if not os.access(nearest, os.W_OK | os.X_OK):
@@ -304,6 +305,12 @@ class RunFolder:
             for damaged in paths[paths.index(path) + 1 :]:
                 remove(damaged)
             self._cut(found.iteration)
+            logged = {row["iteration"] for row in self.metrics()}
+            if self.kind == "rl" and (lost := set(range(1, found.iteration + 1)) - logged):
+                status(
+                    f"{self.path / 'metrics.jsonl'} lacks {len(lost)} of the iterations up to {found.iteration}, "
+                    f"{min(lost)} is the first: the run goes on, its curves will have a gap"
+                )
             self._tracking()
             return Checkpoint(iteration=found.iteration, state=found.state, skipped=tuple(skipped))
         if paths:

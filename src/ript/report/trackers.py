@@ -114,7 +114,12 @@ class Trackers:
     ):
         self._folder = folder
         self._running: dict[str, Tracker] = {}
-        self._id, self._sent = _read_record(folder)
+        try:
+            self._id, self._sent = _read_record(folder)
+        except DataError as error:  # its id is lost, and what was sent: another would get all lines a second time
+            if names := list(names):
+                status(f"  tracker {' and '.join(names)} is dropped ({error}; without that file it would begin anew)")
+            names = ()
         for name in names:
             self._sent.setdefault(name, {})
             self._attempt(name, partial(self._start, name, config))
@@ -207,14 +212,16 @@ def _finite(numbers: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _read_record(folder: Path) -> tuple[str, dict[str, dict[str, int]]]:
-    """(id, tracker -> stream -> iteration); a new one where there is none or it cannot be read."""
+    """(id, tracker -> stream -> iteration); a new id where there is none. Raises `DataError` when it cannot be read."""
+    if not (folder / RECORD).exists():
+        return secrets.token_hex(6), {}
+    record = read_json(folder / RECORD)
     try:
-        record = read_json(folder / RECORD)
         return str(record["id"]), {
             name: {stream: int(last) for stream, last in sent.items()} for name, sent in record["sent"].items()
         }
-    except (DataError, LookupError, TypeError, ValueError, AttributeError):
-        return secrets.token_hex(6), {}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{folder / RECORD} is damaged ({error!r})") from error
 
 
 def _imported(module: str, what: str, extra: str) -> Any:
