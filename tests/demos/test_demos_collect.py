@@ -443,8 +443,8 @@ def test_a_full_disk_ends_in_one_clear_error_and_leaves_nothing_behind(tmp_path)
     said, complaints = program.communicate(timeout=60)
     assert program.returncode == 0, complaints
     assert said.strip() == (
-        f"cannot write {tmp_path}/out/d.hdf5: the file would be larger than is allowed there: write to another disk "
-        "(nothing half-written was left there)"
+        f"cannot write {tmp_path}/out/d.hdf5: the file would be larger than is allowed: raise the limit (ulimit -f), "
+        "or use another disk (nothing half-written was left there)"
     )
     assert complaints == ""
     assert leftovers(tmp_path / "out") == []
