@@ -21,12 +21,12 @@ import numpy as np
 
 from ript import overrides
 from ript.config import Config
+from ript.core.statistics import over_seeds
 from ript.recipes import quickstart as recipe
 from ript.recipes import with_tasks
 from ript.report.files import read_lines
 from ript.report.page import write_report
 from ript.report.progress import status
-from ript.statistics import over_seeds
 from ript.train_rl import train_rl
 
 CELLS: dict[str, Callable[[Config], Config]] = {

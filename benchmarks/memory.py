@@ -18,8 +18,8 @@ import numpy as np
 import psutil
 
 from ript.bench_policy import _random_look, _random_policy
+from ript.core.types import ActionChunk, Group, InitialState, Rollout, Status, Task
 from ript.learn.batch import make_batch
-from ript.types import ActionChunk, Group, InitialState, Rollout, Status, Task
 
 MIB = 2**20
 

@@ -22,14 +22,14 @@ import numpy as np
 
 from ript import overrides
 from ript.config import Config
-from ript.errors import RiptError
+from ript.core.errors import RiptError
+from ript.core.statistics import align, difference, success, wilson
 from ript.quickstart import quickstart
 from ript.recipes import TARGET_TASKS, TUNED_ON
 from ript.recipes import quickstart as recipe
 from ript.report.files import write_json
 from ript.report.progress import status
 from ript.report.run import RunFolder, read_rows
-from ript.statistics import align, difference, success, wilson
 from ript.study_table import points
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ript.errors import PolicyError, SimulatorError, UnknownNameError
-from ript.types import ActionChunk, ChunkResult, InitialState, Observation, Rollout, SimulatorSpec, Task
+from ript.core.errors import PolicyError, SimulatorError, UnknownNameError
+from ript.core.types import ActionChunk, ChunkResult, InitialState, Observation, Rollout, SimulatorSpec, Task
 
 CHUNK, ACTION_DIM, TOKENS, CODES = 4, 2, 2, 1000
 SPEC = SimulatorSpec(suite="fake", cameras={"front": (6, 8)}, proprio_dim=3, action_dim=ACTION_DIM, render={})

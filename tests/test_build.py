@@ -23,17 +23,17 @@ from ript.build import (
     task_keys,
 )
 from ript.config import Config, PolicyConfig, RolloutConfig, SimConfig
+from ript.core.errors import ConfigError, DataError, PolicyError, UnknownNameError
+from ript.core.types import SimulatorSpec
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
-from ript.errors import ConfigError, DataError, PolicyError, UnknownNameError
 from ript.evaluate import evaluate, run_evaluation
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.run import read_config
 from ript.sims.registry import make_simulator
 from ript.train_rl import train_rl
 from ript.train_sft import resume_sft, train_sft
-from ript.types import SimulatorSpec
 
 TOY = toy_config().sim
 SPEC = make_simulator("toy/reach", image_size=8).spec

@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ript import child_server, children
-from ript.errors import ConfigError, DependencyMissing, WorkerError
+from ript.core import child_server, children
+from ript.core.errors import ConfigError, DependencyMissing, WorkerError
 
 ROOT = Path(__file__).parents[1]
 
@@ -197,7 +197,7 @@ def test_a_fork_of_the_caller_leaves_its_workers_alone_and_starts_its_own():
 
 ORPHAN = """
     import ctypes
-    from ript import child_server, children
+    from ript.core import child_server, children
 
     def hang(connection, hold):
         connection.send("started")
@@ -230,7 +230,7 @@ SCRIPT = f"""
     from tests.fakes import FakePolicy, FakeSimulator, fake_state, fake_task
     from ript.demos.collect import collect_demos
     from ript.rollout.pool import make_pool
-    from ript.types import RolloutRequest
+    from ript.core.types import RolloutRequest
 
     BIAS = 0.25
 

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from ript import cli, commands
 from ript.arguments import need_a_working_machine
 from ript.bases import base_is_made
+from ript.core.errors import ConfigError, DependencyMissing
 from ript.doctor import check_cache
-from ript.errors import ConfigError, DependencyMissing
 from ript.report.run import RunFolder
 
 RIPT = [sys.executable, "-m", "ript"]

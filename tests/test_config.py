@@ -22,7 +22,7 @@ from ript.config import (
     describe,
     field_meanings,
 )
-from ript.errors import ConfigError, UnknownNameError
+from ript.core.errors import ConfigError, UnknownNameError
 
 FIELDS = overrides.fields()
 WORDS = st.text("abcdefgh-v3", min_size=1, max_size=12).filter(lambda word: not word.startswith("--"))

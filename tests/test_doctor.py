@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ript.core.machine import Cores, Memory
 from ript.doctor import (
     GIB,
     Check,
@@ -25,7 +26,6 @@ from ript.doctor import (
     run_child,
     to_json,
 )
-from ript.machine import Cores, Memory
 from ript.rollout.limits import open_files
 
 

@@ -13,10 +13,10 @@ import torch
 from toy_runs import lively_policy, toy_config
 
 from ript.build import load_policy
+from ript.core.documents import json_value, toml_value
+from ript.core.errors import DataError, RiptError, RunError
+from ript.core.files import read_text
 from ript.demos.hdf5 import open_file
-from ript.documents import json_value, toml_value
-from ript.errors import DataError, RiptError, RunError
-from ript.files import read_text
 from ript.overrides import load_recipe
 from ript.policies.folder import read_tensors
 from ript.policies.pth import load_pth

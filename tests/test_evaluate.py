@@ -13,7 +13,9 @@ from toy_runs import lively_policy, toy_config
 
 from ript.build import Contexts, for_post_training, load_policy, make_env_pool
 from ript.config import PolicyConfig, RolloutConfig
-from ript.errors import ConfigError, ErrorRateExceeded, PolicyError, SimulatorError, UnknownNameError
+from ript.core.errors import ConfigError, ErrorRateExceeded, PolicyError, SimulatorError, UnknownNameError
+from ript.core.statistics import wilson
+from ript.core.types import EvalResult, InitialState, RolloutRequest, Split, Status
 from ript.evaluate import (
     SEED_TAG,
     TEMPERATURES,
@@ -27,10 +29,8 @@ from ript.policies.quest.policy import QuestPolicy
 from ript.report.run import read_rows
 from ript.rollout.pool import make_pool
 from ript.sims.toy import ToySimulator
-from ript.statistics import wilson
 from ript.train_rl import train_rl
 from ript.train_sft import replay_autoencoded
-from ript.types import EvalResult, InitialState, RolloutRequest, Split, Status
 
 HERE = RolloutConfig(workers=0, slots=8)
 S, F, E = Status.SUCCESS, Status.FAILURE, Status.ERROR

@@ -13,7 +13,7 @@ from disks import as_ordinary_user, mounted, open_to_all
 from toy_runs import lively_policy, toy_config
 
 from ript import cli
-from ript.errors import DependencyMissing
+from ript.core.errors import DependencyMissing
 from ript.report.run import RunFolder
 from ript.train_rl import train_rl
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from disks import as_ordinary_user, modes, mounted, open_to_all, umask
 
-from ript import files
-from ript.disk import cannot_read
-from ript.errors import DataError, PolicyError, RunError
+from ript.core import files
+from ript.core.disk import cannot_read
+from ript.core.errors import DataError, PolicyError, RunError
 
 
 @pytest.fixture

@@ -13,12 +13,8 @@ import ript
 PACKAGE = Path(ript.__file__).parent
 
 LAYERS = [
-    {"errors"},
-    {"disk", "documents", "interpreter"},
-    {"files", "liveness", "metrics", "types", "streams", "machine", "statistics"},
-    {"child_server", "interfaces", "places"},
-    {"children"},
-    {"demos", "sims", "policies", "rollout", "learn", "report"},  # meet in types and interfaces, not in each other
+    {"core"},
+    {"demos", "sims", "policies", "rollout", "learn", "report"},  # meet in core, not in each other
     {"config", "tables", "doctor"},
     {"recipes", "study_notes"},
     {"overrides", "studies"},
@@ -169,7 +165,7 @@ def test_imports_go_one_way(path):
         ("learn/batch.py", "from ript.config import Config", "config is not below learn"),
         ("learn/batch.py", "from ript import config", "config is not below learn"),
         ("learn/batch.py", "from ript import load_policy", "from the module that defines it"),
-        ("types.py", "from ript.interfaces import Policy", "interfaces is not below types"),
+        ("core/types.py", "from ript.learn.batch import f", "learn is not below core"),
         ("build.py", "from ript.train_rl import train_rl", "train_rl is not below build"),
         ("train_rl.py", "import mujoco", "only sims may"),
         ("policies/folder.py", "importlib.import_module('h5py')", "only demos may"),
@@ -195,7 +191,7 @@ def test_a_cycle_that_exists_for_a_type_checker_alone_would_be_found():
         "ript.rollout.engine": "if TYPE_CHECKING:\n    from ript.rollout.recorder import Recorder",
         "ript.rollout.recorder": "from . import stream",
         "ript.rollout.stream": "def f():\n    from ript.rollout.engine import Outcome",
-        "ript.errors": "from ript.errors import WorkerError",
+        "ript.core.errors": "from ript.core.errors import WorkerError",
     }
     graph = {name: dependencies(source, name, sources) for name, source in sources.items()}
     ring = ["ript.rollout.engine", "ript.rollout.recorder", "ript.rollout.stream", "ript.rollout.engine"]
@@ -205,7 +201,7 @@ def test_a_cycle_that_exists_for_a_type_checker_alone_would_be_found():
 
 def test_imports_of_lower_layers_and_of_the_own_package_are_allowed():
     for line in (
-        "from ript.types import Group",
+        "from ript.core.types import Group",
         "from ript.learn.advantage import f",
         "import numpy",
         "from . import x",
@@ -213,7 +209,7 @@ def test_imports_of_lower_layers_and_of_the_own_package_are_allowed():
         assert violations(line, PACKAGE / "learn" / "batch.py") == []
 
 
-@pytest.mark.parametrize("module", ["ript", "ript.cli", "ript.recipes", "ript.types", "ript.sims.registry"])
+@pytest.mark.parametrize("module", ["ript", "ript.cli", "ript.recipes", "ript.core.types", "ript.sims.registry"])
 def test_importing_it_stays_light(module):
     heavy = ["torch", "mujoco", "metaworld", "gymnasium", "h5py", "av", "matplotlib", "jinja2", "wandb"]
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"

@@ -26,7 +26,22 @@ def test_a_module_named_after_its_function_does_not_take_its_place() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["function"] * 5
-    assert importlib.import_module("ript.types").__name__ == "ript.types"
+
+
+def test_errors_and_records_are_found_under_their_public_names() -> None:
+    code = (
+        "import sys, ript, ript.types\n"
+        "assert 'ript.core.types' not in sys.modules  # importing it stays light\n"
+        "from ript.types import Group\n"
+        "from ript.errors import ConfigError\n"
+        "import ript.core.errors, ript.core.types\n"
+        "assert Group is ript.types.Group is ript.core.types.Group\n"
+        "assert ConfigError is ript.errors.ConfigError is ript.core.errors.ConfigError\n"
+        "from ript import errors, types\n"
+        "assert errors is ript.core.errors and types is ript.core.types\n"
+        "assert not hasattr(ript.types, 'group')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ript.metrics import Distinct, Max, Mean, Min, Sum, merge, values
+from ript.core.metrics import Distinct, Max, Mean, Min, Sum, merge, values
 
 numbers = st.integers(-1000, 1000).map(float)  # integers: sums are exact, so equality is too
 records = st.fixed_dictionaries(

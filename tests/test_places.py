@@ -13,9 +13,9 @@ from disks import as_ordinary_user, open_to_all
 from toy_runs import toy_config
 
 from ript.bases import base_folder, make_base
-from ript.disk import cannot_write
-from ript.errors import RunError
-from ript.places import cache_folder, cache_trouble
+from ript.core.disk import cannot_write
+from ript.core.errors import RunError
+from ript.core.places import cache_folder, cache_trouble
 from ript.quickstart import quickstart
 from ript.report.run import RunFolder
 
@@ -53,8 +53,8 @@ def test_a_relative_cache_is_that_of_now_wherever_the_process_goes(bare, tmp_pat
 
 NOWHERE = """
 import os
-from ript.errors import RunError
-from ript.places import cache_folder, cache_trouble
+from ript.core.errors import RunError
+from ript.core.places import cache_folder, cache_trouble
 from ript.quickstart import quickstart
 os.setuid(54321)
 try:

@@ -13,6 +13,7 @@ from toy_runs import toy_config
 from ript.build import load_policy, sim_config_of
 from ript.cli import main
 from ript.config import PolicyConfig
+from ript.core.types import ChunkResult, Observation, SimulatorSpec, Task
 from ript.policies.quest.checkpoint import export_quest, import_quest
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
@@ -22,7 +23,6 @@ from ript.sims.instructions import INSTRUCTIONS
 from ript.sims.registry import SUITES
 from ript.sims.toy import ToySimulator
 from ript.train_rl import train_rl
-from ript.types import ChunkResult, Observation, SimulatorSpec, Task
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = json.loads((GOLDEN / "tiny_config.json").read_text())

@@ -12,10 +12,10 @@ from toy_runs import Stopped, stop_in, toy_config, weights
 from ript.bases import base_fingerprint, base_folder, make_base
 from ript.build import load_policy
 from ript.config import Config
+from ript.core.errors import ConfigError, RunError, UnknownNameError
+from ript.core.files import make_folder
+from ript.core.places import cache_folder
 from ript.demos.demo_set import open_demos
-from ript.errors import ConfigError, RunError, UnknownNameError
-from ript.files import make_folder
-from ript.places import cache_folder
 from ript.quickstart import QuickstartResult, output_folder, quickstart
 from ript.report.files import write_json
 from ript.report.lock import locked

@@ -5,7 +5,7 @@ import pytest
 
 from ript import recipes
 from ript.build import task_keys
-from ript.errors import UnknownNameError
+from ript.core.errors import UnknownNameError
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.sims.metaworld_suite import CAMERAS
 from ript.train_rl import train_rl

@@ -12,9 +12,10 @@ import pytest
 from toy_runs import lively_policy, toy_config
 
 from ript.build import load_policy
-from ript.errors import NoSignalError
+from ript.core.errors import NoSignalError
+from ript.core.metrics import Mean
+from ript.core.types import EvalResult, Status
 from ript.evaluate import tally
-from ript.metrics import Mean
 from ript.report.run import read_config
 from ript.rl_measure import Measurements
 from ript.rl_progress import Progress
@@ -22,7 +23,6 @@ from ript.rollout.sampling import Collection
 from ript.sims import toy
 from ript.sims.toy import ToySimulator
 from ript.train_rl import RLResult, train_rl
-from ript.types import EvalResult, Status
 
 loop = importlib.import_module("ript.train_rl")  # `ript.train_rl` is the function
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ript.statistics import (
+from ript.core.statistics import (
     align,
     difference,
     mcnemar,

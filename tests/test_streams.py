@@ -20,7 +20,8 @@ import rich.console
 import rich.progress
 from toy_runs import lively_policy, toy_config, toy_demos
 
-from ript import cli, streams
+from ript import cli
+from ript.core import streams
 from ript.report import progress as module
 from ript.report.progress import progress, status
 
@@ -364,7 +365,7 @@ if __name__ == "__main__":
     from printing_simulator import printing
     from ript.demos.collect import collect_demos
     from ript.rollout.pool import make_pool
-    from ript.types import RolloutRequest, Status
+    from ript.core.types import RolloutRequest, Status
     import test_streams
 
     made = collect_demos(printing, ["toy/reach"], 1, sys.argv[1] + "/d.hdf5", workers=1)

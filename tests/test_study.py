@@ -25,10 +25,10 @@ from ript.bases import base_folder, sft_fingerprint
 from ript.build import Contexts
 from ript.cli import main
 from ript.config import Config, RolloutConfig
+from ript.core.errors import ConfigError, DependencyMissing, NoSignalError, RunError, UnknownNameError
+from ript.core.files import make_folder
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
-from ript.errors import ConfigError, DependencyMissing, NoSignalError, RunError, UnknownNameError
-from ript.files import make_folder
 from ript.report.files import write_json
 from ript.report.lock import locked
 from ript.report.run import read_config
@@ -225,7 +225,7 @@ def test_an_interrupted_study_goes_on_and_does_nothing_twice(
     [
         (
             NoSignalError("every rollout failed"),
-            "ript.errors.NoSignalError: every rollout failed; to try it from its beginning, delete RUN",
+            "ript.core.errors.NoSignalError: every rollout failed; to try it from its beginning, delete RUN",
         ),
         (RuntimeError("out of memory"), "RuntimeError: out of memory"),  # as torch says it
     ],

@@ -19,8 +19,8 @@ import ript
 from ript import train_rl
 from ript.build import Contexts, load_policy
 from ript.cli import main, make_parser
-from ript.disk import unexpected
-from ript.errors import RunError
+from ript.core.disk import unexpected
+from ript.core.errors import RunError
 from ript.train_sft import train_sft
 
 ROOT = Path(__file__).parent.parent

@@ -1,8 +1,8 @@
 """What the terminal says of two evaluations of the same states."""
 
+from ript.core.types import EvalResult, Status
 from ript.evaluate import tally
 from ript.tables import change, points
-from ript.types import EvalResult, Status
 
 
 def measured(words: str) -> EvalResult:

@@ -14,8 +14,8 @@ from toy_runs import lively_policy, toy_config, toy_demos
 
 import ript
 from ript.build import load_policy
+from ript.core.errors import DataError
 from ript.demos.demo_set import open_demos
-from ript.errors import DataError
 from ript.overrides import load_recipe
 from ript.report import files
 from ript.report.page import write_report

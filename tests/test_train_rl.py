@@ -19,9 +19,7 @@ from ript import rl_measure as measuring
 from ript import rl_start as starting
 from ript.build import Contexts, for_post_training, load_policy, make_env_pool
 from ript.config import Config
-from ript.demos.demo_set import open_demos
-from ript.demos.initial_states import demo_initial_states
-from ript.errors import (
+from ript.core.errors import (
     ConfigError,
     DataError,
     ErrorRateExceeded,
@@ -33,8 +31,11 @@ from ript.errors import (
     SimulatorError,
     WorkerError,
 )
+from ript.core.interfaces import EnvPool
+from ript.core.types import ChunkResult, EvalResult, InitialState, Rollout, Status, Task
+from ript.demos.demo_set import open_demos
+from ript.demos.initial_states import demo_initial_states
 from ript.evaluate import evaluate, tally
-from ript.interfaces import EnvPool
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.checkpoint import list_checkpoints, read_checkpoint
 from ript.report.run import RunFolder
@@ -43,7 +44,6 @@ from ript.sims import toy
 from ript.sims.toy import ToySimulator
 from ript.tables import change, points
 from ript.train_rl import RLResult, train_rl
-from ript.types import ChunkResult, EvalResult, InitialState, Rollout, Status, Task
 
 loop = importlib.import_module("ript.train_rl")  # `ript.train_rl` is the function
 

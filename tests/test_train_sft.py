@@ -18,12 +18,13 @@ from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, wei
 from ript import sft_stages
 from ript.build import load_policy, make_policy
 from ript.config import Config
+from ript.core.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
+from ript.core.metrics import Metrics, values
+from ript.core.types import DemoBatch
 from ript.demos.demo_set import open_demos
 from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
-from ript.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
 from ript.learn.gradient import Gradient
-from ript.metrics import Metrics, values
 from ript.policies import language
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
@@ -32,7 +33,6 @@ from ript.report.run import RunFolder
 from ript.sft_stages import Part, batch_parts, part_loss, part_threads, schedule
 from ript.sims.registry import make_simulator
 from ript.train_sft import babble, make_stages, replay_autoencoded, resume_sft, train_sft
-from ript.types import DemoBatch
 
 CONFIG = toy_config(
     policy={"privileged": True},

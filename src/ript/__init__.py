@@ -11,15 +11,16 @@ from importlib.metadata import version
 from types import ModuleType  # not `types`: the submodule of that name would take its place
 from typing import TYPE_CHECKING, Any
 
-from ript.interpreter import load_torch_where_it_can_be
+from ript.core.interpreter import load_torch_where_it_can_be
 
 if TYPE_CHECKING:
     from ript.build import load_policy
     from ript.config import Config
+    from ript.core.errors import RiptError
+    from ript.core.interfaces import LikelihoodPolicy, Simulator
+    from ript.core.types import EvalResult, InitialState, Observation, Rollout, Task
     from ript.demos.collect import collect_demos
-    from ript.errors import RiptError
     from ript.evaluate import evaluate
-    from ript.interfaces import LikelihoodPolicy, Simulator
     from ript.learn.advantage import leave_one_out
     from ript.learn.objective import clipped_objective
     from ript.policies.quest.checkpoint import export_quest, import_quest
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from ript.sims.registry import list_tasks, make_simulator
     from ript.train_rl import train_rl
     from ript.train_sft import train_sft
-    from ript.types import EvalResult, InitialState, Observation, Rollout, Task
 
 __version__ = version("ript")
 
@@ -65,15 +65,15 @@ __all__ = [
 
 _HOME = {
     "Config": "config",
-    "EvalResult": "types",
-    "InitialState": "types",
-    "LikelihoodPolicy": "interfaces",
-    "Observation": "types",
+    "EvalResult": "core.types",
+    "InitialState": "core.types",
+    "LikelihoodPolicy": "core.interfaces",
+    "Observation": "core.types",
     "QuestPolicy": "policies.quest.policy",
-    "RiptError": "errors",
-    "Rollout": "types",
-    "Simulator": "interfaces",
-    "Task": "types",
+    "RiptError": "core.errors",
+    "Rollout": "core.types",
+    "Simulator": "core.interfaces",
+    "Task": "core.types",
     "check_simulator": "sims.check",
     "clipped_objective": "learn.objective",
     "collect_demos": "demos.collect",
@@ -91,10 +91,13 @@ _HOME = {
     "write_report": "report.page",
 }
 
+_PUBLIC = ("errors", "types")
+"""Modules of `core` all of whose names are public: `ript.errors.ConfigError`, `from ript.types import Group`."""
+
 
 def __getattr__(name: str) -> Any:
-    if name in ("errors", "types"):  # all of them are public: `ript.errors.ConfigError`, `ript.types.Group`
-        return importlib.import_module(f"ript.{name}")
+    if name in _PUBLIC:
+        return importlib.import_module(f"ript.core.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'ript' has no attribute {name!r}")
     load_torch_where_it_can_be()
@@ -118,3 +121,16 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+
+class _Public(ModuleType):
+    """Stands for a module of `core` under its public name, until something of it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # looking around in `sys.modules` imports nothing
+            raise AttributeError(name)
+        found = sys.modules[self.__name__] = importlib.import_module(self.__name__.replace("ript.", "ript.core."))
+        return getattr(found, name)
+
+
+sys.modules |= {f"ript.{name}": _Public(f"ript.{name}") for name in _PUBLIC}

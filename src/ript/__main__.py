@@ -4,7 +4,7 @@ import os
 import sys
 
 from ript.cli import main
-from ript.interpreter import folder
+from ript.core.interpreter import folder
 
 if __name__ == "__main__":
     # `python -m` looks for packages in the current folder first, and a file there may bear the name of one.

@@ -11,7 +11,7 @@ from typing import Any
 
 from ript import overrides, recipes
 from ript.config import Config
-from ript.errors import ConfigError, DependencyMissing
+from ript.core.errors import ConfigError, DependencyMissing
 from ript.settings import refuse_unused
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from ript.build import horizons, simulator_factory, task_keys
 from ript.config import Config
+from ript.core.errors import DataError, RunError
+from ript.core.files import make_folder
+from ript.core.interfaces import SimulatorFactory
+from ript.core.places import CACHE, cache_folder
 from ript.demos import collect as collecting
-from ript.errors import DataError, RunError
-from ript.files import make_folder
-from ript.interfaces import SimulatorFactory
-from ript.places import CACHE, cache_folder
 from ript.policies.language import embed
 from ript.report.lock import locked
 from ript.report.progress import progress

@@ -29,16 +29,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ript import children, machine
 from ript.build import Contexts, computing, horizons, make_env_pool, make_policy, simulator_factory, some_task_keys
 from ript.config import Config
-from ript.errors import ConfigError, WorkerError
-from ript.interfaces import Simulator
-from ript.metrics import Metrics, values
+from ript.core import children, machine
+from ript.core.errors import ConfigError, WorkerError
+from ript.core.interfaces import Simulator
+from ript.core.metrics import Metrics, values
+from ript.core.types import InitialState, Observation, Rollout, RolloutRequest, Status
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.progress import progress, status
 from ript.sims.gl import import_mujoco
-from ript.types import InitialState, Observation, Rollout, RolloutRequest, Status
 
 REPLAYED = 6
 """Rollouts whose parts are timed alone."""

@@ -22,12 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ript.build import computing
 from ript.config import LearnConfig
-from ript.errors import ConfigError
+from ript.core.errors import ConfigError
+from ript.core.types import Observation, SimulatorSpec
 from ript.learn.objective import weighted_objective
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.progress import status
-from ript.types import Observation, SimulatorSpec
 
 REPEATS = 5
 METAWORLD: dict[str, Any] = {"cameras": {"side": (64, 64)}, "proprio": {"proprio": 8}, "action_dim": 4}

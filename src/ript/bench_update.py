@@ -21,18 +21,18 @@ import torch
 
 from ript.build import Contexts, computing, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config import Config
-from ript.errors import ConfigError
-from ript.interfaces import EnvPool, PostTrainable
+from ript.core.errors import ConfigError
+from ript.core.interfaces import EnvPool, PostTrainable
+from ript.core.metrics import values
+from ript.core.types import Group, InitialState, Status
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, update
-from ript.metrics import values
 from ript.report.checkpoint import write_checkpoint
 from ript.report.progress import status
 from ript.rl_start import learner as make_learner
 from ript.rl_start import practice_steps, protocol, to_stay_near
 from ript.rollout.sampling import Collection, collect_groups
 from ript.settings import asked_for, settled
-from ript.types import Group, InitialState, Status
 
 _OF_A_POLICY = ("sampling.dynamic", "sampling.max_attempts", "sampling.equal_tasks", "learn.target_kl")
 """Settings that have no effect on random weights: the first groups are taken, and all epochs are done."""

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from ript.config import Config, LearnConfig, PolicyConfig, RolloutConfig, SimConfig
+from ript.core.errors import ConfigError, PolicyError, SimulatorError, UnknownNameError
+from ript.core.files import absolute, expanded
+from ript.core.interfaces import EnvPool, LikelihoodPolicy, Perturbable, PostTrainable, Simulator, SimulatorFactory
+from ript.core.types import InitialState, SimulatorSpec, Split, Task
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
-from ript.errors import ConfigError, PolicyError, SimulatorError, UnknownNameError
-from ript.files import absolute, expanded
-from ript.interfaces import EnvPool, LikelihoodPolicy, Perturbable, PostTrainable, Simulator, SimulatorFactory
 from ript.policies import folder as policy_folder
 from ript.policies import hub, language
 from ript.policies.quest.config import SIZES, QuestConfig
@@ -29,7 +30,6 @@ from ript.sims.metaworld_suite import camera_words, metaworld_spec, resolve_came
 from ript.sims.mujoco_rendering import ARMS
 from ript.sims.registry import SUITES, find_task, list_tasks
 from ript.sims.toy import CAMERA as TOY_CAMERA
-from ript.types import InitialState, SimulatorSpec, Split, Task
 
 
 def simulator_settings(sim: SimConfig) -> dict[str, Any]:

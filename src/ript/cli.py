@@ -17,9 +17,9 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ript import interpreter, streams
-from ript.disk import unexpected
-from ript.errors import ConfigError, RiptError, UnknownNameError
+from ript.core import interpreter, streams
+from ript.core.disk import unexpected
+from ript.core.errors import ConfigError, RiptError, UnknownNameError
 
 if TYPE_CHECKING:
     from ript.commands import Answer

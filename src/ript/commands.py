@@ -22,12 +22,12 @@ from ript.arguments import (
     task_names,
 )
 from ript.config import Config, describe, first_line
-from ript.errors import ConfigError, RunError, UnknownNameError
+from ript.core.errors import ConfigError, RunError, UnknownNameError
 from ript.settings import refuse_unused
 from ript.tables import change, count, eval_table, modes, points, rate, table
 
 if TYPE_CHECKING:
-    from ript.types import Task
+    from ript.core.types import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,9 +283,9 @@ def quickstart(args: Namespace) -> Answer:
 def evaluate(args: Namespace) -> Answer:
     from ript.build import sim_config_of
     from ript.config import EvalConfig, RolloutConfig
+    from ript.core.places import require_writable_folder
     from ript.evaluate import evaluate as measure
     from ript.evaluate import named_policy
-    from ript.places import require_writable_folder
     from ript.report.progress import status
     from ript.report.video import require_encoder, write_videos
 
@@ -326,7 +326,7 @@ def report(args: Namespace) -> Answer:
 
 def _run_folder(folder: Path) -> Path:
     """The folder itself, or the run inside an output folder of `ript quickstart`."""
-    from ript.disk import reading
+    from ript.core.disk import reading
 
     inside = folder / "rl"
     with reading(folder, RunError):
@@ -335,7 +335,7 @@ def _run_folder(folder: Path) -> Path:
 
 def study(args: Namespace) -> Answer:
     from ript.bases import base_folder, base_is_made
-    from ript.files import read_text
+    from ript.core.files import read_text
     from ript.report.progress import status
     from ript.studies import STUDIES, get_study, with_simulator
     from ript.study import finished, record, require_languages, run_study, seeds_to_run, with_changes

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ript.errors import ConfigError, UnknownNameError
+from ript.core.errors import ConfigError, UnknownNameError
 
 
 def _need(ok: bool, where: str, what: str) -> None:

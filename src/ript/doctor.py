@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ript import interpreter, machine
-from ript.errors import DependencyMissing, RiptError
-from ript.places import CACHE, cache_folder, cache_trouble
+from ript.core import interpreter, machine
+from ript.core.errors import DependencyMissing, RiptError
+from ript.core.places import CACHE, cache_folder, cache_trouble
 from ript.policies.language_files import CLIP, CLIP_FOLDER, MINILM, clip_folder, clip_missing
 from ript.rollout.limits import Limit, open_files, shared_memory
 

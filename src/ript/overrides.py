@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from ript import recipes
 from ript.config import Config
-from ript.documents import toml_value
-from ript.errors import ConfigError, DataError, UnknownNameError
-from ript.files import read_text
+from ript.core.documents import toml_value
+from ript.core.errors import ConfigError, DataError, UnknownNameError
+from ript.core.files import read_text
 
 SHORT = {"workers": "rollout.workers"}
 """Names that stand for a field of a section."""

@@ -16,7 +16,7 @@ from ript.config import (
     SFTConfig,
     SimConfig,
 )
-from ript.errors import UnknownNameError
+from ript.core.errors import UnknownNameError
 
 PRETRAIN_TASKS = tuple(
     f"{name}-v3"

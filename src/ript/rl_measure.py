@@ -10,15 +10,15 @@ from typing import Literal
 from ript import cards
 from ript.build import Contexts, load_policy
 from ript.config import Config
-from ript.errors import RunError
+from ript.core.errors import RunError
+from ript.core.interfaces import EnvPool, PostTrainable
+from ript.core.statistics import align, pairs, success
+from ript.core.types import EvalResult, InitialState, Task
 from ript.evaluate import run_evaluation
-from ript.interfaces import EnvPool, PostTrainable
 from ript.report.progress import status
 from ript.report.run import RunFolder
 from ript.rl_progress import Progress
-from ript.statistics import align, pairs, success
 from ript.tables import change, points
-from ript.types import EvalResult, InitialState, Task
 
 
 class Measurements:

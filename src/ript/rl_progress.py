@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ript.config import Config, LearnConfig
-from ript.errors import NoSignalError
+from ript.core.errors import NoSignalError
+from ript.core.metrics import values
+from ript.core.types import Group
 from ript.learn.advantage import leave_one_out
 from ript.learn.update import AdaptiveRate, UpdateResult
-from ript.metrics import values
 from ript.report.progress import status
 from ript.report.run import RunFolder
 from ript.rollout.sampling import Collection
-from ript.types import Group
 
 PATIENCE, TRIED = 3, 16
 """Iterations in a row in which no group has a signal, after which a run stops, and how many groups these must have had.

@@ -25,10 +25,10 @@ from ript.build import (
 )
 from ript.cards import begin_practice, set_horizon
 from ript.config import Config
-from ript.errors import ConfigError, RunError, SimulatorError
+from ript.core.errors import ConfigError, RunError, SimulatorError
+from ript.core.files import absolute
+from ript.core.interfaces import PostTrainable
 from ript.evaluate import choose_temperature, own_decisions
-from ript.files import absolute
-from ript.interfaces import PostTrainable
 from ript.report.checkpoint import list_checkpoints
 from ript.report.files import read_json
 from ript.report.progress import status

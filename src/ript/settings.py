@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ript import recipes
 from ript.cards import horizon_in
 from ript.config import Config
-from ript.errors import ConfigError
+from ript.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ript.interfaces import PostTrainable
+    from ript.core.interfaces import PostTrainable
 
 Leaves = dict[str, Any]
 """Dotted name of a setting -> its value, as plain JSON: {"iterations": 15, "policy.size": "small", ...}."""

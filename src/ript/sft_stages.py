@@ -14,10 +14,10 @@ import torch
 
 from ript.build import computing
 from ript.config import Config
-from ript.errors import NotFiniteError
+from ript.core.errors import NotFiniteError
+from ript.core.metrics import Mean, Metrics, merge, values
 from ript.learn.gradient import Gradient, require_finite
 from ript.learn.gradient import step as step_of
-from ript.metrics import Mean, Metrics, merge, values
 from ript.policies.quest.layers import Noise, drawing_from
 from ript.policies.quest.policy import QuestPolicy, parameter_groups
 from ript.report.checkpoint import list_checkpoints

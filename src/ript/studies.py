@@ -21,7 +21,7 @@ from ript.config import (
     SFTConfig,
     SimConfig,
 )
-from ript.errors import DependencyMissing, UnknownNameError
+from ript.core.errors import DependencyMissing, UnknownNameError
 from ript.recipes import quickstart
 from ript.sims.metaworld_suite import SPLITS
 from ript.sims.registry import SUITES

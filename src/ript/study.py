@@ -25,9 +25,9 @@ from ript import overrides
 from ript.bases import base_folder, collect, make_base, sft_fingerprint, train_unless_done
 from ript.build import simulator_factory, task_keys
 from ript.config import Config
-from ript.errors import ConfigError, DataError, NoSignalError, RiptError, RunError
-from ript.files import expanded, make_folder, read_text, write_text
-from ript.places import cache_folder
+from ript.core.errors import ConfigError, DataError, NoSignalError, RiptError, RunError
+from ript.core.files import expanded, make_folder, read_text, write_text
+from ript.core.places import cache_folder
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
 from ript.policies.language import embed

@@ -11,13 +11,13 @@ import torch
 
 from ript.build import Contexts, computing, horizons, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config import Config
+from ript.core.types import Group, Rollout, RolloutRequest, Status
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, update
 from ript.rl_start import calibration_rollouts, learner
 from ript.sft_cost import base_hours, measure_supervised, tuning_hours
 from ript.studies import Study, with_simulator
 from ript.tables import count
-from ript.types import Group, Rollout, RolloutRequest, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

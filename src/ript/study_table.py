@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ript.statistics import Estimate, align, difference, measured_once, success
+from ript.core.statistics import Estimate, align, difference, measured_once, success
 from ript.studies import Cell, Study
 from ript.study_notes import finetunes
 

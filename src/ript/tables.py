@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ript.types import EvalResult, TaskResult
+    from ript.core.types import EvalResult, TaskResult
 
 
 def eval_table(result: EvalResult) -> str:
@@ -41,7 +41,7 @@ def change(before: EvalResult, after: EvalResult, tasks: Sequence[str] | None = 
         {"difference": share of states, "interval": its paired 95 % interval, "gained", "lost", "dropped": states, "p":
         of McNemar's exact test}; `difference` is None without a state.
     """
-    from ript.statistics import align, difference, pairs  # numpy: not needed to print a help text
+    from ript.core.statistics import align, difference, pairs  # numpy: not needed to print a help text
 
     was, now = align([before.per_state, after.per_state], tasks)
     found, counts = difference(was, now), pairs(was, now)

@@ -15,19 +15,19 @@ import torch
 
 from ript.build import Contexts, computing, make_env_pool, some_task_keys, update_settings
 from ript.config import Config
-from ript.errors import NotFiniteError
-from ript.files import expanded
-from ript.interfaces import EnvPool, PostTrainable
+from ript.core.errors import NotFiniteError
+from ript.core.files import expanded
+from ript.core.interfaces import EnvPool, PostTrainable
+from ript.core.metrics import values
+from ript.core.types import EvalResult
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, scale_rate, update
-from ript.metrics import values
 from ript.report.progress import status
 from ript.report.run import RunFolder
 from ript.rl_measure import Measurements
 from ript.rl_progress import Progress, iteration_line
 from ript.rl_start import beginning, document, learner, plan, practice_steps, solved_by_nothing, to_stay_near
 from ript.rollout.sampling import Collection, collect_groups, practice_horizons
-from ript.types import EvalResult
 
 
 @dataclass(frozen=True, kw_only=True)

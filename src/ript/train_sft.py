@@ -27,14 +27,15 @@ from ript.build import (
 )
 from ript.cards import add_supervised
 from ript.config import Config, SFTConfig
+from ript.core.errors import ConfigError, DataError, PolicyError, RunError
+from ript.core.files import absolute
+from ript.core.interfaces import Demonstrator
+from ript.core.interpreter import load_torch_where_it_can_be
+from ript.core.metrics import Mean, Metrics
+from ript.core.types import InitialState
 from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
-from ript.errors import ConfigError, DataError, PolicyError, RunError
-from ript.files import absolute
-from ript.interfaces import Demonstrator
-from ript.interpreter import load_torch_where_it_can_be
-from ript.metrics import Mean, Metrics
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.run import RunFolder, read_config
 from ript.report.trackers import require_trackers
@@ -51,7 +52,6 @@ from ript.settings import (
     stage_is_missing,
 )
 from ript.sft_stages import Stage, run_stages
-from ript.types import InitialState
 
 
 def train_sft(

@@ -8,8 +8,8 @@ import zlib
 
 import numpy as np
 
-from ript.errors import SimulatorError
-from ript.types import ChunkResult, InitialState, Observation, SimulatorSpec, Task
+from ript.core.errors import SimulatorError
+from ript.core.types import ChunkResult, InitialState, Observation, SimulatorSpec, Task
 
 SIZE = 12
 HORIZON = 60

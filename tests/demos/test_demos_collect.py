@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from point import HORIZON, Point
 
-from ript.children import running
+from ript.core.children import running
+from ript.core.errors import ConfigError, DataError, NotFiniteError, RunError, SimulatorError, WorkerError
+from ript.core.types import InitialState, Task
 from ript.demos.collect import Plan, collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.records import Demo
 from ript.demos.workers import TASKS_PER_PROCESS
 from ript.demos.writer import _Disk
-from ript.errors import ConfigError, DataError, NotFiniteError, RunError, SimulatorError, WorkerError
-from ript.types import InitialState, Task
 
 TASKS = ["point/red", "point/unlucky", "point/blue"]
 HERE = Path(__file__).parent
@@ -367,7 +367,7 @@ def run_script(tmp_path, body):
         "import sys, os\n"
         f"sys.path.insert(0, {str(HERE)!r})\n"
         "from point import Point\n"
-        "from ript.children import running\n"
+        "from ript.core.children import running\n"
         "from ript.demos.collect import collect_demos\n"
         f"out = {str(tmp_path / 'out' / 'd.hdf5')!r}\n"
         "if __name__ == '__main__':\n" + textwrap.indent(textwrap.dedent(body), "    ")
@@ -432,7 +432,7 @@ def test_a_full_disk_ends_in_one_clear_error_and_leaves_nothing_behind(tmp_path)
         tmp_path,
         """
         import resource
-        from ript.errors import DataError
+        from ript.core.errors import DataError
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
         try:
             collect_demos(Point, ["point/red"], 200, out)

@@ -10,12 +10,12 @@ import pytest
 from disks import as_ordinary_user, open_to_all
 from point import Point
 
+from ript.core.errors import DataError
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.hdf5 import _reading
 from ript.demos.initial_states import demo_initial_states
 from ript.demos.writer import DemoWriter
-from ript.errors import DataError
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from point import Point
 
+from ript.core.errors import DataError
 from ript.demos.collect import collect_demos
 from ript.demos.verify import verify
-from ript.errors import DataError
 
 
 @pytest.fixture(scope="module")

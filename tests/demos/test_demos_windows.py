@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from point import Point
 
+from ript.core.errors import ConfigError, DataError
+from ript.core.machine import Memory
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.statistics import SMALLEST_STD, Statistics
 from ript.demos.windows import Windows
-from ript.errors import ConfigError, DataError
-from ript.machine import Memory
 
 H = 4
 
@@ -143,7 +143,7 @@ def test_an_empty_horizon_is_refused(demos):
 
 
 def test_pictures_that_do_not_fit_into_memory_are_refused_before_reading(demos, monkeypatch):
-    monkeypatch.setattr("ript.machine.memory", lambda: Memory(total=2000, available=1000))
+    monkeypatch.setattr("ript.core.machine.memory", lambda: Memory(total=2000, available=1000))
     with pytest.raises(DataError, match=r"take 0.0 GiB of memory and 0.0 are available: choose fewer tasks"):
         Windows(demos, H)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from ript.core.types import SimulatorSpec
 from ript.learn.advantage import leave_one_out
 from ript.learn.objective import clipped_objective
 from ript.policies.quest.config import QuestConfig
@@ -17,7 +18,6 @@ from ript.policies.quest.encoders import SpatialSoftArgmax
 from ript.policies.quest.layers import Dropout
 from ript.policies.quest.policy import QuestPolicy, parameter_groups
 from ript.policies.quest.published import config_from_published, our_name
-from ript.types import SimulatorSpec
 
 HERE = Path(__file__).parent
 IO = np.load(HERE / "tiny_io.npz", allow_pickle=False)

@@ -5,10 +5,10 @@ import pytest
 import test_quest_golden as quest
 import torch
 
+from ript.core.metrics import values
+from ript.core.types import Group, InitialState, Rollout, Status, Task
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, update
-from ript.metrics import values
-from ript.types import Group, InitialState, Rollout, Status, Task
 
 LOOP = quest.LOOP
 policy = quest.policy  # the fixture

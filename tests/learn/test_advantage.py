@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ript.errors import NotFiniteError
+from ript.core.errors import NotFiniteError
 from ript.learn.advantage import leave_one_out
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loop_io.npz"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ript.errors import NoSignalError, TrainingError
+from ript.core.errors import NoSignalError, TrainingError
+from ript.core.types import Group, InitialState, Rollout, Status, Task
 from ript.learn.batch import make_batch
-from ript.types import Group, InitialState, Rollout, Status, Task
 
 TASK = Task(suite="toy", name="reach", instruction="reach the dot", index=0, horizon=10)
 

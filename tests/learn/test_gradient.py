@@ -3,8 +3,8 @@ import threading
 import pytest
 import torch
 
+from ript.core.metrics import Mean
 from ript.learn.gradient import Gradient
-from ript.metrics import Mean
 
 
 def squares(model, x):

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ript.errors import ConfigError, NotFiniteError, TrainingError
+from ript.core.errors import ConfigError, NotFiniteError, TrainingError
+from ript.core.metrics import merge, values
 from ript.learn.objective import clipped_objective, weighted_objective
-from ript.metrics import merge, values
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loop_io.npz"
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from ript.errors import ConfigError, NoSignalError, NotFiniteError, PolicyError, RatioError, TrainingError
+from ript.core.errors import ConfigError, NoSignalError, NotFiniteError, PolicyError, RatioError, TrainingError
+from ript.core.types import Group, InitialState, Rollout, Status, Task, UpdateBatch
 from ript.learn.batch import make_batch
 from ript.learn.objective import clipped_objective
 from ript.learn.update import AdaptiveRate, make_optimiser, scale_rate, update
-from ript.types import Group, InitialState, Rollout, Status, Task, UpdateBatch
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ript.core.types import ActionChunk, Observation, SimulatorSpec
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
-from ript.types import ActionChunk, Observation, SimulatorSpec
 
 SENTENCES = ("open the drawer", "close the door")
 SPEC = SimulatorSpec(

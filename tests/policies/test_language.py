@@ -12,7 +12,7 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from ript.errors import DataError, DependencyMissing
+from ript.core.errors import DataError, DependencyMissing
 from ript.policies import language, language_files
 from ript.policies.language_files import CLIP_FOLDER, clip_missing, model_folder
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from policy_fixtures import SENTENCES, SPEC, generators, make_observation, make_policy, repeat, take, tensors
 
-from ript.errors import ConfigError, PolicyError
-from ript.metrics import merge
+from ript.core.errors import ConfigError, PolicyError
+from ript.core.metrics import merge
+from ript.core.types import DemoBatch, SimulatorSpec
 from ript.policies.quest.encoders import Adapter, ImageEncoder
 from ript.policies.quest.layers import Attention, Dropout, Noise, drawing_from
 from ript.policies.quest.policy import QuestPolicy
-from ript.types import DemoBatch, SimulatorSpec
 
 DENSITIES = [
     {},

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ript.errors import DataError, RunError
+from ript.core.errors import DataError, RunError
 from ript.report.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 
 torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ript.errors import DataError, RunError
+from ript.core.errors import DataError, RunError
 from ript.report import files
 
 

@@ -14,12 +14,12 @@ import pytest
 from disks import as_ordinary_user, open_to_all
 from synthetic_run import evaluation, make_run, moving_square
 
-from ript.errors import ConfigError, RunError
+from ript.core.errors import ConfigError, RunError
+from ript.core.types import EvalResult, TaskResult
 from ript.report import views
 from ript.report.page import RUN_COLORS, write_report
 from ript.report.read import read_run
 from ript.report.run import RunFolder
-from ript.types import EvalResult, TaskResult
 
 
 class Text(HTMLParser):

@@ -20,7 +20,7 @@ from disks import as_ordinary_user, modes, open_to_all, umask
 from safetensors.torch import save_file
 from synthetic_run import evaluation, moving_square
 
-from ript.errors import DataError, RunError
+from ript.core.errors import DataError, RunError
 from ript.report import run as run_module
 from ript.report.lock import Lock
 from ript.report.read import read_run

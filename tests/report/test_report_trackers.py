@@ -15,13 +15,13 @@ from typing import ClassVar
 import pytest
 from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos
 
-from ript.errors import DependencyMissing, UnknownNameError
+from ript.core.errors import DependencyMissing, UnknownNameError
+from ript.core.types import EvalResult, TaskResult
 from ript.report import trackers
 from ript.report.run import RunFolder
 from ript.report.trackers import require_trackers
 from ript.train_rl import train_rl
 from ript.train_sft import train_sft
-from ript.types import EvalResult, TaskResult
 
 
 class Recording:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from synthetic_run import moving_square
 
-from ript.errors import DataError
+from ript.core.errors import DataError
 from ript.report import video
 
 

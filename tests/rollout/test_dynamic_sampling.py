@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ript.errors import ConfigError
-from ript.metrics import values
+from ript.core.errors import ConfigError
+from ript.core.metrics import values
+from ript.core.types import Group, InitialState, Rollout, RolloutRequest, Status
 from ript.rollout.pool import make_pool
 from ript.rollout.sampling import Collection, collect_groups, practice_horizons
-from ript.types import Group, InitialState, Rollout, RolloutRequest, Status
 from tests.fakes import FakeFactory, FakePolicy, fake_state, fake_task, same
 
 STATUS = {1: Status.SUCCESS, 0: Status.FAILURE, None: Status.ERROR}

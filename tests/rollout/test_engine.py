@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ript.errors import ConfigError, ErrorRateExceeded, NotFiniteError, UnknownNameError, WorkerError
-from ript.metrics import values
+from ript.core.errors import ConfigError, ErrorRateExceeded, NotFiniteError, UnknownNameError, WorkerError
+from ript.core.metrics import values
+from ript.core.types import ChunkResult, Observation, Rollout, RolloutRequest, Status
 from ript.rollout.engine import SimulatorCache
 from ript.rollout.pool import InlinePool, make_pool
-from ript.types import ChunkResult, Observation, Rollout, RolloutRequest, Status
 from tests.fakes import CHUNK, SPEC, TOKENS, FakeFactory, FakePolicy, FakeSimulator, Fault, fake_state, fake_task, same
 
 

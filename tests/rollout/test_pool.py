@@ -11,14 +11,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ript.children import running
-from ript.errors import ConfigError, WorkerError
-from ript.interfaces import EnvPool
-from ript.metrics import values
+from ript.core.children import running
+from ript.core.errors import ConfigError, WorkerError
+from ript.core.interfaces import EnvPool
+from ript.core.metrics import values
+from ript.core.types import Rollout, RolloutRequest
 from ript.rollout import limits
 from ript.rollout.pool import make_pool
 from ript.rollout.processes import make_payload
-from ript.types import Rollout, RolloutRequest
 from tests.fakes import SPEC, FakeFactory, FakePolicy, FakeSimulator, fake_state, fake_task, same
 
 

@@ -19,11 +19,11 @@ import psutil
 import pytest
 import torch
 
-from ript.errors import ErrorRateExceeded, NotFiniteError, PolicyError, UnknownNameError, WorkerError
-from ript.interfaces import EnvPool
-from ript.metrics import values
+from ript.core.errors import ErrorRateExceeded, NotFiniteError, PolicyError, UnknownNameError, WorkerError
+from ript.core.interfaces import EnvPool
+from ript.core.metrics import values
+from ript.core.types import Rollout, RolloutRequest, Status
 from ript.rollout.pool import make_pool
-from ript.types import Rollout, RolloutRequest, Status
 from tests.fakes import (
     Bomb,
     FakeFactory,
@@ -323,7 +323,7 @@ PROGRAM = """
     sys.path.insert(0, {root!r})
     from tests.fakes import FakeFactory, FakePolicy, Fault, fake_state
     from ript.rollout.pool import make_pool
-    from ript.types import RolloutRequest
+    from ript.core.types import RolloutRequest
 
     def rollouts(pool):
         return pool.run(RolloutRequest(initial_state=fake_state(i, 0.0), index=0, seed=(0,)) for i in range(10**6))

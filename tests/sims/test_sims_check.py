@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ript.errors import SimulatorError, UnknownNameError
+from ript.core.errors import SimulatorError, UnknownNameError
+from ript.core.types import InitialState, Observation
 from ript.sims.check import CHECKS, check_simulator
 from ript.sims.toy import ToySimulator
-from ript.types import InitialState, Observation
 
 
 class ReturnsTheOldScene(ToySimulator):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 LOOK = """
-from ript.errors import RiptError
+from ript.core.errors import RiptError
 from ript.sims.registry import make_simulator
 try:
     simulator = make_simulator("metaworld/reach-v3")

@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from ript.errors import ConfigError, SimulatorError, UnknownNameError
-from ript.interfaces import Demonstrator
+from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
+from ript.core.interfaces import Demonstrator
 from ript.sims import gl, metaworld
 from ript.sims.check import check_simulator
 from ript.sims.gl import import_mujoco

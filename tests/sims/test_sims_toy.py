@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ript.errors import ConfigError, UnknownNameError
+from ript.core.errors import ConfigError, UnknownNameError
 from ript.sims.check import check_simulator
 from ript.sims.registry import find_task, list_tasks, make_simulator
 from ript.sims.toy import RADIUS, TASKS, ToySimulator, make_toy

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ript.core.errors import ConfigError, SimulatorError
+from ript.core.interfaces import Simulator
 from ript.demos.expert import ExpertSettings
 from ript.demos.records import Demo
 from ript.demos.workers import run_inline, run_processes
 from ript.demos.writer import DemoWriter
-from ript.errors import ConfigError, SimulatorError
-from ript.interfaces import Simulator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

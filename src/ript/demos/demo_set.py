@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ript.core.errors import DataError, UnknownNameError
+from ript.core.files import expanded
+from ript.core.types import SimulatorSpec, Task
 from ript.demos.hdf5 import DemoEntry, DemoFile, open_file, plain_spec
 from ript.demos.records import Demo
-from ript.errors import DataError, UnknownNameError
-from ript.files import expanded
-from ript.types import SimulatorSpec, Task
 
 
 @dataclass(frozen=True, slots=True)

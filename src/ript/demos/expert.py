@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ript.core.errors import NotFiniteError, SimulatorError
+from ript.core.interfaces import Demonstrator
+from ript.core.types import InitialState, Observation
 from ript.demos.records import Demo
-from ript.errors import NotFiniteError, SimulatorError
-from ript.interfaces import Demonstrator
-from ript.types import InitialState, Observation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,12 +30,12 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ript.core.disk import cannot_read, reading, refused
+from ript.core.documents import json_value
+from ript.core.errors import DataError
+from ript.core.files import expanded, require_content
+from ript.core.types import InitialState, SimulatorSpec, Task
 from ript.demos.records import Demo
-from ript.disk import cannot_read, reading, refused
-from ript.documents import json_value
-from ript.errors import DataError
-from ript.files import expanded, require_content
-from ript.types import InitialState, SimulatorSpec, Task
 
 FORMAT = "ript-demos"
 FORMAT_VERSION = 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ript.core.types import InitialState
 from ript.demos.demo_set import DemoSet
-from ript.types import InitialState
 
 
 def demo_initial_states(demos: DemoSet, task_keys: Sequence[str] | None = None) -> list[InitialState]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ript.types import InitialState, Task
+from ript.core.types import InitialState, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ript.core.errors import DataError
 from ript.demos.windows import Windows
-from ript.errors import DataError
 
 SMALLEST_STD = 1e-3
 """Dimensions that hardly move are divided by this at least (metres, radians): noise is not blown up to signal."""

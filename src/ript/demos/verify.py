@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ript.core.errors import DataError
+from ript.core.interfaces import Simulator
 from ript.demos.demo_set import open_demos
 from ript.demos.hdf5 import plain_spec
 from ript.demos.records import Demo
-from ript.errors import DataError
-from ript.interfaces import Simulator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ript import machine
+from ript.core import machine
+from ript.core.errors import ConfigError, DataError
+from ript.core.types import DemoBatch, Observation, SimulatorSpec, Task
 from ript.demos.demo_set import DemoSet
 from ript.demos.hdf5 import plain_spec
 from ript.demos.records import Demo
-from ript.errors import ConfigError, DataError
-from ript.types import DemoBatch, Observation, SimulatorSpec, Task
 
 
 class Windows:

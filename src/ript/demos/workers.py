@@ -10,13 +10,13 @@ from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
-from ript import children
+from ript.core import children
+from ript.core.errors import ConfigError, RiptError, WorkerError
+from ript.core.interfaces import Demonstrator, Simulator
+from ript.core.liveness import Cell, Silence, interval
+from ript.core.types import SimulatorSpec
 from ript.demos.expert import ExpertSettings, make_demo
 from ript.demos.records import Demo
-from ript.errors import ConfigError, RiptError, WorkerError
-from ript.interfaces import Demonstrator, Simulator
-from ript.liveness import Cell, Silence, interval
-from ript.types import SimulatorSpec
 
 TASKS_PER_PROCESS = 10
 """A worker that has served as many tasks is replaced: a simulator may keep models and renderers until its process ends

@@ -13,13 +13,13 @@ from typing import Any
 
 import h5py
 
+from ript.core.disk import cannot_write
+from ript.core.errors import DataError
+from ript.core.files import atomic_file, expanded
+from ript.core.places import require_replaceable
+from ript.core.types import SimulatorSpec
 from ript.demos.hdf5 import FORMAT, FORMAT_VERSION, plain_spec, uninterrupted
 from ript.demos.records import Demo
-from ript.disk import cannot_write
-from ript.errors import DataError
-from ript.files import atomic_file, expanded
-from ript.places import require_replaceable
-from ript.types import SimulatorSpec
 
 _CHUNK_BYTES = 1 << 18
 _VERSIONED = ("ript", "numpy", "h5py", "mujoco", "metaworld")

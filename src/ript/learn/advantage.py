@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ript.errors import NotFiniteError
+from ript.core.errors import NotFiniteError
 
 if TYPE_CHECKING:
     import torch

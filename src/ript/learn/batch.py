@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ript.errors import NoSignalError, TrainingError
+from ript.core.errors import NoSignalError, TrainingError
+from ript.core.types import Group, Rollout, UpdateBatch
 from ript.learn.advantage import leave_one_out
-from ript.types import Group, Rollout, UpdateBatch
 
 
 def make_batch(

@@ -10,8 +10,8 @@ from typing import Self, TypeVar
 
 import torch
 
-from ript.errors import NotFiniteError, TrainingError
-from ript.metrics import Metrics, merge
+from ript.core.errors import NotFiniteError, TrainingError
+from ript.core.metrics import Metrics, merge
 
 Part = TypeVar("Part")
 Loss = Callable[[Part], tuple[torch.Tensor, Metrics]]

@@ -12,8 +12,8 @@ from typing import Literal
 
 import torch
 
-from ript.errors import ConfigError, NotFiniteError, TrainingError
-from ript.metrics import Max, Mean, Metrics, Min
+from ript.core.errors import ConfigError, NotFiniteError, TrainingError
+from ript.core.metrics import Max, Mean, Metrics, Min
 
 Reduction = Literal["token", "trajectory"]
 

@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import torch
 
-from ript.errors import ConfigError, NoSignalError, NotFiniteError, RatioError, TrainingError
-from ript.interfaces import LikelihoodPolicy
+from ript.core.errors import ConfigError, NoSignalError, NotFiniteError, RatioError, TrainingError
+from ript.core.interfaces import LikelihoodPolicy
+from ript.core.metrics import Max, Mean, Metrics, Sum, merge
+from ript.core.types import UpdateBatch
 from ript.learn.gradient import Gradient, Named, require_finite, step
 from ript.learn.objective import Reduction, check_clip, reduction_weights, weighted_objective
-from ript.metrics import Max, Mean, Metrics, Sum, merge
-from ript.types import UpdateBatch
 
 Result = TypeVar("Result")
 

@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ript.disk import cannot_read, cannot_write, number_in, reading, refused, writing
-from ript.documents import json_value
-from ript.errors import NotFiniteError, PolicyError
-from ript.files import atomic_folder, encoded, is_leftover, read_text, require_content, utf8_name
-from ript.types import SimulatorSpec
+from ript.core.disk import cannot_read, cannot_write, number_in, reading, refused, writing
+from ript.core.documents import json_value
+from ript.core.errors import NotFiniteError, PolicyError
+from ript.core.files import atomic_folder, encoded, is_leftover, read_text, require_content, utf8_name
+from ript.core.types import SimulatorSpec
 
 FORMAT = 1
 """Of the folder; a reader refuses another."""

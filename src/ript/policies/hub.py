@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ript.errors import PolicyError
+from ript.core.errors import PolicyError
 
 HUB = "hf://"
 

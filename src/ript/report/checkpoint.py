@@ -27,9 +27,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ript.disk import number_in, reading
-from ript.errors import DataError, RunError
-from ript.files import atomic_folder, require_content, utf8_name
+from ript.core.disk import number_in, reading
+from ript.core.errors import DataError, RunError
+from ript.core.files import atomic_folder, require_content, utf8_name
 from ript.report.files import read_json
 
 FORMAT = 1

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ript.disk import writing
-from ript.documents import json_value
-from ript.errors import DataError, RiptError
-from ript.files import encoded, read_bytes, read_text, sync, write_text
+from ript.core.disk import writing
+from ript.core.documents import json_value
+from ript.core.errors import DataError, RiptError
+from ript.core.files import encoded, read_bytes, read_text, sync, write_text
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

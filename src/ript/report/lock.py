@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ript.disk import writing
-from ript.errors import DataError, RunError
+from ript.core.disk import writing
+from ript.core.errors import DataError, RunError
 from ript.report.files import now, read_json, write_json
 from ript.report.progress import status
 

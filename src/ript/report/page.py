@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ript.errors import ConfigError, DataError, DependencyMissing, RunError
-from ript.files import absolute, expanded, write_text
-from ript.places import require_replaceable
+from ript.core.errors import ConfigError, DataError, DependencyMissing, RunError
+from ript.core.files import absolute, expanded, write_text
+from ript.core.places import require_replaceable
 from ript.report import plots, seeds, views
 from ript.report.progress import status
 from ript.report.read import Comparison, Row, RunData, VideoPair, read_run

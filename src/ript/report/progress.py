@@ -25,7 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ript import streams
+from ript.core import streams
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ript.disk import cannot_read
-from ript.errors import DataError
+from ript.core.disk import cannot_read
+from ript.core.errors import DataError
 from ript.report.files import read_json
 from ript.report.progress import status
 from ript.report.run import read_config, read_rows

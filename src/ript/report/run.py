@@ -25,17 +25,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
-from ript import interpreter, machine
-from ript.disk import cannot_write, reading, writing
-from ript.errors import DataError, RunError
-from ript.files import absolute, atomic_folder, clean_leftovers, encoded, expanded, make_folder, remove, write_text
+from ript.core import interpreter, machine
+from ript.core.disk import cannot_write, reading, writing
+from ript.core.errors import DataError, RunError
+from ript.core.files import absolute, atomic_folder, clean_leftovers, encoded, expanded, make_folder, remove, write_text
+from ript.core.types import EvalResult
 from ript.report.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
 from ript.report.files import append_line, dumps, now, read_json, read_lines, write_json
 from ript.report.lock import Lock, acquire, release
 from ript.report.progress import status
 from ript.report.trackers import Trackers
 from ript.report.video import Videos, write_videos
-from ript.types import EvalResult
 
 FORMAT = 2
 READABLE = (1, 2)

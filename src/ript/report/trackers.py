@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from ript.errors import DataError, DependencyMissing, UnknownNameError
+from ript.core.errors import DataError, DependencyMissing, UnknownNameError
 from ript.report.files import read_json, write_json
 from ript.report.progress import status
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ript.errors import DataError, DependencyMissing
-from ript.files import require_content, write_bytes
+from ript.core.errors import DataError, DependencyMissing
+from ript.core.files import require_content, write_bytes
 
 Videos = Sequence[tuple[str, str, str, np.ndarray]]
 """As in `EvalResult.videos`: task name, initial state id, status value, uint8 frames `[T, h, w, 3]`."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ript.core.statistics import Estimate, align, difference, pairs
 from ript.report.read import Comparison, Row, RunData
-from ript.statistics import Estimate, align, difference, pairs
 
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95)
 

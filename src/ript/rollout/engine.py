@@ -19,9 +19,9 @@ from typing import Protocol
 
 import numpy as np
 
-from ript.errors import ConfigError, DependencyMissing, PolicyError, SimulatorError
-from ript.interfaces import Simulator, SimulatorFactory
-from ript.types import ChunkResult, Observation, RolloutRequest, SimulatorSpec, Status
+from ript.core.errors import ConfigError, DependencyMissing, PolicyError, SimulatorError
+from ript.core.interfaces import Simulator, SimulatorFactory
+from ript.core.types import ChunkResult, Observation, RolloutRequest, SimulatorSpec, Status
 
 DECIDING, RESTING, LOADING = -1, -2, -3
 """What a process does when it does not work on a rollout's simulator (see `Watch`)."""

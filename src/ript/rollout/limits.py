@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ript import machine
-from ript.errors import WorkerError
+from ript.core import machine
+from ript.core.errors import WorkerError
 
 FILES_PER_WORKER = 3
 """Open files of the parent for each worker: a pipe, how it ended, and shared memory."""

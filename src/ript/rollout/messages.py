@@ -6,11 +6,11 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ript import errors
-from ript.errors import RiptError, WorkerError
+from ript.core import errors
+from ript.core.errors import RiptError, WorkerError
+from ript.core.types import Rollout, RolloutRequest, SimulatorSpec
 from ript.rollout.engine import Outcome
 from ript.rollout.shared import Layout
-from ript.types import Rollout, RolloutRequest, SimulatorSpec
 
 
 @dataclass(frozen=True, slots=True)

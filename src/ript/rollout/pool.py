@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from ript.errors import ConfigError
-from ript.interfaces import EnvPool, Policy, SimulatorFactory
-from ript.metrics import Metrics, Sum
+from ript.core.errors import ConfigError
+from ript.core.interfaces import EnvPool, Policy, SimulatorFactory
+from ript.core.metrics import Metrics, Sum
+from ript.core.types import Rollout, RolloutRequest
 from ript.rollout.engine import SimulatorCache, Slots
 from ript.rollout.process_pool import BUSY, Inference, ProcessPool
 from ript.rollout.recorder import Recorder
 from ript.rollout.stream import ErrorLimit, Stream, refuse_if
-from ript.types import Rollout, RolloutRequest
 
 if TYPE_CHECKING:
     import torch

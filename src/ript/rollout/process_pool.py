@@ -8,10 +8,11 @@ from collections.abc import Generator, Iterable, Mapping
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Literal
 
-from ript.errors import WorkerError
-from ript.interfaces import Policy, SimulatorFactory
-from ript.liveness import interval
-from ript.metrics import Metrics, Sum
+from ript.core.errors import WorkerError
+from ript.core.interfaces import Policy, SimulatorFactory
+from ript.core.liveness import interval
+from ript.core.metrics import Metrics, Sum
+from ript.core.types import Observation, Rollout, RolloutRequest, SimulatorSpec, Status
 from ript.rollout.engine import address
 from ript.rollout.limits import open_files
 from ript.rollout.messages import (
@@ -33,7 +34,6 @@ from ript.rollout.recorder import Recorder
 from ript.rollout.shared import Layout
 from ript.rollout.stream import ErrorLimit, Flight, Stream, refuse_if
 from ript.rollout.worker import dump_weights
-from ript.types import Observation, Rollout, RolloutRequest, SimulatorSpec, Status
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from ript import children
-from ript.interfaces import Policy, SimulatorFactory
-from ript.liveness import Silence
+from ript.core import children
+from ript.core.interfaces import Policy, SimulatorFactory
+from ript.core.liveness import Silence
 from ript.rollout.engine import DECIDING, LOADING, RESTING, address
 from ript.rollout.shared import Block, Layout, Memory
 from ript.rollout.stream import Flight

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ript.errors import NotFiniteError, RiptError, WorkerError
-from ript.interfaces import Policy
+from ript.core.errors import NotFiniteError, RiptError, WorkerError
+from ript.core.interfaces import Policy
+from ript.core.types import ActionChunk, Observation, Rollout, RolloutRequest, Status
 from ript.rollout.engine import DECIDING, Outcome, Watch
-from ript.types import ActionChunk, Observation, Rollout, RolloutRequest, Status
 
 if TYPE_CHECKING:
     import torch

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ript.errors import ConfigError
-from ript.interfaces import EnvPool
-from ript.metrics import Mean, Metrics, Sum
-from ript.types import Group, InitialState, Rollout, RolloutRequest, Status
+from ript.core.errors import ConfigError
+from ript.core.interfaces import EnvPool
+from ript.core.metrics import Mean, Metrics, Sum
+from ript.core.types import Group, InitialState, Rollout, RolloutRequest, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

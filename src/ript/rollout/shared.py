@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ript.errors import ConfigError
+from ript.core.errors import ConfigError
+from ript.core.types import Observation, SimulatorSpec
 from ript.rollout.limits import make_room, open_memory
-from ript.types import Observation, SimulatorSpec
 
 MAX_CHUNK = 128
 """Actions a decision that the shared memory has room for (2 kB a slot)."""

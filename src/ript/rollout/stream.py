@@ -6,8 +6,8 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ript.errors import ConfigError, ErrorRateExceeded
-from ript.types import Rollout, RolloutRequest, Status
+from ript.core.errors import ConfigError, ErrorRateExceeded
+from ript.core.types import Rollout, RolloutRequest, Status
 
 
 @dataclass(slots=True)

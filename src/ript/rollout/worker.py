@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ript import children
+from ript.core import children
+from ript.core.types import Observation, Rollout, RolloutRequest
 from ript.rollout.engine import LOADING, RESTING, Outcome, SimulatorCache, Slots, Watch
 from ript.rollout.messages import (
     Answer,
@@ -35,7 +36,6 @@ from ript.rollout.messages import (
 )
 from ript.rollout.recorder import Recorder
 from ript.rollout.shared import Block, Memory
-from ript.types import Observation, Rollout, RolloutRequest
 
 
 class ParentGone(Exception):

@@ -14,10 +14,10 @@ from typing import Any, Protocol, get_args
 
 import numpy as np
 
-from ript.errors import SimulatorError, UnknownNameError
-from ript.interfaces import Simulator
+from ript.core.errors import SimulatorError, UnknownNameError
+from ript.core.interfaces import Simulator
+from ript.core.types import InitialState, Split, Task
 from ript.sims.trajectories import Moment, compare, copied, difference, fail, moment, plans, random_actions, trajectory
-from ript.types import InitialState, Split, Task
 
 
 class StockEpisode(Protocol):

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from ript.errors import DependencyMissing, RendererMissing
-from ript.interpreter import importing
+from ript.core.errors import DependencyMissing, RendererMissing
+from ript.core.interpreter import importing
 
 _INSTALL = (
     "install EGL with Mesa's software renderer (Debian/Ubuntu: apt-get install libegl1 libgl1-mesa-dri) "

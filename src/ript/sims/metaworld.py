@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ript.errors import ConfigError, SimulatorError, UnknownNameError
+from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
+from ript.core.types import ChunkResult, InitialState, Observation, Split
 from ript.sims import gl
 from ript.sims.metaworld_stock import SharedTask, StockMetaworld, StockReward, shared_task
 from ript.sims.metaworld_success import SUCCESS
@@ -37,7 +38,6 @@ from ript.sims.mujoco_rendering import (
     lean_model,
 )
 from ript.sims.sequences import streams
-from ript.types import ChunkResult, InitialState, Observation, Split
 
 __all__ = [
     "CAMERAS",

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from ript.errors import DependencyMissing, SimulatorError, UnknownNameError
-from ript.interpreter import importing
+from ript.core.errors import DependencyMissing, SimulatorError, UnknownNameError
+from ript.core.interpreter import importing
 from ript.sims.gl import import_mujoco
 from ript.sims.instructions import INSTRUCTIONS
 from ript.sims.metaworld_success import LIVE_GOALS

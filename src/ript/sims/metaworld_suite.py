@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ript.errors import UnknownNameError
+from ript.core.errors import UnknownNameError
+from ript.core.types import SimulatorSpec, Task
 from ript.sims.instructions import INSTRUCTIONS
 from ript.sims.mujoco_rendering import Arm, CameraView, describe
-from ript.types import SimulatorSpec, Task
 
 SUITE = "metaworld"
 ACTION_DIM = 4

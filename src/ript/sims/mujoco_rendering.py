@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ript.errors import ConfigError, SimulatorError, UnknownNameError
+from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.sims import gl
 
 Arm = Literal["boxes", "mesh", "hidden"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ript.errors import ConfigError, UnknownNameError
-from ript.interfaces import Simulator
+from ript.core.errors import ConfigError, UnknownNameError
+from ript.core.interfaces import Simulator
+from ript.core.types import Task
 from ript.sims.metaworld import make_metaworld, metaworld_tasks
 from ript.sims.toy import make_toy, toy_tasks
-from ript.types import Task
 
 Maker = Callable[..., Simulator]
 SUITES: dict[str, tuple[Maker, Callable[[], tuple[Task, ...]]]] = {

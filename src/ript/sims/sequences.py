@@ -6,8 +6,8 @@ from typing import get_args
 
 import numpy as np
 
-from ript.errors import ConfigError, UnknownNameError
-from ript.types import Split, Task
+from ript.core.errors import ConfigError, UnknownNameError
+from ript.core.types import Split, Task
 
 
 def streams(task: Task, n: int, seed: int, split: Split, start: int) -> list[tuple[str, np.random.Generator]]:

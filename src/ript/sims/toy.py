@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ript.errors import ConfigError, SimulatorError, UnknownNameError
+from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
+from ript.core.types import ChunkResult, InitialState, Observation, SimulatorSpec, Split, Task
 from ript.sims.sequences import streams
-from ript.types import ChunkResult, InitialState, Observation, SimulatorSpec, Split, Task
 
 SUITE = "toy"
 CAMERA = "top"

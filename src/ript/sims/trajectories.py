@@ -8,9 +8,9 @@ from typing import NoReturn
 
 import numpy as np
 
-from ript.errors import SimulatorError
-from ript.interfaces import Simulator
-from ript.types import ChunkResult, InitialState, Observation, Task
+from ript.core.errors import SimulatorError
+from ript.core.interfaces import Simulator
+from ript.core.types import ChunkResult, InitialState, Observation, Task
 
 
 @dataclass(frozen=True)

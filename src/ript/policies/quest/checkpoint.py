@@ -13,16 +13,16 @@ from typing import Any, get_args
 
 import torch
 
-from ript.disk import cannot_write, number_in
-from ript.documents import json_value
-from ript.errors import ConfigError, PolicyError, UnknownNameError
-from ript.files import atomic_file, expanded, read_text
-from ript.places import require_replaceable
+from ript.core.disk import cannot_write, number_in
+from ript.core.documents import json_value
+from ript.core.errors import ConfigError, PolicyError, UnknownNameError
+from ript.core.files import atomic_file, expanded, read_text
+from ript.core.places import require_replaceable
+from ript.core.types import SimulatorSpec
 from ript.policies.pth import load_pth
 from ript.policies.quest.config import QuestConfig, Sampling
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.published import BEAM, config_from_published, our_name, published_keys, sizes_in
-from ript.types import SimulatorSpec
 
 PRESETS: dict[str, dict[str, Any]] = {
     "libero": {"suite": "libero", "execute": 8},

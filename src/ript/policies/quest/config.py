@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from ript.errors import ConfigError, UnknownNameError
+from ript.core.errors import ConfigError, UnknownNameError
 
 Sampling = Literal["exact", "published"]
 Vision = Literal["resnet18", "cnn"]

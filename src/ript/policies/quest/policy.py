@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ript.errors import ConfigError, PolicyError
-from ript.files import expanded
-from ript.metrics import Distinct, Mean, Metrics
+from ript.core.errors import ConfigError, PolicyError
+from ript.core.files import expanded
+from ript.core.metrics import Distinct, Mean, Metrics
+from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 from ript.policies import folder as policy_folder
 from ript.policies import language
 from ript.policies.quest.augment import augment
@@ -26,7 +27,6 @@ from ript.policies.quest.encoders import Adapter, ContextEncoder
 from ript.policies.quest.graphs import Graphs
 from ript.policies.quest.layers import uniform, without_dropout
 from ript.policies.quest.prior import SkillPrior
-from ript.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 
 ADAPTER = 32
 """Rank of an adapter, at most."""

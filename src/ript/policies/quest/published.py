@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ript.errors import ConfigError
+from ript.core.errors import ConfigError
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.encoders import ImageEncoder
 from ript.policies.quest.layers import frequencies

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from ript.metrics import Metrics
-from ript.types import (
+from ript.core.metrics import Metrics
+from ript.core.types import (
     ActionChunk,
     ChunkResult,
     DemoBatch,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ript.errors import ConfigError, SimulatorError
+from ript.core.errors import ConfigError, SimulatorError
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ from multiprocessing import util
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ript import streams
+from ript.core import streams
 
 ORPHAN_SECONDS = 1.0
 """Workers that are still there so long after the caller has gone are killed by the server."""

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from ript.disk import cannot_read, reading, writing
-from ript.errors import DataError, RiptError, RunError
+from ript.core.disk import cannot_read, reading, writing
+from ript.core.errors import DataError, RiptError, RunError
 
 _TEMPORARY = ".tmp"
 _SET_ASIDE = ".old"

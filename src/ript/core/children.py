@@ -27,9 +27,9 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from ript import interpreter
-from ript.child_server import NUMBER, ORPHAN_SECONDS, unpack
-from ript.errors import ConfigError, WorkerError
+from ript.core import interpreter
+from ript.core.child_server import NUMBER, ORPHAN_SECONDS, unpack
+from ript.core.errors import ConfigError, WorkerError
 
 __all__ = ["Child", "cannot_start", "pack", "running", "start", "unpack"]
 
@@ -174,7 +174,7 @@ class _Server:
                 number = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)
             try:
                 self.process = subprocess.Popen(
-                    interpreter.command(f"from ript.child_server import serve; serve({number})"),
+                    interpreter.command(f"from ript.core.child_server import serve; serve({number})"),
                     stdin=subprocess.DEVNULL,
                     env={**os.environ, **THREADS},
                     cwd=interpreter.folder_to_start_in(),

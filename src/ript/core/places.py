@@ -7,9 +7,9 @@ import pwd
 import tempfile
 from pathlib import Path
 
-from ript.disk import cannot_write, writing
-from ript.errors import RunError
-from ript.files import make_folder
+from ript.core.disk import cannot_write, writing
+from ript.core.errors import RunError
+from ript.core.files import make_folder
 
 CACHE = "RIPT_CACHE"
 """Environment variable: the folder in which pre-trained bases are kept."""

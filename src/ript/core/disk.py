@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ript.errors import DataError, RiptError, RunError
+from ript.core.errors import DataError, RiptError, RunError
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space, or write to another disk",

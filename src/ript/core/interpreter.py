@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from multiprocessing.spawn import get_executable
 
-from ript.errors import DependencyMissing
+from ript.core.errors import DependencyMissing
 
 
 def executable() -> str:
