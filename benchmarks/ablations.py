@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ript import overrides
-from ript.config import Config
+from ript.config import overrides
+from ript.config.recipes import quickstart as recipe
+from ript.config.recipes import with_tasks
+from ript.config.sections import Config
 from ript.core.statistics import over_seeds
-from ript.recipes import quickstart as recipe
-from ript.recipes import with_tasks
 from ript.report.files import read_lines
 from ript.report.page import write_report
 from ript.report.progress import status

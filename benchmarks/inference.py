@@ -13,8 +13,8 @@ import torch
 
 from ript.bench import measure_ours
 from ript.build import Contexts, computing, make_policy, task_keys
-from ript.config import Config
-from ript.recipes import quickstart
+from ript.config.recipes import quickstart
+from ript.config.sections import Config
 
 
 def speed(config: Config, rollouts: int) -> tuple[float, dict[str, float]]:

@@ -5,9 +5,9 @@
     python benchmarks/targets.py --out runs/no-aux --policy.privileged=false --sft.threads=1
 
 Any field of the recipe can be changed. Resumable: a row that is done is not run again, one that failed says why and
-does not stop the others. The targets are `ript.recipes.TARGET_TASKS`; means are given without those that the recipe was
-tuned on, too. Before and after are compared state by state; of a target with several seeds each is shown, with
-intervals over seeds and states.
+does not stop the others. The targets are `ript.config.recipes.TARGET_TASKS`; means are given without those that the
+recipe was tuned on, too. Before and after are compared state by state; of a target with several seeds each is shown,
+with intervals over seeds and states.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ript import overrides
-from ript.config import Config
+from ript.config import overrides
+from ript.config.recipes import TARGET_TASKS, TUNED_ON
+from ript.config.recipes import quickstart as recipe
+from ript.config.sections import Config
 from ript.core.errors import RiptError
 from ript.core.statistics import align, difference, success, wilson
 from ript.quickstart import quickstart
-from ript.recipes import TARGET_TASKS, TUNED_ON
-from ript.recipes import quickstart as recipe
 from ript.report.files import write_json
 from ript.report.progress import status
 from ript.report.run import RunFolder, read_rows

@@ -7,10 +7,11 @@ import pytest
 import torch
 from toy_runs import lively_policy, toy_config
 
-from ript import bench, cli, recipes
+from ript import bench, cli
 from ript.bench_update import bench_update, describe_update
 from ript.build import Contexts, make_policy, simulator_factory, task_keys
-from ript.config import Config
+from ript.config import recipes
+from ript.config.sections import Config
 from ript.core.errors import ConfigError
 from ript.core.machine import Cores
 from ript.core.metrics import Sum

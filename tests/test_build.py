@@ -22,7 +22,7 @@ from ript.build import (
     simulator_settings,
     task_keys,
 )
-from ript.config import Config, PolicyConfig, RolloutConfig, SimConfig
+from ript.config.sections import Config, PolicyConfig, RolloutConfig, SimConfig
 from ript.core.errors import ConfigError, DataError, PolicyError, UnknownNameError
 from ript.core.types import SimulatorSpec
 from ript.demos.collect import collect_demos

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ript import overrides, recipes
-from ript.config import (
+from ript.config import overrides, recipes
+from ript.config.sections import (
     Config,
     DemoConfig,
     EvalConfig,

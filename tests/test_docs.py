@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from ript import collect_demos, evaluate, overrides, recipe, train_rl, train_sft
+from ript import collect_demos, evaluate, recipe, train_rl, train_sft
 from ript.bench_policy import _random_look, _random_policy
 from ript.build import simulator_factory
 from ript.cli import make_parser
+from ript.config import overrides
 from ript.rl_progress import PATIENCE, TRIED
 from ript.rollout.stream import ErrorLimit
 

@@ -12,7 +12,7 @@ from fakes import FakeFactory, FakePolicy, Fault, fake_state, fake_task
 from toy_runs import lively_policy, toy_config
 
 from ript.build import Contexts, for_post_training, load_policy, make_env_pool
-from ript.config import PolicyConfig, RolloutConfig
+from ript.config.sections import PolicyConfig, RolloutConfig
 from ript.core.errors import ConfigError, ErrorRateExceeded, PolicyError, SimulatorError, UnknownNameError
 from ript.core.statistics import wilson
 from ript.core.types import EvalResult, InitialState, RolloutRequest, Split, Status

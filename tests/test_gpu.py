@@ -11,7 +11,7 @@ from toy_runs import toy_config
 
 from ript.build import Contexts, load_policy, task_keys
 from ript.build import make_policy as policy_of
-from ript.config import Config
+from ript.config.sections import Config
 from ript.rollout.processes import make_payload
 from ript.train_rl import train_rl
 

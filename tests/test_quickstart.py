@@ -11,7 +11,7 @@ from toy_runs import Stopped, stop_in, toy_config, weights
 
 from ript.bases import base_fingerprint, base_folder, make_base
 from ript.build import load_policy
-from ript.config import Config
+from ript.config.sections import Config
 from ript.core.errors import ConfigError, RunError, UnknownNameError
 from ript.core.files import make_folder
 from ript.core.places import cache_folder

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from ript import recipes
 from ript.build import task_keys
+from ript.config import recipes
 from ript.core.errors import UnknownNameError
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.sims.metaworld_suite import CAMERAS

@@ -10,7 +10,7 @@ from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, wei
 
 from ript import cli, recipe
 from ript.build import load_quest
-from ript.config import Config, PolicyConfig
+from ript.config.sections import Config, PolicyConfig
 from ript.core.errors import ConfigError
 from ript.evaluate import evaluate
 from ript.policies.quest.config import SIZES, QuestConfig

@@ -24,7 +24,7 @@ from ript import studies
 from ript.bases import base_folder, sft_fingerprint
 from ript.build import Contexts
 from ript.cli import main
-from ript.config import Config, RolloutConfig
+from ript.config.sections import Config, RolloutConfig
 from ript.core.errors import ConfigError, DependencyMissing, NoSignalError, RunError, UnknownNameError
 from ript.core.files import make_folder
 from ript.demos.demo_set import open_demos

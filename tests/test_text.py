@@ -14,9 +14,9 @@ from toy_runs import lively_policy, toy_config, toy_demos
 
 import ript
 from ript.build import load_policy
+from ript.config.overrides import load_recipe
 from ript.core.errors import DataError
 from ript.demos.demo_set import open_demos
-from ript.overrides import load_recipe
 from ript.report import files
 from ript.report.page import write_report
 from ript.report.run import RunFolder, read_config

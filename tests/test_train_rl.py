@@ -18,7 +18,7 @@ from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, wei
 from ript import rl_measure as measuring
 from ript import rl_start as starting
 from ript.build import Contexts, for_post_training, load_policy, make_env_pool
-from ript.config import Config
+from ript.config.sections import Config
 from ript.core.errors import (
     ConfigError,
     DataError,

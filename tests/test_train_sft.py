@@ -17,7 +17,7 @@ from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, wei
 
 from ript import sft_stages
 from ript.build import load_policy, make_policy
-from ript.config import Config
+from ript.config.sections import Config
 from ript.core.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
 from ript.core.metrics import Metrics, values
 from ript.core.types import DemoBatch

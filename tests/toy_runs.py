@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ript.build import make_policy, simulator_factory, task_keys
-from ript.config import (
+from ript.config.sections import (
     Config,
     DemoConfig,
     EvalConfig,

@@ -15,7 +15,8 @@ from ript.core.interpreter import load_torch_where_it_can_be
 
 if TYPE_CHECKING:
     from ript.build import load_policy
-    from ript.config import Config
+    from ript.config.recipes import get as recipe
+    from ript.config.sections import Config
     from ript.core.errors import RiptError
     from ript.core.interfaces import LikelihoodPolicy, Simulator
     from ript.core.types import EvalResult, InitialState, Observation, Rollout, Task
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ript.policies.quest.checkpoint import export_quest, import_quest
     from ript.policies.quest.policy import QuestPolicy
     from ript.quickstart import quickstart
-    from ript.recipes import get as recipe
     from ript.report.page import write_report
     from ript.sims.check import check_simulator
     from ript.sims.registry import list_tasks, make_simulator
@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Config": "config",
+    "Config": "config.sections",
     "EvalResult": "core.types",
     "InitialState": "core.types",
     "LikelihoodPolicy": "core.interfaces",
@@ -85,7 +85,7 @@ _HOME = {
     "load_policy": "build",
     "make_simulator": "sims.registry",
     "quickstart": "quickstart",
-    "recipe": "recipes",
+    "recipe": "config.recipes",
     "train_rl": "train_rl",
     "train_sft": "train_sft",
     "write_report": "report.page",

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ript import overrides, recipes
-from ript.config import Config
+from ript.config import overrides, recipes
+from ript.config.sections import Config
 from ript.core.errors import ConfigError, DependencyMissing
 from ript.settings import refuse_unused
 

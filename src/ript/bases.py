@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ript.build import horizons, simulator_factory, task_keys
-from ript.config import Config
+from ript.config.sections import Config
 from ript.core.errors import DataError, RunError
 from ript.core.files import make_folder
 from ript.core.interfaces import SimulatorFactory

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from ript.build import Contexts, computing, horizons, make_env_pool, make_policy, simulator_factory, some_task_keys
-from ript.config import Config
+from ript.config.sections import Config
 from ript.core import children, machine
 from ript.core.errors import ConfigError, WorkerError
 from ript.core.interfaces import Simulator

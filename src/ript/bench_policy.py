@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ript.build import computing
-from ript.config import LearnConfig
+from ript.config.sections import LearnConfig
 from ript.core.errors import ConfigError
 from ript.core.types import Observation, SimulatorSpec
 from ript.learn.objective import weighted_objective

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ript.build import Contexts, computing, make_env_pool, make_policy, some_task_keys, update_settings
-from ript.config import Config
+from ript.config.sections import Config
 from ript.core.errors import ConfigError
 from ript.core.interfaces import EnvPool, PostTrainable
 from ript.core.metrics import values

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ript.config import Config, LearnConfig, PolicyConfig, RolloutConfig, SimConfig
+from ript.config.sections import Config, LearnConfig, PolicyConfig, RolloutConfig, SimConfig
 from ript.core.errors import ConfigError, PolicyError, SimulatorError, UnknownNameError
 from ript.core.files import absolute, expanded
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, Perturbable, PostTrainable, Simulator, SimulatorFactory

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ript.config import Config
+from ript.config.sections import Config
 
 SUPERVISED, PRACTICE = "supervised training", "interactive post-training"
 AUXILIARY = "auxiliary loss on object positions from the simulator"

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ript import overrides, recipes
 from ript.arguments import (
     configure,
     given_fields,
@@ -21,7 +20,8 @@ from ript.arguments import (
     saying_what_is_kept,
     task_names,
 )
-from ript.config import Config, describe, first_line
+from ript.config import overrides, recipes
+from ript.config.sections import Config, describe, first_line
 from ript.core.errors import ConfigError, RunError, UnknownNameError
 from ript.settings import refuse_unused
 from ript.tables import change, count, eval_table, modes, points, rate, table
@@ -282,7 +282,7 @@ def quickstart(args: Namespace) -> Answer:
 
 def evaluate(args: Namespace) -> Answer:
     from ript.build import sim_config_of
-    from ript.config import EvalConfig, RolloutConfig
+    from ript.config.sections import EvalConfig, RolloutConfig
     from ript.core.places import require_writable_folder
     from ript.evaluate import evaluate as measure
     from ript.evaluate import named_policy

@@ -14,7 +14,7 @@ import torch
 
 from ript.build import Contexts, load_policy, make_env_pool, origin_of, sim_config_of, task_keys
 from ript.cards import horizon_in
-from ript.config import RolloutConfig, SimConfig, need_seed
+from ript.config.sections import RolloutConfig, SimConfig, need_seed
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import EnvPool, PostTrainable
 from ript.core.statistics import wilson

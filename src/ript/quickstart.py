@@ -15,11 +15,11 @@ from typing import Any
 
 from ript.bases import base_folder, collect, make_base, make_base_demos, train_unless_done
 from ript.build import load_quest, simulator_factory, task_keys
-from ript.config import Config
+from ript.config.recipes import quickstart as recipe
+from ript.config.recipes import with_tasks
+from ript.config.sections import Config
 from ript.core.errors import ConfigError, RiptError, RunError
 from ript.core.files import expanded, make_folder
-from ript.recipes import quickstart as recipe
-from ript.recipes import with_tasks
 from ript.report.files import read_json, write_json
 from ript.report.lock import locked
 from ript.report.page import report_or_say

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ript import cards
 from ript.build import Contexts, load_policy
-from ript.config import Config
+from ript.config.sections import Config
 from ript.core.errors import RunError
 from ript.core.interfaces import EnvPool, PostTrainable
 from ript.core.statistics import align, pairs, success

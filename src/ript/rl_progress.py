@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ript.config import Config, LearnConfig
+from ript.config.sections import Config, LearnConfig
 from ript.core.errors import NoSignalError
 from ript.core.metrics import values
 from ript.core.types import Group

@@ -24,7 +24,7 @@ from ript.build import (
     some_task_keys,
 )
 from ript.cards import begin_practice, set_horizon
-from ript.config import Config
+from ript.config.sections import Config
 from ript.core.errors import ConfigError, RunError, SimulatorError
 from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable

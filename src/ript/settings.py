@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ript import recipes
 from ript.cards import horizon_in
-from ript.config import Config
+from ript.config import recipes
+from ript.config.sections import Config
 from ript.core.errors import ConfigError
 
 if TYPE_CHECKING:

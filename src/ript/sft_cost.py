@@ -12,7 +12,7 @@ import torch
 
 from ript.bases import base_folder, sft_fingerprint
 from ript.build import simulator_factory, task_keys
-from ript.config import Config
+from ript.config.sections import Config
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.windows import Windows

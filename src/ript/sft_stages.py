@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ript.build import computing
-from ript.config import Config
+from ript.config.sections import Config
 from ript.core.errors import NotFiniteError
 from ript.core.metrics import Mean, Metrics, merge, values
 from ript.learn.gradient import Gradient, require_finite

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ript.config import (
+from ript.config.recipes import quickstart
+from ript.config.sections import (
     Config,
     DemoConfig,
     EvalConfig,
@@ -22,7 +23,6 @@ from ript.config import (
     SimConfig,
 )
 from ript.core.errors import DependencyMissing, UnknownNameError
-from ript.recipes import quickstart
 from ript.sims.metaworld_suite import SPLITS
 from ript.sims.registry import SUITES
 from ript.study_notes import differences, finetunes

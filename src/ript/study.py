@@ -21,10 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ript import overrides
 from ript.bases import base_folder, collect, make_base, sft_fingerprint, train_unless_done
 from ript.build import simulator_factory, task_keys
-from ript.config import Config
+from ript.config import overrides
+from ript.config.sections import Config
 from ript.core.errors import ConfigError, DataError, NoSignalError, RiptError, RunError
 from ript.core.files import expanded, make_folder, read_text, write_text
 from ript.core.places import cache_folder

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ript.build import Contexts, computing, horizons, make_env_pool, make_policy, some_task_keys, update_settings
-from ript.config import Config
+from ript.config.sections import Config
 from ript.core.types import Group, Rollout, RolloutRequest, Status
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, update

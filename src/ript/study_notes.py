@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ript.config import Config
+from ript.config.sections import Config
 from ript.policies.quest.config import SIZES, QuestConfig
 
 Settings = dict[str, dict[str, str]]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ript.build import Contexts, computing, make_env_pool, some_task_keys, update_settings
-from ript.config import Config
+from ript.config.sections import Config
 from ript.core.errors import NotFiniteError
 from ript.core.files import expanded
 from ript.core.interfaces import EnvPool, PostTrainable

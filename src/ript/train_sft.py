@@ -26,7 +26,7 @@ from ript.build import (
     task_keys,
 )
 from ript.cards import add_supervised
-from ript.config import Config, SFTConfig
+from ript.config.sections import Config, SFTConfig
 from ript.core.errors import ConfigError, DataError, PolicyError, RunError
 from ript.core.files import absolute
 from ript.core.interfaces import Demonstrator

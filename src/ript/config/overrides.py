@@ -1,6 +1,6 @@
 """Command-line words that change a configuration: `--learn.epochs=2`, `--learn.epochs 2`, `--tasks reach push`.
 
-Types come from the dataclasses of `config`; a message names the field, what was expected and what was given.
+Types come from the dataclasses of `sections`; a message names the field, what was expected and what was given.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from ript import recipes
-from ript.config import Config
+from ript.config import recipes
+from ript.config.sections import Config
 from ript.core.documents import toml_value
 from ript.core.errors import ConfigError, DataError, UnknownNameError
 from ript.core.files import read_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ript.config import (
+from ript.config.sections import (
     Config,
     DemoConfig,
     EvalConfig,
