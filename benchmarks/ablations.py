@@ -24,9 +24,9 @@ from ript.config.recipes import quickstart as recipe
 from ript.config.recipes import with_tasks
 from ript.config.sections import Config
 from ript.core.statistics import over_seeds
-from ript.report.files import read_lines
 from ript.report.page import write_report
-from ript.report.progress import status
+from ript.run.files import read_lines
+from ript.run.progress import status
 from ript.train_rl import train_rl
 
 CELLS: dict[str, Callable[[Config], Config]] = {

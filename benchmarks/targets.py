@@ -27,9 +27,9 @@ from ript.config.sections import Config
 from ript.core.errors import RiptError
 from ript.core.statistics import align, difference, success, wilson
 from ript.quickstart import quickstart
-from ript.report.files import write_json
-from ript.report.progress import status
-from ript.report.run import RunFolder, read_rows
+from ript.run.files import write_json
+from ript.run.folder import RunFolder, read_rows
+from ript.run.progress import status
 from ript.study_table import points
 
 

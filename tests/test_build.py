@@ -30,7 +30,7 @@ from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
 from ript.evaluate import evaluate, run_evaluation
 from ript.policies.quest.policy import QuestPolicy
-from ript.report.run import read_config
+from ript.run.folder import read_config
 from ript.sims.registry import make_simulator
 from ript.train_rl import train_rl
 from ript.train_sft import resume_sft, train_sft

@@ -24,7 +24,7 @@ from ript.arguments import need_a_working_machine
 from ript.bases import base_is_made
 from ript.core.errors import ConfigError, DependencyMissing
 from ript.doctor import check_cache
-from ript.report.run import RunFolder
+from ript.run.folder import RunFolder
 
 RIPT = [sys.executable, "-m", "ript"]
 QUICK = ["--recipe", "smoke", "--eval.trials=4", "--eval.every_trials=4", "--eval.videos=1",

@@ -21,8 +21,8 @@ from ript.bench_policy import _random_look, _random_policy
 from ript.build import simulator_factory
 from ript.cli import make_parser
 from ript.config import overrides
-from ript.rl_progress import PATIENCE, TRIED
 from ript.rollout.stream import ErrorLimit
+from ript.run.rl_progress import PATIENCE, TRIED
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

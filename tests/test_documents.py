@@ -20,9 +20,9 @@ from ript.core.files import read_text
 from ript.demos.hdf5 import open_file
 from ript.policies.folder import read_tensors
 from ript.policies.pth import load_pth
-from ript.report.checkpoint import read_checkpoint, write_checkpoint
-from ript.report.files import read_json, read_lines
-from ript.report.run import RunFolder
+from ript.run.checkpoint import read_checkpoint, write_checkpoint
+from ript.run.files import read_json, read_lines
+from ript.run.folder import RunFolder
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 99\n"
 READERS: dict[str, Callable[[Path], Any]] = {

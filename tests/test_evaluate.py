@@ -26,8 +26,8 @@ from ript.evaluate import (
     tally,
 )
 from ript.policies.quest.policy import QuestPolicy
-from ript.report.run import read_rows
 from ript.rollout.pool import make_pool
+from ript.run.folder import read_rows
 from ript.sims.toy import ToySimulator
 from ript.train_rl import train_rl
 from ript.train_sft import replay_autoencoded

@@ -14,7 +14,7 @@ from toy_runs import lively_policy, toy_config
 
 from ript import cli
 from ript.core.errors import DependencyMissing
-from ript.report.run import RunFolder
+from ript.run.folder import RunFolder
 from ript.train_rl import train_rl
 
 SMALL = ("--recipe", "smoke", "--iterations", 1, "--eval.trials=2", "--eval.every=0", "--sampling.group_size=4",

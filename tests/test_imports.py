@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,16 +14,16 @@ PACKAGE = Path(ript.__file__).parent
 
 LAYERS = [
     {"core"},
-    {"config", "demos", "sims", "policies", "rollout", "learn", "report"},  # meet in core, not in each other
-    {"tables", "doctor", "study_notes"},
+    {"config", "demos", "sims", "policies", "rollout", "learn", "run"},  # meet in core, not in each other
+    {"tables", "doctor", "study_notes", "report"},
     {"studies"},
     {"build", "study_table"},
-    {"cards"},
-    {"settings"},
+    {"run.cards"},
+    {"run.settings"},
     {"evaluate", "sft_stages"},
     {"train_sft"},
-    {"rl_progress"},
-    {"bases", "rl_measure", "rl_start"},
+    {"run.rl_progress"},
+    {"bases", "run.measure", "run.start"},
     {"train_rl", "sft_cost"},
     {"study_cost"},
     {"quickstart", "study", "bench", "bench_update", "bench_policy"},
@@ -39,19 +39,26 @@ HOMES = {  # heavy or optional packages, and the only units that may import them
     "metaworld": {"sims", "bench"},
     "gymnasium": {"sims", "bench"},
     "h5py": {"demos"},
-    "av": {"report"},
+    "av": {"run"},
     "matplotlib": {"report"},
-    "PIL": {"report"},
+    "PIL": {"run"},
     "jinja2": {"report"},
-    "wandb": {"report"},
-    "tensorboard": {"report"},
+    "wandb": {"run"},
+    "tensorboard": {"run"},
     "tokenizers": {"policies"},
 }
 
 
 def unit_of(path: Path) -> str:
-    """The top-level module or package below `ript` that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    """What of `RANK` a file belongs to; of a file that belongs to nothing there, the module or package below `ript`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ranked(parts) or parts[0]
+
+
+def ranked(parts: Sequence[str]) -> str | None:
+    """The longest beginning of a dotted name below `ript` that has a rank."""
+    names = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((name for name in names if name in RANK), None)
 
 
 def imported(tree: ast.AST, package: str) -> list[tuple[int, str]]:
@@ -82,11 +89,11 @@ def violations(source: str, path: Path) -> list[str]:
     for line, name in imported(ast.parse(source), package):
         root, *rest = name.split(".")
         where = f"{path.relative_to(PACKAGE)}:{line} imports {name}"
-        if root in HOMES and unit not in HOMES[root]:
+        if root in HOMES and unit.partition(".")[0] not in HOMES[root]:
             wrong.append(f"{where}: only {', '.join(sorted(HOMES[root]))} may")
         if root != "ript":
             continue
-        other = rest[0] if rest and rest[0] in RANK else "__init__"
+        other = ranked(rest) or "__init__"
         if other == "__init__" and name != "ript.__version__":
             wrong.append(f"{where}: import it from the module that defines it")
         elif other not in (unit, "__init__") and RANK[other] >= RANK[unit]:
@@ -141,7 +148,7 @@ def test_the_loop_evaluation_and_studies_name_no_policy() -> None:
         unit_of(path)
         for path in FILES
         for _, name in imported(ast.parse(path.read_text()), "ript")
-        if name.startswith("ript.policies.quest") and unit_of(path) != "policies"
+        if name.startswith("ript.policies.quest") and unit_of(path).partition(".")[0] != "policies"
     }
     assert knowing == NAME_QUEST
 
@@ -167,6 +174,7 @@ def test_imports_go_one_way(path):
         ("core/types.py", "from ript.learn.batch import f", "learn is not below core"),
         ("build.py", "from ript.train_rl import train_rl", "train_rl is not below build"),
         ("train_rl.py", "import mujoco", "only sims may"),
+        ("run/folder.py", "from ript.run import settings", "run.settings is not below run"),
         ("policies/folder.py", "importlib.import_module('h5py')", "only demos may"),
     ],
 )

@@ -17,7 +17,7 @@ from ript.core.disk import cannot_write
 from ript.core.errors import RunError
 from ript.core.places import cache_folder, cache_trouble
 from ript.quickstart import quickstart
-from ript.report.run import RunFolder
+from ript.run.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from ript.policies.quest.checkpoint import export_quest, import_quest
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.page import write_report
-from ript.report.run import RunFolder
+from ript.run.folder import RunFolder
 from ript.sims.instructions import INSTRUCTIONS
 from ript.sims.registry import SUITES
 from ript.sims.toy import ToySimulator

@@ -17,8 +17,8 @@ from ript.core.files import make_folder
 from ript.core.places import cache_folder
 from ript.demos.demo_set import open_demos
 from ript.quickstart import QuickstartResult, output_folder, quickstart
-from ript.report.files import write_json
-from ript.report.lock import locked
+from ript.run.files import write_json
+from ript.run.lock import locked
 
 CONFIG = toy_config(
     iterations=2,

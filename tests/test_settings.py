@@ -15,8 +15,8 @@ from ript.core.errors import ConfigError
 from ript.evaluate import evaluate
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
-from ript.report.run import read_config
-from ript.settings import asked_for, leaves, nested, recorded
+from ript.run.folder import read_config
+from ript.run.settings import asked_for, leaves, nested, recorded
 from ript.train_rl import train_rl
 from ript.train_sft import resume_sft, train_sft
 

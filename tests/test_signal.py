@@ -16,10 +16,10 @@ from ript.core.errors import NoSignalError
 from ript.core.metrics import Mean
 from ript.core.types import EvalResult, Status
 from ript.evaluate import tally
-from ript.report.run import read_config
-from ript.rl_measure import Measurements
-from ript.rl_progress import Progress
 from ript.rollout.sampling import Collection
+from ript.run.folder import read_config
+from ript.run.measure import Measurements
+from ript.run.rl_progress import Progress
 from ript.sims import toy
 from ript.sims.toy import ToySimulator
 from ript.train_rl import RLResult, train_rl

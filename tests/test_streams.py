@@ -22,8 +22,8 @@ from toy_runs import lively_policy, toy_config, toy_demos
 
 from ript import cli
 from ript.core import streams
-from ript.report import progress as module
-from ript.report.progress import progress, status
+from ript.run import progress as module
+from ript.run.progress import progress, status
 
 QUICK = ["--recipe", "smoke", "--eval.trials=2", "--eval.every=0", "--eval.videos=0", "--sampling.group_size=4",
          "--sampling.groups=4", "--sampling.max_attempts=4", "--learn.epochs=1", "--workers", "0"]  # fmt: skip

@@ -29,9 +29,9 @@ from ript.core.errors import ConfigError, DependencyMissing, NoSignalError, RunE
 from ript.core.files import make_folder
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
-from ript.report.files import write_json
-from ript.report.lock import locked
-from ript.report.run import read_config
+from ript.run.files import write_json
+from ript.run.folder import read_config
+from ript.run.lock import locked
 from ript.sft_cost import SupervisedSpeed, base_hours, measure_supervised, tuning_hours
 from ript.studies import ML45_TEST, ML45_TRAIN, STUDIES, Cell, Scale, Study, get_study
 from ript.study import _row, cell_folder, run_study, with_changes
@@ -430,7 +430,7 @@ def test_what_another_process_works_on_is_waited_for_and_the_rest_is_done_meanwh
     study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """The claim of the first cell is held here, as another process would, until the others are done."""
-    monkeypatch.setattr("ript.report.lock.POLL", 0.02)
+    monkeypatch.setattr("ript.run.lock.POLL", 0.02)
     out, waited = tmp_path / "out", threading.Event()
     sleep = time.sleep
 
@@ -455,7 +455,7 @@ def test_what_another_process_works_on_is_waited_for_and_the_rest_is_done_meanwh
 def test_a_cell_that_failed_in_another_process_is_not_tried_again_by_this_one(
     study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ript.report.lock.POLL", 0.02)
+    monkeypatch.setattr("ript.run.lock.POLL", 0.02)
     out, tried = tmp_path / "out", []
     original = "ript.study.train_rl"
 

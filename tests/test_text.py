@@ -17,9 +17,9 @@ from ript.build import load_policy
 from ript.config.overrides import load_recipe
 from ript.core.errors import DataError
 from ript.demos.demo_set import open_demos
-from ript.report import files
 from ript.report.page import write_report
-from ript.report.run import RunFolder, read_config
+from ript.run import files
+from ript.run.folder import RunFolder, read_config
 from ript.train_rl import train_rl
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +69,7 @@ IN_ASCII = """
 import locale, sys
 from pathlib import Path
 from ript.cli import main
-from ript.report.files import read_json, write_json
+from ript.run.files import read_json, write_json
 assert locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8")
 write_json("a.json", {"a": "\\u2192"})
 assert read_json("a.json") == {"a": "\\u2192"} and "\\u2192" in Path("a.json").read_bytes().decode()

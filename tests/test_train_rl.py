@@ -15,8 +15,6 @@ import pytest
 import torch
 from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
-from ript import rl_measure as measuring
-from ript import rl_start as starting
 from ript.build import Contexts, for_post_training, load_policy, make_env_pool
 from ript.config.sections import Config
 from ript.core.errors import (
@@ -37,9 +35,11 @@ from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
 from ript.evaluate import evaluate, tally
 from ript.policies.quest.policy import QuestPolicy
-from ript.report.checkpoint import list_checkpoints, read_checkpoint
-from ript.report.run import RunFolder
 from ript.rollout.sampling import Collection, collect_groups
+from ript.run import measure as measuring
+from ript.run import start as starting
+from ript.run.checkpoint import list_checkpoints, read_checkpoint
+from ript.run.folder import RunFolder
 from ript.sims import toy
 from ript.sims.toy import ToySimulator
 from ript.tables import change, points

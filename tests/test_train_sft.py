@@ -28,8 +28,8 @@ from ript.learn.gradient import Gradient
 from ript.policies import language
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
-from ript.report.checkpoint import list_checkpoints, read_checkpoint
-from ript.report.run import RunFolder
+from ript.run.checkpoint import list_checkpoints, read_checkpoint
+from ript.run.folder import RunFolder
 from ript.sft_stages import Part, batch_parts, part_loss, part_threads, schedule
 from ript.sims.registry import make_simulator
 from ript.train_sft import babble, make_stages, replay_autoencoded, resume_sft, train_sft

@@ -25,7 +25,7 @@ from ript.config.sections import (
 )
 from ript.demos.collect import collect_demos
 from ript.policies.quest.policy import QuestPolicy
-from ript.report.run import RunFolder
+from ript.run.folder import RunFolder
 from ript.sims.registry import make_simulator
 
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from typing import Any
 from ript.config import overrides, recipes
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, DependencyMissing
-from ript.settings import refuse_unused
+from ript.run.settings import refuse_unused
 
 
 def given_fields(args: Namespace) -> dict[str, list[str]]:
@@ -44,7 +44,7 @@ def resumed(args: Namespace, command: str) -> tuple[Config, dict[str, list[str]]
     Raises:
         ConfigError: a setting was given that has no effect in this command.
     """
-    from ript.report.run import read_config
+    from ript.run.folder import read_config
 
     given = given_fields(args)
     if not given:
@@ -110,7 +110,7 @@ def need_a_working_machine(folder: Path, *, needs_cache: Callable[[], bool]) -> 
         needs_cache: whether something is to be written into the cache; asked where that cannot be.
     """
     from ript.doctor import doctor as examine
-    from ript.report.progress import status
+    from ript.run.progress import status
 
     status("checking this machine")
     missing = [

@@ -23,8 +23,8 @@ from ript.core.interfaces import SimulatorFactory
 from ript.core.places import CACHE, cache_folder
 from ript.demos import collect as collecting
 from ript.policies.language import embed
-from ript.report.lock import locked
-from ript.report.progress import progress
+from ript.run.lock import locked
+from ript.run.progress import progress
 from ript.train_sft import train_sft
 
 BASE_FORMAT = 3

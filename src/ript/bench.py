@@ -37,7 +37,7 @@ from ript.core.interfaces import Simulator
 from ript.core.metrics import Metrics, values
 from ript.core.types import InitialState, Observation, Rollout, RolloutRequest, Status
 from ript.policies.quest.policy import QuestPolicy
-from ript.report.progress import progress, status
+from ript.run.progress import progress, status
 from ript.sims.gl import import_mujoco
 
 REPLAYED = 6

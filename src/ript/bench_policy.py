@@ -27,7 +27,7 @@ from ript.core.types import Observation, SimulatorSpec
 from ript.learn.objective import weighted_objective
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
-from ript.report.progress import status
+from ript.run.progress import status
 
 REPEATS = 5
 METAWORLD: dict[str, Any] = {"cameras": {"side": (64, 64)}, "proprio": {"proprio": 8}, "action_dim": 4}

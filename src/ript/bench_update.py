@@ -27,12 +27,12 @@ from ript.core.metrics import values
 from ript.core.types import Group, InitialState, Status
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, update
-from ript.report.checkpoint import write_checkpoint
-from ript.report.progress import status
-from ript.rl_start import learner as make_learner
-from ript.rl_start import practice_steps, protocol, to_stay_near
 from ript.rollout.sampling import Collection, collect_groups
-from ript.settings import asked_for, settled
+from ript.run.checkpoint import write_checkpoint
+from ript.run.progress import status
+from ript.run.settings import asked_for, settled
+from ript.run.start import learner as make_learner
+from ript.run.start import practice_steps, protocol, to_stay_near
 
 _OF_A_POLICY = ("sampling.dynamic", "sampling.max_attempts", "sampling.equal_tasks", "learn.target_kl")
 """Settings that have no effect on random weights: the first groups are taken, and all epochs are done."""

@@ -24,8 +24,8 @@ from ript.policies import folder as policy_folder
 from ript.policies import hub, language
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
-from ript.report.progress import status
 from ript.rollout.pool import make_pool
+from ript.run.progress import status
 from ript.sims.metaworld_suite import camera_words, metaworld_spec, resolve_cameras
 from ript.sims.mujoco_rendering import ARMS
 from ript.sims.registry import SUITES, find_task, list_tasks

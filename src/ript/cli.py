@@ -377,7 +377,7 @@ def _tell(answer: Answer, json: bool, command: str) -> int:
     """Print the answer; returns the exit code. Work that was done is not lost when it cannot be printed."""
     text = answer.text
     if json:
-        from ript.report.files import dumps
+        from ript.run.files import dumps
 
         text = dumps(answer.document, indent=2)
     try:
@@ -394,7 +394,7 @@ def _tell(answer: Answer, json: bool, command: str) -> int:
 
 def _keep(answer: Answer, command: str) -> str:
     """Write the document into a file of its own, in the current folder or else the temporary one; returns its path."""
-    from ript.report.files import now, write_json
+    from ript.run.files import now, write_json
 
     name = f"ript-{command.replace('_', '-')}-{now().replace(':', '')}-{os.getpid()}.json"
     for place in (os.curdir, tempfile.gettempdir()):

@@ -23,7 +23,7 @@ from ript.arguments import (
 from ript.config import overrides, recipes
 from ript.config.sections import Config, describe, first_line
 from ript.core.errors import ConfigError, RunError, UnknownNameError
-from ript.settings import refuse_unused
+from ript.run.settings import refuse_unused
 from ript.tables import change, count, eval_table, modes, points, rate, table
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def demos_verify(args: Namespace) -> Answer:
     from ript.build import sim_config_of_spec, simulator_factory
     from ript.demos.demo_set import open_demos
     from ript.demos.verify import verify
-    from ript.report.progress import progress
+    from ript.run.progress import progress
 
     demos = open_demos(args.file)
     sim = sim_config_of_spec(demos.spec, max(task.horizon for task in demos.tasks))
@@ -186,7 +186,7 @@ def sft(args: Namespace) -> Answer:
     if args.resume:
         refuse_with_resume(args, "demos", "base")
         config, given = resumed(args, "sft")
-        from ript.settings import leaves
+        from ript.run.settings import leaves
         from ript.train_sft import resume_sft
 
         changes = {name: value for name, value in leaves(config.to_json()).items() if name in given}
@@ -201,7 +201,7 @@ def sft(args: Namespace) -> Answer:
         with saying_what_is_kept(lambda: kept_of_run(args.out, "sft")):
             train_sft(config, args.demos, args.out, base=args.base, asked=given_fields(args))
         out = args.out
-    from ript.report.files import read_lines
+    from ript.run.files import read_lines
 
     numbers: dict[str, float] = {}
     for row in read_lines(Path(out) / "metrics.jsonl"):
@@ -286,8 +286,8 @@ def evaluate(args: Namespace) -> Answer:
     from ript.core.places import require_writable_folder
     from ript.evaluate import evaluate as measure
     from ript.evaluate import named_policy
-    from ript.report.progress import status
-    from ript.report.video import require_encoder, write_videos
+    from ript.run.progress import status
+    from ript.run.video import require_encoder, write_videos
 
     if args.trials < 1:
         raise ConfigError(f"--trials must be at least 1, got {args.trials}")
@@ -336,7 +336,7 @@ def _run_folder(folder: Path) -> Path:
 def study(args: Namespace) -> Answer:
     from ript.bases import base_folder, base_is_made
     from ript.core.files import read_text
-    from ript.report.progress import status
+    from ript.run.progress import status
     from ript.studies import STUDIES, get_study, with_simulator
     from ript.study import finished, record, require_languages, run_study, seeds_to_run, with_changes
     from ript.study_cost import cost
@@ -444,7 +444,7 @@ def bench_policy(args: Namespace) -> Answer:
 def doctor(args: Namespace) -> Answer:
     from ript.doctor import doctor as examine
     from ript.doctor import healthy, to_json
-    from ript.report.progress import progress
+    from ript.run.progress import progress
 
     with progress[object](None, "checking this machine") as bar:
         checks = examine(on_check=lambda check: bar.advance())

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from ript.build import Contexts, load_policy, make_env_pool, origin_of, sim_config_of, task_keys
-from ript.cards import horizon_in
 from ript.config.sections import RolloutConfig, SimConfig, need_seed
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import EnvPool, PostTrainable
 from ript.core.statistics import wilson
 from ript.core.types import EvalResult, InitialState, Rollout, RolloutRequest, Status, Task, TaskResult
-from ript.report.progress import progress
+from ript.run.cards import horizon_in
+from ript.run.progress import progress
 
 SEED_TAG = 0x6576616C
 """Keeps the generators of evaluation apart from those of training."""

@@ -20,9 +20,9 @@ from ript.learn.gradient import Gradient, require_finite
 from ript.learn.gradient import step as step_of
 from ript.policies.quest.layers import Noise, drawing_from
 from ript.policies.quest.policy import QuestPolicy, parameter_groups
-from ript.report.checkpoint import list_checkpoints
-from ript.report.progress import progress, status
-from ript.report.run import RunFolder
+from ript.run.checkpoint import list_checkpoints
+from ript.run.folder import RunFolder
+from ript.run.progress import progress, status
 
 _DIVERGED = 3.0
 """A loss that has grown by this factor over a stage is no noise of batches."""

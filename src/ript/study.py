@@ -31,13 +31,13 @@ from ript.core.places import cache_folder
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
 from ript.policies.language import embed
-from ript.report import lock
-from ript.report.files import read_json, write_json
-from ript.report.lock import InUse, locked
 from ript.report.page import report_or_say
-from ript.report.progress import status
-from ript.report.run import read_config, read_rows
-from ript.settings import NEUTRAL, among, differing, leaves, refuse_unused, refuse_unused_stages, unused
+from ript.run import lock
+from ript.run.files import read_json, write_json
+from ript.run.folder import read_config, read_rows
+from ript.run.lock import InUse, locked
+from ript.run.progress import status
+from ript.run.settings import NEUTRAL, among, differing, leaves, refuse_unused, refuse_unused_stages, unused
 from ript.studies import Cell, Scale, Study, get_study, with_simulator
 from ript.study_notes import finetunes
 from ript.study_table import markdown, study_table, summarise

@@ -22,12 +22,12 @@ from ript.core.metrics import values
 from ript.core.types import EvalResult
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, scale_rate, update
-from ript.report.progress import status
-from ript.report.run import RunFolder
-from ript.rl_measure import Measurements
-from ript.rl_progress import Progress, iteration_line
-from ript.rl_start import beginning, document, learner, plan, practice_steps, solved_by_nothing, to_stay_near
 from ript.rollout.sampling import Collection, collect_groups, practice_horizons
+from ript.run.folder import RunFolder
+from ript.run.measure import Measurements
+from ript.run.progress import status
+from ript.run.rl_progress import Progress, iteration_line
+from ript.run.start import beginning, document, learner, plan, practice_steps, solved_by_nothing, to_stay_near
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,6 @@ from ript.build import (
     simulator_factory,
     task_keys,
 )
-from ript.cards import add_supervised
 from ript.config.sections import Config, SFTConfig
 from ript.core.errors import ConfigError, DataError, PolicyError, RunError
 from ript.core.files import absolute
@@ -37,9 +36,9 @@ from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
 from ript.policies.quest.policy import QuestPolicy
-from ript.report.run import RunFolder, read_config
-from ript.report.trackers import require_trackers
-from ript.settings import (
+from ript.run.cards import add_supervised
+from ript.run.folder import RunFolder, read_config
+from ript.run.settings import (
     asked_for,
     leaves,
     measured,
@@ -51,6 +50,7 @@ from ript.settings import (
     shown,
     stage_is_missing,
 )
+from ript.run.trackers import require_trackers
 from ript.sft_stages import Stage, run_stages
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ript.core.types import EvalResult, TaskResult
-from ript.report.run import RunFolder
+from ript.run.folder import RunFolder
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ript.core.errors import DataError, RunError
-from ript.report.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
+from ript.run.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 
 torch.set_num_threads(1)
 

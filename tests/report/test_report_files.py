@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ript.core.errors import DataError, RunError
-from ript.report import files
+from ript.run import files
 
 
 def test_a_line_that_could_not_be_flushed_is_cut_off_again(tmp_path, monkeypatch):

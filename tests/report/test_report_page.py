@@ -19,7 +19,7 @@ from ript.core.types import EvalResult, TaskResult
 from ript.report import views
 from ript.report.page import RUN_COLORS, write_report
 from ript.report.read import read_run
-from ript.report.run import RunFolder
+from ript.run.folder import RunFolder
 
 
 class Text(HTMLParser):

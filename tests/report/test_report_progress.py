@@ -9,8 +9,8 @@ import textwrap
 
 import pytest
 
-from ript.report import progress as module
-from ript.report.progress import progress, status
+from ript.run import progress as module
+from ript.run.progress import progress, status
 
 
 def test_without_a_terminal_there_are_plain_lines_on_stderr_and_nothing_on_stdout(capsys, monkeypatch):
@@ -47,7 +47,7 @@ def test_iterating_over_a_number_says_how_to_do_it():
 def test_on_a_terminal_bars_nest_and_stdout_is_still_the_callers_own():
     code = """
         import time
-        from ript.report.progress import progress, status
+        from ript.run.progress import progress, status
         with progress(2, "iterations") as outer:
             for _ in range(2):
                 for _ in progress(range(3), "rollouts"):

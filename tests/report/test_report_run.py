@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from synthetic_run import evaluation, moving_square
 
 from ript.core.errors import DataError, RunError
-from ript.report import run as run_module
-from ript.report.lock import Lock
 from ript.report.read import read_run
-from ript.report.run import RunFolder, read_config
+from ript.run import folder as run_module
+from ript.run.folder import RunFolder, read_config
+from ript.run.lock import Lock
 
 torch.set_num_threads(1)
 
@@ -53,7 +53,7 @@ def start_process(code: str, *arguments: str) -> subprocess.Popen:
 
 HOLD = """
     import sys, time
-    from ript.report.run import RunFolder
+    from ript.run.folder import RunFolder
     run = RunFolder.create(sys.argv[1], {})
     print("ready", flush=True)
     time.sleep(60)
@@ -367,7 +367,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_keeps_the_last_good_one(tmp_
 
 TRAIN = """
     import sys, torch
-    from ript.report.run import RunFolder
+    from ript.run.folder import RunFolder
     run = RunFolder.create(sys.argv[1], {})
     print("ready", flush=True)
     for iteration in range(1, 100_000):

@@ -17,9 +17,9 @@ from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos
 
 from ript.core.errors import DependencyMissing, UnknownNameError
 from ript.core.types import EvalResult, TaskResult
-from ript.report import trackers
-from ript.report.run import RunFolder
-from ript.report.trackers import require_trackers
+from ript.run import trackers
+from ript.run.folder import RunFolder
+from ript.run.trackers import require_trackers
 from ript.train_rl import train_rl
 from ript.train_sft import train_sft
 
@@ -276,7 +276,7 @@ def test_wandb_gets_the_same_keys_and_a_resumed_run_the_same_id(tmp_path, monkey
 
 WANDB_SCRIPT = """
 import os, signal, subprocess, sys, time
-from ript.report.run import RunFolder
+from ript.run.folder import RunFolder
 with RunFolder.create(sys.argv[1], {}) as run:
     run.track(["wandb"])
     run.log(1, {"update/kl": 0.5})

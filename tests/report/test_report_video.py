@@ -11,7 +11,7 @@ from PIL import Image
 from synthetic_run import moving_square
 
 from ript.core.errors import DataError
-from ript.report import video
+from ript.run import video
 
 
 def decode(data: bytes) -> tuple[str, str, np.ndarray]:

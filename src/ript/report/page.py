@@ -14,9 +14,9 @@ from ript.core.errors import ConfigError, DataError, DependencyMissing, RunError
 from ript.core.files import absolute, expanded, write_text
 from ript.core.places import require_replaceable
 from ript.report import plots, seeds, views
-from ript.report.progress import status
 from ript.report.read import Comparison, Row, RunData, VideoPair, read_run
-from ript.report.video import first_frame, poster
+from ript.run.progress import status
+from ript.run.video import first_frame, poster
 
 if TYPE_CHECKING:
     from jinja2 import Template

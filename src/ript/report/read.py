@@ -10,9 +10,9 @@ from typing import Any
 
 from ript.core.disk import cannot_read
 from ript.core.errors import DataError
-from ript.report.files import read_json
-from ript.report.progress import status
-from ript.report.run import read_config, read_rows
+from ript.run.files import read_json
+from ript.run.folder import read_config, read_rows
+from ript.run.progress import status
 
 Row = Mapping[str, Any]
 

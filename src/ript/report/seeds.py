@@ -11,10 +11,10 @@ from typing import Any
 
 from ript.core.errors import DataError, RunError
 from ript.core.statistics import Estimate, align, difference, measured_once, success
-from ript.report.files import read_json
 from ript.report.read import Comparison, RunData
-from ript.report.run import read_config
 from ript.report.views import percent, points, short_mode
+from ript.run.files import read_json
+from ript.run.folder import read_config
 
 
 def over_seeds(runs: Sequence[RunData]) -> list[dict[str, Any]]:

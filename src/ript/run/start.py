@@ -23,19 +23,19 @@ from ript.build import (
     samples_as_published,
     some_task_keys,
 )
-from ript.cards import begin_practice, set_horizon
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, RunError, SimulatorError
 from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable
 from ript.evaluate import choose_temperature, own_decisions
-from ript.report.checkpoint import list_checkpoints
-from ript.report.files import read_json
-from ript.report.progress import status
-from ript.report.run import RunFolder, read_config
-from ript.report.trackers import require_trackers
-from ript.report.video import require_encoder
-from ript.settings import Leaves, asked_for, leaves, measured, nested, recorded, refuse_changes, settled
+from ript.run.cards import begin_practice, set_horizon
+from ript.run.checkpoint import list_checkpoints
+from ript.run.files import read_json
+from ript.run.folder import RunFolder, read_config
+from ript.run.progress import status
+from ript.run.settings import Leaves, asked_for, leaves, measured, nested, recorded, refuse_changes, settled
+from ript.run.trackers import require_trackers
+from ript.run.video import require_encoder
 from ript.train_sft import babble
 
 CALIBRATION = 24

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from ript.core.disk import number_in, reading
 from ript.core.errors import DataError, RunError
 from ript.core.files import atomic_folder, require_content, utf8_name
-from ript.report.files import read_json
+from ript.run.files import read_json
 
 FORMAT = 1
 _NAME = re.compile(r"\d{6,}")

@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ript.cards import horizon_in
 from ript.config import recipes
 from ript.config.sections import Config
 from ript.core.errors import ConfigError
+from ript.run.cards import horizon_in
 
 if TYPE_CHECKING:
     from ript.core.interfaces import PostTrainable

@@ -14,9 +14,9 @@ from ript.core.metrics import values
 from ript.core.types import Group
 from ript.learn.advantage import leave_one_out
 from ript.learn.update import AdaptiveRate, UpdateResult
-from ript.report.progress import status
-from ript.report.run import RunFolder
 from ript.rollout.sampling import Collection
+from ript.run.folder import RunFolder
+from ript.run.progress import status
 
 PATIENCE, TRIED = 3, 16
 """Iterations in a row in which no group has a signal, after which a run stops, and how many groups these must have had.

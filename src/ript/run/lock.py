@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ript.core.disk import writing
 from ript.core.errors import DataError, RunError
-from ript.report.files import now, read_json, write_json
-from ript.report.progress import status
+from ript.run.files import now, read_json, write_json
+from ript.run.progress import status
 
 POLL = 0.5
 """Seconds between looks at a lock that is waited for."""

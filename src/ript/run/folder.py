@@ -30,12 +30,12 @@ from ript.core.disk import cannot_write, reading, writing
 from ript.core.errors import DataError, RunError
 from ript.core.files import absolute, atomic_folder, clean_leftovers, encoded, expanded, make_folder, remove, write_text
 from ript.core.types import EvalResult
-from ript.report.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
-from ript.report.files import append_line, dumps, now, read_json, read_lines, write_json
-from ript.report.lock import Lock, acquire, release
-from ript.report.progress import status
-from ript.report.trackers import Trackers
-from ript.report.video import Videos, write_videos
+from ript.run.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
+from ript.run.files import append_line, dumps, now, read_json, read_lines, write_json
+from ript.run.lock import Lock, acquire, release
+from ript.run.progress import status
+from ript.run.trackers import Trackers
+from ript.run.video import Videos, write_videos
 
 FORMAT = 2
 READABLE = (1, 2)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ript.core.errors import DataError, DependencyMissing, UnknownNameError
-from ript.report.files import read_json, write_json
-from ript.report.progress import status
+from ript.run.files import read_json, write_json
+from ript.run.progress import status
 
 RECORD = "tracked.json"
 """In the run folder: the run's id at its trackers, and the last iteration of each stream that each of them was sent."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from ript import cards
 from ript.build import Contexts, load_policy
 from ript.config.sections import Config
 from ript.core.errors import RunError
@@ -15,9 +14,10 @@ from ript.core.interfaces import EnvPool, PostTrainable
 from ript.core.statistics import align, pairs, success
 from ript.core.types import EvalResult, InitialState, Task
 from ript.evaluate import run_evaluation
-from ript.report.progress import status
-from ript.report.run import RunFolder
-from ript.rl_progress import Progress
+from ript.run import cards
+from ript.run.folder import RunFolder
+from ript.run.progress import status
+from ript.run.rl_progress import Progress
 from ript.tables import change, points
 
 
