@@ -15,7 +15,7 @@ PACKAGE = Path(ript.__file__).parent
 LAYERS = [
     {"core"},
     {"config", "demos", "sims", "policies", "rollout", "learn", "run"},  # meet in core, not in each other
-    {"tables", "doctor", "study_notes", "report"},
+    {"doctor", "study_notes", "report"},
     {"studies"},
     {"build", "study_table"},
     {"run.cards"},

@@ -2,7 +2,7 @@
 
 from ript.core.types import EvalResult, Status
 from ript.evaluate import tally
-from ript.tables import change, points
+from ript.report.tables import change, points
 
 
 def measured(words: str) -> EvalResult:

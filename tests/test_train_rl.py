@@ -35,6 +35,7 @@ from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
 from ript.evaluate import evaluate, tally
 from ript.policies.quest.policy import QuestPolicy
+from ript.report.tables import change, points
 from ript.rollout.sampling import Collection, collect_groups
 from ript.run import measure as measuring
 from ript.run import start as starting
@@ -42,7 +43,6 @@ from ript.run.checkpoint import list_checkpoints, read_checkpoint
 from ript.run.folder import RunFolder
 from ript.sims import toy
 from ript.sims.toy import ToySimulator
-from ript.tables import change, points
 from ript.train_rl import RLResult, train_rl
 
 loop = importlib.import_module("ript.train_rl")  # `ript.train_rl` is the function

@@ -23,8 +23,8 @@ from ript.arguments import (
 from ript.config import overrides, recipes
 from ript.config.sections import Config, describe, first_line
 from ript.core.errors import ConfigError, RunError, UnknownNameError
+from ript.report.tables import change, count, eval_table, modes, points, rate, table
 from ript.run.settings import refuse_unused
-from ript.tables import change, count, eval_table, modes, points, rate, table
 
 if TYPE_CHECKING:
     from ript.core.types import Task

@@ -21,12 +21,12 @@ from ript.config.sections import Config
 from ript.core.errors import ConfigError, RiptError, RunError
 from ript.core.files import expanded, make_folder
 from ript.report.page import report_or_say
+from ript.report.tables import change
 from ript.run.files import read_json, write_json
 from ript.run.lock import locked
 from ript.run.progress import status
 from ript.run.settings import NEUTRAL, Leaves, among, leaves
 from ript.run.video import require_encoder
-from ript.tables import change
 from ript.train_rl import RLResult, train_rl
 from ript.train_sft import replay_autoencoded
 

@@ -23,10 +23,10 @@ from ript.config.sections import (
     SimConfig,
 )
 from ript.core.errors import DependencyMissing, UnknownNameError
+from ript.report.tables import count
 from ript.sims.metaworld_suite import SPLITS
 from ript.sims.registry import SUITES
 from ript.study_notes import differences, finetunes
-from ript.tables import count
 
 Scale = Literal["paper", "small"]
 

@@ -32,6 +32,7 @@ from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
 from ript.policies.language import embed
 from ript.report.page import report_or_say
+from ript.report.tables import count
 from ript.run import lock
 from ript.run.files import read_json, write_json
 from ript.run.folder import read_config, read_rows
@@ -41,7 +42,6 @@ from ript.run.settings import NEUTRAL, among, differing, leaves, refuse_unused, 
 from ript.studies import Cell, Scale, Study, get_study, with_simulator
 from ript.study_notes import finetunes
 from ript.study_table import markdown, study_table, summarise
-from ript.tables import count
 from ript.train_rl import train_rl
 
 RECORD, CLAIMS = "study.json", ".claims"

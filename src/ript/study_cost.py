@@ -14,10 +14,10 @@ from ript.config.sections import Config
 from ript.core.types import Group, Rollout, RolloutRequest, Status
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, update
+from ript.report.tables import count
 from ript.run.start import calibration_rollouts, learner
 from ript.sft_cost import base_hours, measure_supervised, tuning_hours
 from ript.studies import Study, with_simulator
-from ript.tables import count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,11 +14,11 @@ from ript.core.interfaces import EnvPool, PostTrainable
 from ript.core.statistics import align, pairs, success
 from ript.core.types import EvalResult, InitialState, Task
 from ript.evaluate import run_evaluation
+from ript.report.tables import change, points
 from ript.run import cards
 from ript.run.folder import RunFolder
 from ript.run.progress import status
 from ript.run.rl_progress import Progress
-from ript.tables import change, points
 
 
 class Measurements:
