@@ -19,7 +19,7 @@ from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.page import write_report
 from ript.run.folder import RunFolder
-from ript.sims.instructions import INSTRUCTIONS
+from ript.sims.metaworld.instructions import INSTRUCTIONS
 from ript.sims.registry import SUITES
 from ript.sims.toy import ToySimulator
 from ript.train_rl import train_rl

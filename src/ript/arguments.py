@@ -64,7 +64,7 @@ def task_names(config: Config, words: Sequence[str]) -> tuple[str, ...]:
         UnknownNameError: no such task; the nearest are suggested.
     """
     from ript.build import task_keys
-    from ript.sims.metaworld import SPLITS
+    from ript.sims.metaworld.simulator import SPLITS
 
     parts = [part.strip() for word in words for part in word.split(",") if part.strip()]
     if config.sim.suite == "metaworld":

@@ -38,7 +38,7 @@ from ript.core.metrics import Metrics, values
 from ript.core.types import InitialState, Observation, Rollout, RolloutRequest, Status
 from ript.policies.quest.policy import QuestPolicy
 from ript.run.progress import progress, status
-from ript.sims.gl import import_mujoco
+from ript.sims.mujoco.gl import import_mujoco
 
 REPLAYED = 6
 """Rollouts whose parts are timed alone."""
@@ -239,7 +239,7 @@ def best_inference(policy: QuestPolicy, looks: Sequence[Observation]) -> tuple[f
 
 def raw_step_seconds(sim: Simulator) -> float:
     """Seconds of MuJoCo's own `mj_step`, as often as an environment step does, after a reset without actions."""
-    from ript.sims.metaworld_stock import new_environment
+    from ript.sims.metaworld.stock import new_environment
 
     mujoco = import_mujoco()
     env = new_environment(sim.task.name)
@@ -308,7 +308,7 @@ def stock_worker(pipe: Connection, task: str, policy: QuestPolicy, size: int, st
     """One process: build, say so, wait for the others, measure, send seconds per part."""
     try:
         torch.set_num_threads(1)
-        from ript.sims.metaworld_stock import import_metaworld
+        from ript.sims.metaworld.stock import import_metaworld
 
         import_metaworld()  # registers the environments
         import gymnasium
@@ -330,7 +330,7 @@ class StockActor:
     """The policy, fed with a stock observation and picture."""
 
     def __init__(self, policy: QuestPolicy, task: str):
-        from ript.sims.instructions import INSTRUCTIONS
+        from ript.sims.metaworld.instructions import INSTRUCTIONS
 
         self.policy, self.instruction = policy, INSTRUCTIONS[task]
 

@@ -26,8 +26,8 @@ from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
 from ript.run.progress import status
-from ript.sims.metaworld_suite import camera_words, metaworld_spec, resolve_cameras
-from ript.sims.mujoco_rendering import ARMS
+from ript.sims.metaworld.suite import camera_words, metaworld_spec, resolve_cameras
+from ript.sims.mujoco.rendering import ARMS
 from ript.sims.registry import SUITES, find_task, list_tasks
 from ript.sims.toy import CAMERA as TOY_CAMERA
 

@@ -66,7 +66,7 @@ def show_tasks(args: Namespace) -> Answer:
 
 
 def _matching(pattern: str) -> list[Task]:
-    from ript.sims.metaworld import SPLITS
+    from ript.sims.metaworld.simulator import SPLITS
     from ript.sims.registry import list_tasks
 
     everything = list_tasks()

@@ -243,8 +243,8 @@ def probe_render(_: object) -> dict:
     """Draw a red box as the simulators draw. Runs in a child process."""
     import time
 
-    from ript.sims import gl
-    from ript.sims.mujoco_rendering import CameraView, ModelRenderer
+    from ript.sims.mujoco import gl
+    from ript.sims.mujoco.rendering import CameraView, ModelRenderer
 
     mujoco = gl.import_mujoco()
     model = mujoco.MjModel.from_xml_string(SCENE)

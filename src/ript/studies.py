@@ -24,7 +24,7 @@ from ript.config.sections import (
 )
 from ript.core.errors import DependencyMissing, UnknownNameError
 from ript.report.tables import count
-from ript.sims.metaworld_suite import SPLITS
+from ript.sims.metaworld.suite import SPLITS
 from ript.sims.registry import SUITES
 from ript.study_notes import differences, finetunes
 

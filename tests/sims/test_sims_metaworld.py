@@ -11,11 +11,10 @@ import pytest
 
 from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.core.interfaces import Demonstrator
-from ript.sims import gl, metaworld
 from ript.sims.check import check_simulator
-from ript.sims.gl import import_mujoco
-from ript.sims.instructions import INSTRUCTIONS
-from ript.sims.metaworld import (
+from ript.sims.metaworld import simulator as metaworld
+from ript.sims.metaworld.instructions import INSTRUCTIONS
+from ript.sims.metaworld.simulator import (
     CAMERAS,
     SPLITS,
     CameraView,
@@ -24,8 +23,10 @@ from ript.sims.metaworld import (
     make_metaworld,
     metaworld_tasks,
 )
-from ript.sims.metaworld_stock import StockMetaworld, shared_task
-from ript.sims.metaworld_success import SUCCESS, Body, near
+from ript.sims.metaworld.stock import StockMetaworld, shared_task
+from ript.sims.metaworld.success import SUCCESS, Body, near
+from ript.sims.mujoco import gl
+from ript.sims.mujoco.gl import import_mujoco
 
 TASK = "drawer-open-v3"
 # One task for every kind of success rule, reset and goal.

@@ -8,7 +8,7 @@ from typing import Any
 from ript.core.errors import ConfigError, UnknownNameError
 from ript.core.interfaces import Simulator
 from ript.core.types import Task
-from ript.sims.metaworld import make_metaworld, metaworld_tasks
+from ript.sims.metaworld.simulator import make_metaworld, metaworld_tasks
 from ript.sims.toy import make_toy, toy_tasks
 
 Maker = Callable[..., Simulator]

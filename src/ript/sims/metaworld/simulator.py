@@ -1,6 +1,6 @@
 """The 50 Meta-World v3 tasks as simulators: exact initial states, lean steps, pictures only when the policy looks.
 
-All simulators of one task in a process share one model and one renderer (`metaworld_stock.SharedTask`); an instance is
+All simulators of one task in a process share one model and one renderer (`stock.SharedTask`); an instance is
 its own `MjData`, and the positions that its initial state puts into the model before it steps.
 """
 
@@ -15,10 +15,9 @@ import numpy as np
 
 from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.core.types import ChunkResult, InitialState, Observation, Split
-from ript.sims import gl
-from ript.sims.metaworld_stock import SharedTask, StockMetaworld, StockReward, shared_task
-from ript.sims.metaworld_success import SUCCESS
-from ript.sims.metaworld_suite import (
+from ript.sims.metaworld.stock import SharedTask, StockMetaworld, StockReward, shared_task
+from ript.sims.metaworld.success import SUCCESS
+from ript.sims.metaworld.suite import (
     ACTION_DIM,
     CAMERAS,
     SPLITS,
@@ -28,7 +27,8 @@ from ript.sims.metaworld_suite import (
     resolve_cameras,
     task_of,
 )
-from ript.sims.mujoco_rendering import (
+from ript.sims.mujoco import gl
+from ript.sims.mujoco.rendering import (
     ARMS,
     Arm,
     CameraView,

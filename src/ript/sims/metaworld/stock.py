@@ -23,9 +23,9 @@ import numpy as np
 
 from ript.core.errors import DependencyMissing, SimulatorError, UnknownNameError
 from ript.core.interpreter import importing
-from ript.sims.gl import import_mujoco
-from ript.sims.instructions import INSTRUCTIONS
-from ript.sims.metaworld_success import LIVE_GOALS
+from ript.sims.metaworld.instructions import INSTRUCTIONS
+from ript.sims.metaworld.success import LIVE_GOALS
+from ript.sims.mujoco.gl import import_mujoco
 
 OBSERVATION_DIM = 39
 MAX_DRAWS = 1000

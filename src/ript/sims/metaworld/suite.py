@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from ript.core.errors import UnknownNameError
 from ript.core.types import SimulatorSpec, Task
-from ript.sims.instructions import INSTRUCTIONS
-from ript.sims.mujoco_rendering import Arm, CameraView, describe
+from ript.sims.metaworld.instructions import INSTRUCTIONS
+from ript.sims.mujoco.rendering import Arm, CameraView, describe
 
 SUITE = "metaworld"
 ACTION_DIM = 4

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
-from ript.sims import gl
+from ript.sims.mujoco import gl
 
 Arm = Literal["boxes", "mesh", "hidden"]
 ARMS: tuple[Arm, ...] = ("boxes", "mesh", "hidden")
