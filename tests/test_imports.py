@@ -20,7 +20,7 @@ LAYERS = [
     {"build", "study_table"},
     {"run.cards"},
     {"run.settings"},
-    {"evaluate", "sft_stages"},
+    {"evaluate", "policies.quest.stages"},
     {"train_sft"},
     {"run.rl_progress"},
     {"bases", "run.measure", "run.start"},
@@ -139,7 +139,7 @@ def cycle(graph: Mapping[str, Collection[str]]) -> list[str]:
     return next((ring for name in sorted(graph) if (ring := walk(name, []))), [])
 
 
-NAME_QUEST = {"build", "train_sft", "sft_stages", "commands", "study_notes", "bench", "bench_policy", "__init__"}
+NAME_QUEST = {"build", "train_sft", "sft_cost", "commands", "study_notes", "bench", "bench_policy", "__init__"}
 """What knows QueST by name, beside itself: ARCHITECTURE.md says which and why. The loop and evaluation do not."""
 
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
-from ript import sft_stages
 from ript.build import load_policy, make_policy
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
@@ -26,11 +25,12 @@ from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
 from ript.learn.gradient import Gradient
 from ript.policies import language
+from ript.policies.quest import stages as sft_stages
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
+from ript.policies.quest.stages import Part, batch_parts, part_loss, part_threads, schedule
 from ript.run.checkpoint import list_checkpoints, read_checkpoint
 from ript.run.folder import RunFolder
-from ript.sft_stages import Part, batch_parts, part_loss, part_threads, schedule
 from ript.sims.registry import make_simulator
 from ript.train_sft import babble, make_stages, replay_autoencoded, resume_sft, train_sft
 

@@ -16,7 +16,7 @@ from ript.config.sections import Config
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.windows import Windows
-from ript.sft_stages import time_steps
+from ript.policies.quest.stages import time_steps
 from ript.study_notes import finetunes
 from ript.train_sft import make_stages, new_policy, stage_steps
 

@@ -36,6 +36,7 @@ from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
 from ript.policies.quest.policy import QuestPolicy
+from ript.policies.quest.stages import Stage, run_stages
 from ript.run.cards import add_supervised
 from ript.run.folder import RunFolder, read_config
 from ript.run.settings import (
@@ -51,7 +52,6 @@ from ript.run.settings import (
     stage_is_missing,
 )
 from ript.run.trackers import require_trackers
-from ript.sft_stages import Stage, run_stages
 
 
 def train_sft(
