@@ -17,7 +17,7 @@ from ript.config.overrides import load_recipe
 from ript.core.documents import json_value, toml_value
 from ript.core.errors import DataError, RiptError, RunError
 from ript.core.files import read_text
-from ript.demos.hdf5 import open_file
+from ript.demos.formats.hdf5 import open_file
 from ript.policies.folder import read_tensors
 from ript.policies.pth import load_pth
 from ript.run.checkpoint import read_checkpoint, write_checkpoint

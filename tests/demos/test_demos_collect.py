@@ -21,9 +21,9 @@ from ript.core.errors import ConfigError, DataError, NotFiniteError, RunError, S
 from ript.core.types import InitialState, Task
 from ript.demos.collect import Plan, collect_demos
 from ript.demos.demo_set import open_demos
+from ript.demos.formats.writer import _Disk
 from ript.demos.records import Demo
 from ript.demos.workers import TASKS_PER_PROCESS
-from ript.demos.writer import _Disk
 
 TASKS = ["point/red", "point/unlucky", "point/blue"]
 HERE = Path(__file__).parent

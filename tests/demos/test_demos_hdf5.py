@@ -13,9 +13,9 @@ from point import Point
 from ript.core.errors import DataError
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
-from ript.demos.hdf5 import _reading
+from ript.demos.formats.hdf5 import _reading
+from ript.demos.formats.writer import DemoWriter
 from ript.demos.initial_states import demo_initial_states
-from ript.demos.writer import DemoWriter
 
 
 @pytest.fixture(scope="module")

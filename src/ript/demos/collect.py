@@ -15,9 +15,9 @@ from pathlib import Path
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import Simulator
 from ript.demos.expert import ExpertSettings
+from ript.demos.formats.writer import DemoWriter
 from ript.demos.records import Demo
 from ript.demos.workers import run_inline, run_processes
-from ript.demos.writer import DemoWriter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 from ript.core.errors import DataError, UnknownNameError
 from ript.core.files import expanded
 from ript.core.types import SimulatorSpec, Task
-from ript.demos.hdf5 import DemoEntry, DemoFile, open_file, plain_spec
+from ript.demos.formats.hdf5 import DemoEntry, DemoFile, open_file, plain_spec
 from ript.demos.records import Demo
 
 

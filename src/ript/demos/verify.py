@@ -12,7 +12,7 @@ import numpy as np
 from ript.core.errors import DataError
 from ript.core.interfaces import Simulator
 from ript.demos.demo_set import open_demos
-from ript.demos.hdf5 import plain_spec
+from ript.demos.formats.hdf5 import plain_spec
 from ript.demos.records import Demo
 
 

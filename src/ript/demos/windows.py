@@ -21,7 +21,7 @@ from ript.core import machine
 from ript.core.errors import ConfigError, DataError
 from ript.core.types import DemoBatch, Observation, SimulatorSpec, Task
 from ript.demos.demo_set import DemoSet
-from ript.demos.hdf5 import plain_spec
+from ript.demos.formats.hdf5 import plain_spec
 from ript.demos.records import Demo
 
 

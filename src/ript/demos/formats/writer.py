@@ -18,7 +18,7 @@ from ript.core.errors import DataError
 from ript.core.files import atomic_file, expanded
 from ript.core.places import require_replaceable
 from ript.core.types import SimulatorSpec
-from ript.demos.hdf5 import FORMAT, FORMAT_VERSION, plain_spec, uninterrupted
+from ript.demos.formats.hdf5 import FORMAT, FORMAT_VERSION, plain_spec, uninterrupted
 from ript.demos.records import Demo
 
 _CHUNK_BYTES = 1 << 18
