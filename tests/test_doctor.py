@@ -26,7 +26,7 @@ from ript.doctor import (
     run_child,
     to_json,
 )
-from ript.rollout.limits import open_files
+from ript.rollout.local.limits import open_files
 
 
 @pytest.fixture(scope="module")

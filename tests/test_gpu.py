@@ -12,7 +12,7 @@ from toy_runs import toy_config
 from ript.build import Contexts, load_policy, task_keys
 from ript.build import make_policy as policy_of
 from ript.config.sections import Config
-from ript.rollout.processes import make_payload
+from ript.rollout.local.processes import make_payload
 from ript.train_rl import train_rl
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -27,7 +27,7 @@ from ript.core import interpreter, machine
 from ript.core.errors import DependencyMissing, RiptError
 from ript.core.places import CACHE, cache_folder, cache_trouble
 from ript.policies.language_files import CLIP, CLIP_FOLDER, MINILM, clip_folder, clip_missing
-from ript.rollout.limits import Limit, open_files, shared_memory
+from ript.rollout.local.limits import Limit, open_files, shared_memory
 
 GIB = 2**30
 MEMORY_GIB, DISK_GIB = 4.0, 2.0

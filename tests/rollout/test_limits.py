@@ -9,7 +9,7 @@ import pytest
 
 from ript.core.errors import WorkerError
 from ript.core.machine import Memory
-from ript.rollout.limits import Limit, open_files, open_memory, shared_memory
+from ript.rollout.local.limits import Limit, open_files, open_memory, shared_memory
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from ript.core.errors import ConfigError, WorkerError
 from ript.core.interfaces import EnvPool
 from ript.core.metrics import values
 from ript.core.types import Rollout, RolloutRequest
-from ript.rollout import limits
+from ript.rollout.local import limits
+from ript.rollout.local.processes import make_payload
 from ript.rollout.pool import make_pool
-from ript.rollout.processes import make_payload
 from tests.fakes import SPEC, FakeFactory, FakePolicy, FakeSimulator, fake_state, fake_task, same
 
 

@@ -10,7 +10,7 @@ from ript.core.interfaces import EnvPool, Policy, SimulatorFactory
 from ript.core.metrics import Metrics, Sum
 from ript.core.types import Rollout, RolloutRequest
 from ript.rollout.engine import SimulatorCache, Slots
-from ript.rollout.process_pool import BUSY, Inference, ProcessPool
+from ript.rollout.local.process_pool import BUSY, Inference, ProcessPool
 from ript.rollout.recorder import Recorder
 from ript.rollout.stream import ErrorLimit, Stream, refuse_if
 

@@ -14,8 +14,8 @@ from ript.core.liveness import interval
 from ript.core.metrics import Metrics, Sum
 from ript.core.types import Observation, Rollout, RolloutRequest, SimulatorSpec, Status
 from ript.rollout.engine import address
-from ript.rollout.limits import open_files
-from ript.rollout.messages import (
+from ript.rollout.local.limits import open_files
+from ript.rollout.local.messages import (
     Answer,
     Ask,
     Attach,
@@ -29,11 +29,11 @@ from ript.rollout.messages import (
     Weights,
     Work,
 )
-from ript.rollout.processes import WorkerProcess, close_all, make_payload
+from ript.rollout.local.processes import WorkerProcess, close_all, make_payload
+from ript.rollout.local.shared import Layout
+from ript.rollout.local.worker import dump_weights
 from ript.rollout.recorder import Recorder
-from ript.rollout.shared import Layout
 from ript.rollout.stream import ErrorLimit, Flight, Stream, refuse_if
-from ript.rollout.worker import dump_weights
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from ript.core import errors
 from ript.core.errors import RiptError, WorkerError
 from ript.core.types import Rollout, RolloutRequest, SimulatorSpec
 from ript.rollout.engine import Outcome
-from ript.rollout.shared import Layout
+from ript.rollout.local.shared import Layout
 
 
 @dataclass(frozen=True, slots=True)

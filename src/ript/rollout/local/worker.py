@@ -20,7 +20,7 @@ import numpy as np
 from ript.core import children
 from ript.core.types import Observation, Rollout, RolloutRequest
 from ript.rollout.engine import LOADING, RESTING, Outcome, SimulatorCache, Slots, Watch
-from ript.rollout.messages import (
+from ript.rollout.local.messages import (
     Answer,
     Ask,
     Attach,
@@ -34,8 +34,8 @@ from ript.rollout.messages import (
     Weights,
     Work,
 )
+from ript.rollout.local.shared import Block, Memory
 from ript.rollout.recorder import Recorder
-from ript.rollout.shared import Block, Memory
 
 
 class ParentGone(Exception):

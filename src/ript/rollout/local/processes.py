@@ -14,11 +14,11 @@ from ript.core import children
 from ript.core.interfaces import Policy, SimulatorFactory
 from ript.core.liveness import Silence
 from ript.rollout.engine import DECIDING, LOADING, RESTING, address
-from ript.rollout.shared import Block, Layout, Memory
+from ript.rollout.local.shared import Block, Layout, Memory
+from ript.rollout.local.worker import Settings, main
 from ript.rollout.stream import Flight
-from ript.rollout.worker import Settings, main
 
-PRELOAD = ("torch", "ript.rollout.worker")
+PRELOAD = ("torch", "ript.rollout.local.worker")
 """Imported once for all workers: 1 s, and most of their memory."""
 
 

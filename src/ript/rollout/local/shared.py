@@ -10,7 +10,7 @@ import numpy as np
 
 from ript.core.errors import ConfigError
 from ript.core.types import Observation, SimulatorSpec
-from ript.rollout.limits import make_room, open_memory
+from ript.rollout.local.limits import make_room, open_memory
 
 MAX_CHUNK = 128
 """Actions a decision that the shared memory has room for (2 kB a slot)."""
