@@ -26,11 +26,11 @@ from ript.config.recipes import quickstart as recipe
 from ript.config.sections import Config
 from ript.core.errors import RiptError
 from ript.core.statistics import align, difference, success, wilson
-from ript.quickstart import quickstart
 from ript.run.files import write_json
 from ript.run.folder import RunFolder, read_rows
 from ript.run.progress import status
-from ript.study_table import points
+from ript.studies.quickstart import quickstart
+from ript.studies.table import points
 
 
 def run(target: str, seed: int, out: Path, config: Config) -> dict:

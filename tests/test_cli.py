@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from ript import cli, commands
 from ript.arguments import need_a_working_machine
-from ript.bases import base_is_made
 from ript.core.errors import ConfigError, DependencyMissing
 from ript.doctor import check_cache
 from ript.run.folder import RunFolder
+from ript.studies.bases import base_is_made
 
 RIPT = [sys.executable, "-m", "ript"]
 QUICK = ["--recipe", "smoke", "--eval.trials=4", "--eval.every_trials=4", "--eval.videos=1",

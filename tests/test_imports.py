@@ -15,18 +15,16 @@ PACKAGE = Path(ript.__file__).parent
 LAYERS = [
     {"core"},
     {"config", "demos", "sims", "policies", "rollout", "learn", "run"},  # meet in core, not in each other
-    {"doctor", "study_notes", "report"},
-    {"studies"},
-    {"build", "study_table"},
+    {"doctor", "report"},
+    {"build"},
     {"run.cards"},
     {"run.settings"},
     {"evaluate", "policies.quest.stages"},
     {"train_sft"},
     {"run.rl_progress"},
-    {"bases", "run.measure", "run.start"},
-    {"train_rl", "sft_cost"},
-    {"study_cost"},
-    {"quickstart", "study", "bench", "bench_update", "bench_policy"},
+    {"run.measure", "run.start"},
+    {"train_rl"},
+    {"studies", "bench", "bench_update", "bench_policy"},
     {"arguments"},
     {"commands"},
     {"cli"},
@@ -139,7 +137,7 @@ def cycle(graph: Mapping[str, Collection[str]]) -> list[str]:
     return next((ring for name in sorted(graph) if (ring := walk(name, []))), [])
 
 
-NAME_QUEST = {"build", "train_sft", "sft_cost", "commands", "study_notes", "bench", "bench_policy", "__init__"}
+NAME_QUEST = {"build", "train_sft", "studies", "commands", "bench", "bench_policy", "__init__"}
 """What knows QueST by name, beside itself: ARCHITECTURE.md says which and why. The loop and evaluation do not."""
 
 

@@ -19,7 +19,7 @@ def test_what_type_checkers_see_is_what_is_imported() -> None:
 
 def test_a_module_named_after_its_function_does_not_take_its_place() -> None:
     code = (
-        "import ript.train_rl, ript.train_sft, ript.quickstart, ript.evaluate\n"
+        "import ript.train_rl, ript.train_sft, ript.studies.quickstart, ript.evaluate\n"
         "from ript.evaluate import wilson\n"
         "from ript import evaluate\n"
         "print(*(type(f).__name__ for f in (ript.train_rl, ript.train_sft, ript.quickstart, ript.evaluate, evaluate)))"

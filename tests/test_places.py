@@ -12,12 +12,12 @@ import pytest
 from disks import as_ordinary_user, open_to_all
 from toy_runs import toy_config
 
-from ript.bases import base_folder, make_base
 from ript.core.disk import cannot_write
 from ript.core.errors import RunError
 from ript.core.places import cache_folder, cache_trouble
-from ript.quickstart import quickstart
 from ript.run.folder import RunFolder
+from ript.studies.bases import base_folder, make_base
+from ript.studies.quickstart import quickstart
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ NOWHERE = """
 import os
 from ript.core.errors import RunError
 from ript.core.places import cache_folder, cache_trouble
-from ript.quickstart import quickstart
+from ript.studies.quickstart import quickstart
 os.setuid(54321)
 try:
     print(cache_folder())

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from toy_runs import Stopped, stop_in, toy_config, weights
 
-from ript.bases import base_fingerprint, base_folder, make_base
 from ript.build import load_policy
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, RunError, UnknownNameError
 from ript.core.files import make_folder
 from ript.core.places import cache_folder
 from ript.demos.demo_set import open_demos
-from ript.quickstart import QuickstartResult, output_folder, quickstart
 from ript.run.files import write_json
 from ript.run.lock import locked
+from ript.studies.bases import base_fingerprint, base_folder, make_base
+from ript.studies.quickstart import QuickstartResult, output_folder, quickstart
 
 CONFIG = toy_config(
     iterations=2,

@@ -20,8 +20,6 @@ from typing import Any
 import pytest
 from toy_runs import Stopped, stop_in, toy_config
 
-from ript import studies
-from ript.bases import base_folder, sft_fingerprint
 from ript.build import Contexts
 from ript.cli import main
 from ript.config.sections import Config, RolloutConfig
@@ -32,11 +30,13 @@ from ript.demos.initial_states import demo_initial_states
 from ript.run.files import write_json
 from ript.run.folder import read_config
 from ript.run.lock import locked
-from ript.sft_cost import SupervisedSpeed, base_hours, measure_supervised, tuning_hours
-from ript.studies import ML45_TEST, ML45_TRAIN, STUDIES, Cell, Scale, Study, get_study
-from ript.study import _row, cell_folder, run_study, with_changes
-from ript.study_cost import Cost, Speed, cost
-from ript.study_table import study_table, summarise
+from ript.studies import catalogue as studies
+from ript.studies.bases import base_folder, sft_fingerprint
+from ript.studies.catalogue import ML45_TEST, ML45_TRAIN, STUDIES, Cell, Scale, Study, get_study
+from ript.studies.cost import Cost, Speed, cost
+from ript.studies.run import _row, cell_folder, run_study, with_changes
+from ript.studies.sft_cost import SupervisedSpeed, base_hours, measure_supervised, tuning_hours
+from ript.studies.table import study_table, summarise
 from ript.train_rl import train_rl
 
 CONFIG = toy_config(
@@ -239,7 +239,7 @@ def test_a_cell_that_fails_says_why_and_does_not_stop_the_others(
         return train_rl(config, policy, run, **settings)
 
     out = tmp_path / "out"
-    monkeypatch.setattr("ript.study.train_rl", broken)
+    monkeypatch.setattr("ript.studies.run.train_rl", broken)
     found = run_study(study, out, seeds=[0])
     assert found["failed"] == {"2-groups-seed0": why.replace("RUN", str(out / "2-groups-seed0"))}
     assert [row["cell"] for row in found["rows"]] == ["3 groups", "seen"]
@@ -289,7 +289,7 @@ def test_a_folder_of_something_else_is_left_alone(study: str, tmp_path: Path, mo
     (tmp_path / "mine" / "file").write_text("mine")
     with pytest.raises(RunError, match="is not empty"):
         run_study(study, tmp_path / "mine")
-    monkeypatch.setattr("ript.study_cost.cost", None)  # nothing is measured first
+    monkeypatch.setattr("ript.studies.cost.cost", None)  # nothing is measured first
     assert main(["study", study, "--out", str(tmp_path / "mine")]) == 1
     with pytest.raises(RunError, match="holds no study"):
         run_study(study, tmp_path / "new", resume=True)
@@ -394,7 +394,7 @@ def test_the_command_lists_and_estimates_without_running(
 def test_what_cannot_be_run_is_refused_before_anything_is_measured(
     study: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("ript.study_cost.cost", None)
+    monkeypatch.setattr("ript.studies.cost.cost", None)
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     command = ["study", study, "--out", str(tmp_path / "out"), "--resume"]
     assert main([*command, "--seeds", "0"]) == 0  # all of it is done: nothing to measure
@@ -406,7 +406,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_measured(
 def test_a_missing_simulator_is_told_before_a_model_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("ript.study.embed", None)
+    monkeypatch.setattr("ript.studies.run.embed", None)
     for more in ([], ["--dry-run"]):
         assert main(["study", "libero_goal", "--scale", "paper", "--out", str(tmp_path / "out"), *more]) == 1
         assert "libero_goal needs the simulator suite 'libero'" in capsys.readouterr().err
@@ -457,7 +457,7 @@ def test_a_cell_that_failed_in_another_process_is_not_tried_again_by_this_one(
 ) -> None:
     monkeypatch.setattr("ript.run.lock.POLL", 0.02)
     out, tried = tmp_path / "out", []
-    original = "ript.study.train_rl"
+    original = "ript.studies.run.train_rl"
 
     def failing(config: Config, policy: object, run: Path, **settings: object) -> None:
         tried.append(run.name)

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from ript.learn.objective import clipped_objective
     from ript.policies.quest.checkpoint import export_quest, import_quest
     from ript.policies.quest.policy import QuestPolicy
-    from ript.quickstart import quickstart
     from ript.report.page import write_report
     from ript.sims.check import check_simulator
     from ript.sims.registry import list_tasks, make_simulator
+    from ript.studies.quickstart import quickstart
     from ript.train_rl import train_rl
     from ript.train_sft import train_sft
 
@@ -84,7 +84,7 @@ _HOME = {
     "list_tasks": "sims.registry",
     "load_policy": "build",
     "make_simulator": "sims.registry",
-    "quickstart": "quickstart",
+    "quickstart": "studies.quickstart",
     "recipe": "config.recipes",
     "train_rl": "train_rl",
     "train_sft": "train_sft",

@@ -81,7 +81,7 @@ def _matching(pattern: str) -> list[Task]:
 
 
 def show_recipes(args: Namespace) -> Answer:
-    from ript.studies import STUDIES, get_study
+    from ript.studies.catalogue import STUDIES, get_study
 
     if args.name in STUDIES:
         study = get_study(args.name, "paper")
@@ -105,8 +105,8 @@ def show_recipes(args: Namespace) -> Answer:
 
 
 def demos_collect(args: Namespace) -> Answer:
-    from ript.bases import collect
     from ript.build import simulator_factory
+    from ript.studies.bases import collect
 
     given = given_fields(args)
     config = overrides.apply(overrides.load_recipe(args.recipe), given)
@@ -252,9 +252,9 @@ def rl(args: Namespace) -> Answer:
 
 
 def quickstart(args: Namespace) -> Answer:
-    from ript.bases import base_folder, base_is_made
-    from ript.quickstart import output_folder
-    from ript.quickstart import quickstart as run
+    from ript.studies.bases import base_folder, base_is_made
+    from ript.studies.quickstart import output_folder
+    from ript.studies.quickstart import quickstart as run
 
     config = configure(args)
     if args.target and "tasks" in given_fields(args):
@@ -334,12 +334,12 @@ def _run_folder(folder: Path) -> Path:
 
 
 def study(args: Namespace) -> Answer:
-    from ript.bases import base_folder, base_is_made
     from ript.core.files import read_text
     from ript.run.progress import status
-    from ript.studies import STUDIES, get_study, with_simulator
-    from ript.study import finished, record, require_languages, run_study, seeds_to_run, with_changes
-    from ript.study_cost import cost
+    from ript.studies.bases import base_folder, base_is_made
+    from ript.studies.catalogue import STUDIES, get_study, with_simulator
+    from ript.studies.cost import cost
+    from ript.studies.run import finished, record, require_languages, run_study, seeds_to_run, with_changes
 
     if args.name is None:
         found = [get_study(name) for name in STUDIES]

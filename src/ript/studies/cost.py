@@ -16,8 +16,8 @@ from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, update
 from ript.report.tables import count
 from ript.run.start import calibration_rollouts, learner
-from ript.sft_cost import base_hours, measure_supervised, tuning_hours
-from ript.studies import Study, with_simulator
+from ript.studies.catalogue import Study, with_simulator
+from ript.studies.sft_cost import base_hours, measure_supervised, tuning_hours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

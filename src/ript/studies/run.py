@@ -21,7 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ript.bases import base_folder, collect, make_base, sft_fingerprint, train_unless_done
 from ript.build import simulator_factory, task_keys
 from ript.config import overrides
 from ript.config.sections import Config
@@ -39,9 +38,10 @@ from ript.run.folder import read_config, read_rows
 from ript.run.lock import InUse, locked
 from ript.run.progress import status
 from ript.run.settings import NEUTRAL, among, differing, leaves, refuse_unused, refuse_unused_stages, unused
-from ript.studies import Cell, Scale, Study, get_study, with_simulator
-from ript.study_notes import finetunes
-from ript.study_table import markdown, study_table, summarise
+from ript.studies.bases import base_folder, collect, make_base, sft_fingerprint, train_unless_done
+from ript.studies.catalogue import Cell, Scale, Study, get_study, with_simulator
+from ript.studies.notes import finetunes
+from ript.studies.table import markdown, study_table, summarise
 from ript.train_rl import train_rl
 
 RECORD, CLAIMS = "study.json", ".claims"
@@ -59,7 +59,7 @@ def run_study(
     """Run what is not done yet, and wait for what other processes are running.
 
     Args:
-        name: of `studies.STUDIES`.
+        name: of `catalogue.STUDIES`.
         out: folder of the study.
         scale: "small" or "paper".
         seeds: instead of the study's own, or of those that are there; with `resume`, further ones are added.
@@ -70,7 +70,7 @@ def run_study(
     Returns:
         {"study", "scale", "seeds", "changes", "question", "expected", "shrunk", "differs", "rows", "cells", "failed",
         "table", "report"}; a row is {"cell", "seed", "mode", "before", "after", "iterations", "rollouts", "env_steps"},
-        a cell what its seeds come to together, see `study_table.Row`.
+        a cell what its seeds come to together, see `table.Row`.
 
     Raises:
         UnknownNameError: no such study or field.

@@ -26,7 +26,7 @@ from ript.core.errors import DependencyMissing, UnknownNameError
 from ript.report.tables import count
 from ript.sims.metaworld.suite import SPLITS
 from ript.sims.registry import SUITES
-from ript.study_notes import differences, finetunes
+from ript.studies.notes import differences, finetunes
 
 Scale = Literal["paper", "small"]
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ript.bases import base_folder, collect, make_base, make_base_demos, train_unless_done
 from ript.build import load_quest, simulator_factory, task_keys
 from ript.config.recipes import quickstart as recipe
 from ript.config.recipes import with_tasks
@@ -27,6 +26,7 @@ from ript.run.lock import locked
 from ript.run.progress import status
 from ript.run.settings import NEUTRAL, Leaves, among, leaves
 from ript.run.video import require_encoder
+from ript.studies.bases import base_folder, collect, make_base, make_base_demos, train_unless_done
 from ript.train_rl import RLResult, train_rl
 from ript.train_sft import replay_autoencoded
 

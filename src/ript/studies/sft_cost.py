@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from ript.bases import base_folder, sft_fingerprint
 from ript.build import simulator_factory, task_keys
 from ript.config.sections import Config
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.windows import Windows
 from ript.policies.quest.stages import time_steps
-from ript.study_notes import finetunes
+from ript.studies.bases import base_folder, sft_fingerprint
+from ript.studies.notes import finetunes
 from ript.train_sft import make_stages, new_policy, stage_steps
 
 TASKS = 5

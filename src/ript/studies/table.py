@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ript.core.statistics import Estimate, align, difference, measured_once, success
-from ript.studies import Cell, Study
-from ript.study_notes import finetunes
+from ript.studies.catalogue import Cell, Study
+from ript.studies.notes import finetunes
 
 
 @dataclass(frozen=True, kw_only=True)
