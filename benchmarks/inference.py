@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from ript.bench import measure_ours
+from ript.bench.rollout import measure_ours
 from ript.build import Contexts, computing, make_policy, task_keys
 from ript.config.recipes import quickstart
 from ript.config.sections import Config

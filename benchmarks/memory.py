@@ -17,7 +17,7 @@ import multiprocessing
 import numpy as np
 import psutil
 
-from ript.bench_policy import _random_look, _random_policy
+from ript.bench.policy import _random_look, _random_policy
 from ript.core.types import ActionChunk, Group, InitialState, Rollout, Status, Task
 from ript.learn.batch import make_batch
 

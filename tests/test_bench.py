@@ -7,8 +7,9 @@ import pytest
 import torch
 from toy_runs import lively_policy, toy_config
 
-from ript import bench, cli
-from ript.bench_update import bench_update, describe_update
+from ript import cli
+from ript.bench import rollout as bench
+from ript.bench.update import bench_update, describe_update
 from ript.build import Contexts, make_policy, simulator_factory, task_keys
 from ript.config import recipes
 from ript.config.sections import Config
@@ -161,8 +162,8 @@ def test_an_iteration_is_timed_with_the_states_groups_and_update_that_were_asked
         seen.append({"start": start, "policy": policy, "decay": optimiser.param_groups[0]["weight_decay"]} | settings)
         return update(policy, optimiser, batch, start=start, **settings)
 
-    monkeypatch.setattr("ript.bench_update.collect_groups", collecting)
-    monkeypatch.setattr("ript.bench_update.update", updating)
+    monkeypatch.setattr("ript.bench.update.collect_groups", collecting)
+    monkeypatch.setattr("ript.bench.update.update", updating)
     asked = toy_config(
         tasks=("reach", "reach-centre"), sampling={"contexts": 2, "groups": 4, "max_attempts": 9, "equal_tasks": True},
         learn={"kl_to_start": 0.1, "weight_decay": 0.25, "target_kl": 0.0},

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from ript.bench_policy import bench_policy, describe_policy, matmul_speed
+from ript.bench.policy import bench_policy, describe_policy, matmul_speed
 from ript.cli import main
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ript import collect_demos, evaluate, recipe, train_rl, train_sft
-from ript.bench_policy import _random_look, _random_policy
+from ript.bench.policy import _random_look, _random_policy
 from ript.build import simulator_factory
 from ript.cli import make_parser
 from ript.config import overrides

@@ -24,7 +24,7 @@ LAYERS = [
     {"run.rl_progress"},
     {"run.measure", "run.start"},
     {"train_rl"},
-    {"studies", "bench", "bench_update", "bench_policy"},
+    {"studies", "bench"},
     {"arguments"},
     {"commands"},
     {"cli"},
@@ -137,7 +137,7 @@ def cycle(graph: Mapping[str, Collection[str]]) -> list[str]:
     return next((ring for name in sorted(graph) if (ring := walk(name, []))), [])
 
 
-NAME_QUEST = {"build", "train_sft", "studies", "commands", "bench", "bench_policy", "__init__"}
+NAME_QUEST = {"build", "train_sft", "studies", "commands", "bench", "__init__"}
 """What knows QueST by name, beside itself: ARCHITECTURE.md says which and why. The loop and evaluation do not."""
 
 

@@ -413,8 +413,8 @@ def export_quest(args: Namespace) -> Answer:
 
 
 def bench_rollout(args: Namespace) -> Answer:
-    from ript.bench import bench_rollout as measure
-    from ript.bench import describe_rollout
+    from ript.bench.rollout import bench_rollout as measure
+    from ript.bench.rollout import describe_rollout
 
     config = configure(args)
     with saying_what_is_kept("nothing was measured"):
@@ -423,8 +423,8 @@ def bench_rollout(args: Namespace) -> Answer:
 
 
 def bench_update(args: Namespace) -> Answer:
-    from ript.bench_update import bench_update as measure
-    from ript.bench_update import describe_update
+    from ript.bench.update import bench_update as measure
+    from ript.bench.update import describe_update
     from ript.build import load_policy
 
     config = configure(args)
@@ -434,8 +434,8 @@ def bench_update(args: Namespace) -> Answer:
 
 
 def bench_policy(args: Namespace) -> Answer:
-    from ript.bench_policy import bench_policy as measure
-    from ript.bench_policy import describe_policy
+    from ript.bench.policy import bench_policy as measure
+    from ript.bench.policy import describe_policy
 
     document = measure(args.size, args.batch, args.device, args.threads, args.rows)
     return Answer(text=describe_policy(document), document=document, costly=True)
