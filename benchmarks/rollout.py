@@ -2,7 +2,7 @@
 
 import sys
 
-from ript.cli import main
+from ript.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["bench", "rollout", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from ript.cli import main
+from ript.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["bench", "update", *sys.argv[1:]]))

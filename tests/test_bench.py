@@ -7,10 +7,10 @@ import pytest
 import torch
 from toy_runs import lively_policy, toy_config
 
-from ript import cli
 from ript.bench import rollout as bench
 from ript.bench.update import bench_update, describe_update
 from ript.build import Contexts, make_policy, simulator_factory, task_keys
+from ript.cli import main as cli
 from ript.config import recipes
 from ript.config.sections import Config
 from ript.core.errors import ConfigError

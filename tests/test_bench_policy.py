@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ript.bench.policy import bench_policy, describe_policy, matmul_speed
-from ript.cli import main
+from ript.cli.main import main
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,11 @@ import torch
 from disks import as_ordinary_user, open_to_all
 from safetensors.torch import load_file, save_file
 
-from ript import cli, commands
-from ript.arguments import need_a_working_machine
+from ript.cli import commands
+from ript.cli import main as cli
+from ript.cli.arguments import need_a_working_machine
+from ript.cli.doctor import check_cache
 from ript.core.errors import ConfigError, DependencyMissing
-from ript.doctor import check_cache
 from ript.run.folder import RunFolder
 from ript.studies.bases import base_is_made
 
@@ -91,7 +92,8 @@ def test_the_examples_in_help_texts_parse(capsys) -> None:
 
 
 def test_help_and_import_load_nothing_heavy() -> None:
-    code = "import sys, ript; from ript.cli import main; main(['--help']); print(sorted(sys.modules), file=sys.stderr)"
+    code = "import sys, ript; from ript.cli.main import main; main(['--help'])"
+    code += "; print(sorted(sys.modules), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "examples:" in done.stdout
     for heavy in ("torch", "numpy", "mujoco", "metaworld", "h5py", "rich", "matplotlib"):
@@ -492,7 +494,7 @@ def test_report_takes_several_runs_side_by_side(rl: Path, demos: Path, tmp_path:
 
 
 def test_doctor_exits_with_1_only_when_something_needed_is_missing(monkeypatch, capsys) -> None:
-    from ript import doctor
+    from ript.cli import doctor
 
     def found(**what: object) -> None:
         check = doctor.Check(name="renderer", detail="none", remedy="install one", **what)  # type: ignore[arg-type]
@@ -638,7 +640,7 @@ def test_a_folder_that_may_not_be_looked_into_is_named_and_not_what_could_be_in_
 def test_a_cache_that_is_read_only_is_enough_when_the_base_is_in_it(tmp_path: Path, monkeypatch) -> None:
     cache = open_to_all(tmp_path) / "cache"
     monkeypatch.setenv("RIPT_CACHE", str(cache))
-    monkeypatch.setattr(importlib.import_module("ript.doctor"), "doctor", lambda folder: [check_cache()])
+    monkeypatch.setattr(importlib.import_module("ript.cli.doctor"), "doctor", lambda folder: [check_cache()])
     partial, whole = cache / "base-0", cache / "base-1"
     for base in (partial, whole):
         (base / "sft" / "policy").mkdir(parents=True)

@@ -19,7 +19,7 @@ import torch
 from ript import collect_demos, evaluate, recipe, train_rl, train_sft
 from ript.bench.policy import _random_look, _random_policy
 from ript.build import simulator_factory
-from ript.cli import make_parser
+from ript.cli.main import make_parser
 from ript.config import overrides
 from ript.rollout.stream import ErrorLimit
 from ript.run.rl_progress import PATIENCE, TRIED

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ript.core.machine import Cores, Memory
-from ript.doctor import (
+from ript.cli.doctor import (
     GIB,
     Check,
     Outcome,
@@ -26,6 +25,7 @@ from ript.doctor import (
     run_child,
     to_json,
 )
+from ript.core.machine import Cores, Memory
 from ript.rollout.local.limits import open_files
 
 
@@ -147,8 +147,8 @@ def test_a_check_that_breaks_down_is_a_line_of_its_own_and_the_others_are_made(m
     def broken():
         raise ValueError("hub\nand more")
 
-    monkeypatch.setattr("ript.doctor.clip_missing", broken)
-    monkeypatch.setattr("ript.doctor.run_child", lambda *args, **settings: Outcome(None, "not run here"))
+    monkeypatch.setattr("ript.cli.doctor.clip_missing", broken)
+    monkeypatch.setattr("ript.cli.doctor.run_child", lambda *args, **settings: Outcome(None, "not run here"))
     found = {check.name: check for check in doctor()}
     assert str(found["CLIP"]) == "absent   CLIP: could not be looked at: ValueError: hub"
     assert found["disk"].ok

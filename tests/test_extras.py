@@ -12,7 +12,7 @@ import pytest
 from disks import as_ordinary_user, mounted, open_to_all
 from toy_runs import lively_policy, toy_config
 
-from ript import cli
+from ript.cli import main as cli
 from ript.core.errors import DependencyMissing
 from ript.run.folder import RunFolder
 from ript.train_rl import train_rl

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from toy_runs import toy_config
 
 from ript.build import load_policy, sim_config_of
-from ript.cli import main
+from ript.cli.main import main
 from ript.config.sections import PolicyConfig
 from ript.core.types import ChunkResult, Observation, SimulatorSpec, Task
 from ript.policies.quest.checkpoint import export_quest, import_quest

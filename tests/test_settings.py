@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
-from ript import cli, recipe
+from ript import recipe
 from ript.build import load_quest
+from ript.cli import main as cli
 from ript.config.sections import Config, PolicyConfig
 from ript.core.errors import ConfigError
 from ript.evaluate import evaluate

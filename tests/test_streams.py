@@ -20,7 +20,7 @@ import rich.console
 import rich.progress
 from toy_runs import lively_policy, toy_config, toy_demos
 
-from ript import cli
+from ript.cli import main as cli
 from ript.core import streams
 from ript.run import progress as module
 from ript.run.progress import progress, status
@@ -333,14 +333,14 @@ def test_a_broken_pipe_elsewhere_is_an_error_and_never_the_end_of_the_work(monke
     def broken(args: object) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr("ript.commands.show_tasks", broken)
+    monkeypatch.setattr("ript.cli.commands.show_tasks", broken)
     assert cli.main(["tasks"]) == 1
     assert capsys.readouterr().err == "ript: error: Broken pipe\n"
 
 
 @pytest.mark.parametrize("code", [0, 3, None, "in words"])
 def test_a_package_that_leaves_has_not_done_the_work(code: object, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("ript.commands.show_tasks", lambda args: sys.exit(code))  # type: ignore[arg-type, unused-ignore]
+    monkeypatch.setattr("ript.cli.commands.show_tasks", lambda args: sys.exit(code))  # type: ignore[arg-type, unused-ignore]
     assert cli.main(["tasks"]) == 1
     assert "a package or simulator ended the command (SystemExit" in capsys.readouterr().err
 

@@ -21,7 +21,7 @@ import pytest
 from toy_runs import Stopped, stop_in, toy_config
 
 from ript.build import Contexts
-from ript.cli import main
+from ript.cli.main import main
 from ript.config.sections import Config, RolloutConfig
 from ript.core.errors import ConfigError, DependencyMissing, NoSignalError, RunError, UnknownNameError
 from ript.core.files import make_folder

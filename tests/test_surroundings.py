@@ -18,7 +18,7 @@ from toy_runs import lively_policy, toy_config, toy_demos
 import ript
 from ript import train_rl
 from ript.build import Contexts, load_policy
-from ript.cli import main, make_parser
+from ript.cli.main import main, make_parser
 from ript.core.disk import unexpected
 from ript.core.errors import RunError
 from ript.train_sft import train_sft
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 
 OPTIMISED = """
 import sys
-from ript.cli import main
+from ript.cli.main import main
 assert False, "this is not optimised"
 sys.exit(main(["recipes"]) or main(["recipes", "smoke"]) or main(["tasks", "reach"]))
 """
@@ -132,7 +132,7 @@ base = sys.argv[1]
 os.chdir(os.path.join(base, "gone"))
 os.rmdir(os.path.join(base, "gone"))
 import ript
-from ript.cli import main
+from ript.cli.main import main
 words = ["eval", "--policy", base + "/policy", "--tasks", "reach", "--trials", "1", "--horizon", "4", "--workers", "1"]
 codes = [main(words), main(["report", "run", "--out", base + "/page.html"]), main(["doctor"])]
 sys.exit(f"codes {codes}")

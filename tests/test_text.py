@@ -68,7 +68,7 @@ LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 IN_ASCII = """
 import locale, sys
 from pathlib import Path
-from ript.cli import main
+from ript.cli.main import main
 from ript.run.files import read_json, write_json
 assert locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8")
 write_json("a.json", {"a": "\\u2192"})

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from ript.cli import main
+from ript.cli.main import main
 from ript.core.interpreter import folder
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ript.arguments import (
+from ript.cli.arguments import (
     configure,
     given_fields,
     kept_of_run,
@@ -442,8 +442,8 @@ def bench_policy(args: Namespace) -> Answer:
 
 
 def doctor(args: Namespace) -> Answer:
-    from ript.doctor import doctor as examine
-    from ript.doctor import healthy, to_json
+    from ript.cli.doctor import doctor as examine
+    from ript.cli.doctor import healthy, to_json
     from ript.run.progress import progress
 
     with progress[object](None, "checking this machine") as bar:

@@ -22,7 +22,7 @@ from ript.core.disk import unexpected
 from ript.core.errors import ConfigError, RiptError, UnknownNameError
 
 if TYPE_CHECKING:
-    from ript.commands import Answer
+    from ript.cli.commands import Answer
 
 DESCRIPTION = """\
 Interactive post-training of Vision-Language-Action policies: a policy practises in a simulator and improves from
@@ -366,7 +366,7 @@ def _run(words: list[str]) -> int:
         _refuse(rest, args)
     args.rest = rest
     interpreter.load_torch_where_it_can_be()
-    from ript import commands
+    from ript.cli import commands
 
     with _terminated_like_interrupted(), streams.forgiving(), _stdout_for_the_document(args.json):
         answer = getattr(commands, args.run)(args)

@@ -140,7 +140,7 @@ def run_child(
     """
     try:
         done = subprocess.run(
-            interpreter.command("from ript.doctor import _answer; _answer()", probe, json.dumps(argument)),
+            interpreter.command("from ript.cli.doctor import _answer; _answer()", probe, json.dumps(argument)),
             cwd=interpreter.folder_to_start_in(),
             env=None if env is None else dict(env),
             stdin=subprocess.DEVNULL,

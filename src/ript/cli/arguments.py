@@ -109,7 +109,7 @@ def need_a_working_machine(folder: Path, *, needs_cache: Callable[[], bool]) -> 
         folder: where results will be written.
         needs_cache: whether something is to be written into the cache; asked where that cannot be.
     """
-    from ript.doctor import doctor as examine
+    from ript.cli.doctor import doctor as examine
     from ript.run.progress import status
 
     status("checking this machine")
