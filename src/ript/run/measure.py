@@ -116,9 +116,10 @@ class Measurements:
             at.best_iteration = at.iteration
         if at.best_success >= 0 and at.best_iteration == 0 < at.iteration:
             status("  no iteration was better on validation states than the policy from before: that one is kept")
+        trials = {task.name: len(states) for task, states in self.validation.items()}
         for task, (rate, iteration) in at.best_of_task.items():
             kept = at.kept_of_task.get(task, rate)
-            if rate - kept >= max(0.25, 3 / self.config.eval.every_trials):
+            if rate - kept >= max(0.25, 3 / trials[task]):  # a split may have fewer states than trials were asked for
                 status(
                     f"  {task}: {rate:.0%} of validation states at iteration {iteration}, but {kept:.0%} at iteration "
                     f"{at.best_iteration}, which is the best for all tasks together"
