@@ -75,9 +75,11 @@ def table(folders: dict[str, list[Path]]) -> str:
     curves = {cell: [curve(folder) for folder in paths] for cell, paths in folders.items()}
     budget = min(steps[-1] for runs in curves.values() for steps, _, _ in runs)
     lines = [
-        f"At {budget:,} env-steps:", "", "| cell | success, per seed | mean, interval over seeds and states "
-        "| over the first cell, per seed |", "|---|---|---|---|",
-    ]  # fmt: skip
+        f"At {budget:,} env-steps:",
+        "",
+        "| cell | success, per seed | mean, interval over seeds and states | over the first cell, per seed |",
+        "|---|---|---|---|",
+    ]
     first: list[float] = []
     for cell, runs in curves.items():
         at = [float(np.interp(budget, steps, success)) for steps, success, _ in runs]

@@ -36,11 +36,17 @@ def record(chunk: ActionChunk, decisions: int, index: int) -> Rollout:
 
     sample = rows(chunk.sample)
     return Rollout(
-        initial_state_id="synthetic", index=index, status=Status.SUCCESS if index % 2 else Status.FAILURE,
-        sample=sample, log_prob=rows(chunk.log_prob), mask=np.ones(sample.shape, bool),
+        initial_state_id="synthetic",
+        index=index,
+        status=Status.SUCCESS if index % 2 else Status.FAILURE,
+        sample=sample,
+        log_prob=rows(chunk.log_prob),
+        mask=np.ones(sample.shape, bool),
         context={name: rows(array) for name, array in chunk.context.items()},
-        decisions=decisions, env_steps=decisions, policy_version=0,
-    )  # fmt: skip
+        decisions=decisions,
+        env_steps=decisions,
+        policy_version=0,
+    )
 
 
 def measure(args: argparse.Namespace, trained: str) -> None:

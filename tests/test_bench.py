@@ -165,9 +165,10 @@ def test_an_iteration_is_timed_with_the_states_groups_and_update_that_were_asked
     monkeypatch.setattr("ript.bench.update.collect_groups", collecting)
     monkeypatch.setattr("ript.bench.update.update", updating)
     asked = toy_config(
-        tasks=("reach", "reach-centre"), sampling={"contexts": 2, "groups": 4, "max_attempts": 9, "equal_tasks": True},
+        tasks=("reach", "reach-centre"),
+        sampling={"contexts": 2, "groups": 4, "max_attempts": 9, "equal_tasks": True},
         learn={"kl_to_start": 0.1, "weight_decay": 0.25, "target_kl": 0.0},
-    )  # fmt: skip
+    )
     policy = lively_policy(asked)
     before = {name: weight.clone() for name, weight in policy.weights().items()}
     bench_update(asked, policy)

@@ -28,8 +28,12 @@ def test_it_counts_operations_and_measures_ratios(document: dict) -> None:
 
 def test_options_say_what_they_give_or_why_not(document: dict) -> None:
     assert set(document["options"]) == {
-        "fused AdamW", "attention as plain products", "torch.compile", "bf16 autocast", "bf16 autocast, torch.compile",
-    }  # fmt: skip
+        "fused AdamW",
+        "attention as plain products",
+        "torch.compile",
+        "bf16 autocast",
+        "bf16 autocast, torch.compile",
+    }
     for option in document["options"].values():
         assert "error" in option or option["ratio"] == pytest.approx(
             option["plain_milliseconds"] / option["milliseconds"]

@@ -193,10 +193,12 @@ def test_a_policy_on_the_hub_is_the_one_of_its_revision_and_known_by_its_commit(
         ("hf://someone/other", "cannot fetch hf://someone/other from the model hub: "),
         ("hf://someone/policy@v2", "cannot fetch hf://someone/policy@v2 from the model hub: "),
         ("hf://some one/policy", "cannot fetch hf://some one/policy from the model hub: "),
-        *((f"hf://{bad}", "is named hf://owner/name or hf://owner/name@revision") for bad in
-          ("", "policy", "someone/", "/policy", "someone/policy@", "someone/policy/best")),
+        *(
+            (f"hf://{bad}", "is named hf://owner/name or hf://owner/name@revision")
+            for bad in ("", "policy", "someone/", "/policy", "someone/policy@", "someone/policy/best")
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_the_hub_does_not_have_is_a_clear_error(hub: Path, name: str, says: str) -> None:
     with pytest.raises(PolicyError, match=says):
         load_policy(name)
@@ -304,8 +306,11 @@ def test_practice_demonstrations_validation_and_test_have_no_state_in_common_at_
             states = [source.states("toy/reach", 200, split, 0, seed) for seed in range(3)]
             found[split] = {state.id for several in states for state in several}
     assert {name: len(ids) for name, ids in found.items()} == {
-        "demonstrated": 5, "practised": 300, "validation": 600, "test": 600,
-    }  # fmt: skip
+        "demonstrated": 5,
+        "practised": 300,
+        "validation": 600,
+        "test": 600,
+    }
     assert len(set().union(*found.values())) == 1505
 
 

@@ -256,8 +256,12 @@ DONE = ["local 5", "central 5", "demos 2"]
 
 def run(*command: str, **settings: object) -> str:
     done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=100, **settings  # type: ignore[call-overload]
-    )  # fmt: skip
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        **settings,  # type: ignore[call-overload]
+    )
     assert (done.returncode, done.stderr) == (0, "")
     return str(done.stdout)
 

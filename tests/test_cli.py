@@ -28,8 +28,16 @@ from ript.run.folder import RunFolder
 from ript.studies.bases import base_is_made
 
 RIPT = [sys.executable, "-m", "ript"]
-QUICK = ["--recipe", "smoke", "--eval.trials=4", "--eval.every_trials=4", "--eval.videos=1",
-         "--sampling.group_size=4", "--sampling.groups=4", "--sampling.max_attempts=16"]  # fmt: skip
+QUICK = [
+    "--recipe",
+    "smoke",
+    "--eval.trials=4",
+    "--eval.every_trials=4",
+    "--eval.videos=1",
+    "--sampling.group_size=4",
+    "--sampling.groups=4",
+    "--sampling.max_attempts=16",
+]
 
 
 def run(*words: object) -> int:
@@ -66,8 +74,12 @@ def demos(folder: Path) -> Path:
 
 
 def commands_and_help() -> list[list[str]]:
-    groups = {"demos": ("collect", "info", "verify"), "bench": ("rollout", "update", "policy"), "import": ("quest",),
-              "export": ("quest",)}  # fmt: skip
+    groups = {
+        "demos": ("collect", "info", "verify"),
+        "bench": ("rollout", "update", "policy"),
+        "import": ("quest",),
+        "export": ("quest",),
+    }
     single = [[c] for c in cli.COMMANDS if c not in groups]
     return [*single, *([c, kind] for c, kinds in groups.items() for kind in kinds)]
 
@@ -473,9 +485,11 @@ def test_a_record_of_a_quickstart_that_is_none_is_named(tmp_path: Path, capsys) 
 
 def test_a_policy_with_settings_that_nothing_here_writes_is_refused(rl: Path, tmp_path: Path, capsys) -> None:
     for part, name, value, says in (
-        ("config", "sampling", "x", "unknown sampling 'x'"), ("config", "rl_trains", "x", "unknown rl_trains"),
-        ("simulator", "suite", None, "suite must be a word"), ("simulator", "render", [], "render a table"),
-    ):  # fmt: skip
+        ("config", "sampling", "x", "unknown sampling 'x'"),
+        ("config", "rl_trains", "x", "unknown rl_trains"),
+        ("simulator", "suite", None, "suite must be a word"),
+        ("simulator", "render", [], "render a table"),
+    ):
         folder = tmp_path / f"{part}-{name}"
         shutil.copytree(rl / "policy", folder)
         document = json.loads((folder / "config.json").read_text())

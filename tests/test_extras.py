@@ -17,8 +17,17 @@ from ript.core.errors import DependencyMissing
 from ript.run.folder import RunFolder
 from ript.train_rl import train_rl
 
-SMALL = ("--recipe", "smoke", "--iterations", 1, "--eval.trials=2", "--eval.every=0", "--sampling.group_size=4",
-         "--sampling.groups=2", "--sampling.max_attempts=4")  # fmt: skip
+SMALL = (
+    "--recipe",
+    "smoke",
+    "--iterations",
+    1,
+    "--eval.trials=2",
+    "--eval.every=0",
+    "--sampling.group_size=4",
+    "--sampling.groups=2",
+    "--sampling.max_attempts=4",
+)
 
 
 def run(*words: object) -> int:
@@ -33,8 +42,21 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def evaluation(policy: Path, videos: Path) -> tuple[object, ...]:
-    return ("eval", "--policy", policy, "--tasks", "reach-centre", "--trials", 2, "--workers", 0, "--videos", 1,
-            "--video-dir", videos)  # fmt: skip
+    return (
+        "eval",
+        "--policy",
+        policy,
+        "--tasks",
+        "reach-centre",
+        "--trials",
+        2,
+        "--workers",
+        0,
+        "--videos",
+        1,
+        "--video-dir",
+        videos,
+    )
 
 
 def test_an_evaluation_whose_videos_cannot_be_written_does_not_begin(policy: Path, tmp_path: Path, capsys: Any) -> None:

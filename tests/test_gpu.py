@@ -60,9 +60,12 @@ def test_workers_get_a_copy_on_the_cpu_without_graphs() -> None:
 @pytest.mark.parametrize("rollout", [{"workers": 0}, {"workers": 2}, {"workers": 2, "inference": "central"}])
 def test_a_run_trains_on_the_gpu(rollout: dict, tmp_path: Path) -> None:
     config: Config = toy_config(
-        iterations=2, device="cuda", sampling={"group_size": 8, "groups": 4, "max_attempts": 12}, rollout=rollout,
+        iterations=2,
+        device="cuda",
+        sampling={"group_size": 8, "groups": 4, "max_attempts": 12},
+        rollout=rollout,
         policy={"rl_trains": "prior+adapter", "entropy": 1.0},
-    )  # fmt: skip
+    )
     with Contexts(config.sim, task_keys(config.sim, config.tasks), 0) as contexts:
         simulator = contexts.simulator(contexts.tasks[0])
         policy = policy_of(config, simulator.spec, 0)

@@ -56,10 +56,15 @@ def test_a_quota_of_version_2_counts_whole_cores_and_at_least_one(quota: str, us
 
 
 def test_a_limit_of_a_group_above_holds_too_and_is_named(tmp_path: Path) -> None:
-    files = {"sys/fs/cgroup/job/step/cpu.max": "600000 100000", "sys/fs/cgroup/job/cpu.max": "300000 100000",
-             "sys/fs/cgroup/job/memory.max": str(100 * MIB), "sys/fs/cgroup/job/memory.current": str(60 * MIB),
-             "sys/fs/cgroup/job/memory.stat": f"anon 1\ninactive_file {20 * MIB}\n",
-             "sys/fs/cgroup/job/step/memory.max": "max", "sys/fs/cgroup/job/step/memory.current": "5"}  # fmt: skip
+    files = {
+        "sys/fs/cgroup/job/step/cpu.max": "600000 100000",
+        "sys/fs/cgroup/job/cpu.max": "300000 100000",
+        "sys/fs/cgroup/job/memory.max": str(100 * MIB),
+        "sys/fs/cgroup/job/memory.current": str(60 * MIB),
+        "sys/fs/cgroup/job/memory.stat": f"anon 1\ninactive_file {20 * MIB}\n",
+        "sys/fs/cgroup/job/step/memory.max": "max",
+        "sys/fs/cgroup/job/step/memory.current": "5",
+    }
     root = machine(tmp_path, {**V2, **files})
     group = f"control group {root / 'sys/fs/cgroup/job'}"
     assert cores(NONE, root) == Cores(3, 16, group)
@@ -69,9 +74,13 @@ def test_a_limit_of_a_group_above_holds_too_and_is_named(tmp_path: Path) -> None
 
 def test_limits_of_version_1_are_found_where_a_container_mounts_its_own_group(tmp_path: Path) -> None:
     box = "sys/fs/cgroup"
-    files = {f"{box}/cpu,cpuacct/cpu.cfs_quota_us": "400000", f"{box}/cpu,cpuacct/cpu.cfs_period_us": "100000",
-             f"{box}/memory/memory.limit_in_bytes": str(50 * MIB), f"{box}/memory/memory.usage_in_bytes": str(10 * MIB),
-             f"{box}/memory/memory.stat": "total_inactive_file 0\n"}  # fmt: skip
+    files = {
+        f"{box}/cpu,cpuacct/cpu.cfs_quota_us": "400000",
+        f"{box}/cpu,cpuacct/cpu.cfs_period_us": "100000",
+        f"{box}/memory/memory.limit_in_bytes": str(50 * MIB),
+        f"{box}/memory/memory.usage_in_bytes": str(10 * MIB),
+        f"{box}/memory/memory.stat": "total_inactive_file 0\n",
+    }
     root = machine(tmp_path, {**V1, **files})
     assert cores(NONE, root).usable == 4
     there = memory(NONE, root)
@@ -79,9 +88,11 @@ def test_limits_of_version_1_are_found_where_a_container_mounts_its_own_group(tm
 
 
 def test_no_limit_of_version_1_is_none(tmp_path: Path) -> None:
-    files = {"sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1",
-             "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
-             "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712"}  # fmt: skip
+    files = {
+        "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1",
+        "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+    }
     root = machine(tmp_path, {**V1, **files})
     assert cores(NONE, root).usable == 8
     assert memory(NONE, root).limit == ""

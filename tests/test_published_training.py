@@ -27,9 +27,12 @@ from ript.train_rl import train_rl
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = json.loads((GOLDEN / "tiny_config.json").read_text())
 SPEC = SimulatorSpec(
-    suite="desk", cameras={"agentview_rgb": (32, 32), "eye_in_hand_rgb": (32, 32)}, proprio_dim=12, action_dim=7,
+    suite="desk",
+    cameras={"agentview_rgb": (32, 32), "eye_in_hand_rgb": (32, 32)},
+    proprio_dim=12,
+    action_dim=7,
     render={},
-)  # fmt: skip
+)
 
 
 class Desk(ToySimulator):
@@ -74,11 +77,14 @@ def test_an_imported_checkpoint_is_post_trained_and_exported_again(
     policy.remember(make_desk("desk/reach-centre").task.instruction, torch.ones(24))
     policy.save_pretrained(tmp_path / "policy")
     config = toy_config(
-        seed=2, iterations=1, sim={"suite": "desk", "cameras": tuple(SPEC.cameras), "image_size": 32, "horizon": 64},
-        sampling={"group_size": 8, "groups": 1, "max_attempts": 24}, eval={"trials": 2, "every": 0},
+        seed=2,
+        iterations=1,
+        sim={"suite": "desk", "cameras": tuple(SPEC.cameras), "image_size": 32, "horizon": 64},
+        sampling={"group_size": 8, "groups": 1, "max_attempts": 24},
+        eval={"trials": 2, "every": 0},
         learn={"learning_rate": 1e-4, "target_kl": 0.0},
         policy=PolicyConfig(temperature=0.7, top_k=3) if sampling == "exact" else PolicyConfig(),
-    )  # fmt: skip
+    )
     result = train_rl(config, tmp_path / "policy", tmp_path / "run")
     with RunFolder.open(tmp_path / "run") as run:
         rows = run.metrics()
@@ -98,23 +104,44 @@ def test_an_imported_checkpoint_is_post_trained_and_exported_again(
 
 def test_a_checkpoint_of_meta_world_practises_from_the_command_line(tmp_path: Path) -> None:
     sizes = QuestConfig(
-        action_dim=4, chunk=32, execute=16, autoencoder_width=32, encoder_layers=1, decoder_layers=1, width=48,
-        layers=1, heads=4, cameras={"corner_rgb": (32, 32)}, image_dim=16, proprio={"proprio": 8}, proprio_dim=8,
+        action_dim=4,
+        chunk=32,
+        execute=16,
+        autoencoder_width=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        width=48,
+        layers=1,
+        heads=4,
+        cameras={"corner_rgb": (32, 32)},
+        image_dim=16,
+        proprio={"proprio": 8},
+        proprio_dim=8,
         language_dim=6,
-    )  # fmt: skip
+    )
     spec = SimulatorSpec(suite="any", cameras=sizes.cameras, proprio_dim=8, action_dim=4, render={})
     export_quest(QuestPolicy(sizes, spec), tmp_path / "model.pth")
     save_file({INSTRUCTIONS["reach-v3"]: torch.ones(6)}, tmp_path / "clip.safetensors")
     hyperparameters = CONFIG["hyperparameters"]
-    (tmp_path / "config.json").write_text(json.dumps({"hyperparameters": hyperparameters | {
-        "autoencoder": hyperparameters["autoencoder"] | {
-            "action_dim": 4, "encoder_layers": 1, "decoder_layers": 1, "encoder_heads": 4},
-        "policy_prior": hyperparameters["policy_prior"] | {"action_dim": 4, "n_layer": 1},
-        "image_encoder_factory": {"output_size": 16}, "lowdim_encoder_factory": {"output_size": 8},
-        "action_horizon": 16,
-        "shape_meta": {"observation": {"rgb": {"corner_rgb": [3, 32, 32]}, "lowdim": {"proprio": 8}},
-                       "task": {"dim": 6}},
-    }}))  # fmt: skip
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "hyperparameters": hyperparameters
+                | {
+                    "autoencoder": hyperparameters["autoencoder"]
+                    | {"action_dim": 4, "encoder_layers": 1, "decoder_layers": 1, "encoder_heads": 4},
+                    "policy_prior": hyperparameters["policy_prior"] | {"action_dim": 4, "n_layer": 1},
+                    "image_encoder_factory": {"output_size": 16},
+                    "lowdim_encoder_factory": {"output_size": 8},
+                    "action_horizon": 16,
+                    "shape_meta": {
+                        "observation": {"rgb": {"corner_rgb": [3, 32, 32]}, "lowdim": {"proprio": 8}},
+                        "task": {"dim": 6},
+                    },
+                }
+            }
+        )
+    )
 
     def run(*words: object) -> int:
         return main([str(word) for word in words])
@@ -128,12 +155,48 @@ def test_a_checkpoint_of_meta_world_practises_from_the_command_line(tmp_path: Pa
     assert run(*given, "--cameras", "corner2", "--arm", "boxes", *embeddings, "--out", tmp_path / "policy") == 0
     assert sim_config_of(load_policy(tmp_path / "policy")).cameras == ("corner_rgb=corner2",)
     practise = (
-        "rl", "--recipe", "quickstart", "--policy", tmp_path / "policy", "--tasks", "reach", "--iterations", 1, "--out",
-        tmp_path / "run", "--workers", 0, "--sim.cameras=corner_rgb=corner2", "--sim.image_size=32",
-        "--rollout.slots=2", "--sim.horizon=16", "--sampling.horizon=16", "--sampling.groups=1",
-        "--sampling.max_attempts=2", "--sampling.group_size=2", "--policy.entropy=0",
-        "--policy.rl_trains=prior", "--eval.trials=1", "--eval.every=0", "--eval.videos=0", "--learn.threads=1",
-    )  # fmt: skip
+        "rl",
+        "--recipe",
+        "quickstart",
+        "--policy",
+        tmp_path / "policy",
+        "--tasks",
+        "reach",
+        "--iterations",
+        1,
+        "--out",
+        tmp_path / "run",
+        "--workers",
+        0,
+        "--sim.cameras=corner_rgb=corner2",
+        "--sim.image_size=32",
+        "--rollout.slots=2",
+        "--sim.horizon=16",
+        "--sampling.horizon=16",
+        "--sampling.groups=1",
+        "--sampling.max_attempts=2",
+        "--sampling.group_size=2",
+        "--policy.entropy=0",
+        "--policy.rl_trains=prior",
+        "--eval.trials=1",
+        "--eval.every=0",
+        "--eval.videos=0",
+        "--learn.threads=1",
+    )
     assert run(*practise) == 0
-    assert run("eval", "--policy", tmp_path / "run" / "policy", "--tasks", "reach", "--trials", 1, "--horizon", 16,
-               "--workers", 0) == 0  # fmt: skip
+    assert (
+        run(
+            "eval",
+            "--policy",
+            tmp_path / "run" / "policy",
+            "--tasks",
+            "reach",
+            "--trials",
+            1,
+            "--horizon",
+            16,
+            "--workers",
+            0,
+        )
+        == 0
+    )

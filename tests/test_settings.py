@@ -21,8 +21,18 @@ from ript.run.settings import asked_for, leaves, nested, recorded
 from ript.train_rl import train_rl
 from ript.train_sft import resume_sft, train_sft
 
-QUICK = ["--tasks", "reach-centre", "--sim.image_size=8", "--eval.trials=2", "--eval.every=0", "--eval.videos=0",
-         "--sampling.group_size=4", "--sampling.groups=2", "--sampling.max_attempts=2", "--iterations=1"]  # fmt: skip
+QUICK = [
+    "--tasks",
+    "reach-centre",
+    "--sim.image_size=8",
+    "--eval.trials=2",
+    "--eval.every=0",
+    "--eval.videos=0",
+    "--sampling.group_size=4",
+    "--sampling.groups=2",
+    "--sampling.max_attempts=2",
+    "--iterations=1",
+]
 SFT = ["--tasks", "reach-centre", "--sft.finetune_steps=1"]
 
 
@@ -193,8 +203,12 @@ def test_a_script_asks_for_what_it_changes_in_a_recipe_and_for_nothing_else(fold
     with pytest.raises(ConfigError, match=r"policy.execute = 2 \(the policy has execute = 4\)"):
         train_rl(other, folder / "sft" / "policy", tmp_path / "rl")
     with pytest.raises(ConfigError, match=r"policy.execute = 2 \(the base has execute = 4\)"):
-        train_sft(dataclasses.replace(other, tasks=("reach-centre",)), [folder / "demos.hdf5"], tmp_path / "sft",
-                  base=folder / "sft" / "policy")  # fmt: skip
+        train_sft(
+            dataclasses.replace(other, tasks=("reach-centre",)),
+            [folder / "demos.hdf5"],
+            tmp_path / "sft",
+            base=folder / "sft" / "policy",
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -221,8 +235,13 @@ def test_what_nobody_asked_for_is_recorded_as_the_policy_has_it(folder: Path, tm
 def test_what_other_settings_leave_nothing_to_do_is_not_recorded(tmp_path: Path) -> None:
     """The smoke recipe has no workers, and validates when `eval.every` says so."""
     assert run("rl", "--recipe", "smoke", *QUICK, "--eval.every_trials=77", "--out", tmp_path / "a") == 0
-    nothing_to_do = ("eval.every_trials", "rollout.inference", "rollout.request_timeout", "rollout.max_retries",
-                     "sampling.equal_tasks")  # fmt: skip
+    nothing_to_do = (
+        "eval.every_trials",
+        "rollout.inference",
+        "rollout.request_timeout",
+        "rollout.max_retries",
+        "sampling.equal_tasks",
+    )
     held = settings(tmp_path / "a")
     assert held.keys().isdisjoint(nothing_to_do) and held["sampling.max_attempts"] == 2 and held["eval.every"] == 0
     config = toy_config(

@@ -46,9 +46,11 @@ def collections(monkeypatch: pytest.MonkeyPatch, *successes: str) -> None:
             groups.append(dataclasses.replace(group, rollouts=tuple(rollouts)))
         rewards = [rollout.reward for group in groups for rollout in group.rollouts if rollout.reward is not None]
         return dataclasses.replace(
-            taken, groups=tuple(g for g in groups if g.has_signal), attempted=tuple(groups),
+            taken,
+            groups=tuple(g for g in groups if g.has_signal),
+            attempted=tuple(groups),
             metrics=taken.metrics | {"success": Mean(sum(rewards), len(rewards))},
-        )  # fmt: skip
+        )
 
     monkeypatch.setattr(loop, "collect_groups", scripted)
 
@@ -81,8 +83,10 @@ def test_states_that_are_solved_by_doing_nothing_are_named_before_practice(
 ) -> None:
     monkeypatch.setattr(toy, "CLEARANCE", 0.0)
     result = run(tmp_path, iterations=1, eval={"every": 0, "trials": 2})
-    found = re.search(r"reach-centre: (\d+) of the first 16 training states are .* nothing for 10 steps \((.*)\)",
-                      capsys.readouterr().err)  # fmt: skip
+    found = re.search(
+        r"reach-centre: (\d+) of the first 16 training states are .* nothing for 10 steps \((.*)\)",
+        capsys.readouterr().err,
+    )
     assert found
     named = found[2].split(", ")
     assert 0 < len(named) == int(found[1]) < 16
@@ -99,9 +103,11 @@ def test_a_run_that_makes_a_policy_worse_hands_over_the_one_from_before_and_name
 ) -> None:
     """A learning rate that ruins the policy; without validation there is no choice, and the loss is told."""
     ruinous = {
-        "iterations": 2, "tasks": ("reach-centre", "reach-left"), "sim": {"horizon": 24},
+        "iterations": 2,
+        "tasks": ("reach-centre", "reach-left"),
+        "sim": {"horizon": 24},
         "learn": {"learning_rate": 1.0, "target_kl": 0.0, "adapt_kl": 0.0, "epochs": 1},
-    }  # fmt: skip
+    }
     kept = run(tmp_path / "kept", **ruinous, eval={"trials": 20, "every": 1, "every_trials": 20, "mode": "sampled"})
     assert json.loads((kept.folder / "result.json").read_text())["policy_iteration"] == 0
     assert load_policy(kept.policy).weights().keys() == load_policy(kept.folder / "start").weights().keys()
@@ -112,9 +118,10 @@ def test_a_run_that_makes_a_policy_worse_hands_over_the_one_from_before_and_name
 
     spoilt = run(tmp_path / "spoilt", **ruinous, eval={"trials": 20, "every": 0, "mode": "sampled"})
     worse = {
-        task for task, was in spoilt.before["sampled"].tasks.items()
+        task
+        for task, was in spoilt.before["sampled"].tasks.items()
         if spoilt.after["sampled"].tasks[task].rate < was.rate
-    }  # fmt: skip
+    }
     told = capsys.readouterr().err
     assert worse and {task for task in ruinous["tasks"] if f"practice cost {task}: -" in told} == worse
     assert set(load_policy(spoilt.policy).card["tasks that lost by practice"]) == worse

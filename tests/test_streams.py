@@ -25,8 +25,19 @@ from ript.core import streams
 from ript.run import progress as module
 from ript.run.progress import progress, status
 
-QUICK = ["--recipe", "smoke", "--eval.trials=2", "--eval.every=0", "--eval.videos=0", "--sampling.group_size=4",
-         "--sampling.groups=4", "--sampling.max_attempts=4", "--learn.epochs=1", "--workers", "0"]  # fmt: skip
+QUICK = [
+    "--recipe",
+    "smoke",
+    "--eval.trials=2",
+    "--eval.every=0",
+    "--eval.videos=0",
+    "--sampling.group_size=4",
+    "--sampling.groups=4",
+    "--sampling.max_attempts=4",
+    "--learn.epochs=1",
+    "--workers",
+    "0",
+]
 
 
 def dead_pipe() -> TextIO:
@@ -276,10 +287,9 @@ SMALL_SFT = ["--sft.autoencoder_steps=2", "--sft.policy_steps=2", "--policy.chun
 
 WORKING = {
     "demos collect": ["demos", "collect", "--recipe", "smoke", "--tasks", "reach", "--per-task", 1, "--out", "d.hdf5"],
-    "sft": ["sft", "--recipe", "smoke", "--demos", "MADE/demos.hdf5", "--tasks=", "--out", "sft",
-            *SMALL_SFT],
+    "sft": ["sft", "--recipe", "smoke", "--demos", "MADE/demos.hdf5", "--tasks=", "--out", "sft", *SMALL_SFT],
     "rl": ["rl", *QUICK, "--iterations", 1, "--out", "rl"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("words", WORKING.values(), ids=list(WORKING))

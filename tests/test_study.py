@@ -130,18 +130,28 @@ def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> Non
 def test_the_papers_numbers_are_beside_ours() -> None:
     numbers = {name: [cell.paper for cell in get_study(name, "paper").cells] for name in STUDIES}
     assert {name: rows for name, rows in numbers.items() if any(value for row in rows for value in row)} == {
-        "metaworld_ml45": [(91.0, 92.2)], "metaworld_ml45_fewshot": [(63.6, 76.0)],
-        "dynamic_sampling": [(None, 92.2), (None, 91.3)], "libero_goal": [(80.8, 92.7)],
-        "libero_spatial": [(87.4, 95.6)], "libero_object": [(93.6, 98.4)], "libero_long": [(68.8, 87.5)],
-        "libero_90": [(88.6, 94.3)], "libero_long_fewshot": [(50.2, 71.4)],
-        "cross_scenario": [(5.0, None), (None, None), (None, None)], "cross_goal": [(0.7, 59.7), (29.4, 79.7)],
-    }  # fmt: skip
+        "metaworld_ml45": [(91.0, 92.2)],
+        "metaworld_ml45_fewshot": [(63.6, 76.0)],
+        "dynamic_sampling": [(None, 92.2), (None, 91.3)],
+        "libero_goal": [(80.8, 92.7)],
+        "libero_spatial": [(87.4, 95.6)],
+        "libero_object": [(93.6, 98.4)],
+        "libero_long": [(68.8, 87.5)],
+        "libero_90": [(88.6, 94.3)],
+        "libero_long_fewshot": [(50.2, 71.4)],
+        "cross_scenario": [(5.0, None), (None, None), (None, None)],
+        "cross_goal": [(0.7, 59.7), (29.4, 79.7)],
+    }
 
 
 def test_no_two_cells_of_a_study_or_of_libero_are_the_same() -> None:
     for scale in ("small", "paper"):
-        configs = [replace(cell.config, recipe="") for name in STUDIES if STUDIES[name](scale).needs == "libero"
-                   for cell in STUDIES[name](scale).cells]  # fmt: skip
+        configs = [
+            replace(cell.config, recipe="")
+            for name in STUDIES
+            if STUDIES[name](scale).needs == "libero"
+            for cell in STUDIES[name](scale).cells
+        ]
         assert all(a != b for i, a in enumerate(configs) for b in configs[:i])
 
 
@@ -193,8 +203,10 @@ def test_a_study_runs_every_cell_and_puts_the_numbers_beside_the_papers(study: s
     assert "| 2 groups | 0, 1 |" in table and "| 5 % | 97.2 % |" in table
     assert re.search(r"\| \d+ % \(\d/4, \d/4; \d+-\d+\) \|", table)  # each seed's trials
     assert [(cell["cell"], len(cell["after"]["seeds"])) for cell in found["cells"]] == [
-        ("2 groups", 2), ("3 groups", 2), ("seen", 2)
-    ]  # fmt: skip
+        ("2 groups", 2),
+        ("3 groups", 2),
+        ("seen", 2),
+    ]
     assert found["cells"][0]["over_first"] is None and len(found["cells"][1]["over_first"]["seeds"]) == 2
     assert "Does it run?" in Path(found["report"]).read_text()
     fine_tuned = sorted((tmp_path / "out").glob("sft-*.hdf5"))
@@ -330,9 +342,14 @@ def test_the_cost_says_how_many_machines_take_a_day(study: str) -> None:
     def said(**hours: float) -> str:
         speed = Speed(env_steps=1000.0, decisions=10.0, execute=4)
         expense = Cost(
-            cells=6, rollouts=1, env_steps=round(3.6e6 * hours["rollout"]), decisions=36_000 * 40,
-            base_hours=hours["base"], tuning_hours=2.5, speed=speed,
-        )  # fmt: skip
+            cells=6,
+            rollouts=1,
+            env_steps=round(3.6e6 * hours["rollout"]),
+            decisions=36_000 * 40,
+            base_hours=hours["base"],
+            tuning_hours=2.5,
+            speed=speed,
+        )
         assert expense.to_json()["machines_for_a_day"] == expense.machines_for_a_day
         return expense.text(get_study(study)).splitlines()[-1]
 
@@ -351,9 +368,11 @@ def test_the_cost_says_how_many_machines_take_a_day(study: str) -> None:
 
 def test_supervised_training_costs_what_is_not_there_yet_once(study: str) -> None:
     speed = SupervisedSpeed(
-        demo_seconds=3600.0, demo_steps=10, demo_looks=5,
+        demo_seconds=3600.0,
+        demo_steps=10,
+        demo_looks=5,
         step_seconds={"autoencoder": 36.0, "policy": 360.0, "finetune": 7200.0},
-    )  # fmt: skip
+    )
     config = replace(CONFIG, demos=replace(CONFIG.demos, per_task=4, target=3), rollout=RolloutConfig(workers=2))
     base = 8 / 2 + 10 * 36 / 3600 + 10 * 360 / 3600  # demonstrations of two tasks by two workers, ten steps each
     fine = 3 / 2 + 5 * 2
@@ -469,8 +488,10 @@ def test_a_cell_that_failed_in_another_process_is_not_tried_again_by_this_one(
     failed = run_study(study, out, seeds=[0])["failed"]
     assert tried == ["2-groups-seed0", "3-groups-seed0"]
     assert {name: why.split(": ")[1] for name, why in failed.items()} == {
-        "2-groups-seed0": "out of disk", "3-groups-seed0": "out of disk", "seen-seed0": "out of memory"
-    }  # fmt: skip
+        "2-groups-seed0": "out of disk",
+        "3-groups-seed0": "out of disk",
+        "seen-seed0": "out of memory",
+    }
 
 
 TOGETHER = """
@@ -624,23 +645,37 @@ def a_run(cell: str, seed: int, before: int, after: int, trials: int = 100) -> d
         return {"successes": successes, "trials": trials}
 
     return {
-        "cell": cell, "seed": seed, "env_steps": 100 + seed, "before": total(before), "after": total(after),
+        "cell": cell,
+        "seed": seed,
+        "env_steps": 100 + seed,
+        "before": total(before),
+        "after": total(after),
         "states": {"before": states(before), "after": states(after)},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.usefixtures("study")
 def test_a_table_shows_every_seed_and_intervals_over_seeds_and_states() -> None:
     """Two seeds that differ tell nothing: 30 and 17 of 100 are no 47 of 200."""
     study = toy_study("small")
-    rows = summarise(study, [a_run("2 groups", 0, 7, 30), a_run("2 groups", 1, 2, 17), a_run("3 groups", 0, 7, 31),
-                             a_run("3 groups", 1, 2, 19)])  # fmt: skip
+    rows = summarise(
+        study,
+        [
+            a_run("2 groups", 0, 7, 30),
+            a_run("2 groups", 1, 2, 17),
+            a_run("3 groups", 0, 7, 31),
+            a_run("3 groups", 1, 2, 19),
+        ],
+    )
     table = study_table(study, rows)
     (name, seeds, before, after, gain, first, steps, *paper), other, none = table["rows"]
     assert table["columns"][:7] == ["", "seeds", "SFT", "post-trained", "gain", "over the first row", "env-steps"]
     assert (name, seeds, before, after) == (
-        "2 groups", "0, 1", "5 % (7/100, 2/100; 0-37)", "24 % (30/100, 17/100; 0-100)"
-    )  # fmt: skip
+        "2 groups",
+        "0, 1",
+        "5 % (7/100, 2/100; 0-37)",
+        "24 % (30/100, 17/100; 0-100)",
+    )
     assert (gain, first, steps, paper) == ("+19 (+23, +15; -32 to +70)", "-", "100", ["5 %", "97.2 %"])
     assert other[5] == "+2 (+1, +2; -5 to +9)"  # their difference is known far better than either
     assert none == ["seen", *["-"] * 8]
@@ -712,13 +747,20 @@ def test_what_a_study_shrinks_is_told_of_it_as_it_is() -> None:
 
     plain = told({})
     for words in (
-        "parameters 1.3 M instead of 20 M", "cameras side of 64 pixels instead of corner2 of 128 pixels",
-        "instructions by MiniLM instead of CLIP", "auxiliary loss on object positions on instead of off",
-        "rates rise over 5% of the steps instead of 0% of the steps", "gradient norm at most 10 instead of 100",
-        "colours changed by brightness alone instead of jitter of 0.3", "looks every 2 steps instead of step",
-        "policy 1300 steps at 0.0005 instead of 20 epochs at 0.0001", "fine-tuning 40 epochs", "seeds: 1 instead of 3",
-        "initial states new ones in every iteration instead of 50 of each task", "states of each task 20 instead of 50",
-    ):  # fmt: skip
+        "parameters 1.3 M instead of 20 M",
+        "cameras side of 64 pixels instead of corner2 of 128 pixels",
+        "instructions by MiniLM instead of CLIP",
+        "auxiliary loss on object positions on instead of off",
+        "rates rise over 5% of the steps instead of 0% of the steps",
+        "gradient norm at most 10 instead of 100",
+        "colours changed by brightness alone instead of jitter of 0.3",
+        "looks every 2 steps instead of step",
+        "policy 1300 steps at 0.0005 instead of 20 epochs at 0.0001",
+        "fine-tuning 40 epochs",
+        "seeds: 1 instead of 3",
+        "initial states new ones in every iteration instead of 50 of each task",
+        "states of each task 20 instead of 50",
+    ):
         assert words in plain
     changed = told({"policy.language": ["clip"], "policy.privileged": ["false"], "eval.trials": ["50"]})
     assert not any(words in changed for words in ("MiniLM", "auxiliary loss", "states of each task"))
@@ -752,10 +794,12 @@ def test_fine_tuned_policies_are_shared_by_cells_that_differ_in_practice_alone()
     same = replace(config, sampling=replace(config.sampling, contexts=3), iterations=2)
     assert sft_fingerprint(same) == sft_fingerprint(config)
     others = [
-        replace(config, demos=replace(config.demos, target=3)), replace(config, seed=1),
-        replace(config, sft=replace(config.sft, finetune_steps=7)), replace(config, tasks=config.tasks[:2]),
+        replace(config, demos=replace(config.demos, target=3)),
+        replace(config, seed=1),
+        replace(config, sft=replace(config.sft, finetune_steps=7)),
+        replace(config, tasks=config.tasks[:2]),
         replace(config, sft=replace(config.sft, policy_steps=7)),
-    ]  # fmt: skip
+    ]
     assert len({sft_fingerprint(other) for other in [config, *others]}) == 6
 
 

@@ -169,8 +169,10 @@ def test_make_works_with_an_environment_whose_name_has_spaces(tmp_path: Path) ->
     for round in ("first", "second"):
         done = subprocess.run(
             ["make", "-s", "-C", ROOT, f"VENV={place}", "check", "test", "bench", "quickstart"],
-            capture_output=True, encoding="utf-8", check=False,
-        )  # fmt: skip
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         assert ("ran python -m pip install" in done.stdout) == (round == "first")
         for words in (
@@ -188,7 +190,10 @@ def test_a_python_whose_path_has_spaces_can_be_named(tmp_path: Path) -> None:
     python = tmp_path / "my python"
     python.symlink_to(sys.executable)
     done = subprocess.run(
-        ["sh", ROOT / "scripts" / "find_python"], env=os.environ | {"PYTHON": str(python)}, capture_output=True,
-        encoding="utf-8", check=False,
-    )  # fmt: skip
+        ["sh", ROOT / "scripts" / "find_python"],
+        env=os.environ | {"PYTHON": str(python)},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
     assert done.stdout.strip() == str(python), done.stderr

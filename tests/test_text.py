@@ -55,9 +55,15 @@ def test_no_text_is_read_or_written_as_the_locale_says(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["open(path)", "path.read_text()", "path.write_text(text)", "subprocess.run(words, text=True)",
-     "tempfile.NamedTemporaryFile('w')", "Tokenizer.from_file(name)"],
-)  # fmt: skip
+    [
+        "open(path)",
+        "path.read_text()",
+        "path.write_text(text)",
+        "subprocess.run(words, text=True)",
+        "tempfile.NamedTemporaryFile('w')",
+        "Tokenizer.from_file(name)",
+    ],
+)
 def test_a_call_that_leaves_the_encoding_to_the_locale_would_be_found(source: str) -> None:
     assert by_locale(source) == [source]
 

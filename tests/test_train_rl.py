@@ -361,8 +361,11 @@ def test_the_policy_of_a_run_acts_as_it_was_measured_and_its_card_tells(referenc
 
 
 def test_before_and_after_are_measured_on_the_same_states_in_both_modes(reference: RLResult) -> None:
-    ids = [[state for state, _ in results[mode].per_state["reach-centre"]]
-           for results in (reference.before, reference.after) for mode in ("sampled", "greedy")]  # fmt: skip
+    ids = [
+        [state for state, _ in results[mode].per_state["reach-centre"]]
+        for results in (reference.before, reference.after)
+        for mode in ("sampled", "greedy")
+    ]
     assert len(set(map(tuple, ids))) == 1 and len(set(ids[0])) == 6
 
 
@@ -418,9 +421,12 @@ def test_what_chooses_the_temperature_opens_no_more_simulators_than_the_rollouts
     create = ToySimulator.__init__
     monkeypatch.setattr(ToySimulator, "__init__", lambda self, *a, **k: opened.append(self) or create(self, *a, **k))
     config = toy_config(
-        tasks=("reach-centre", "reach-left"), iterations=0, policy={"entropy": 2.9}, rollout={"slots": 3},
+        tasks=("reach-centre", "reach-left"),
+        iterations=0,
+        policy={"entropy": 2.9},
+        rollout={"slots": 3},
         eval={"trials": 1, "every": 0},
-    )  # fmt: skip
+    )
     run(tmp_path / "run", config)
     # one for each task's states; in both of calibration and evaluation as many as there are slots, of either task
     assert len(opened) <= 2 + 2 * (2 * 3)

@@ -283,9 +283,10 @@ def test_fine_tuning_batches_have_the_configured_share_of_the_target(
     seen: list[str] = []
     loss = QuestPolicy.loss
     monkeypatch.setattr(
-        QuestPolicy, "loss",
+        QuestPolicy,
+        "loss",
         lambda self, batch, **scale: (seen.extend(batch.observation.instruction), loss(self, batch, **scale))[1],
-    )  # fmt: skip
+    )
     for share in (0.25, 1.0):
         seen.clear()
         config = replace(CONFIG, sft=replace(CONFIG.sft, finetune_steps=3, finetune_share=share))

@@ -44,13 +44,20 @@ def toy_config(**changes: Any) -> Config:
         sim=SimConfig(suite="toy", cameras=("top",), image_size=8, horizon=16),
         policy=PolicyConfig(size="tiny", chunk=4),
         demos=DemoConfig(per_task=2, every=1),
-        sft=SFTConfig(autoencoder_steps=20, autoencoder_batch=32, policy_steps=20, policy_batch=16, finetune_steps=10,
-                      threads=1, checkpoint_every=10),
+        sft=SFTConfig(
+            autoencoder_steps=20,
+            autoencoder_batch=32,
+            policy_steps=20,
+            policy_batch=16,
+            finetune_steps=10,
+            threads=1,
+            checkpoint_every=10,
+        ),
         rollout=RolloutConfig(workers=0, slots=16),
         sampling=SamplingConfig(group_size=4, groups=3, max_attempts=6),
         learn=LearnConfig(learning_rate=3e-3, epochs=2, minibatch=32, micro_batch=20, threads=1),
         eval=EvalConfig(trials=6, every=1, every_trials=5, videos=0),
-    )  # fmt: skip
+    )
     for name, value in changes.items():
         config = replace(
             config, **{name: replace(getattr(config, name), **value) if isinstance(value, dict) else value}

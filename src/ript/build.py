@@ -76,9 +76,12 @@ def sim_config_of_spec(spec: SimulatorSpec, horizon: int = 0) -> SimConfig:
     described = spec.render.get("cameras")
     cameras = camera_words(described) if isinstance(described, Mapping) else tuple(spec.cameras)
     return SimConfig(
-        suite=spec.suite, cameras=cameras, image_size=next(iter(sizes))[0], horizon=horizon,
+        suite=spec.suite,
+        cameras=cameras,
+        image_size=next(iter(sizes))[0],
+        horizon=horizon,
         **known,  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
 
 
 def for_metaworld(policy: QuestPolicy, views: Sequence[str], arm: str) -> None:

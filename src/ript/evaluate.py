@@ -60,13 +60,20 @@ def run_evaluation(
     states = {task: list({state.id: state for state in group}.values()) for task, group in states.items()}
     # The rollout's index tells the modes apart: 0 for the first, 1 for the second.
     requests = [
-        RolloutRequest(initial_state=state, index=m, seed=(seed, SEED_TAG), greedy=mode == "greedy", record=False,
-                       video=m == 0 and i < videos)
+        RolloutRequest(
+            initial_state=state,
+            index=m,
+            seed=(seed, SEED_TAG),
+            greedy=mode == "greedy",
+            record=False,
+            video=m == 0 and i < videos,
+        )
         for i in range(max(map(len, states.values()), default=0))
-        for group in states.values() if i < len(group)
+        for group in states.values()
+        if i < len(group)
         for state in (group[i],)
         for m, mode in enumerate(modes)
-    ]  # fmt: skip
+    ]
     done: dict[tuple[str, int], Rollout] = {}
     bar: progress[None]
     with progress(len(requests), f"evaluating ({' and '.join(modes)})") as bar:
@@ -87,11 +94,13 @@ def run_evaluation(
             horizon={task.name: task.horizon for task in rollouts},
             videos=[
                 (t.name, r.initial_state_id, r.status.value, r.frames)
-                for t, rs in rollouts.items() for r in rs if r.frames is not None
+                for t, rs in rollouts.items()
+                for r in rs
+                if r.frames is not None
             ],
             env_steps=sum(r.env_steps for rs in rollouts.values() for r in rs),
             seconds=seconds,
-        )  # fmt: skip
+        )
     return results
 
 

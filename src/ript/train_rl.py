@@ -151,9 +151,16 @@ class _Run:
         reason = self.at.reason(self.config.iterations)
         self.run.finish(reason, policy_iteration=self.at.best_iteration, seconds=seconds)
         return RLResult(
-            policy=self.run.policy, folder=self.run.path, before=before, after=after, iterations=self.at.iteration,
-            rollouts=self.at.rollouts, env_steps=self.at.env_steps, seconds=seconds, reason=reason,
-        )  # fmt: skip
+            policy=self.run.policy,
+            folder=self.run.path,
+            before=before,
+            after=after,
+            iterations=self.at.iteration,
+            rollouts=self.at.rollouts,
+            env_steps=self.at.env_steps,
+            seconds=seconds,
+            reason=reason,
+        )
 
     # ------------------------------------------------------------------ the steps of an iteration
 
@@ -186,9 +193,12 @@ class _Run:
         if not self.at.judge(collection, self.config, self.run):
             return times | {"time/update": 0.0}
         batch = make_batch(
-            collection.groups, min_abs_advantage=learn.min_abs_advantage, normalise_std=learn.normalise_std,
-            max_decisions=learn.max_decisions, generator=self.generator,
-        )  # fmt: skip
+            collection.groups,
+            min_abs_advantage=learn.min_abs_advantage,
+            normalise_std=learn.normalise_std,
+            max_decisions=learn.max_decisions,
+            generator=self.generator,
+        )
         scale_rate(self.optimiser, self.at.rate_scale)
         result = update(self.policy, self.optimiser, batch, generator=self.generator, **self.settings)
         self.at.adapt(result, learn)

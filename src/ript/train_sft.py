@@ -120,13 +120,12 @@ def train_sft(
         stages = make_stages(config, policy, windows, targets, fresh=origin is None)
         settings = recorded("sft", config, policy)
         document = {
-            "recipe_config": nested({
-                name: value for name, value in settings.items()
-                if not stage_is_missing(name, **there)
-            }),
+            "recipe_config": nested(
+                {name: value for name, value in settings.items() if not stage_is_missing(name, **there)}
+            ),
             "demos": [str(absolute(file.path)) for file in demo_set.files],
             **(origin.record("base") if origin else {"base": None}),
-        }  # fmt: skip
+        }
         held = read_config(out)["config"]["recipe_config"] if resume else {}
         changed = refuse_changes("sft", held, settings)
         with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
@@ -135,10 +134,13 @@ def train_sft(
             run_stages(run, config, policy, stages)
             policy.eval()
             add_supervised(
-                policy.card, config, demonstrations=len(demo_set), tasks=", ".join(t.name for t in windows.tasks),
+                policy.card,
+                config,
+                demonstrations=len(demo_set),
+                tasks=", ".join(t.name for t in windows.tasks),
                 auxiliary=policy.encoder.privileged is not None and windows.privileged is not None,
                 base_auxiliary=origin is not None and policy.config.privileged_dim > 0,
-            )  # fmt: skip
+            )
             with run.replace(run.policy) as folder:
                 policy.save_pretrained(folder)
             run.finish("all stages done")
@@ -243,27 +245,50 @@ def make_stages(
 
     def window_loss(rows: np.ndarray, batch: np.ndarray, decoder_scale: float = 0.0) -> tuple[torch.Tensor, Metrics]:
         return policy.loss(
-            windows.batch(rows), decoder_scale=decoder_scale, colour_jitter=s.colour_jitter,
-            noisy_targets=s.noisy_targets, windows=len(batch), actions=windows.executed(batch),
-        )  # fmt: skip
+            windows.batch(rows),
+            decoder_scale=decoder_scale,
+            colour_jitter=s.colour_jitter,
+            noisy_targets=s.noisy_targets,
+            windows=len(batch),
+            actions=windows.executed(batch),
+        )
 
     actor = [policy.encoder, policy.prior]
     noisy = [policy.autoencoder] if s.noisy_targets else []
     stages = []
     if fresh:
         stages += [
-            Stage(name="autoencoder", steps=steps["autoencoder"], learning_rate=s.autoencoder_learning_rate,
-                  modules=[policy.autoencoder], draws=chunk_draws, loss=chunk_loss, judged="reconstruction_l1"),
-            Stage(name="policy", steps=steps["policy"], learning_rate=s.policy_learning_rate, modules=actor,
-                  draws=window_draws(None), loss=window_loss, noisy=noisy),
-        ]  # fmt: skip
+            Stage(
+                name="autoencoder",
+                steps=steps["autoencoder"],
+                learning_rate=s.autoencoder_learning_rate,
+                modules=[policy.autoencoder],
+                draws=chunk_draws,
+                loss=chunk_loss,
+                judged="reconstruction_l1",
+            ),
+            Stage(
+                name="policy",
+                steps=steps["policy"],
+                learning_rate=s.policy_learning_rate,
+                modules=actor,
+                draws=window_draws(None),
+                loss=window_loss,
+                noisy=noisy,
+            ),
+        ]
     if targets:
         stages.append(
-            Stage(name="finetune", steps=steps["finetune"], learning_rate=s.finetune_learning_rate,
-                  modules=[*actor, policy.autoencoder.decoder] if s.finetune_decoder else actor,
-                  draws=window_draws(windows.target_weights(targets, s.finetune_share)),
-                  loss=partial(window_loss, decoder_scale=s.finetune_decoder), noisy=noisy)
-        )  # fmt: skip
+            Stage(
+                name="finetune",
+                steps=steps["finetune"],
+                learning_rate=s.finetune_learning_rate,
+                modules=[*actor, policy.autoencoder.decoder] if s.finetune_decoder else actor,
+                draws=window_draws(windows.target_weights(targets, s.finetune_share)),
+                loss=partial(window_loss, decoder_scale=s.finetune_decoder),
+                noisy=noisy,
+            )
+        )
     return stages
 
 

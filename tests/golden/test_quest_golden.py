@@ -267,9 +267,11 @@ def test_the_objective_gives_the_reference_ratios_and_losses_token_by_token() ->
     flat = torch.from_numpy(advantages).float().flatten()
     for n, i in np.argwhere(LOOP["token_valid"])[::7]:
         loss, metrics = clipped_objective(
-            one(LOOP["new_logprobs"], n, i), one(LOOP["old_logprobs"], n, i), flat[n : n + 1],
+            one(LOOP["new_logprobs"], n, i),
+            one(LOOP["old_logprobs"], n, i),
+            flat[n : n + 1],
             torch.ones(1, 1, 1, dtype=torch.bool),
-        )  # fmt: skip
+        )
         assert metrics["ratio_mean"].value == pytest.approx(LOOP["ratio"][n, i], abs=3e-5)
         assert float(loss) == pytest.approx(LOOP["token_loss_max"][n, i], abs=3e-5)
         clipped = LOOP["token_loss_clipped"][n, i] > LOOP["token_loss_unclipped"][n, i]

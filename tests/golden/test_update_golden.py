@@ -26,11 +26,18 @@ def reference_groups(policy):
         mask = np.repeat(np.arange(d)[:, None] < valid, sample.shape[1], 1)
         rollouts.append(
             Rollout(
-                initial_state_id="", index=n % 8, status=Status.SUCCESS if reward else Status.FAILURE, sample=sample,
-                log_prob=log_prob.numpy(), mask=mask, context={"context": context}, decisions=d, env_steps=8 * valid,
+                initial_state_id="",
+                index=n % 8,
+                status=Status.SUCCESS if reward else Status.FAILURE,
+                sample=sample,
+                log_prob=log_prob.numpy(),
+                mask=mask,
+                context={"context": context},
+                decisions=d,
+                env_steps=8 * valid,
                 policy_version=0,
             )
-        )  # fmt: skip
+        )
     state = InitialState(task=task, state=np.zeros(1), origin="sampled")
     return [Group(initial_state=state, rollouts=tuple(rollouts[i : i + 8])) for i in (0, 8)]
 

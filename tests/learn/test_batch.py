@@ -55,8 +55,11 @@ def test_rows_are_the_decisions_of_valid_rollouts_in_order_with_their_rollouts_a
     assert batch.context["prefix"][:, 0, 2].tolist() == [0, 1, 10, 20, 100, 120, 121]
     assert (len(batch), batch.trajectories) == (7, 5)
     assert (batch.sample.dtype, batch.old_log_prob.dtype, batch.mask.dtype, batch.advantage.dtype) == (
-        torch.int64, torch.float32, torch.bool, torch.float32,
-    )  # fmt: skip
+        torch.int64,
+        torch.float32,
+        torch.bool,
+        torch.float32,
+    )
 
 
 def test_rollouts_below_the_threshold_are_dropped_but_count_in_the_baseline():

@@ -151,9 +151,17 @@ def test_a_density_that_has_left_a_token_is_as_far_as_it_is_in_the_kl_and_its_ra
 def test_a_policy_to_stay_near_that_has_left_a_token_pushes_it_down():
     log_prob, old = torch.zeros(1, 1).double().requires_grad_(), torch.zeros(1, 1).double()
     loss, metrics = weighted_objective(
-        log_prob, old, torch.zeros(1), torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 1).double(), normaliser=1.0,
-        clip_low=0.2, clip_high=0.2, start_log_prob=old - 1000.0, kl_to_start=0.1,
-    )  # fmt: skip
+        log_prob,
+        old,
+        torch.zeros(1),
+        torch.ones(1, 1, dtype=torch.bool),
+        torch.ones(1, 1).double(),
+        normaliser=1.0,
+        clip_low=0.2,
+        clip_high=0.2,
+        start_log_prob=old - 1000.0,
+        kl_to_start=0.1,
+    )
     loss.backward()
     assert metrics["kl_to_start"].value == pytest.approx(999.0)
     assert log_prob.grad.item() == pytest.approx(0.1)
@@ -227,9 +235,14 @@ def test_parts_with_the_global_normaliser_add_up_to_the_whole(seed, cut, reducti
     parts = []
     for rows in (slice(0, cut), slice(cut, None)):
         part, measured = clipped_objective(
-            split[rows], old[rows], advantage[rows], mask[rows],
-            entropy=entropy[rows], normaliser=normaliser, **options,
-        )  # fmt: skip
+            split[rows],
+            old[rows],
+            advantage[rows],
+            mask[rows],
+            entropy=entropy[rows],
+            normaliser=normaliser,
+            **options,
+        )
         part.backward()
         parts.append(measured)
     torch.testing.assert_close(split.grad, whole.grad)

@@ -118,11 +118,18 @@ def practise(policy, rng, groups=12, size=8):
             won = (sample[:, 0] == x.argmax(-1)).all()
             rollouts.append(
                 Rollout(
-                    initial_state_id=state.id, index=index, status=Status.SUCCESS if won else Status.FAILURE,
-                    sample=sample, log_prob=log_prob, mask=np.ones_like(sample, bool), context={"x": x},
-                    decisions=len(x), env_steps=len(x), policy_version=0,
+                    initial_state_id=state.id,
+                    index=index,
+                    status=Status.SUCCESS if won else Status.FAILURE,
+                    sample=sample,
+                    log_prob=log_prob,
+                    mask=np.ones_like(sample, bool),
+                    context={"x": x},
+                    decisions=len(x),
+                    env_steps=len(x),
+                    policy_version=0,
                 )
-            )  # fmt: skip
+            )
         made.append(Group(initial_state=state, rollouts=tuple(rollouts)))
     return made
 
@@ -137,9 +144,14 @@ def test_a_bandit_learns_from_success_and_failure_alone(reduction):
         groups = practise(policy, rng)
         successes.append(np.mean([g.success for g in groups]))
         update(
-            policy, optimiser, make_batch(groups), epochs=2, minibatch_decisions=48, reduction=reduction,
+            policy,
+            optimiser,
+            make_batch(groups),
+            epochs=2,
+            minibatch_decisions=48,
+            reduction=reduction,
             generator=torch.Generator().manual_seed(step),
-        )  # fmt: skip
+        )
     assert np.mean(successes[:2]) < 0.35
     assert np.mean(successes[-3:]) > 0.75
 
@@ -177,8 +189,10 @@ def test_threads_change_neither_gradients_nor_metrics(reduction, unit, micro_bat
     policy = Bandit()
     batch = make_update_batch(policy, spread=0.2)
     whole, metrics = gradients(policy, batch, reduction=reduction, entropy_bonus=0.1, **unit)
-    runs = [gradients(policy, batch, reduction=reduction, entropy_bonus=0.1, micro_batch=micro_batch, threads=3, **unit)
-            for _ in range(2)]  # fmt: skip
+    runs = [
+        gradients(policy, batch, reduction=reduction, entropy_bonus=0.1, micro_batch=micro_batch, threads=3, **unit)
+        for _ in range(2)
+    ]
     assert len(whole) > 1
     torch.testing.assert_close(runs[0][0], whole)
     assert torch.equal(runs[0][0], runs[1][0])
@@ -258,9 +272,13 @@ def test_every_epoch_sees_every_row_once_in_minibatches_of_nearly_equal_size(uni
     batch = make_update_batch(policy)
     policy.seen.clear()
     update(
-        policy, Recorder(policy), batch, epochs=2, generator=torch.Generator().manual_seed(0),
+        policy,
+        Recorder(policy),
+        batch,
+        epochs=2,
+        generator=torch.Generator().manual_seed(0),
         **{unit: 6 if sizes else 4},
-    )  # fmt: skip
+    )
     everything = sorted(round(v, 6) for v in batch.context["x"][:, 0].tolist())
     per_epoch = len(policy.seen) // 2
     assert per_epoch == (3 if sizes else 2)
@@ -284,9 +302,13 @@ def test_trajectory_minibatches_keep_trajectories_whole():
     batch = make_update_batch(policy)
     policy.seen.clear()
     update(
-        policy, Recorder(policy), batch, epochs=1, minibatch_trajectories=2,
+        policy,
+        Recorder(policy),
+        batch,
+        epochs=1,
+        minibatch_trajectories=2,
         generator=torch.Generator().manual_seed(1),
-    )  # fmt: skip
+    )
     owner = dict(zip([round(v, 6) for v in batch.context["x"][:, 0].tolist()], batch.trajectory.tolist(), strict=True))
     owners = [{owner[v] for v in minibatch} for minibatch in policy.seen]
     assert [len(o) for o in owners] == [2, 2, 2]
@@ -356,9 +378,13 @@ def narrow_batch(policy, rows=200):
             [policy.log_prob({"x": row[None]}, drawn[None])[0] for row, drawn in zip(x, sample, strict=True)]
         )
     return UpdateBatch(
-        sample=sample, old_log_prob=old, mask=torch.ones(rows, 64, dtype=torch.bool),
-        advantage=torch.where(torch.arange(rows) % 2 == 0, 1.0, -1.0), trajectory=torch.arange(rows), context={"x": x},
-    )  # fmt: skip
+        sample=sample,
+        old_log_prob=old,
+        mask=torch.ones(rows, 64, dtype=torch.bool),
+        advantage=torch.where(torch.arange(rows) % 2 == 0, 1.0, -1.0),
+        trajectory=torch.arange(rows),
+        context={"x": x},
+    )
 
 
 def test_a_density_too_narrow_for_float32_is_said_to_be_and_may_have_a_tolerance_of_its_own():
@@ -493,9 +519,14 @@ def test_a_first_step_past_the_target_leaves_the_weights_as_they_were():
     start = [p.detach().clone() for p in policy.parameters()]
     for epochs in (2, 1):  # seen by the next minibatch, or after the last step
         result = update(
-            policy, make_optimiser(policy, learning_rate=5.0), make_update_batch(policy), epochs=epochs,
-            minibatch_decisions=99, generator=None, target_kl=0.05,
-        )  # fmt: skip
+            policy,
+            make_optimiser(policy, learning_rate=5.0),
+            make_update_batch(policy),
+            epochs=epochs,
+            minibatch_decisions=99,
+            generator=None,
+            target_kl=0.05,
+        )
         assert result.metrics["optimiser_steps"].value == 0 and result.kl_max > 0.05
         assert result.kl_last == pytest.approx(0, abs=1e-6)
         assert all(torch.equal(p, old) for p, old in zip(policy.parameters(), start, strict=True))
@@ -507,9 +538,14 @@ def test_the_kl_that_is_logged_last_is_that_of_the_weights_that_are_left(target_
     policy = Bandit()
     batch = make_update_batch(policy)
     result = update(
-        policy, make_optimiser(policy, learning_rate=0.05), batch, epochs=4, minibatch_decisions=99, generator=None,
+        policy,
+        make_optimiser(policy, learning_rate=0.05),
+        batch,
+        epochs=4,
+        minibatch_decisions=99,
+        generator=None,
         target_kl=target_kl,
-    )  # fmt: skip
+    )
     assert (result.stop_reason == "all 4 epochs done") == (target_kl != 0.02)
     log_ratio = ((policy.log_prob(batch.context, batch.sample)[0] - batch.old_log_prob) * batch.mask).detach()
     assert result.kl_last == pytest.approx(float((log_ratio.exp() - 1 - log_ratio).sum(1).mean()), rel=1e-4)
@@ -545,17 +581,39 @@ def test_without_a_target_all_epochs_are_done_and_said_to_be():
     policy = Bandit()
     calls = []
     result = update(
-        policy, make_optimiser(policy, learning_rate=0.01), make_update_batch(policy), epochs=3, minibatch_decisions=8,
-        generator=None, on_minibatch=lambda done, total: calls.append((done, total)),
-    )  # fmt: skip
+        policy,
+        make_optimiser(policy, learning_rate=0.01),
+        make_update_batch(policy),
+        epochs=3,
+        minibatch_decisions=8,
+        generator=None,
+        on_minibatch=lambda done, total: calls.append((done, total)),
+    )
     assert result.stop_reason == "all 3 epochs done"
     assert result.metrics["epochs_done"].value == 3
     assert calls == [(i, 6) for i in range(1, 7)]
     expected = {
-        "loss", "clip_fraction", "kl", "kl_k1", "kl_k3", "ratio_mean", "ratio_min", "ratio_max", "entropy", "grad_norm",
-        "grad_norm_max", "grad_clip_fraction", "learning_rate", "epochs_done", "optimiser_steps",
-        "first_ratio_deviation", "kl_last", "kl_end", "kl_max", "update_seconds",
-    }  # fmt: skip
+        "loss",
+        "clip_fraction",
+        "kl",
+        "kl_k1",
+        "kl_k3",
+        "ratio_mean",
+        "ratio_min",
+        "ratio_max",
+        "entropy",
+        "grad_norm",
+        "grad_norm_max",
+        "grad_clip_fraction",
+        "learning_rate",
+        "epochs_done",
+        "optimiser_steps",
+        "first_ratio_deviation",
+        "kl_last",
+        "kl_end",
+        "kl_max",
+        "update_seconds",
+    }
     assert result.metrics.keys() == expected
 
 
@@ -630,9 +688,14 @@ def test_an_update_with_a_weight_on_the_start_stays_nearer_to_it_and_one_of_zero
         policy = Bandit()
         options = {} if weight is None else {"kl_to_start": weight, "start": Bandit()}
         update(
-            policy, make_optimiser(policy, learning_rate=0.02), make_update_batch(policy), epochs=6,
-            minibatch_decisions=8, generator=None, **options,
-        )  # fmt: skip
+            policy,
+            make_optimiser(policy, learning_rate=0.02),
+            make_update_batch(policy),
+            epochs=6,
+            minibatch_decisions=8,
+            generator=None,
+            **options,
+        )
         ends.append(policy)
     assert all(torch.equal(p, q) for p, q in zip(ends[0].parameters(), ends[1].parameters(), strict=True))
     moved = [float(far_from(policy, Bandit(), make_update_batch(Bandit())).detach()) for policy in ends[1:]]

@@ -22,11 +22,27 @@ SPEC = SimulatorSpec(
 def make_policy(seed: int = 0, **changes: object) -> QuestPolicy:
     """9 codes, 2 tokens a decision; preferences that depend on what is seen, and a memory of `SENTENCES`."""
     sizes: dict = {
-        "action_dim": 2, "chunk": 8, "execute": 6, "fsq_levels": (3, 3), "autoencoder_width": 16, "encoder_layers": 1,
-        "decoder_layers": 1, "encoder_heads": 2, "decoder_heads": 2, "width": 16, "layers": 2, "heads": 2,
-        "cameras": dict(SPEC.cameras), "vision": "cnn", "image_dim": 8, "proprio": {"hand": 2, "gripper": 1},
-        "proprio_dim": 8, "language_dim": 4, "dropout": 0.2, "rl_trains": "prior+encoders",
-    }  # fmt: skip
+        "action_dim": 2,
+        "chunk": 8,
+        "execute": 6,
+        "fsq_levels": (3, 3),
+        "autoencoder_width": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_heads": 2,
+        "decoder_heads": 2,
+        "width": 16,
+        "layers": 2,
+        "heads": 2,
+        "cameras": dict(SPEC.cameras),
+        "vision": "cnn",
+        "image_dim": 8,
+        "proprio": {"hand": 2, "gripper": 1},
+        "proprio_dim": 8,
+        "language_dim": 4,
+        "dropout": 0.2,
+        "rl_trains": "prior+encoders",
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = QuestPolicy(QuestConfig(**sizes | changes), SPEC)

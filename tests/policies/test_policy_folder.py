@@ -173,16 +173,22 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "cameras unlike the simulator's": (configured(cameras={"side": [8, 8]}), r"config\.json describes no pol.*side"),
     "other sizes": (configured(width=32), r"weights in .*policy do not fit: .*expected \[.*32.*\].*got .*16"),
     "a tensor missing": (
-        lambda f: edit_weights(f, lambda w: w.pop("prior.head.bias")), r"prior\.head\.bias: missing in the file"),
+        lambda f: edit_weights(f, lambda w: w.pop("prior.head.bias")),
+        r"prior\.head\.bias: missing in the file",
+    ),
     "a tensor too many": (
-        lambda f: edit_weights(f, lambda w: w.update(extra=torch.zeros(2))), "extra: not part of this policy"),
+        lambda f: edit_weights(f, lambda w: w.update(extra=torch.zeros(2))),
+        "extra: not part of this policy",
+    ),
     "a tensor of another shape": (
         lambda f: edit_weights(f, lambda w: w.update({"prior.head.bias": torch.zeros(8)})),
-        r"prior\.head\.bias: expected \[9\] torch\.float32, got \[8\]"),
+        r"prior\.head\.bias: expected \[9\] torch\.float32, got \[8\]",
+    ),
     "a tensor of another type": (
         lambda f: edit_weights(f, lambda w: w.update({"prior.head.bias": torch.zeros(9, dtype=torch.float16)})),
-        r"prior\.head\.bias: expected \[9\] torch\.float32, got \[9\] torch\.float16"),
-}  # fmt: skip
+        r"prior\.head\.bias: expected \[9\] torch\.float32, got \[9\] torch\.float16",
+    ),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

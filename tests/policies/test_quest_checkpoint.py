@@ -90,9 +90,13 @@ def test_sizes_are_read_off_the_shapes() -> None:
 
 def test_a_preset_needs_no_configuration_file(tmp_path: Path) -> None:
     config = QuestConfig(
-        cameras={"corner2": (32, 32)}, proprio={"robot_states": 8}, action_dim=4, layers=1, encoder_layers=1,
+        cameras={"corner2": (32, 32)},
+        proprio={"robot_states": 8},
+        action_dim=4,
+        layers=1,
+        encoder_layers=1,
         decoder_layers=1,
-    )  # fmt: skip
+    )
     state = {
         key: torch.zeros(shape, dtype=dtype) if isinstance(source, str) else source
         for key, shape, dtype, source in published_keys(config)
@@ -207,8 +211,9 @@ def test_statistics_of_proprioception_are_exported_inside_its_layers(pth: Path, 
     again = import_quest(tmp_path / "out.pth", CONFIG)
     observation = {
         **{f"image/{c}": torch.zeros(3, *size, 3, dtype=torch.uint8) for c, size in policy.config.cameras.items()},
-        "proprio": torch.randn(3, 12, generator=generator), "language": torch.randn(3, 24, generator=generator),
-    }  # fmt: skip
+        "proprio": torch.randn(3, 12, generator=generator),
+        "language": torch.randn(3, 24, generator=generator),
+    }
     plain = import_quest(pth, CONFIG).context(observation)
     assert (policy.context(observation) - plain).abs().max() > 0.1
     torch.testing.assert_close(again.context(observation), policy.context(observation), atol=1e-5, rtol=1e-5)
@@ -219,9 +224,15 @@ def test_pictures_of_any_size_are_exported_with_the_grid_that_the_network_has(
     size: tuple[int, int], tmp_path: Path
 ) -> None:
     config = QuestConfig(
-        cameras={"view": size}, proprio={"state": 2}, action_dim=4, layers=1, encoder_layers=1, decoder_layers=1,
-        autoencoder_width=32, width=48,
-    )  # fmt: skip
+        cameras={"view": size},
+        proprio={"state": 2},
+        action_dim=4,
+        layers=1,
+        encoder_layers=1,
+        decoder_layers=1,
+        autoencoder_width=32,
+        width=48,
+    )
     spec = SimulatorSpec(suite="any", cameras=config.cameras, proprio_dim=2, action_dim=4, render={})
     policy = QuestPolicy(config, spec)
     with torch.no_grad():
@@ -305,14 +316,15 @@ def test_a_configuration_of_no_kind_is_refused(config: Any, pth: Path) -> None:
     [
         ("policy_prior.add_positional_emb.penc.inv_freq", lambda t: 2 * t, "is a constant of the published model"),
         (
-            "image_encoders.agentview_rgb.projection_layer.spatial_softmax.pos_x", lambda t: t.flip(1),
+            "image_encoders.agentview_rgb.projection_layer.spatial_softmax.pos_x",
+            lambda t: t.flip(1),
             "is a constant of the published model",
         ),
         ("image_encoders.agentview_rgb.resnet18_base.1.running_var", lambda t: -t, "holds a negative variance"),
         ("obs_proj.bias", lambda t: t.to_sparse(), "expected a dense tensor"),
         ("obs_proj.bias", lambda t: t.to("meta"), "expected a dense tensor"),
     ],
-)  # fmt: skip
+)
 def test_values_that_the_published_model_cannot_have_are_refused(
     key: str, change: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
 ) -> None:
@@ -330,9 +342,14 @@ def training_file(path: Path, **more: Any) -> Path:
     optimiser.step()
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 10)
     state = {
-        "model": published(), "optimizers": [optimiser.state_dict()], "schedulers": [schedule.state_dict()],
-        "scaler": torch.amp.GradScaler("cpu").state_dict(), "epoch": 100, "steps": 5000, "config": {"seed": 0},
-    }  # fmt: skip
+        "model": published(),
+        "optimizers": [optimiser.state_dict()],
+        "schedulers": [schedule.state_dict()],
+        "scaler": torch.amp.GradScaler("cpu").state_dict(),
+        "epoch": 100,
+        "steps": 5000,
+        "config": {"seed": 0},
+    }
     torch.save(state | more, path)
     return path
 
@@ -341,8 +358,9 @@ def test_of_a_training_file_the_model_is_taken_and_the_rest_is_named(pth: Path, 
     policy = import_quest(training_file(tmp_path / "t.pth"), CONFIG)
     assert policy == import_quest(pth, CONFIG)
     assert policy.card["imported from"] == {
-        "file": "t.pth", "not read from it": "optimizers, schedulers, scaler, epoch, steps, config",
-    }  # fmt: skip
+        "file": "t.pth",
+        "not read from it": "optimizers, schedulers, scaler, epoch, steps, config",
+    }
 
 
 class Settings(collections.UserDict):
@@ -358,12 +376,22 @@ def test_objects_of_any_class_beside_the_model_are_passed_over_and_none_is_made(
             return Path.touch, (tmp_path / "ran",)
 
     settings = Settings(
-        path=tmp_path, namespace=argparse.Namespace(a=1), dtype=np.dtype("float32"), numbers=np.arange(3),
-        number=np.float64(1), deque=collections.deque([1], 3), default=collections.defaultdict(list, a=[1]),
-        simulator=SimulatorSpec(suite="a", cameras={}, proprio_dim=1, action_dim=1, render={}), what=slice(1),
-        function=math.sqrt, kind=torch.optim.AdamW, member=signal.SIGINT, when=datetime.datetime.now(),
-        partial=partial(max, 1), nested=Settings.Nested(),
-    )  # fmt: skip
+        path=tmp_path,
+        namespace=argparse.Namespace(a=1),
+        dtype=np.dtype("float32"),
+        numbers=np.arange(3),
+        number=np.float64(1),
+        deque=collections.deque([1], 3),
+        default=collections.defaultdict(list, a=[1]),
+        simulator=SimulatorSpec(suite="a", cameras={}, proprio_dim=1, action_dim=1, render={}),
+        what=slice(1),
+        function=math.sqrt,
+        kind=torch.optim.AdamW,
+        member=signal.SIGINT,
+        when=datetime.datetime.now(),
+        partial=partial(max, 1),
+        nested=Settings.Nested(),
+    )
     whole = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
     path = training_file(tmp_path / "t.pth", config=settings, optimizers=[whole], trap=Trap(), **{"a b": {1, 2}})
     assert import_quest(path, CONFIG) == import_quest(pth, CONFIG)

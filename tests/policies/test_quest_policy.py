@@ -137,8 +137,9 @@ def test_a_batch_of_one_gives_the_row_of_a_batch(greedy: bool) -> None:
             np.testing.assert_allclose(one.context[name][0], whole.context[name][row], atol=1e-5)
     context, sample = tensors(whole)
     full = policy.log_prob(context, sample)[0]
-    alone = torch.cat([policy.log_prob({k: v[r : r + 1] for k, v in context.items()}, sample[r : r + 1])[0]
-                       for r in range(7)])  # fmt: skip
+    alone = torch.cat(
+        [policy.log_prob({k: v[r : r + 1] for k, v in context.items()}, sample[r : r + 1])[0] for r in range(7)]
+    )
     torch.testing.assert_close(alone, full, atol=1e-5, rtol=0)
 
 
@@ -265,8 +266,7 @@ def test_the_autoencoder_loss_is_the_mean_over_actions_that_are_there() -> None:
     assert 0 < int(mask.sum()) < mask.numel()
     loss, metrics = policy.autoencoder_loss(actions, mask)
     reconstruction = policy.autoencoder(actions)[0].detach().numpy()
-    errors = [abs(reconstruction[b, t, a] - float(actions[b, t, a]))
-              for b, t, a in np.ndindex(6, 8, 2) if mask[b, t]]  # fmt: skip
+    errors = [abs(reconstruction[b, t, a] - float(actions[b, t, a])) for b, t, a in np.ndindex(6, 8, 2) if mask[b, t]]
     assert float(loss.detach()) == pytest.approx(np.mean(errors), rel=1e-5)
     assert metrics["reconstruction_l1"].value == pytest.approx(np.mean(errors), rel=1e-5)
 
@@ -502,8 +502,9 @@ def test_post_training_updates_and_sends_exactly_the_trained_modules(rl_trains: 
 def test_sent_weights_make_another_policy_act_the_same() -> None:
     policy, other = make_policy(), make_policy(seed=1)
     other.autoencoder.load_state_dict(policy.autoencoder.state_dict())
-    assert not np.array_equal(other.act(make_observation(5), generators(5)).sample,
-                              policy.act(make_observation(5), generators(5)).sample)  # fmt: skip
+    assert not np.array_equal(
+        other.act(make_observation(5), generators(5)).sample, policy.act(make_observation(5), generators(5)).sample
+    )
     other.load_weights(policy.weights())
     for sentence in SENTENCES:
         other.remember(sentence, policy.embed([sentence])[0])

@@ -159,8 +159,11 @@ def together(tmp_path, *runs) -> str:
 
 
 def test_runs_that_differ_in_the_seed_alone_are_told_together_over_seeds_and_states(tmp_path):
-    runs = [seed_run(tmp_path / "a", 7, 30, seed=0, rate=1), seed_run(tmp_path / "b", 2, 17, seed=1, rate=1),
-            seed_run(tmp_path / "c", 7, 40, seed=0, rate=2)]  # fmt: skip
+    runs = [
+        seed_run(tmp_path / "a", 7, 30, seed=0, rate=1),
+        seed_run(tmp_path / "b", 2, 17, seed=1, rate=1),
+        seed_run(tmp_path / "c", 7, 40, seed=0, rate=2),
+    ]
     found = together(tmp_path, *runs)
     assert "a, b greedy 5 % 7, 2 0–37 % 24 % 30, 17 0–100 % +19 +23, +15 -32 to +70" in found
     assert "over seeds and states" in found and " c " not in found.partition("Mean over seeds")[0]
@@ -478,9 +481,15 @@ def test_metrics_that_are_null_or_missing_leave_gaps_not_errors(tmp_path):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.0, "0.0\u00a0s"), (9.94, "9.9\u00a0s"), (59.6, "1\u00a0min"), (312.4, "5\u00a0min 12\u00a0s"), (None, "–"),
-     (3700, "1\u00a0h 1\u00a0min")],
-)  # fmt: skip
+    [
+        (0.0, "0.0\u00a0s"),
+        (9.94, "9.9\u00a0s"),
+        (59.6, "1\u00a0min"),
+        (312.4, "5\u00a0min 12\u00a0s"),
+        (None, "–"),
+        (3700, "1\u00a0h 1\u00a0min"),
+    ],
+)
 def test_durations_are_written_as_people_say_them(seconds, words):
     assert views.duration(seconds) == words
 

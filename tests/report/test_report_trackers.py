@@ -65,8 +65,17 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
 
 def measured(rate: float = 0.5) -> EvalResult:
     result = TaskResult(successes=int(4 * rate), trials=4, errors=0, interval=(0.1, 0.9))
-    return EvalResult(policy="p", seed=0, mode="sampled (temperature 0.6)", tasks={"a": result, "b": result},
-                      total=result, per_state={"a": [], "b": []}, videos=[], env_steps=8, seconds=1.0)  # fmt: skip
+    return EvalResult(
+        policy="p",
+        seed=0,
+        mode="sampled (temperature 0.6)",
+        tasks={"a": result, "b": result},
+        total=result,
+        per_state={"a": [], "b": []},
+        videos=[],
+        env_steps=8,
+        seconds=1.0,
+    )
 
 
 def test_no_tracker_needs_nothing_and_leaves_nothing(tmp_path: Path) -> None:
@@ -293,13 +302,21 @@ with RunFolder.create(sys.argv[1], {}) as run:
 @pytest.mark.parametrize(("mode", "told"), [("offline", "Broken pipe"), ("online", "api_key not configured")])
 def test_wandb_whose_service_is_killed_or_that_has_no_key_ends_nothing(tmp_path, mode: str, told: str) -> None:
     pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
-    environment = {**os.environ, "WANDB_MODE": mode, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                   "HOME": str(tmp_path)}  # fmt: skip
+    environment = {
+        **os.environ,
+        "WANDB_MODE": mode,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "HOME": str(tmp_path),
+    }
     environment.pop("WANDB_API_KEY", None)
     done = subprocess.run(
-        [sys.executable, "-c", WANDB_SCRIPT, str(tmp_path / "run")], env=environment, capture_output=True, text=True,
-        timeout=120, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-c", WANDB_SCRIPT, str(tmp_path / "run")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0, done.stderr
     assert "tracker wandb is dropped" in done.stderr
     assert told in done.stderr

@@ -122,7 +122,7 @@ def sequentially(
 reward = st.sampled_from([0, 1, 0, 1, None])
 tables = st.integers(2, 5).flatmap(
     lambda k: st.lists(st.lists(reward, min_size=k, max_size=k), min_size=1, max_size=14)
-)  # fmt: skip
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -144,9 +144,14 @@ def test_in_whatever_order_rollouts_finish_the_groups_are_those_of_the_sequentia
 
     pool = ScriptedPool(table, choose, capacity=capacity, saturation=saturation)
     collection = collect_groups(
-        pool, in_turn(len(table), tasks), group_size=len(table[0]), quota=quota, max_attempts=quota + extra, seed=(0,),
+        pool,
+        in_turn(len(table), tasks),
+        group_size=len(table[0]),
+        quota=quota,
+        max_attempts=quota + extra,
+        seed=(0,),
         equal_tasks=tasks if equal else 0,
-    )  # fmt: skip
+    )
     accepted, attempted = sequentially(table, quota, quota + extra, tasks, equal)
     assert numbers(collection.groups) == accepted
     assert numbers(collection.attempted) == attempted

@@ -153,9 +153,10 @@ def test_requests_are_drawn_only_when_a_slot_is_free():
     ("decision", "what", "steps"), [(0, "resetting", 0), (1, "stepping", 0), (3, "stepping", 2 * CHUNK)]
 )
 def test_a_simulator_that_raises_makes_one_error_with_its_address_and_the_others_go_on(decision, what, steps):
-    bad, wanted = fake_state(1, 0.0), [
-        RolloutRequest(initial_state=fake_state(i, 0.0), index=7, seed=(0,)) for i in range(6)
-    ]  # fmt: skip
+    bad, wanted = (
+        fake_state(1, 0.0),
+        [RolloutRequest(initial_state=fake_state(i, 0.0), index=7, seed=(0,)) for i in range(6)],
+    )
     done = run(wanted, FakeFactory(faults=(Fault(kind="raise", state=1, decision=decision),)))
     failed = done.pop((bad.id, 7))
     assert {r.status for r in done.values()} == {Status.FAILURE}

@@ -209,10 +209,17 @@ def test_work_that_is_within_the_limit_piece_by_piece_is_not_taken_for_silence(w
     piece = limit * 2 / 3
     task = fake_task("plain-4")
     wanted = [
-        RolloutRequest(initial_state=fake_state(i, 0.0, task if work == "both modes" else None), index=0, seed=(0,),
-                       horizon=4, greedy=work == "both modes" and i % 2 == 0, video=work == "video", record=False)
+        RolloutRequest(
+            initial_state=fake_state(i, 0.0, task if work == "both modes" else None),
+            index=0,
+            seed=(0,),
+            horizon=4,
+            greedy=work == "both modes" and i % 2 == 0,
+            video=work == "video",
+            record=False,
+        )
         for i in range(2)
-    ]  # fmt: skip
+    ]
     policy = SlowPolicy(act=piece if work == "both modes" else 0.0, load=2 * limit if work == "weights" else 0.0)
     chosen = {"video": {"render": piece}, "building and resetting": {"build": piece, "reset": piece}}
     factory = FakeFactory() if work == "both modes" else SlowFactory(**chosen.get(work, {}))

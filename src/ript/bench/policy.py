@@ -67,9 +67,13 @@ def bench_policy(
         status("matrix products: the limit")
         speed, speed_bf16 = matmul_speed(device), matmul_speed(device, torch.bfloat16)
         document: dict[str, Any] = {
-            "size": size, "parameters": sum(p.numel() for p in policy.parameters()), "device": device,
-            "threads": torch.get_num_threads(), "matmul_gflops": speed / 1e9, "matmul_gflops_bf16": speed_bf16 / 1e9,
-        }  # fmt: skip
+            "size": size,
+            "parameters": sum(p.numel() for p in policy.parameters()),
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "matmul_gflops": speed / 1e9,
+            "matmul_gflops_bf16": speed_bf16 / 1e9,
+        }
         status("act, log_prob, update")
         document["act"] = _act(policy, look, device, speed)
         document["pictures"] = _pictures(policy, look, device)
@@ -94,9 +98,12 @@ def _random_policy(size: str) -> QuestPolicy:
     settings = dict(SIZES[size]) if size == "paper" else {**SIZES[size], **METAWORLD}
     config = QuestConfig(**settings, rl_trains="prior")
     spec = SimulatorSpec(
-        suite="random", cameras=config.cameras, proprio_dim=sum(config.proprio.values()),
-        action_dim=config.action_dim, render={},
-    )  # fmt: skip
+        suite="random",
+        cameras=config.cameras,
+        proprio_dim=sum(config.proprio.values()),
+        action_dim=config.action_dim,
+        render={},
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return QuestPolicy(config, spec)
@@ -228,9 +235,16 @@ class _Update:
         context = {name: tensor[rows] for name, tensor in self.context.items()}
         log_prob, entropy = self.log_prob(context, self.sample[rows])
         loss, _ = weighted_objective(
-            log_prob.float(), self.old[rows], self.advantage[rows], self.mask[rows], self.weight[rows],
-            normaliser=float(self.mask[rows].sum()), clip_low=0.2, clip_high=0.2, entropy=entropy.float(),
-        )  # fmt: skip
+            log_prob.float(),
+            self.old[rows],
+            self.advantage[rows],
+            self.mask[rows],
+            self.weight[rows],
+            normaliser=float(self.mask[rows].sum()),
+            clip_low=0.2,
+            clip_high=0.2,
+            entropy=entropy.float(),
+        )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -299,10 +313,12 @@ def _options(
             found[name] = {"error": str(error).splitlines()[0]}
         else:
             found[name] = {
-                "milliseconds": took, "plain_milliseconds": plainly, "ratio": plainly / took,
+                "milliseconds": took,
+                "plain_milliseconds": plainly,
+                "ratio": plainly / took,
                 "changes_numerics": numerics,
                 "ratio_to_limit": None if precision is None else 1e9 * plain["gflop"] / limits[precision] / took * 1000,
-            }  # fmt: skip
+            }
         finally:
             update.log_prob = original
     return found

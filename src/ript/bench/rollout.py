@@ -314,8 +314,15 @@ def stock_worker(pipe: Connection, task: str, policy: QuestPolicy, size: int, st
         import gymnasium
 
         warnings.simplefilter("ignore")  # gymnasium's checker, of observation bounds
-        env = gymnasium.make("Meta-World/MT1", env_name=task, seed=seed, render_mode="rgb_array", camera_name="corner2",
-                             width=size, height=size)  # fmt: skip
+        env = gymnasium.make(
+            "Meta-World/MT1",
+            env_name=task,
+            seed=seed,
+            render_mode="rgb_array",
+            camera_name="corner2",
+            width=size,
+            height=size,
+        )
         actor = StockActor(policy, task)
         run_stock(env, actor, 8, seed)
         pipe.send("ready")

@@ -99,9 +99,12 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
             )
         with stage("batch"):
             batch = make_batch(
-                groups, min_abs_advantage=learn.min_abs_advantage, normalise_std=learn.normalise_std,
-                max_decisions=learn.max_decisions, generator=torch.Generator().manual_seed(0),
-            )  # fmt: skip
+                groups,
+                min_abs_advantage=learn.min_abs_advantage,
+                normalise_std=learn.normalise_std,
+                max_decisions=learn.max_decisions,
+                generator=torch.Generator().manual_seed(0),
+            )
         learner.save_pretrained(f"{folder}/start")
         settings = update_settings(learn) | {"start": to_stay_near(config, Path(folder) / "start")}
         settings |= {} if real else {"target_kl": None}
@@ -127,10 +130,16 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
 def _collect(config: Config, contexts: Contexts, pool: EnvPool, groups: int, dynamic: bool) -> Collection:
     s = config.sampling
     return collect_groups(
-        pool, _states(config, contexts), group_size=s.group_size, quota=groups, max_attempts=s.max_attempts,
-        seed=(config.seed, 0), dynamic=dynamic, equal_tasks=len(contexts.tasks) if s.equal_tasks else 0,
+        pool,
+        _states(config, contexts),
+        group_size=s.group_size,
+        quota=groups,
+        max_attempts=s.max_attempts,
+        seed=(config.seed, 0),
+        dynamic=dynamic,
+        equal_tasks=len(contexts.tasks) if s.equal_tasks else 0,
         horizon=practice_steps(config, contexts.tasks),
-    )  # fmt: skip
+    )
 
 
 def _states(config: Config, contexts: Contexts) -> Iterator[InitialState]:
@@ -154,10 +163,12 @@ def describe_update(document: dict[str, Any]) -> str:
     lines = [
         f"{name:<10} {seconds:7.2f} s  {100 * seconds / total:3.0f} %" for name, seconds in document["seconds"].items()
     ]
-    return "\n".join([
-        f"one iteration with {document['policy']}, {document['workers']} workers: {document['rollouts']} rollouts, "
-        f"{document['env_steps']} steps, {document['decisions']} decisions, {document['optimiser_steps']} updates",
-        *lines,
-        f"update: {100 * document['update_share']:.0f} % of the iteration; "
-        f"{1000 * document['seconds_per_512_decisions']:.0f} ms for 512 decisions",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"one iteration with {document['policy']}, {document['workers']} workers: {document['rollouts']} rollouts, "
+            f"{document['env_steps']} steps, {document['decisions']} decisions, {document['optimiser_steps']} updates",
+            *lines,
+            f"update: {100 * document['update_share']:.0f} % of the iteration; "
+            f"{1000 * document['seconds_per_512_decisions']:.0f} ms for 512 decisions",
+        ]
+    )

@@ -120,13 +120,27 @@ def demos_collect(args: Namespace) -> Answer:
         raise ConfigError(f"--per-task must be at least 1, got {args.per_task}")
     with saying_what_is_kept(f"{args.out} was not written; run the command again"):
         made = collect(
-            simulator_factory(config.sim), keys, args.per_task, args.out, seed=args.seed, noise=noise,
-            every=config.demos.every, workers=config.rollout.workers,
-        )  # fmt: skip
+            simulator_factory(config.sim),
+            keys,
+            args.per_task,
+            args.out,
+            seed=args.seed,
+            noise=noise,
+            every=config.demos.every,
+            workers=config.rollout.workers,
+        )
     counts = f"{made.steps} steps, {made.frames} looks, {made.tries} tries"
     text = f"{made.demos} demonstrations of {len(keys)} tasks ({counts})"
-    document = {"file": args.out, "tasks": keys, "demos": made.demos, "steps": made.steps, "looks": made.frames,
-                "tries": made.tries, "seed": args.seed, "noise": noise}  # fmt: skip
+    document = {
+        "file": args.out,
+        "tasks": keys,
+        "demos": made.demos,
+        "steps": made.steps,
+        "looks": made.frames,
+        "tries": made.tries,
+        "seed": args.seed,
+        "noise": noise,
+    }
     return Answer(text=f"{text}\nwritten to {args.out}", document=document, kept=str(args.out))
 
 
@@ -137,10 +151,15 @@ def demos_info(args: Namespace) -> Answer:
     lines = [f"{f['path']}: {f['demos']} demonstrations, {f['bytes'] / 1e6:.1f} MB" for f in info["files"]]
     lines.append("cameras: " + ", ".join(f"{name} {h}x{w}" for name, (h, w) in info["cameras"].items()))
     rows = [("task", "demos", "steps (min-max)", "looks", "tries")] + [
-        (key, str(t["demos"]), f"{t['steps']['total']} ({t['steps']['min']}-{t['steps']['max']})", str(t["looks"]),
-         str(t["tries"]))
+        (
+            key,
+            str(t["demos"]),
+            f"{t['steps']['total']} ({t['steps']['min']}-{t['steps']['max']})",
+            str(t["looks"]),
+            str(t["tries"]),
+        )
         for key, t in info["tasks"].items()
-    ]  # fmt: skip
+    ]
     return Answer(text="\n".join(lines) + "\n\n" + table(rows, right=(1, 2, 3, 4)), document=info)
 
 
@@ -159,22 +178,33 @@ def demos_verify(args: Namespace) -> Answer:
             bar.advance()
     good, exact = sum(r.succeeded for r in results), sum(r.exact for r in results)
     rows = [("demonstration", "task", "initial state", "recorded", "replayed")] + [
-        (r.demo, r.task_key, r.state_id, f"step {r.recorded_steps}",
-         f"step {r.replayed_steps}" if r.succeeded else "NO SUCCESS")
+        (
+            r.demo,
+            r.task_key,
+            r.state_id,
+            f"step {r.recorded_steps}",
+            f"step {r.replayed_steps}" if r.succeeded else "NO SUCCESS",
+        )
         for r in results
-    ]  # fmt: skip
+    ]
     text = f"{table(rows)}\n\n{good} of {len(results)} succeed, {exact} of them exactly as recorded"
     document = {
         "file": args.file,
         "succeeded": good,
         "exact": exact,
         "demos": [
-            {"demo": r.demo, "task": r.task_key, "initial_state": r.state_id, "recorded_steps": r.recorded_steps,
-             "replayed_steps": r.replayed_steps, "pixel_difference": r.pixel_difference,
-             "proprio_difference": r.proprio_difference}
+            {
+                "demo": r.demo,
+                "task": r.task_key,
+                "initial_state": r.state_id,
+                "recorded_steps": r.recorded_steps,
+                "replayed_steps": r.replayed_steps,
+                "pixel_difference": r.pixel_difference,
+                "proprio_difference": r.proprio_difference,
+            }
             for r in results
         ],
-    }  # fmt: skip
+    }
     return Answer(text=text, document=document, code=0 if good == len(results) else 1, costly=True)
 
 
@@ -206,8 +236,12 @@ def sft(args: Namespace) -> Answer:
     numbers: dict[str, float] = {}
     for row in read_lines(Path(out) / "metrics.jsonl"):
         numbers |= {k: v for k, v in row.items() if "/" in k}
-    document = {"policy": str(Path(out) / "policy"), "run": str(out), "metrics": numbers,
-                "seconds": round(time.perf_counter() - began, 2)}  # fmt: skip
+    document = {
+        "policy": str(Path(out) / "policy"),
+        "run": str(out),
+        "metrics": numbers,
+        "seconds": round(time.perf_counter() - began, 2),
+    }
     rows = [(name, f"{value:.4g}") for name, value in numbers.items() if value is not None]
     text = table(rows, right=(1,)) + f"\n\npolicy: {document['policy']}"
     return Answer(text=text, document=document, kept=str(out))
@@ -300,9 +334,16 @@ def evaluate(args: Namespace) -> Answer:
         require_writable_folder(args.video_dir)
     with saying_what_is_kept("nothing is kept of an evaluation; run it again"):
         result = measure(
-            policy, names, trials=args.trials, seed=args.seed, greedy=args.greedy, temperature=args.temperature,
-            videos=args.videos, horizon=args.horizon, rollout=rollout,
-        )  # fmt: skip
+            policy,
+            names,
+            trials=args.trials,
+            seed=args.seed,
+            greedy=args.greedy,
+            temperature=args.temperature,
+            videos=args.videos,
+            horizon=args.horizon,
+            rollout=rollout,
+        )
     result = replace(result, policy=name)
     steps = sorted(set(result.horizon.values()))
     horizon = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}, each task's own"
@@ -390,8 +431,13 @@ def import_quest(args: Namespace) -> Answer:
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     spec = policy.simulator
     left_out = policy.card["imported from"].get(LEFT_OUT, "")
-    document = {"policy": str(args.out), "parameters": parameters, "config": policy.settings(), "suite": spec.suite,
-                "left_out": left_out.split(", ") if left_out else []}  # fmt: skip
+    document = {
+        "policy": str(args.out),
+        "parameters": parameters,
+        "config": policy.settings(),
+        "suite": spec.suite,
+        "left_out": left_out.split(", ") if left_out else [],
+    }
     text = (
         f"{args.out}: QueST for {spec.suite!r}, {parameters:,} parameters, cameras {', '.join(spec.cameras)}, "
         f"proprioception {spec.proprio_dim}, actions {spec.action_dim}, {policy.config.sampling} sampling"

@@ -339,9 +339,12 @@ def check_clip() -> Check:
         f"{CLIP_FOLDER} to a folder with the files of {CLIP}"
     )
     return Check(
-        name="CLIP", ok=not missing, required=False, detail=f"no {missing} in {where}" if missing else f"in {where}",
+        name="CLIP",
+        ok=not missing,
+        required=False,
+        detail=f"no {missing} in {where}" if missing else f"in {where}",
         remedy=remedy if missing else "",
-    )  # fmt: skip
+    )
 
 
 def check_cores(cores: machine.Cores, load: float) -> Check:
@@ -414,9 +417,11 @@ def check_cache() -> Check:
     """Where `ript quickstart` and `ript study` keep the policies that they start from."""
     trouble = cache_trouble()
     return Check(
-        name="cache", ok=not trouble, detail=trouble or f"in {cache_folder()}",
+        name="cache",
+        ok=not trouble,
+        detail=trouble or f"in {cache_folder()}",
         remedy=f"set {CACHE} to a folder that can be written" if trouble else "",
-    )  # fmt: skip
+    )
 
 
 def check_limit(name: str, limit: Limit, required: bool = True) -> Check:

@@ -110,9 +110,11 @@ def _command(
     commands: argparse._SubParsersAction, name: str, run: str, help: str, examples: str, overrides: bool = False
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
-        name, help=help, description=help[0].upper() + help[1:] + ".",
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
         epilog=f"examples:\n{examples}\n{OVERRIDES if overrides else ''}",
-    )  # fmt: skip
+    )
     parser.set_defaults(run=run, overrides=overrides)
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout, all else on stderr")
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
@@ -138,23 +140,46 @@ def _recipe(parser: argparse.ArgumentParser, default: str | None = "quickstart")
 
 
 def _add_lists(commands: argparse._SubParsersAction) -> None:
-    p = _command(commands, "tasks", "show_tasks", "list tasks and their instructions",
-                 "  ript tasks\n  ript tasks drawer\n  ript tasks '*-close-v3'\n  ript tasks ML45-test")  # fmt: skip
+    p = _command(
+        commands,
+        "tasks",
+        "show_tasks",
+        "list tasks and their instructions",
+        "  ript tasks\n  ript tasks drawer\n  ript tasks '*-close-v3'\n  ript tasks ML45-test",
+    )
     p.add_argument("pattern", nargs="?", metavar="PATTERN", help="part of a name, a shell pattern, or a named list")
-    p = _command(commands, "recipes", "show_recipes", "list recipes, or print one as a complete configuration",
-                 "  ript recipes\n  ript recipes quickstart\n  ript recipes quickstart > mine.toml")  # fmt: skip
-    p.add_argument("name", nargs="?", metavar="NAME", type=os.path.expanduser,
-                   help="recipe to print; its text is TOML that --recipe reads back")  # fmt: skip
+    p = _command(
+        commands,
+        "recipes",
+        "show_recipes",
+        "list recipes, or print one as a complete configuration",
+        "  ript recipes\n  ript recipes quickstart\n  ript recipes quickstart > mine.toml",
+    )
+    p.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        type=os.path.expanduser,
+        help="recipe to print; its text is TOML that --recipe reads back",
+    )
 
 
 def _add_demos(commands: argparse._SubParsersAction) -> None:
-    demos = commands.add_parser("demos", help="make, describe and replay demonstrations",
-                                description="Demonstrations by scripted experts, in HDF5 files.")  # fmt: skip
+    demos = commands.add_parser(
+        "demos",
+        help="make, describe and replay demonstrations",
+        description="Demonstrations by scripted experts, in HDF5 files.",
+    )
     kinds = demos.add_subparsers(metavar="COMMAND", parser_class=_Parser, required=True)
-    p = _command(kinds, "collect", "demos_collect", "let scripted experts make demonstrations; only successes are kept",
-                 "  ript demos collect --tasks drawer-open-v3 --per-task 1 --out drawer.hdf5\n"
-                 "  ript demos collect --tasks reach push --per-task 20 --noise 0.2 --seed 1 --out demos.hdf5",
-                 overrides=True)  # fmt: skip
+    p = _command(
+        kinds,
+        "collect",
+        "demos_collect",
+        "let scripted experts make demonstrations; only successes are kept",
+        "  ript demos collect --tasks drawer-open-v3 --per-task 1 --out drawer.hdf5\n"
+        "  ript demos collect --tasks reach push --per-task 20 --noise 0.2 --seed 1 --out demos.hdf5",
+        overrides=True,
+    )
     p.add_argument(
         "--tasks", nargs="+", metavar="TASK", required=True, help="tasks, or a named list such as ML45-train"
     )
@@ -166,31 +191,47 @@ def _add_demos(commands: argparse._SubParsersAction) -> None:
     _fields(p, "workers")
     p = _command(kinds, "info", "demos_info", "say what is in demonstration files", "  ript demos info demos.hdf5")
     p.add_argument("files", nargs="+", metavar="FILE")
-    p = _command(kinds, "verify", "demos_verify",
-                 "replay every demonstration in the simulator; exit code 1 when one does not succeed",
-                 "  ript demos verify demos.hdf5")  # fmt: skip
+    p = _command(
+        kinds,
+        "verify",
+        "demos_verify",
+        "replay every demonstration in the simulator; exit code 1 when one does not succeed",
+        "  ript demos verify demos.hdf5",
+    )
     p.add_argument("file", metavar="FILE")
 
 
 def _add_training(commands: argparse._SubParsersAction) -> None:
-    p = _command(commands, "sft", "sft", "train a policy on demonstrations: skill autoencoder, policy, fine-tuning",
-                 "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --out runs/sft\n"
-                 "  ript sft --recipe quickstart --demos base.hdf5 --tasks= --out runs/base    (no target: the base)\n"
-                 "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --base runs/base/policy --out runs/b\n"
-                 "  ript sft --resume runs/sft", overrides=True)  # fmt: skip
+    p = _command(
+        commands,
+        "sft",
+        "sft",
+        "train a policy on demonstrations: skill autoencoder, policy, fine-tuning",
+        "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --out runs/sft\n"
+        "  ript sft --recipe quickstart --demos base.hdf5 --tasks= --out runs/base    (no target: the base)\n"
+        "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --base runs/base/policy --out runs/b\n"
+        "  ript sft --resume runs/sft",
+        overrides=True,
+    )
     _recipe(p, default=None)
     p.add_argument("--demos", nargs="+", metavar="FILE", help="demonstration files")
     p.add_argument("--out", metavar="DIR", help="run folder; the policy is written to DIR/policy")
     p.add_argument("--base", metavar="DIR", help="policy folder to fine-tune, or hf://owner/name[@revision]")
     p.add_argument("--resume", metavar="DIR", help="go on with an interrupted run")
     _fields(p, "tasks", "seed")
-    p = _command(commands, "rl", "rl", "post-train a policy by interaction",
-                 "  ript rl --recipe smoke --out runs/smoke\n"
-                 "  ript rl --recipe quickstart --policy runs/sft/policy --tasks drawer-open-v3 --out runs/rl\n"
-                 "  ript rl --recipe quickstart --policy runs/sft/policy --iterations 30 --workers 8 --seed 1 \\\n"
-                 "          --learn.learning_rate=5e-5 --out runs/rl2\n"
-                 "  ript rl --resume runs/rl\n"
-                 "  ript rl --resume runs/rl --iterations 30 --workers 8", overrides=True)  # fmt: skip
+    p = _command(
+        commands,
+        "rl",
+        "rl",
+        "post-train a policy by interaction",
+        "  ript rl --recipe smoke --out runs/smoke\n"
+        "  ript rl --recipe quickstart --policy runs/sft/policy --tasks drawer-open-v3 --out runs/rl\n"
+        "  ript rl --recipe quickstart --policy runs/sft/policy --iterations 30 --workers 8 --seed 1 \\\n"
+        "          --learn.learning_rate=5e-5 --out runs/rl2\n"
+        "  ript rl --resume runs/rl\n"
+        "  ript rl --resume runs/rl --iterations 30 --workers 8",
+        overrides=True,
+    )
     _recipe(p, default=None)
     p.add_argument(
         "--policy",
@@ -208,10 +249,15 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_results(commands: argparse._SubParsersAction) -> None:
-    p = _command(commands, "eval", "evaluate", "measure a policy on test initial states",
-                 "  ript eval --policy runs/rl/policy --tasks drawer-open-v3 --trials 100\n"
-                 "  ript eval --policy runs/rl/policy --tasks ML45-test --greedy --json > eval.json\n"
-                 "  ript eval --policy runs/rl/policy --tasks reach --videos 3 --video-dir videos")  # fmt: skip
+    p = _command(
+        commands,
+        "eval",
+        "evaluate",
+        "measure a policy on test initial states",
+        "  ript eval --policy runs/rl/policy --tasks drawer-open-v3 --trials 100\n"
+        "  ript eval --policy runs/rl/policy --tasks ML45-test --greedy --json > eval.json\n"
+        "  ript eval --policy runs/rl/policy --tasks reach --videos 3 --video-dir videos",
+    )
     p.add_argument("--policy", metavar="DIR", required=True, help="policy folder, or hf://owner/name[@revision]")
     p.add_argument("--tasks", nargs="+", metavar="TASK", required=True, help="tasks, or a named list such as MT10")
     p.add_argument("--trials", type=int, default=100, metavar="N", help="test initial states per task (default 100)")
@@ -227,20 +273,30 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
     p.add_argument(
         "--workers", type=int, default=2, metavar="N", help="worker processes; 0 works in this process (default 2)"
     )
-    p = _command(commands, "report", "report", "write one web page about one run, or several side by side",
-                 "  ript report runs/rl --out report.html\n"
-                 "  ript report runs/seed0 runs/seed1 --out seeds.html")  # fmt: skip
+    p = _command(
+        commands,
+        "report",
+        "report",
+        "write one web page about one run, or several side by side",
+        "  ript report runs/rl --out report.html\n  ript report runs/seed0 runs/seed1 --out seeds.html",
+    )
     p.add_argument("runs", nargs="+", metavar="DIR", help="run folders")
     p.add_argument("--out", metavar="FILE.html", required=True)
 
 
 def _add_studies(commands: argparse._SubParsersAction) -> None:
-    p = _command(commands, "study", "study", "run a study of the paper: every cell, then one table and one report",
-                 "  ript study\n  ript study demos --dry-run\n  ript study demos --out runs/demos\n"
-                 "  ript study context_size --seeds 0 1 2 --out runs/contexts\n"
-                 "  ript study demos --out runs/demos --resume\n"
-                 "  ript study demos --iterations=15 --rollout.workers=8 --out runs/longer\n"
-                 "  ript study metaworld_ml45 --scale paper --dry-run", overrides=True)  # fmt: skip
+    p = _command(
+        commands,
+        "study",
+        "study",
+        "run a study of the paper: every cell, then one table and one report",
+        "  ript study\n  ript study demos --dry-run\n  ript study demos --out runs/demos\n"
+        "  ript study context_size --seeds 0 1 2 --out runs/contexts\n"
+        "  ript study demos --out runs/demos --resume\n"
+        "  ript study demos --iterations=15 --rollout.workers=8 --out runs/longer\n"
+        "  ript study metaworld_ml45 --scale paper --dry-run",
+        overrides=True,
+    )
     p.add_argument("name", nargs="?", metavar="NAME", help="study to run; without one they are listed")
     p.add_argument(
         "--scale", default="small", metavar="NAME", help="small (for two cores) or paper; --dry-run says how long"
@@ -252,30 +308,60 @@ def _add_studies(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_published(commands: argparse._SubParsersAction) -> None:
-    into = commands.add_parser("import", help="turn a published checkpoint into a policy folder",
-                               description="Published checkpoints as policy folders.")  # fmt: skip
-    p = _command(into.add_subparsers(metavar="KIND", parser_class=_Parser, required=True), "quest", "import_quest",
-                 "read a published QueST checkpoint (.pth)",
-                 "  ript import quest model.pth --config libero --out policies/quest-libero\n"
-                 "  ript import quest model.pth --config config.json --out policies/quest-mine\n"
-                 "  ript import quest model.pth --config metaworld --cameras corner2 --embeddings clip.safetensors \\\n"
-                 "          --out policies/quest-metaworld")  # fmt: skip
+    into = commands.add_parser(
+        "import",
+        help="turn a published checkpoint into a policy folder",
+        description="Published checkpoints as policy folders.",
+    )
+    p = _command(
+        into.add_subparsers(metavar="KIND", parser_class=_Parser, required=True),
+        "quest",
+        "import_quest",
+        "read a published QueST checkpoint (.pth)",
+        "  ript import quest model.pth --config libero --out policies/quest-libero\n"
+        "  ript import quest model.pth --config config.json --out policies/quest-mine\n"
+        "  ript import quest model.pth --config metaworld --cameras corner2 --embeddings clip.safetensors \\\n"
+        "          --out policies/quest-metaworld",
+    )
     p.add_argument("file", metavar="FILE.pth", help="checkpoint of any stage; nothing but tensors is read from it")
-    p.add_argument("--config", default="libero", metavar="NAME", type=os.path.expanduser,
-                   help="libero or metaworld (sizes are read off the file), or a .json file")  # fmt: skip
-    p.add_argument("--sampling", choices=("exact", "published"), default="exact",
-                   help="published: draw from the top 5 but optimise the full softmax (default exact)")  # fmt: skip
-    p.add_argument("--cameras", nargs="+", metavar="VIEW", help="Meta-World's views for the file's cameras, in order "
-                   "(default corner2 with --config metaworld)")  # fmt: skip
+    p.add_argument(
+        "--config",
+        default="libero",
+        metavar="NAME",
+        type=os.path.expanduser,
+        help="libero or metaworld (sizes are read off the file), or a .json file",
+    )
+    p.add_argument(
+        "--sampling",
+        choices=("exact", "published"),
+        default="exact",
+        help="published: draw from the top 5 but optimise the full softmax (default exact)",
+    )
+    p.add_argument(
+        "--cameras",
+        nargs="+",
+        metavar="VIEW",
+        help="Meta-World's views for the file's cameras, in order (default corner2 with --config metaworld)",
+    )
     p.add_argument("--arm", default="mesh", metavar="NAME", help="how Meta-World draws the arm (default mesh)")
-    p.add_argument("--embeddings", metavar="FILE.safetensors", help="instruction -> vector, instead of "
-                   "CLIP's, which is fetched when it is needed")  # fmt: skip
+    p.add_argument(
+        "--embeddings",
+        metavar="FILE.safetensors",
+        help="instruction -> vector, instead of CLIP's, which is fetched when it is needed",
+    )
     p.add_argument("--out", metavar="DIR", required=True, help="policy folder to write")
-    out = commands.add_parser("export", help="turn a policy folder into a published checkpoint",
-                              description="Policy folders as published checkpoints.")  # fmt: skip
-    p = _command(out.add_subparsers(metavar="KIND", parser_class=_Parser, required=True), "quest", "export_quest",
-                 "write a QueST policy as a published checkpoint, key for key",
-                 "  ript export quest policies/quest-libero model.pth")  # fmt: skip
+    out = commands.add_parser(
+        "export",
+        help="turn a policy folder into a published checkpoint",
+        description="Policy folders as published checkpoints.",
+    )
+    p = _command(
+        out.add_subparsers(metavar="KIND", parser_class=_Parser, required=True),
+        "quest",
+        "export_quest",
+        "write a QueST policy as a published checkpoint, key for key",
+        "  ript export quest policies/quest-libero model.pth",
+    )
     p.add_argument("policy", metavar="DIR", help="policy folder")
     p.add_argument("file", metavar="FILE.pth")
 
@@ -283,30 +369,55 @@ def _add_published(commands: argparse._SubParsersAction) -> None:
 def _add_machine(commands: argparse._SubParsersAction) -> None:
     bench = commands.add_parser("bench", help="measure speed", description="Benchmarks: ratios, and all raw numbers.")
     kinds = bench.add_subparsers(metavar="COMMAND", parser_class=_Parser, required=True)
-    p = _command(kinds, "rollout", "bench_rollout", "compare rollouts with the stock environment, and with the limit",
-                 "  ript bench rollout\n  ript bench rollout --tasks drawer-open-v3 reach-v3 --workers 2 --json",
-                 overrides=True)  # fmt: skip
+    p = _command(
+        kinds,
+        "rollout",
+        "bench_rollout",
+        "compare rollouts with the stock environment, and with the limit",
+        "  ript bench rollout\n  ript bench rollout --tasks drawer-open-v3 reach-v3 --workers 2 --json",
+        overrides=True,
+    )
     _recipe(p)
     _fields(p, "tasks", "workers")
-    p = _command(kinds, "update", "bench_update", "measure where the time of a post-training iteration goes",
-                 "  ript bench update\n  ript bench update --policy runs/sft/policy --tasks drawer-open-v3 --json",
-                 overrides=True)  # fmt: skip
+    p = _command(
+        kinds,
+        "update",
+        "bench_update",
+        "measure where the time of a post-training iteration goes",
+        "  ript bench update\n  ript bench update --policy runs/sft/policy --tasks drawer-open-v3 --json",
+        overrides=True,
+    )
     p.add_argument("--policy", metavar="DIR", help="trained policy (default: random weights and drawn rewards)")
     _recipe(p)
     _fields(p, "tasks", "workers")
-    p = _command(kinds, "policy", "bench_policy", "measure act, log_prob and an update step beside the limit",
-                 "  ript bench policy\n  ript bench policy --size paper --batch 16 --json")  # fmt: skip
+    p = _command(
+        kinds,
+        "policy",
+        "bench_policy",
+        "measure act, log_prob and an update step beside the limit",
+        "  ript bench policy\n  ript bench policy --size paper --batch 16 --json",
+    )
     p.add_argument("--size", default="small", metavar="NAME", help="small, paper or tiny (default small)")
     p.add_argument("--batch", type=int, default=16, metavar="N", help="observations of one act (default 16)")
     p.add_argument("--rows", type=int, default=512, metavar="N", help="decisions of one update step (default 512)")
     p.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda (default cpu)")
     p.add_argument("--threads", type=int, metavar="N", help="torch threads (default 2)")
-    _command(commands, "doctor", "doctor", "check this machine; exit code 1 when something needed is missing",
-             "  ript doctor\n  ript doctor --json")  # fmt: skip
-    p = _command(commands, "quickstart", "quickstart",
-                 "from nothing to a post-trained policy: demonstrations, training, post-training, report",
-                 "  ript quickstart\n  ript quickstart --target button-press-topdown-v3 --seed 1\n"
-                 "  ript quickstart --fresh --out runs/from-nothing", overrides=True)  # fmt: skip
+    _command(
+        commands,
+        "doctor",
+        "doctor",
+        "check this machine; exit code 1 when something needed is missing",
+        "  ript doctor\n  ript doctor --json",
+    )
+    p = _command(
+        commands,
+        "quickstart",
+        "quickstart",
+        "from nothing to a post-trained policy: demonstrations, training, post-training, report",
+        "  ript quickstart\n  ript quickstart --target button-press-topdown-v3 --seed 1\n"
+        "  ript quickstart --fresh --out runs/from-nothing",
+        overrides=True,
+    )
     p.add_argument(
         "--target", metavar="TASK", help="Meta-World task; it gets one demonstration (default faucet-open-v3)"
     )

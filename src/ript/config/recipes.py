@@ -21,20 +21,45 @@ from ript.core.errors import UnknownNameError
 PRETRAIN_TASKS = tuple(
     f"{name}-v3"
     for name in (
-        "button-press", "button-press-topdown-wall", "coffee-pull", "coffee-push", "door-lock", "door-open",
-        "drawer-close", "faucet-close", "handle-press-side", "handle-pull", "pick-place", "plate-slide-back",
-        "plate-slide-side", "push", "reach-wall", "soccer", "sweep-into", "window-close",
+        "button-press",
+        "button-press-topdown-wall",
+        "coffee-pull",
+        "coffee-push",
+        "door-lock",
+        "door-open",
+        "drawer-close",
+        "faucet-close",
+        "handle-press-side",
+        "handle-pull",
+        "pick-place",
+        "plate-slide-back",
+        "plate-slide-side",
+        "push",
+        "reach-wall",
+        "soccer",
+        "sweep-into",
+        "window-close",
     )
-)  # fmt: skip
+)
 """What the quickstart's base policy learns from: 18 Meta-World tasks."""
 
 TARGET_TASKS = tuple(
     f"{name}-v3"
     for name in (
-        "drawer-open", "button-press-topdown", "handle-press", "coffee-button", "plate-slide", "faucet-open",
-        "window-open", "reach", "door-unlock", "dial-turn", "lever-pull", "peg-unplug-side",
+        "drawer-open",
+        "button-press-topdown",
+        "handle-press",
+        "coffee-button",
+        "plate-slide",
+        "faucet-open",
+        "window-open",
+        "reach",
+        "door-unlock",
+        "dial-turn",
+        "lever-pull",
+        "peg-unplug-side",
     )
-)  # fmt: skip
+)
 """Targets of the results table, none of them among `PRETRAIN_TASKS`; those not in `TUNED_ON` were written down before
 any of them was run."""
 
@@ -50,14 +75,17 @@ def quickstart() -> Config:
         pretrain_tasks=PRETRAIN_TASKS,
         policy=PolicyConfig(size="small", privileged=True, entropy=0.8, top_k=16, rl_trains="prior+adapter"),
         sft=SFTConfig(
-            autoencoder_steps=1000, autoencoder_learning_rate=2e-3, policy_steps=1300, finetune_steps=100,
+            autoencoder_steps=1000,
+            autoencoder_learning_rate=2e-3,
+            policy_steps=1300,
+            finetune_steps=100,
             finetune_share=0.3,
         ),
         sampling=SamplingConfig(group_size=16, groups=36, max_attempts=48, horizon=200, horizon_margin=1.5),
         learn=LearnConfig(learning_rate=2e-4, epochs=4, adapt_kl=0.4, target_kl=1.2),  # four tokens
         eval=EvalConfig(mode="greedy"),
         stop_at=0.95,
-    )  # fmt: skip
+    )
 
 
 def multitask() -> Config:

@@ -103,9 +103,14 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         _ranges(
-            self, "policy", chunk=(0, _MANY), execute=(0, _MANY), temperature=(1e-3, 1e3), entropy=(-20, 6.5),
+            self,
+            "policy",
+            chunk=(0, _MANY),
+            execute=(0, _MANY),
+            temperature=(1e-3, 1e3),
+            entropy=(-20, 6.5),
             top_k=(0, _MANY),
-        )  # fmt: skip
+        )
         drawn = self.sampling == "exact" or self.top_k > 0
         _need(drawn, "policy.sampling", "published sampling draws from policy.top_k tokens: give it (published: 5)")
 
@@ -177,13 +182,27 @@ class SFTConfig:
     def __post_init__(self) -> None:
         _need(0 < self.finetune_share <= 1, "sft.finetune_share", f"must be in (0, 1], got {self.finetune_share}")
         _ranges(
-            self, "sft", autoencoder_steps=(0, _MANY), policy_steps=(0, _MANY), finetune_steps=(0, _MANY),
-            autoencoder_epochs=(0, _MANY), policy_epochs=(0, _MANY), finetune_epochs=(0, _MANY),
-            autoencoder_batch=(1, _MANY), policy_batch=(1, _MANY), autoencoder_learning_rate=(_TINY, _MANY),
-            policy_learning_rate=(_TINY, _MANY), finetune_learning_rate=(_TINY, _MANY), weight_decay=(0, 1),
-            finetune_decoder=(0, _MANY), max_grad_norm=(_TINY, _MANY), warmup=(0, 1),
-            colour_jitter=(0, 0.5), threads=(1, _THREADS), checkpoint_every=(1, _MANY),
-        )  # fmt: skip
+            self,
+            "sft",
+            autoencoder_steps=(0, _MANY),
+            policy_steps=(0, _MANY),
+            finetune_steps=(0, _MANY),
+            autoencoder_epochs=(0, _MANY),
+            policy_epochs=(0, _MANY),
+            finetune_epochs=(0, _MANY),
+            autoencoder_batch=(1, _MANY),
+            policy_batch=(1, _MANY),
+            autoencoder_learning_rate=(_TINY, _MANY),
+            policy_learning_rate=(_TINY, _MANY),
+            finetune_learning_rate=(_TINY, _MANY),
+            weight_decay=(0, 1),
+            finetune_decoder=(0, _MANY),
+            max_grad_norm=(_TINY, _MANY),
+            warmup=(0, 1),
+            colour_jitter=(0, 0.5),
+            threads=(1, _THREADS),
+            checkpoint_every=(1, _MANY),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +225,14 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         _ranges(
-            self, "rollout", workers=(0, 1024), slots=(1, _MANY), request_timeout=(0.001, _MANY),
-            max_retries=(0, _MANY), max_error_rate=(0, 1),
-        )  # fmt: skip
+            self,
+            "rollout",
+            workers=(0, 1024),
+            slots=(1, _MANY),
+            request_timeout=(0.001, _MANY),
+            max_retries=(0, _MANY),
+            max_error_rate=(0, 1),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,14 +264,23 @@ class SamplingConfig:
     """Standard deviation of Gaussian noise on the object's position in the states to practise on, metres."""
 
     def __post_init__(self) -> None:
-        _need(self.group_size >= 2, "sampling.group_size",
-              f"leave-one-out needs at least 2 rollouts from a state, got K = {self.group_size}")  # fmt: skip
+        _need(
+            self.group_size >= 2,
+            "sampling.group_size",
+            f"leave-one-out needs at least 2 rollouts from a state, got K = {self.group_size}",
+        )
         _need(self.groups >= 1, "sampling.groups", f"must be at least 1, got {self.groups}")
-        _need(self.groups <= self.max_attempts or not self.dynamic, "sampling.max_attempts",
-              f"the quota of {self.groups} groups can never be met with {self.max_attempts} attempts: raise "
-              f"sampling.max_attempts or lower sampling.groups")  # fmt: skip
-        _need(self.horizon_margin == 0 or self.horizon_margin > 1, "sampling.horizon_margin",
-              f"must be above 1 (or 0 for none), got {self.horizon_margin}")  # fmt: skip
+        _need(
+            self.groups <= self.max_attempts or not self.dynamic,
+            "sampling.max_attempts",
+            f"the quota of {self.groups} groups can never be met with {self.max_attempts} attempts: raise "
+            f"sampling.max_attempts or lower sampling.groups",
+        )
+        _need(
+            self.horizon_margin == 0 or self.horizon_margin > 1,
+            "sampling.horizon_margin",
+            f"must be above 1 (or 0 for none), got {self.horizon_margin}",
+        )
         _ranges(
             self, "sampling", horizon=(0, _MANY), horizon_margin=(0, _MANY), context_noise=(0, 1), contexts=(0, _MANY)
         )
@@ -299,12 +332,24 @@ class LearnConfig:
 
     def __post_init__(self) -> None:
         _ranges(
-            self, "learn", learning_rate=(_TINY, _MANY), epochs=(1, _MANY), minibatch=(1, _MANY),
-            minibatch_trajectories=(0, _MANY), micro_batch=(1, _MANY), clip_low=(_TINY, 1 - _TINY),
-            clip_high=(_TINY, _MANY), target_kl=(0, _MANY), adapt_kl=(0, _MANY), max_grad_norm=(_TINY, _MANY),
-            kl_to_start=(0, _MANY), weight_decay=(0, 1), max_decisions=(0, _MANY), min_abs_advantage=(0, 1),
+            self,
+            "learn",
+            learning_rate=(_TINY, _MANY),
+            epochs=(1, _MANY),
+            minibatch=(1, _MANY),
+            minibatch_trajectories=(0, _MANY),
+            micro_batch=(1, _MANY),
+            clip_low=(_TINY, 1 - _TINY),
+            clip_high=(_TINY, _MANY),
+            target_kl=(0, _MANY),
+            adapt_kl=(0, _MANY),
+            max_grad_norm=(_TINY, _MANY),
+            kl_to_start=(0, _MANY),
+            weight_decay=(0, 1),
+            max_decisions=(0, _MANY),
+            min_abs_advantage=(0, 1),
             threads=(1, _THREADS),
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -444,6 +489,9 @@ def field_meanings(kind: type) -> dict[str, str]:
     return {
         field.target.id: " ".join(below.value.value.split())
         for field, below in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
-    }  # fmt: skip
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+        and isinstance(below.value.value, str)
+    }

@@ -133,9 +133,12 @@ def pairs(before: np.ndarray, after: np.ndarray) -> Pairs:
     valid = ~np.isnan(before) & ~np.isnan(after)
     was, now = before[valid] > 0, after[valid] > 0
     return Pairs(
-        gained=int((~was & now).sum()), lost=int((was & ~now).sum()), solved=int((was & now).sum()),
-        unsolved=int((~was & ~now).sum()), dropped=int((~valid).sum()),
-    )  # fmt: skip
+        gained=int((~was & now).sum()),
+        lost=int((was & ~now).sum()),
+        solved=int((was & now).sum()),
+        unsolved=int((~was & ~now).sum()),
+        dropped=int((~valid).sum()),
+    )
 
 
 def success(outcomes: np.ndarray) -> Estimate:

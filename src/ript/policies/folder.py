@@ -196,13 +196,24 @@ def model_card(document: Mapping) -> str:
     """
     simulator, card = document["simulator"], document["card"]
     lines = [
-        "---", "library_name: ript", "pipeline_tag: robotics", "license: apache-2.0",
-        f"tags: [robotics, {document['kind']}, {simulator['suite']}]", "---", "",
-        f"# {document['kind']} policy for {simulator['suite']}", "",
+        "---",
+        "library_name: ript",
+        "pipeline_tag: robotics",
+        "license: apache-2.0",
+        f"tags: [robotics, {document['kind']}, {simulator['suite']}]",
+        "---",
+        "",
+        f"# {document['kind']} policy for {simulator['suite']}",
+        "",
         f"A `{document['kind']}` policy for the simulator suite `{simulator['suite']}`, "
-        f"cameras {', '.join(simulator['cameras'])}, action size {simulator['action_dim']}.", "",
-        "```python", "import ript", 'policy = ript.load_policy("path/to/this/folder")', "```", "",
-    ]  # fmt: skip
+        f"cameras {', '.join(simulator['cameras'])}, action size {simulator['action_dim']}.",
+        "",
+        "```python",
+        "import ript",
+        'policy = ript.load_policy("path/to/this/folder")',
+        "```",
+        "",
+    ]
     for title, value in card.items():
         lines += [f"## {title.replace('_', ' ').capitalize()}", ""]
         if isinstance(value, Mapping):

@@ -161,8 +161,11 @@ def _clip_weights(files: Mapping[str, Path]) -> Weights:
 
 
 _CLIP_SETTINGS: dict[str, Any] = {
-    "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu", "num_hidden_layers": 12, "num_attention_heads": 8,
-}  # fmt: skip
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "quick_gelu",
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+}
 """What a configuration leaves out when it is as in ViT-B/32."""
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),

@@ -46,9 +46,13 @@ def change(before: EvalResult, after: EvalResult, tasks: Sequence[str] | None = 
     was, now = align([before.per_state, after.per_state], tasks)
     found, counts = difference(was, now), pairs(was, now)
     return {
-        "difference": found.value if counts.states else None, "interval": [found.low, found.high],
-        "gained": counts.gained, "lost": counts.lost, "dropped": counts.dropped, "p": counts.p_value,
-    }  # fmt: skip
+        "difference": found.value if counts.states else None,
+        "interval": [found.low, found.high],
+        "gained": counts.gained,
+        "lost": counts.lost,
+        "dropped": counts.dropped,
+        "p": counts.p_value,
+    }
 
 
 def points(changed: Mapping[str, Any]) -> str:

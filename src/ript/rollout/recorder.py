@@ -120,8 +120,10 @@ class Recorder:
                 f"expected [{len(traces)}, H, A]"
             )
         for what, array in (
-            ("actions", chunk.actions), ("log-probabilities", chunk.log_prob), ("samples", chunk.sample),
-        ):  # fmt: skip
+            ("actions", chunk.actions),
+            ("log-probabilities", chunk.log_prob),
+            ("samples", chunk.sample),
+        ):
             _require_finite(what, array, traces)
         for row, trace in enumerate(traces):
             trace.decisions += 1

@@ -139,16 +139,22 @@ class Measurements:
         """The run's result, with a model card that says how it was made and what it is worth."""
         until = {row["iteration"]: row for row in self.run.metrics()}.get(at.best_iteration, {})
         self.policy.card[cards.PRACTICE] = {
-            "recipe": self.config.recipe, "tasks": ", ".join(self.config.tasks), "seed": self.config.seed,
-            "iteration": at.best_iteration, "rollouts until then": until.get("total/rollouts", 0),
-            "environment steps until then": until.get("total/env_steps", 0), "iterations of the run": at.iteration,
-            "rollouts of the run": at.rollouts, "environment steps of the run": at.env_steps,
-        }  # fmt: skip
+            "recipe": self.config.recipe,
+            "tasks": ", ".join(self.config.tasks),
+            "seed": self.config.seed,
+            "iteration": at.best_iteration,
+            "rollouts until then": until.get("total/rollouts", 0),
+            "environment steps until then": until.get("total/env_steps", 0),
+            "iterations of the run": at.iteration,
+            "rollouts of the run": at.rollouts,
+            "environment steps of the run": at.env_steps,
+        }
         self.policy.card["success on test initial states, with Wilson 95 % intervals"] = {
             f"{stage}, {mode}": f"{r.total.successes}/{r.total.trials} "
             f"({100 * r.total.interval[0]:.0f}-{100 * r.total.interval[1]:.0f} %)"
-            for stage, results in (("before", before), ("after", after)) for mode, r in results.items()
-        }  # fmt: skip
+            for stage, results in (("before", before), ("after", after))
+            for mode, r in results.items()
+        }
         lost = self.lost(before, after)
         self.policy.card["tasks that lost by practice"] = lost or "none"
         self.policy.card["after minus before, state by state, with McNemar's exact test"] = {
@@ -167,9 +173,14 @@ class Measurements:
     ) -> dict[str, EvalResult]:
         self.pool.set_policy(self.policy.weights(), at.iteration)
         return run_evaluation(
-            self.pool, states, name=str(what), seed=self.config.eval.seed, modes=modes,
-            temperature=self.policy.temperature, videos=videos,
-        )  # fmt: skip
+            self.pool,
+            states,
+            name=str(what),
+            seed=self.config.eval.seed,
+            modes=modes,
+            temperature=self.policy.temperature,
+            videos=videos,
+        )
 
     def _log(self, result: EvalResult, at: Progress, states: str) -> None:
         self.run.log_eval(

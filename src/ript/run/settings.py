@@ -105,8 +105,9 @@ def idle(config: Config) -> dict[str, str]:
     """Settings that change nothing beside the others, whatever the command: dotted name -> why, and the remedy."""
     found = {
         name: f" while {by} = {value:g} decides: leave it out, or give --{by}=0"
-        for name, by in _OVERRULED.items() if (value := _value(config, by))
-    }  # fmt: skip
+        for name, by in _OVERRULED.items()
+        if (value := _value(config, by))
+    }
     for name in ("sim.cameras", "sim.arm"):
         if not _simulator_has(config.sim.suite, name):
             found[name] = f": the simulators of suite {config.sim.suite} have no such setting; leave it out"
@@ -186,8 +187,10 @@ def stage_is_missing(name: str, *, base: bool, targets: bool, others: bool = Tru
     """Why a setting is of a supervised stage, or a part of one, that there will not be; empty when it is not. See
     `refuse_unused_stages`."""
     pretraining = name.startswith("sft.autoencoder_") or name in (
-        "sft.policy_steps", "sft.policy_epochs", "sft.policy_learning_rate"
-    )  # fmt: skip
+        "sft.policy_steps",
+        "sft.policy_epochs",
+        "sft.policy_learning_rate",
+    )
     if base and pretraining:
         return "a base policy keeps what it has learned"
     if not targets and name.startswith(("sft.finetune_", "demos.target")):
@@ -318,13 +321,15 @@ def refuse_changes(command: str, held: Mapping[str, Any], now: Mapping[str, Any]
     may = (*FREE[command], "recipe")
     missing = object()  # what had no effect is not in the record, and may have one now
     changed = {
-        name: value for name, value in now.items()
+        name: value
+        for name, value in now.items()
         if before.get(name, missing) != value and (name in before or among(may, name))
-    }  # fmt: skip
+    }
     fixed = [
         f"{name} = {_listed(value)} (the run has {_listed(before[name])})"
-        for name, value in changed.items() if not among(may, name)
-    ]  # fmt: skip
+        for name, value in changed.items()
+        if not among(may, name)
+    ]
     if fixed:
         free = ", ".join(f"{name}*" if name.endswith(".") else name for name in FREE[command])
         raise ConfigError(
@@ -349,6 +354,7 @@ def differing(command: str, held: Mapping[str, Any], config: Config) -> list[str
     """
     ours, theirs = recorded(command, Config.from_json(held)), recorded(command, config)
     return [
-        name for name, value in theirs.items()
+        name
+        for name, value in theirs.items()
         if ours.get(name) != value and not among((*NEUTRAL, "recipe", "sft.checkpoint_every", "sampling.demos"), name)
-    ]  # fmt: skip
+    ]

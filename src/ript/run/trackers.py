@@ -64,9 +64,14 @@ class WandbTracker:
     def __init__(self, folder: Path, config: Mapping[str, Any], run_id: str):
         wandb = self.package()
         self._run = wandb.init(
-            project="ript", id=run_id, name=folder.name, dir=str(folder), config=dict(config), resume="allow",
+            project="ript",
+            id=run_id,
+            name=folder.name,
+            dir=str(folder),
+            config=dict(config),
+            resume="allow",
             settings=wandb.Settings(console="off"),  # it would put itself between us and the terminal
-        )  # fmt: skip
+        )
         # Its own step only counts calls: an evaluation has the iteration of the line before it.
         self._run.define_metric("*", step_metric="iteration")
 

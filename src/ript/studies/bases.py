@@ -105,9 +105,15 @@ def make_base_demos(config: Config, base: Path) -> None:
     with _naming_the_cache(base), locked(make_folder(base), wait=True):
         if not (base / "demos.hdf5").exists():
             collect(
-                simulator_factory(config.sim), keys, d.per_task, base / "demos.hdf5", seed=0, noise=d.noise,
-                every=d.every, workers=config.rollout.workers,
-            )  # fmt: skip
+                simulator_factory(config.sim),
+                keys,
+                d.per_task,
+                base / "demos.hdf5",
+                seed=0,
+                noise=d.noise,
+                every=d.every,
+                workers=config.rollout.workers,
+            )
 
 
 @contextmanager

@@ -154,21 +154,42 @@ def paper_metaworld(tasks: tuple[str, ...], *, multitask: bool) -> Config:
         ),
         demos=DemoConfig(per_task=100, target=5, noise=0.2, every=1),
         sft=SFTConfig(
-            autoencoder_epochs=100, autoencoder_batch=256, autoencoder_learning_rate=1e-4, policy_epochs=20,
-            policy_batch=128, policy_learning_rate=1e-4, finetune_epochs=200, finetune_learning_rate=1e-4,
-            finetune_share=1.0, finetune_decoder=10.0, weight_decay=1e-4, max_grad_norm=100.0, warmup=0.0,
-            colour_jitter=0.3, noisy_targets=True, checkpoint_every=2_000,
+            autoencoder_epochs=100,
+            autoencoder_batch=256,
+            autoencoder_learning_rate=1e-4,
+            policy_epochs=20,
+            policy_batch=128,
+            policy_learning_rate=1e-4,
+            finetune_epochs=200,
+            finetune_learning_rate=1e-4,
+            finetune_share=1.0,
+            finetune_decoder=10.0,
+            weight_decay=1e-4,
+            max_grad_norm=100.0,
+            warmup=0.0,
+            colour_jitter=0.3,
+            noisy_targets=True,
+            checkpoint_every=2_000,
         ),
         sampling=SamplingConfig(
-            group_size=16, groups=180 if multitask else 10 * len(tasks),
-            max_attempts=360 if multitask else 40 * len(tasks), contexts=0 if multitask else 50,
+            group_size=16,
+            groups=180 if multitask else 10 * len(tasks),
+            max_attempts=360 if multitask else 40 * len(tasks),
+            contexts=0 if multitask else 50,
         ),
         learn=LearnConfig(
-            learning_rate=1e-6, epochs=20, minibatch_trajectories=8, clip_low=0.2, clip_high=0.2, reduction="token",
-            target_kl=0.0, adapt_kl=0.0, weight_decay=1e-4,
+            learning_rate=1e-6,
+            epochs=20,
+            minibatch_trajectories=8,
+            clip_low=0.2,
+            clip_high=0.2,
+            reduction="token",
+            target_kl=0.0,
+            adapt_kl=0.0,
+            weight_decay=1e-4,
         ),
         eval=EvalConfig(trials=50, every=5, every_trials=10, mode="sampled", videos=1),
-    )  # fmt: skip
+    )
 
 
 def small_metaworld(tasks: tuple[str, ...]) -> Config:
@@ -196,8 +217,11 @@ def few_shot(scale: Scale) -> Config:
 def _study(scale: Scale, cells: list[Cell], **settings: Any) -> Study:
     small = scale == "small"
     return Study(
-        cells=tuple(cells), seeds=SMALL_SEEDS if small else PAPER_SEEDS, scale=scale, **settings,
-    )  # fmt: skip
+        cells=tuple(cells),
+        seeds=SMALL_SEEDS if small else PAPER_SEEDS,
+        scale=scale,
+        **settings,
+    )
 
 
 def metaworld_ml45(scale: Scale) -> Study:
@@ -214,19 +238,22 @@ def metaworld_ml45(scale: Scale) -> Study:
             eval=replace(config.eval, trials=10, videos=0),
         )
     return _study(
-        scale, [Cell(name="ML45", config=config, paper=(91.0, 92.2))], name="metaworld_ml45",
+        scale,
+        [Cell(name="ML45", config=config, paper=(91.0, 92.2))],
+        name="metaworld_ml45",
         question="Does post-training on all 45 training tasks at once raise their mean success?",
         expected="a little: 91.0 -> 92.2",
-    )  # fmt: skip
+    )
 
 
 def metaworld_ml45_fewshot(scale: Scale) -> Study:
     return _study(
-        scale, [Cell(name="5 demonstrations", config=few_shot(scale), paper=(63.6, 76.0))],
+        scale,
+        [Cell(name="5 demonstrations", config=few_shot(scale), paper=(63.6, 76.0))],
         name="metaworld_ml45_fewshot",
         question="How much does post-training add on five new tasks with five demonstrations each?",
         expected="63.6 -> 76.0",
-    )  # fmt: skip
+    )
 
 
 def demos(scale: Scale) -> Study:
@@ -235,11 +262,14 @@ def demos(scale: Scale) -> Study:
         config = replace(config, sft=replace(config.sft, finetune_epochs=40))
     return _study(
         scale,
-        [Cell(name=count(n, "demonstration"), config=replace(config, demos=replace(config.demos, target=n)))
-         for n in (1, 3, 5, 10)],
-        name="demos", question="How does the gain depend on the number of demonstrations?",
+        [
+            Cell(name=count(n, "demonstration"), config=replace(config, demos=replace(config.demos, target=n)))
+            for n in (1, 3, 5, 10)
+        ],
+        name="demos",
+        question="How does the gain depend on the number of demonstrations?",
         expected="post-training gains most with fewest demonstrations",
-    )  # fmt: skip
+    )
 
 
 def context_size(scale: Scale) -> Study:
@@ -247,20 +277,24 @@ def context_size(scale: Scale) -> Study:
     return _study(
         scale,
         [Cell(name=count(n, "context"), config=_sampling(config, contexts=n)) for n in (1, 5, 10, 25, 40)],
-        name="context_size", question="How many initial states are needed to practise on?",
+        name="context_size",
+        question="How many initial states are needed to practise on?",
         expected="success rises with the number of contexts",
-    )  # fmt: skip
+    )
 
 
 def context_noise(scale: Scale) -> Study:
     config = _sampling(few_shot(scale), contexts=40)
     return _study(
         scale,
-        [Cell(name=f"{100 * std:g} cm", config=_sampling(config, context_noise=std))
-         for std in (0.0, 0.025, 0.05, 0.1, 0.175)],
-        name="context_noise", question="What if the practised initial states are not the ones that are measured?",
+        [
+            Cell(name=f"{100 * std:g} cm", config=_sampling(config, context_noise=std))
+            for std in (0.0, 0.025, 0.05, 0.1, 0.175)
+        ],
+        name="context_noise",
+        question="What if the practised initial states are not the ones that are measured?",
         expected="no loss at 2.5 cm, still above SFT at 17.5 cm",
-    )  # fmt: skip
+    )
 
 
 def dynamic_sampling(scale: Scale) -> Study:
@@ -268,11 +302,14 @@ def dynamic_sampling(scale: Scale) -> Study:
     config = few_shot(scale) if small else paper_metaworld(ML45_TRAIN, multitask=True)
     study = _study(
         scale,
-        [Cell(name="on", config=config, paper=(None, None if small else 92.2)),
-         Cell(name="off", config=_sampling(config, dynamic=False), paper=(None, None if small else 91.3))],
-        name="dynamic_sampling", question="What is dynamic rollout sampling worth?",
+        [
+            Cell(name="on", config=config, paper=(None, None if small else 92.2)),
+            Cell(name="off", config=_sampling(config, dynamic=False), paper=(None, None if small else 91.3)),
+        ],
+        name="dynamic_sampling",
+        question="What is dynamic rollout sampling worth?",
         expected="on ML45 92.2 with it, 91.3 without",
-    )  # fmt: skip
+    )
     return replace(study, tasks_instead="the five held-out tasks instead of ML45's 45") if small else study
 
 
@@ -286,22 +323,26 @@ def rollouts_per_context(scale: Scale) -> Study:
         )
 
     return _study(
-        scale, [Cell(name=f"K = {k}", config=with_k(k)) for k in (4, 8, 16)],
+        scale,
+        [Cell(name=f"K = {k}", config=with_k(k)) for k in (4, 8, 16)],
         name="rollouts_per_context",
         question="How many rollouts from each initial state, at equal numbers of rollouts?",
         expected="more rollouts per context give steadier gains",
-    )  # fmt: skip
+    )
 
 
 def std_normalisation(scale: Scale) -> Study:
     config = few_shot(scale)
     return _study(
         scale,
-        [Cell(name="off", config=config),
-         Cell(name="on", config=replace(config, learn=replace(config.learn, normalise_std=True)))],
-        name="std_normalisation", question="Should advantages be divided by their standard deviation?",
+        [
+            Cell(name="off", config=config),
+            Cell(name="on", config=replace(config, learn=replace(config.learn, normalise_std=True))),
+        ],
+        name="std_normalisation",
+        question="Should advantages be divided by their standard deviation?",
         expected="no (LOOP: 71.3 without, 61.9 with)",
-    )  # fmt: skip
+    )
 
 
 def _sampling(config: Config, **changes: Any) -> Config:
@@ -372,10 +413,14 @@ def _libero_suite(suite: str, paper: tuple[float, float], **settings: Any) -> Ca
 def _libero_pairs(
     name: str, question: str, rows: dict[int, tuple[float | None, float | None]]
 ) -> Callable[[Scale], Study]:
-    return _libero(name, question, {
-        count(n, "demonstration"): (paper_libero(f"{name}_after", f"{name}_before", target=n, single=True), paper)
-        for n, paper in rows.items()
-    })  # fmt: skip
+    return _libero(
+        name,
+        question,
+        {
+            count(n, "demonstration"): (paper_libero(f"{name}_after", f"{name}_before", target=n, single=True), paper)
+            for n, paper in rows.items()
+        },
+    )
 
 
 STUDIES: dict[str, Callable[[Scale], Study]] = {
@@ -393,18 +438,21 @@ STUDIES: dict[str, Callable[[Scale], Study]] = {
     "libero_long": _libero_suite("long", (68.8, 87.5)),
     "libero_90": _libero_suite("90", (88.6, 94.3), policy_epochs=20),
     "libero_long_fewshot": _libero(
-        "libero_long_fewshot", "Post-training on LIBERO-long after five demonstrations of each task.",
+        "libero_long_fewshot",
+        "Post-training on LIBERO-long after five demonstrations of each task.",
         {"5 demonstrations": (paper_libero("libero_long", "libero_90", policy_epochs=20), (50.2, 71.4))},
     ),
     "cross_scenario": _libero_pairs(
-        "cross_scenario", "The same goal in another scene, after few demonstrations.",
+        "cross_scenario",
+        "The same goal in another scene, after few demonstrations.",
         {1: (5.0, None), 3: (None, None), 5: (None, None)},  # the best pair of 1: 3.5 -> 97.2
     ),
     "cross_goal": _libero_pairs(
-        "cross_goal", "Another goal in the same scene, after few demonstrations.",
+        "cross_goal",
+        "Another goal in the same scene, after few demonstrations.",
         {3: (0.7, 59.7), 10: (29.4, 79.7)},
     ),
-}  # fmt: skip
+}
 """Name -> what makes the study at a scale."""
 
 

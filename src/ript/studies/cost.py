@@ -82,12 +82,20 @@ class Cost:
 
     def to_json(self) -> dict[str, float | None]:
         return {
-            "cells": self.cells, "rollouts": self.rollouts, "env_steps": self.env_steps, "decisions": self.decisions,
-            "env_steps_per_second": self.speed.env_steps, "decisions_per_second": self.speed.decisions,
-            "base_hours": self.base_hours, "tuning_hours": self.tuning_hours, "rollout_hours": self.rollout_hours,
-            "update_hours": self.update_hours, "hours": self.hours, "fewest_hours": self.fewest_hours,
+            "cells": self.cells,
+            "rollouts": self.rollouts,
+            "env_steps": self.env_steps,
+            "decisions": self.decisions,
+            "env_steps_per_second": self.speed.env_steps,
+            "decisions_per_second": self.speed.decisions,
+            "base_hours": self.base_hours,
+            "tuning_hours": self.tuning_hours,
+            "rollout_hours": self.rollout_hours,
+            "update_hours": self.update_hours,
+            "hours": self.hours,
+            "fewest_hours": self.fewest_hours,
             "machines_for_a_day": self.machines_for_a_day,
-        }  # fmt: skip
+        }
 
     def text(self, study: Study) -> str:
         lines = [f"{study.name}: {study.question}", *(f"  shrunk: {what}" for what in study.shrunk)]
@@ -140,9 +148,14 @@ def cost(study: Study, seeds: Sequence[int], done: Collection[tuple[str, int]] =
         kept = min(each, c.learn.max_decisions or each)
         decisions += c.iterations * s.groups * s.group_size * kept * c.learn.epochs
     return Cost(
-        cells=len(runs), rollouts=rollouts, env_steps=env_steps, decisions=decisions,
-        base_hours=base_hours(runs, supervised), tuning_hours=tuning_hours(runs, supervised), speed=speed,
-    )  # fmt: skip
+        cells=len(runs),
+        rollouts=rollouts,
+        env_steps=env_steps,
+        decisions=decisions,
+        base_hours=base_hours(runs, supervised),
+        tuning_hours=tuning_hours(runs, supervised),
+        speed=speed,
+    )
 
 
 def measure_speed(config: Config, steps: int = 64) -> Speed:

@@ -121,9 +121,12 @@ class _Quickstart:
             report = report_or_say([result.folder], self.folder / "report.html")
         self.keep(finished=True)
         return QuickstartResult(
-            target=", ".join(self.config.tasks), mode=self.config.eval.mode, rl=result, seconds=self.seconds,
+            target=", ".join(self.config.tasks),
+            mode=self.config.eval.mode,
+            rl=result,
+            seconds=self.seconds,
             report=report,
-        )  # fmt: skip
+        )
 
     @contextmanager
     def stage(self, what: str) -> Iterator[None]:

@@ -271,9 +271,15 @@ def start_policy(config: Config, folder: Path) -> Path:
         if not target.exists():
             keys = task_keys(config.sim, config.tasks)
             collect(
-                simulator_factory(config.sim), keys, d.target, target, seed=config.seed, noise=d.noise, every=d.every,
+                simulator_factory(config.sim),
+                keys,
+                d.target,
+                target,
+                seed=config.seed,
+                noise=d.noise,
+                every=d.every,
                 workers=config.rollout.workers,
-            )  # fmt: skip
+            )
         train_unless_done(config, [base / "demos.hdf5", target], sft, base=base / "sft" / "policy")
     return sft / "policy"
 
@@ -306,11 +312,16 @@ def summary(study: Study, asked: dict[str, Any], folder: Path) -> dict[str, Any]
     write_text(folder / "table.md", markdown(table))
     report = report_or_say(runs, folder / "report.html", table=table) if runs else None
     return asked | {
-        "question": study.question, "expected": study.expected, "shrunk": list(study.shrunk),
-        "differs": list(study.differs), "rows": [{k: v for k, v in row.items() if k != "states"} for row in rows],
-        "cells": [row.to_json() for row in found], "failed": failed, "table": str(folder / "table.md"),
+        "question": study.question,
+        "expected": study.expected,
+        "shrunk": list(study.shrunk),
+        "differs": list(study.differs),
+        "rows": [{k: v for k, v in row.items() if k != "states"} for row in rows],
+        "cells": [row.to_json() for row in found],
+        "failed": failed,
+        "table": str(folder / "table.md"),
         "report": None if report is None else str(report),
-    }  # fmt: skip
+    }
 
 
 def _last_line(path: Path) -> str:
@@ -340,8 +351,13 @@ def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
         raise RunError(f"{run / 'metrics.jsonl'} is missing or empty")
     last = metrics[-1] if metrics else {}
     return {
-        "cell": cell.name, "seed": seed, "mode": mode, "before": totals[0], "after": totals[-1],
-        "iterations": last.get("iteration", 0), "rollouts": last.get("total/rollouts", 0),
+        "cell": cell.name,
+        "seed": seed,
+        "mode": mode,
+        "before": totals[0],
+        "after": totals[-1],
+        "iterations": last.get("iteration", 0),
+        "rollouts": last.get("total/rollouts", 0),
         "env_steps": last.get("total/env_steps", 0),
         "states": {"before": counted[0]["per_state"], "after": counted[-1]["per_state"]},
-    }  # fmt: skip
+    }

@@ -57,9 +57,11 @@ def measure_supervised(config: Config) -> SupervisedSpeed:
             policy.remember(task.instruction, torch.zeros(policy.config.language_dim))
         stages = make_stages(config, policy, Windows(demos, policy.config.chunk), keys[:1], fresh=True)
         return SupervisedSpeed(
-            demo_seconds=seconds / made.demos, demo_steps=made.steps / made.demos, demo_looks=made.frames / made.demos,
+            demo_seconds=seconds / made.demos,
+            demo_steps=made.steps / made.demos,
+            demo_looks=made.frames / made.demos,
             step_seconds=time_steps(config, policy, stages),
-        )  # fmt: skip
+        )
 
 
 def base_hours(configs: Sequence[Config], speed: SupervisedSpeed) -> float:

@@ -67,9 +67,7 @@ def _row(cell: Cell, mine: Sequence[Mapping[str, Any]], first: Sequence[Mapping[
     outcomes = align([run["states"][side] for side in ("before", "after") for run in mine])
     before, after = outcomes[: len(mine)], outcomes[len(mine) :]
     gain = difference(before, after)
-    counts = {
-        side: [(run[side]["successes"], run[side]["trials"]) for run in mine] for side in ("before", "after")
-    }  # fmt: skip
+    counts = {side: [(run[side]["successes"], run[side]["trials"]) for run in mine] for side in ("before", "after")}
     if not finetunes(cell.config):  # all seeds begin with the base itself, and end with it when there is no practice
         before = measured_once(before)
         after = after if cell.config.iterations else measured_once(after)
@@ -111,12 +109,18 @@ def study_table(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
         if row is None:
             body.append([cell.name, *["-"] * (5 + compared), *paper])
             continue
-        body.append([
-            cell.name, ", ".join(map(str, row.seeds)), rate(row.before, row.counts["before"]),
-            rate(row.after, row.counts["after"]), points(row.gain),
-            *(["-" if row.over_first is None else points(row.over_first)] if compared else []), f"{row.env_steps:,}",
-            *paper,
-        ])  # fmt: skip
+        body.append(
+            [
+                cell.name,
+                ", ".join(map(str, row.seeds)),
+                rate(row.before, row.counts["before"]),
+                rate(row.after, row.counts["after"]),
+                points(row.gain),
+                *(["-" if row.over_first is None else points(row.over_first)] if compared else []),
+                f"{row.env_steps:,}",
+                *paper,
+            ]
+        )
     columns = [column for column in COLUMNS if compared or column != "over the first row"]
     return {
         "title": study.question,

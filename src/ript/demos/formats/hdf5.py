@@ -141,11 +141,17 @@ def _read_entry(path: Path, group: h5py.Group) -> DemoEntry:
         path=path,
         name=group.name.rsplit("/", 1)[-1],
         task=Task(
-            suite=text("task_suite"), name=text("task_name"), instruction=text("task_instruction"),
-            index=whole("task_index"), horizon=whole("task_horizon"),
+            suite=text("task_suite"),
+            name=text("task_name"),
+            instruction=text("task_instruction"),
+            index=whole("task_index"),
+            horizon=whole("task_horizon"),
         ),
-        state_id=text("state_id"), steps=whole("num_samples"), looks=whole("num_looks"), tries=whole("tries"),
-    )  # fmt: skip
+        state_id=text("state_id"),
+        steps=whole("num_samples"),
+        looks=whole("num_looks"),
+        tries=whole("tries"),
+    )
 
 
 def _read_demo(file: h5py.File, entry: DemoEntry, spec: SimulatorSpec) -> Demo:

@@ -69,9 +69,12 @@ def import_quest(
     _check(weights, found, path)
     suite = PRESETS[config]["suite"] if isinstance(config, str) and config in PRESETS else "imported"
     spec = simulator or SimulatorSpec(
-        suite=suite, cameras=found.cameras, proprio_dim=sum(found.proprio.values()), action_dim=found.action_dim,
+        suite=suite,
+        cameras=found.cameras,
+        proprio_dim=sum(found.proprio.values()),
+        action_dim=found.action_dim,
         render={},
-    )  # fmt: skip
+    )
     origin = {"file": path.name} | ({LEFT_OUT: ", ".join(left_out)} if left_out else {})
     policy = QuestPolicy(found, spec, card={"imported from": origin})
     own = policy.state_dict()
@@ -217,8 +220,10 @@ def _check(weights: Mapping[str, torch.Tensor], config: QuestConfig, path: Path)
     for prefix, named in (("image_encoders.", config.cameras), ("lowdim_encoders.", config.proprio)):
         there = list(dict.fromkeys(key.split(".")[1] for key in weights if key.startswith(prefix)))
         if sorted(there) == sorted(named) and there != list(named):
-            raise PolicyError(f"{path} has {prefix}* in the order {there}, the configuration {list(named)}: they are "
-                              "concatenated in that order, so name them as the file does")  # fmt: skip
+            raise PolicyError(
+                f"{path} has {prefix}* in the order {there}, the configuration {list(named)}: they are "
+                "concatenated in that order, so name them as the file does"
+            )
     if not (missing or extra or wrong):
         for key, tensor in weights.items():
             _check_values(tensor, *entries[key][1:], f"{path}: {key}")

@@ -134,17 +134,42 @@ class QuestConfig:
 SIZES: dict[str, dict] = {
     "paper": {},
     "small": {
-        "chunk": 16, "execute": 16, "autoencoder_width": 64, "encoder_layers": 1, "decoder_layers": 1,
-        "encoder_heads": 4, "decoder_heads": 4, "width": 128, "layers": 4, "heads": 4, "vision": "cnn",
-        "image_dim": 128, "proprio_dim": 64, "language_dim": 384, "autoencoder_dropout": 0.0,
-    },
-    "tiny": {
-        "chunk": 8, "execute": 8, "fsq_levels": (5, 5), "autoencoder_width": 16, "encoder_layers": 1,
-        "decoder_layers": 1, "encoder_heads": 2, "decoder_heads": 2, "width": 32, "layers": 1, "heads": 2,
-        "vision": "cnn", "image_dim": 16, "proprio_dim": 16, "language_dim": 384, "dropout": 0.0,
+        "chunk": 16,
+        "execute": 16,
+        "autoencoder_width": 64,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_heads": 4,
+        "decoder_heads": 4,
+        "width": 128,
+        "layers": 4,
+        "heads": 4,
+        "vision": "cnn",
+        "image_dim": 128,
+        "proprio_dim": 64,
+        "language_dim": 384,
         "autoencoder_dropout": 0.0,
     },
-}  # fmt: skip
+    "tiny": {
+        "chunk": 8,
+        "execute": 8,
+        "fsq_levels": (5, 5),
+        "autoencoder_width": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_heads": 2,
+        "decoder_heads": 2,
+        "width": 32,
+        "layers": 1,
+        "heads": 2,
+        "vision": "cnn",
+        "image_dim": 16,
+        "proprio_dim": 16,
+        "language_dim": 384,
+        "dropout": 0.0,
+        "autoencoder_dropout": 0.0,
+    },
+}
 """What each named size changes from the defaults of `QuestConfig`."""
 SIZED = sorted({name for size in SIZES.values() for name in size} - {"chunk", "execute", "language_dim"})
 """Fields that belong to a size alone."""

@@ -85,10 +85,13 @@ class QuestPolicy(nn.Module):
         sizes = {name: QuestConfig(**size) for name, size in SIZES.items()}
         same = [name for name, size in sizes.items() if all(getattr(c, k) == getattr(size, k) for k in SIZED)]
         own: dict[str, Any] = {
-            "size": same[0] if same else None, "chunk": c.chunk, "execute": c.execute,
-            "privileged": c.privileged_dim > 0, "standardise": bool((mean != 0).any() or (std != 1).any()),
+            "size": same[0] if same else None,
+            "chunk": c.chunk,
+            "execute": c.execute,
+            "privileged": c.privileged_dim > 0,
+            "standardise": bool((mean != 0).any() or (std != 1).any()),
             "language": language.model_of(c.language_dim),
-        }  # fmt: skip
+        }
         if c.sampling == "published":
             own |= {"sampling": c.sampling, "top_k": c.top_k, "temperature": c.temperature, "entropy": 0.0}
         return own
@@ -97,8 +100,9 @@ class QuestPolicy(nn.Module):
         """Raise `PolicyError` unless the policy fits the simulator."""
         expected = (dict(self.config.cameras), sum(self.config.proprio.values()), self.config.action_dim)
         got = (dict(spec.cameras), spec.proprio_dim, spec.action_dim)
-        for what, e, g in zip(("cameras (name: height, width)", "proprioception size", "action size"), expected, got,
-                              strict=True):  # fmt: skip
+        for what, e, g in zip(
+            ("cameras (name: height, width)", "proprioception size", "action size"), expected, got, strict=True
+        ):
             if e != g:
                 raise PolicyError(f"the policy does not fit simulator {spec.suite!r}: {what}: expected {e}, got {g}")
         if spec.suite != self.simulator.suite or dict(spec.render) != dict(self.simulator.render):
@@ -378,9 +382,14 @@ class QuestPolicy(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json`, `model.safetensors` and the model card `README.md`, whole or not at all."""
         policy_folder.save(
-            expanded(folder), self.KIND, self.config.to_json(), self.simulator, self.state_dict(), self.card,
+            expanded(folder),
+            self.KIND,
+            self.config.to_json(),
+            self.simulator,
+            self.state_dict(),
+            self.card,
             instructions=self._remembered,
-        )  # fmt: skip
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> QuestPolicy:

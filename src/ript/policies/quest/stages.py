@@ -98,12 +98,17 @@ def _run_stages(run: RunFolder, config: Config, policy: QuestPolicy, stages: Seq
             optimiser.load_state_dict(found.state["optimiser"])
             rng.bit_generator.state = found.state["rng"]
 
-        def save(step: int, rng: np.random.Generator = rng, optimiser: torch.optim.Optimizer = optimiser,
-                 done: int = done) -> None:  # fmt: skip
-            run.save_checkpoint(done + step, {
-                "policy": policy.state_dict(), "optimiser": optimiser.state_dict(),
-                "rng": rng.bit_generator.state,
-            })  # fmt: skip
+        def save(
+            step: int, rng: np.random.Generator = rng, optimiser: torch.optim.Optimizer = optimiser, done: int = done
+        ) -> None:
+            run.save_checkpoint(
+                done + step,
+                {
+                    "policy": policy.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "rng": rng.bit_generator.state,
+                },
+            )
 
         metrics = _run_stage(run, config, policy, stage, (config.seed, number), optimiser, rng, start, done, save)
         done += stage.steps

@@ -111,9 +111,14 @@ def camera_words(described: Mapping[str, Mapping[str, object]]) -> tuple[str, ..
 def metaworld_spec(views: Mapping[str, CameraView], size: tuple[int, int], arm: Arm) -> SimulatorSpec:
     """What a policy is shown, and how large actions and proprioception are."""
     return SimulatorSpec(
-        suite=SUITE, cameras=dict.fromkeys(views, size), proprio_dim=PROPRIO_DIM, action_dim=ACTION_DIM,
+        suite=SUITE,
+        cameras=dict.fromkeys(views, size),
+        proprio_dim=PROPRIO_DIM,
+        action_dim=ACTION_DIM,
         render={
             "cameras": {name: describe(view) for name, view in views.items()},
-            "size": list(size), "arm": arm, "look": LOOK,
+            "size": list(size),
+            "arm": arm,
+            "look": LOOK,
         },
-    )  # fmt: skip
+    )
