@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from ript.build import load_policy, sim_config_of, simulator_factory, task_keys
 from ript.config.recipes import TARGET_TASKS
-from ript.policies.quest.encoders import ImageEncoder
 from ript.policies.quest.policy import QuestPolicy
+from ript.policies.vision import ImageEncoder
 
 Features = Callable[[torch.Tensor], torch.Tensor]
 

@@ -13,11 +13,12 @@ import torch
 from ript.core.types import SimulatorSpec
 from ript.learn.advantage import leave_one_out
 from ript.learn.objective import clipped_objective
+from ript.policies.parameters import parameter_groups
 from ript.policies.quest.config import QuestConfig
-from ript.policies.quest.encoders import SpatialSoftArgmax
 from ript.policies.quest.layers import Dropout
-from ript.policies.quest.policy import QuestPolicy, parameter_groups
+from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.published import config_from_published, our_name
+from ript.policies.vision import SpatialSoftArgmax
 
 HERE = Path(__file__).parent
 IO = np.load(HERE / "tiny_io.npz", allow_pickle=False)

@@ -21,9 +21,9 @@ from ript.core.errors import ConfigError, PolicyError, RunError, UnknownNameErro
 from ript.core.types import SimulatorSpec
 from ript.policies.quest.checkpoint import export_quest, import_quest, read_pth
 from ript.policies.quest.config import QuestConfig
-from ript.policies.quest.encoders import ImageEncoder
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.published import published_keys, sizes_in
+from ript.policies.vision import ImageEncoder
 from tests.policies.policy_fixtures import make_policy
 
 GOLDEN = Path(__file__).parents[1] / "golden"

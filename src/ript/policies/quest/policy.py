@@ -20,6 +20,7 @@ from ript.core.metrics import Distinct, Mean, Metrics
 from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 from ript.policies import folder as policy_folder
 from ript.policies import language
+from ript.policies.parameters import parameter_groups
 from ript.policies.quest.augment import augment
 from ript.policies.quest.autoencoder import SkillAutoencoder
 from ript.policies.quest.config import SIZED, SIZES, QuestConfig
@@ -423,17 +424,3 @@ class QuestPolicy(nn.Module):
         )
 
     __hash__ = nn.Module.__hash__
-
-
-def parameter_groups(modules: Sequence[nn.Module]) -> list[dict]:
-    """Two AdamW groups: weights of linear, convolution and attention layers; and the rest, without weight decay."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for module in modules:
-        for part in module.modules():
-            for name, parameter in part.named_parameters(recurse=False):
-                if not parameter.requires_grad:
-                    continue
-                norm_or_embedding = isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d | nn.Embedding)
-                (plain if norm_or_embedding or "bias" in name else decayed).append(parameter)
-    return [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]

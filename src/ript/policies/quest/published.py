@@ -15,8 +15,8 @@ import torch
 
 from ript.core.errors import ConfigError
 from ript.policies.quest.config import QuestConfig
-from ript.policies.quest.encoders import ImageEncoder
 from ript.policies.quest.layers import frequencies
+from ript.policies.vision import ImageEncoder
 
 _RULES: tuple[tuple[str, str], ...] = (
     (r"image_encoders\.([^.]+)\.resnet18_base\.([01])\.", r"encoder.images.\1.features.\2."),

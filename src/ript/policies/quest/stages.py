@@ -18,8 +18,9 @@ from ript.core.errors import NotFiniteError
 from ript.core.metrics import Mean, Metrics, merge, values
 from ript.learn.gradient import Gradient, require_finite
 from ript.learn.gradient import step as step_of
+from ript.policies.parameters import parameter_groups
 from ript.policies.quest.layers import Noise, drawing_from
-from ript.policies.quest.policy import QuestPolicy, parameter_groups
+from ript.policies.quest.policy import QuestPolicy
 from ript.run.checkpoint import list_checkpoints
 from ript.run.folder import RunFolder
 from ript.run.progress import progress, status
