@@ -42,7 +42,7 @@ def record(chunk: ActionChunk, decisions: int, index: int) -> Rollout:
         sample=sample,
         log_prob=rows(chunk.log_prob),
         mask=np.ones(sample.shape, bool),
-        context={name: rows(array) for name, array in chunk.context.items()},
+        inputs={name: rows(array) for name, array in chunk.inputs.items()},
         decisions=decisions,
         env_steps=decisions,
         policy_version=0,
@@ -55,7 +55,7 @@ def measure(args: argparse.Namespace, trained: str) -> None:
     chunk = policy.act(_random_look(policy, 2), [np.random.default_rng(i) for i in range(2)])
     decisions = math.ceil(args.steps / policy.config.execute)
     one = record(chunk, 1, 0)
-    arrays = [one.sample, one.log_prob, one.mask, *(one.context or {}).values()]
+    arrays = [one.sample, one.log_prob, one.mask, *(one.inputs or {}).values()]
     size = sum(array.nbytes for array in arrays if array is not None)
     task = Task(suite="none", name="none", instruction="", index=0, horizon=args.steps)
     state = InitialState(task=task, state=np.zeros(1), origin="synthetic")

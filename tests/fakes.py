@@ -174,10 +174,10 @@ class FakePolicy:
         )
         if self.breaks == "density":
             log_prob[observation.proprio[:, 0] == self.at] = np.nan
-        context = {"step": observation.proprio[:, 1].copy(), "pixel": observation.images["front"][:, 0, 0]}
-        return ActionChunk(actions=actions, sample=sample, log_prob=log_prob, context=context)
+        inputs = {"step": observation.proprio[:, 1].copy(), "pixel": observation.images["front"][:, 0, 0]}
+        return ActionChunk(actions=actions, sample=sample, log_prob=log_prob, inputs=inputs)
 
-    def log_prob(self, context: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def log_prob(self, inputs: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         value = torch.full(sample.shape, -float(np.log(CODES)))
         return value, -value
 

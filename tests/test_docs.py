@@ -156,8 +156,8 @@ def test_what_rollouts_keep_of_a_decision_is_as_large_as_the_pages_say() -> None
         policy = _random_policy(size)
         for trained in ("prior", "prior+adapter", "prior+encoders"):
             chunk = policy.configured(rl_trains=trained).act(_random_look(policy, 1), [np.random.default_rng(0)])
-            assert any("image" in name for name in chunk.context) == (trained == "prior+encoders")
-            arrays = [chunk.sample, chunk.log_prob, *chunk.context.values()]
+            assert any("image" in name for name in chunk.inputs) == (trained == "prior+encoders")
+            arrays = [chunk.sample, chunk.log_prob, *chunk.inputs.values()]
             kept[size, trained] = sum(array.nbytes for array in arrays) / 1000
     assert f"`prior+encoders`, {kept['paper', 'prior+encoders']:.0f} kB a decision at paper size" in text
     assert f"{kept['small', 'prior+encoders']:.0f} kB at the small one" in text

@@ -254,16 +254,16 @@ def test_evaluations_draw_from_other_streams_than_training_does(policy: QuestPol
 def test_a_state_that_is_there_several_times_gives_as_many_different_rollouts(policy: QuestPolicy) -> None:
     (state, *_) = practice_states()
     _, once = own_decisions(policy, toy_config().sim, [state], horizon=8, seed=0)
-    context, sample = own_decisions(policy, toy_config().sim, [state] * 6, horizon=8, seed=0)
+    inputs, sample = own_decisions(policy, toy_config().sim, [state] * 6, horizon=8, seed=0)
     assert len(sample) > len(once) and torch.equal(sample[: len(once)], once)
     firsts = {tuple(row.tolist()) for row in sample}
     assert len(firsts) > len(once) + 3
-    assert all(len(tensor) == len(sample) for tensor in context.values())
+    assert all(len(tensor) == len(sample) for tensor in inputs.values())
 
 
 def chosen(policy: QuestPolicy, entropy: float) -> tuple[float, float]:
-    context, sample = own_decisions(policy, toy_config().sim, practice_states(), horizon=8, seed=0)
-    return choose_temperature(policy, context, sample, entropy=entropy)
+    inputs, sample = own_decisions(policy, toy_config().sim, practice_states(), horizon=8, seed=0)
+    return choose_temperature(policy, inputs, sample, entropy=entropy)
 
 
 def sampled_entropy(policy: QuestPolicy, temperature: float) -> float:
@@ -272,9 +272,9 @@ def sampled_entropy(policy: QuestPolicy, temperature: float) -> float:
     requests = [RolloutRequest(initial_state=s, index=0, seed=(0, SEED_TAG), horizon=8) for s in practice_states()]
     other, total, count = policy.configured(temperature=temperature, sampling="exact"), 0.0, 0
     for rollout in pool.run(iter(requests)):
-        assert rollout.context is not None and rollout.sample is not None
-        context = {name: torch.from_numpy(value) for name, value in rollout.context.items()}
-        entropy = other.log_prob(context, torch.from_numpy(rollout.sample))[1].detach()
+        assert rollout.inputs is not None and rollout.sample is not None
+        inputs = {name: torch.from_numpy(value) for name, value in rollout.inputs.items()}
+        entropy = other.log_prob(inputs, torch.from_numpy(rollout.sample))[1].detach()
         total, count = total + float(entropy.sum()), count + entropy.numel()
     pool.close()
     return total / count
@@ -308,7 +308,7 @@ def test_the_entropy_of_a_density_may_be_negative() -> None:
         def configured(self, *, temperature: float, **others: object) -> "Normal":
             return Normal(temperature)
 
-        def log_prob(self, context: object, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def log_prob(self, inputs: object, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             normal = torch.distributions.Normal(torch.zeros_like(sample), 0.1 * self.temperature)
             return normal.log_prob(sample), normal.entropy()
 

@@ -37,16 +37,16 @@ def test_a_replayed_graph_does_what_the_policy_does_on_the_cpu(rows: int, greedy
 
 def test_a_graph_follows_the_weights_and_the_temperature() -> None:
     policy, observation = make_policy().to("cuda"), make_observation(6)
-    context = policy.context(observation).detach()
-    before = policy.generate(context)[1].clone()
+    prefix = policy.prefix(observation).detach()
+    before = policy.generate(prefix)[1].clone()
     with torch.no_grad():
         policy.prior.head.bias += torch.arange(9.0, device="cuda")
-    torch.testing.assert_close(policy.generate(context)[1][:, 0], before[:, 0] + torch.arange(9.0, device="cuda"))
+    torch.testing.assert_close(policy.generate(prefix)[1][:, 0], before[:, 0] + torch.arange(9.0, device="cuda"))
     uniforms = torch.from_numpy(np.random.default_rng(0).random((6, 2))).to("cuda")
     for temperature in (0.3, 3.0):
         other = policy.configured(temperature=temperature)
-        tokens, _ = other.generate(context, uniforms)
-        torch.testing.assert_close(tokens, other.generate(context, uniforms, graphs=False)[0])
+        tokens, _ = other.generate(prefix, uniforms)
+        torch.testing.assert_close(tokens, other.generate(prefix, uniforms, graphs=False)[0])
 
 
 def test_workers_get_a_copy_on_the_cpu_without_graphs() -> None:

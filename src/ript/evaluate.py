@@ -113,7 +113,7 @@ def own_decisions(
     seed: int,
     rollout: RolloutConfig | None = None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """(context, sample), `[N, ...]` both, of decisions in one rollout from each state, at temperature 1.
+    """(inputs, sample), `[N, ...]` both, of decisions in one rollout from each state, at temperature 1.
 
     From a state that is there several times there are as many different rollouts. No more simulators are open at a
     time than `rollout` says (by default: all in this process).
@@ -130,14 +130,14 @@ def own_decisions(
     slots = min(rollout.slots, -(-len(requests) // max(1, rollout.workers)))
     with make_env_pool(sim, replace(rollout, slots=slots), warm) as pool:
         done = sorted(pool.run(iter(requests)), key=lambda r: (r.initial_state_id, r.index))
-    kept = [r for r in done if r.context is not None and r.sample is not None]
+    kept = [r for r in done if r.inputs is not None and r.sample is not None]
     if not kept:
         raise SimulatorError(f"no rollout to prepare post-training from: {done[0].error}")
-    context = {
-        name: torch.from_numpy(np.concatenate([r.context[name] for r in kept if r.context is not None]))
-        for name in kept[0].context or {}
+    inputs = {
+        name: torch.from_numpy(np.concatenate([r.inputs[name] for r in kept if r.inputs is not None]))
+        for name in kept[0].inputs or {}
     }
-    return context, torch.from_numpy(np.concatenate([r.sample for r in kept if r.sample is not None]))
+    return inputs, torch.from_numpy(np.concatenate([r.sample for r in kept if r.sample is not None]))
 
 
 TEMPERATURES = (0.3, 1.5)
@@ -145,7 +145,7 @@ TEMPERATURES = (0.3, 1.5)
 
 
 def choose_temperature(
-    policy: PostTrainable, context: Mapping[str, torch.Tensor], sample: torch.Tensor, *, entropy: float
+    policy: PostTrainable, inputs: Mapping[str, torch.Tensor], sample: torch.Tensor, *, entropy: float
 ) -> tuple[float, float]:
     """The temperature at which a sampled variable's entropy is `entropy` nats, on the policy's own decisions.
 
@@ -154,7 +154,7 @@ def choose_temperature(
 
     Args:
         policy: as it will be post-trained.
-        context, sample: see `own_decisions`.
+        inputs, sample: see `own_decisions`.
         entropy: mean over variables, nats; of continuous ones it may be negative.
 
     Returns:
@@ -165,7 +165,7 @@ def choose_temperature(
     def reached(temperature: float) -> float:
         sampled = policy.configured(temperature=temperature, sampling="exact")  # "published" reports another density
         with torch.no_grad():
-            return float(sampled.log_prob(context, sample)[1].mean())
+            return float(sampled.log_prob(inputs, sample)[1].mean())
 
     low, high = TEMPERATURES
     for _ in range(8):

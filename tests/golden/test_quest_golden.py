@@ -49,8 +49,8 @@ def policy() -> QuestPolicy:
 
 
 @pytest.fixture
-def context(policy: QuestPolicy) -> torch.Tensor:
-    return policy.context(observation(policy))
+def prefix(policy: QuestPolicy) -> torch.Tensor:
+    return policy.prefix(observation(policy))
 
 
 def observation(policy: QuestPolicy) -> dict[str, torch.Tensor]:
@@ -130,7 +130,7 @@ def test_the_positions_are_the_reference_tables(policy: QuestPolicy) -> None:
     assert_equal(policy.prior.positions, IO["prior_posenc"])
 
 
-def test_the_encoders_give_the_reference_context(policy: QuestPolicy, context: torch.Tensor) -> None:
+def test_the_encoders_give_the_reference_prefix(policy: QuestPolicy, prefix: torch.Tensor) -> None:
     inputs = observation(policy)
     for name, encoder in policy.encoder.images.items():
         x = inputs[f"image/{name}"].permute(0, 3, 1, 2).float() / 255
@@ -147,9 +147,9 @@ def test_the_encoders_give_the_reference_context(policy: QuestPolicy, context: t
         assert_equal(layer(tensor(f"in_{name}")), IO[f"ctx_{name}_feature"], name)
     images = {name: inputs[f"image/{name}"] for name in policy.config.cameras}
     assert_equal(policy.encoder.features(images, inputs["proprio"])[:, None], IO["ctx_obs_concat"])
-    assert_equal(context[:, 1:], IO["ctx_obs_token"])
-    assert_equal(context[:, 0], IO["ctx_task_token"])
-    assert_equal(context, IO["context"])
+    assert_equal(prefix[:, 1:], IO["ctx_obs_token"])
+    assert_equal(prefix[:, 0], IO["ctx_task_token"])
+    assert_equal(prefix, IO["context"])
 
 
 def test_the_spatial_soft_argmax_applies_its_convolution_when_it_changes_the_channel_count() -> None:
@@ -163,22 +163,22 @@ def test_the_spatial_soft_argmax_applies_its_convolution_when_it_changes_the_cha
     assert_equal(projected, IO["alt_sp_output"])
 
 
-def test_the_prior_gives_the_reference_logits_and_log_probabilities(policy: QuestPolicy, context: torch.Tensor) -> None:
+def test_the_prior_gives_the_reference_logits_and_log_probabilities(policy: QuestPolicy, prefix: torch.Tensor) -> None:
     tokens, prior = tensor("prior_tokens"), policy.prior
     assert torch.equal(torch.cat([torch.full((4, 1), prior.start), tokens[:, :-1]], 1), tensor("prior_input"))
-    x = torch.cat([context, prior.embedding(tensor("prior_input")) + prior.positions[:8]], 1)
+    x = torch.cat([prefix, prior.embedding(tensor("prior_input")) + prior.positions[:8]], 1)
     for i, block in enumerate(prior.blocks):
         x = block(x)
         assert_equal(x, IO[f"prior_layer{i}"], f"layer {i}")
-    assert_equal(policy.prior_logits(context, tokens), IO["prior_logits"])
-    log_prob, _ = policy.log_prob({"context": context}, tokens)
+    assert_equal(policy.prior_logits(prefix, tokens), IO["prior_logits"])
+    log_prob, _ = policy.log_prob({"prefix": prefix}, tokens)
     assert_equal(log_prob, IO["prior_logprobs"])
     assert_equal(log_prob, IO["prior_logprobs_rl_path"])
-    cross_entropy = -policy.log_prob({"context": context}, tensor("ae_indices"))[0].mean()
+    cross_entropy = -policy.log_prob({"prefix": prefix}, tensor("ae_indices"))[0].mean()
     assert_equal(cross_entropy, IO["prior_ce_from_actions"])
 
 
-def test_generation_with_a_cache_follows_the_reference_path(policy: QuestPolicy, context: torch.Tensor) -> None:
+def test_generation_with_a_cache_follows_the_reference_path(policy: QuestPolicy, prefix: torch.Tensor) -> None:
     ranks = tensor("forced_ranks")
     probabilities = []
 
@@ -187,7 +187,7 @@ def test_generation_with_a_cache_follows_the_reference_path(policy: QuestPolicy,
         probabilities.append(top.values.softmax(-1))
         return top.indices.gather(-1, ranks[:, step : step + 1])[:, 0]
 
-    tokens, logits = policy.prior.generate(context, choose)
+    tokens, logits = policy.prior.generate(prefix, choose)
     assert_equal(logits[:, 0], IO["first_logits"])
     assert_equal(logits[:, 0].topk(5, -1).indices, IO["top5_indices"])
     assert_equal(probabilities[0], IO["top5_probs"])
@@ -197,11 +197,11 @@ def test_generation_with_a_cache_follows_the_reference_path(policy: QuestPolicy,
 
 
 @pytest.mark.parametrize("loss", ["ae_l1", "prior_ce"])
-def test_every_gradient_norm_is_the_reference(policy: QuestPolicy, context: torch.Tensor, loss: str) -> None:
+def test_every_gradient_norm_is_the_reference(policy: QuestPolicy, prefix: torch.Tensor, loss: str) -> None:
     if loss == "ae_l1":
         policy.autoencoder_loss(tensor("actions"), torch.ones(4, 32, dtype=torch.bool))[0].backward()
     else:
-        (-policy.log_prob({"context": context}, tensor("ae_indices"))[0].mean()).backward()
+        (-policy.log_prob({"prefix": prefix}, tensor("ae_indices"))[0].mean()).backward()
     parameters = dict(policy.named_parameters())
     norms = json.loads((HERE / "tiny_grads.json").read_text())
     reference = norms[loss]
@@ -280,7 +280,7 @@ def test_the_objective_gives_the_reference_ratios_and_losses_token_by_token() ->
 
 
 def test_dropout_is_where_the_published_model_has_it_and_only_in_training(
-    policy: QuestPolicy, context: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    policy: QuestPolicy, prefix: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prior: on its input; in each layer on attention weights, after attention, and twice in the feed-forward."""
     dropped: list[tuple[int, float]] = []
@@ -293,10 +293,10 @@ def test_dropout_is_where_the_published_model_has_it_and_only_in_training(
 
     monkeypatch.setattr(Dropout, "forward", watched)
     layers, tokens = policy.config.layers, tensor("prior_tokens")
-    quiet = policy.prior_logits(context, tokens)
-    assert not dropped and torch.equal(quiet, policy.prior_logits(context, tokens))
+    quiet = policy.prior_logits(prefix, tokens)
+    assert not dropped and torch.equal(quiet, policy.prior_logits(prefix, tokens))
     policy.prior.train()
-    assert not torch.equal(quiet, policy.prior_logits(context, tokens))
+    assert not torch.equal(quiet, policy.prior_logits(prefix, tokens))
     assert dropped == [(3, 0.1)] + [(4, 0.1), (3, 0.1), (3, 0.1), (3, 0.1)] * layers
 
 
@@ -304,12 +304,12 @@ def test_a_small_ppo_run_ends_at_the_reference_weights(policy: QuestPolicy) -> N
     """2 groups of 8 rollouts, 3 epochs of 4 minibatches in order, as `LOOP` records it."""
     rewards, valid = LOOP["e2e_rewards"], LOOP["e2e_valid_steps"]
     advantages = torch.from_numpy(leave_one_out(rewards)).float().flatten()
-    context, tokens = torch.from_numpy(LOOP["e2e_context"]), torch.from_numpy(LOOP["e2e_tokens"])
-    steps = context.shape[1]
+    prefix, tokens = torch.from_numpy(LOOP["e2e_context"]), torch.from_numpy(LOOP["e2e_tokens"])
+    steps = prefix.shape[1]
     mask = (torch.arange(steps)[None] < torch.from_numpy(valid)[:, None])[..., None].expand(-1, -1, 8)
 
     def log_prob(rows: slice) -> torch.Tensor:
-        flat = policy.log_prob({"context": context[rows].flatten(0, 1)}, tokens[rows].flatten(0, 1))[0]
+        flat = policy.log_prob({"prefix": prefix[rows].flatten(0, 1)}, tokens[rows].flatten(0, 1))[0]
         return flat.view(-1, steps, 8)
 
     def masked(x: torch.Tensor) -> torch.Tensor:

@@ -20,9 +20,9 @@ def reference_groups(policy):
     rollouts = []
     for n, reward in enumerate(LOOP["e2e_rewards"].flatten()):
         d, valid = int(LOOP["e2e_recorded_steps"][n]), int(LOOP["e2e_valid_steps"][n])
-        context, sample = LOOP["e2e_context"][n, :d], LOOP["e2e_tokens"][n, :d]
+        prefix, sample = LOOP["e2e_context"][n, :d], LOOP["e2e_tokens"][n, :d]
         with torch.no_grad():
-            log_prob, _ = policy.log_prob({"context": torch.from_numpy(context)}, torch.from_numpy(sample))
+            log_prob, _ = policy.log_prob({"prefix": torch.from_numpy(prefix)}, torch.from_numpy(sample))
         mask = np.repeat(np.arange(d)[:, None] < valid, sample.shape[1], 1)
         rollouts.append(
             Rollout(
@@ -32,7 +32,7 @@ def reference_groups(policy):
                 sample=sample,
                 log_prob=log_prob.numpy(),
                 mask=mask,
-                context={"context": context},
+                inputs={"prefix": prefix},
                 decisions=d,
                 env_steps=8 * valid,
                 policy_version=0,
@@ -57,7 +57,7 @@ def test_the_update_ends_at_the_reference_weights(policy, micro_batch):
     assert metrics["grad_norm_max"] == pytest.approx(LOOP["e2e_grad_norms"].max(), rel=2e-3)
     assert metrics["first_ratio_deviation"] < 1e-5
     with torch.no_grad():
-        log_prob, _ = policy.log_prob(batch.context, batch.sample)
+        log_prob, _ = policy.log_prob(batch.inputs, batch.sample)
     recorded = np.arange(3)[None] < LOOP["e2e_recorded_steps"][:, None]
     expected = torch.from_numpy(LOOP["e2e_logprobs_after"].reshape(16, 3, 8)[recorded])
     quest.assert_equal(torch.where(batch.mask, log_prob, 1.0), expected.numpy())

@@ -26,7 +26,7 @@ def make_group(number, statuses, lengths):
                 sample=np.stack([code, -code], 1) if recorded else None,
                 log_prob=(-code[:, None] / 8 - np.zeros((d, 2))).astype(np.float32) if recorded else None,
                 mask=np.arange(2)[None] <= code[:, None] % 2 if recorded else None,
-                context={"prefix": np.repeat(code[:, None, None], 3, 2).astype(np.float32)} if recorded else None,
+                inputs={"prefix": np.repeat(code[:, None, None], 3, 2).astype(np.float32)} if recorded else None,
                 decisions=d,
                 env_steps=8 * d,
                 policy_version=0,
@@ -52,7 +52,7 @@ def test_rows_are_the_decisions_of_valid_rollouts_in_order_with_their_rollouts_a
     assert batch.advantage.tolist() == [1, 1, -0.5, -0.5, -1, 1, 1]
     assert batch.old_log_prob[:, 1].tolist() == [-c / 8 for c in [0, 1, 10, 20, 100, 120, 121]]
     assert batch.mask.tolist() == [[True, bool(c % 2)] for c in [0, 1, 10, 20, 100, 120, 121]]
-    assert batch.context["prefix"][:, 0, 2].tolist() == [0, 1, 10, 20, 100, 120, 121]
+    assert batch.inputs["prefix"][:, 0, 2].tolist() == [0, 1, 10, 20, 100, 120, 121]
     assert (len(batch), batch.trajectories) == (7, 5)
     assert (batch.sample.dtype, batch.old_log_prob.dtype, batch.mask.dtype, batch.advantage.dtype) == (
         torch.int64,
@@ -88,8 +88,8 @@ def test_the_batch_does_not_share_memory_with_the_rollouts():
 
 
 def test_a_rollout_that_was_not_recorded_is_refused_with_its_address():
-    group = with_rollout(make_group(3, [S, F], [1, 1]), 1, log_prob=None, context=None)
-    message = rf"rollout 1 from initial state {group.initial_state.id} of toy/reach .*log_prob, context.*record=True"
+    group = with_rollout(make_group(3, [S, F], [1, 1]), 1, log_prob=None, inputs=None)
+    message = rf"rollout 1 from initial state {group.initial_state.id} of toy/reach .*log_prob, inputs.*record=True"
     with pytest.raises(TrainingError, match=message):
         make_batch([group])
 
@@ -99,9 +99,9 @@ def test_a_rollout_that_was_not_recorded_is_refused_with_its_address():
     [
         ({"mask": np.ones((2, 1), bool)}, r"mask is \(2, 1\), but sample is \(2, 2\)"),
         ({"decisions": 3}, r"3 decisions, but sample is \(2, 2\)"),
-        ({"context": {"prefix": np.zeros((1, 1, 3), np.float32)}}, "context 'prefix' has 1 rows for 2 decisions"),
-        ({"context": {"prefix": np.zeros((2, 1, 4), np.float32)}}, r"prefix.*\(1, 4\).*first rollout.*\(1, 3\)"),
-        ({"context": {"other": np.zeros((2, 1, 3), np.float32)}}, "other.*first rollout.*prefix"),
+        ({"inputs": {"prefix": np.zeros((1, 1, 3), np.float32)}}, "input 'prefix' has 1 rows for 2 decisions"),
+        ({"inputs": {"prefix": np.zeros((2, 1, 4), np.float32)}}, r"prefix.*\(1, 4\).*first rollout.*\(1, 3\)"),
+        ({"inputs": {"other": np.zeros((2, 1, 3), np.float32)}}, "other.*first rollout.*prefix"),
         ({"decisions": 0, "sample": np.zeros((0, 2), int)}, "0 decisions"),
     ],
 )
@@ -126,7 +126,7 @@ def test_thinning_keeps_a_random_few_decisions_of_long_rollouts_in_order_and_who
     codes = batch.sample[:, 0].tolist()
     assert codes[:2] == [0, 1] and codes[2:5] == sorted(codes[2:5]) and set(codes[2:5]) < set(range(10, 19))
     assert batch.advantage.tolist() == [1, 1] + [-0.5] * 6
-    assert batch.context["prefix"][:, 0, 0].tolist() == codes
+    assert batch.inputs["prefix"][:, 0, 0].tolist() == codes
     assert batch.old_log_prob[:, 1].tolist() == [-c / 8 for c in codes]
 
 

@@ -20,7 +20,7 @@ def one_thread():
 
 
 class Bandit(torch.nn.Module):
-    """A real, tiny policy: K categorical variables of V values, logits linear in the context `x` [R, C]."""
+    """A real, tiny policy: K categorical variables of V values, logits linear in the inputs `x` [R, C]."""
 
     def __init__(self, c=3, k=2, v=4, dropout=0.0, seed=0):
         super().__init__()
@@ -35,8 +35,8 @@ class Bandit(torch.nn.Module):
     def logits(self, x):
         return self.linear(self.dropout(x)).view(-1, self.k, self.v).log_softmax(-1)
 
-    def log_prob(self, context, sample):
-        logits = self.logits(context["x"])
+    def log_prob(self, inputs, sample):
+        logits = self.logits(inputs["x"])
         return logits.gather(-1, sample[..., None])[..., 0], -(logits.exp() * logits).sum(-1)
 
     def rl_parameters(self):
@@ -56,7 +56,7 @@ def make_update_batch(policy, lengths=(1, 4, 2, 3, 1, 5), seed=0, spread=0.0):
         old = policy.log_prob({"x": x}, sample)[0] + spread * torch.randn(rows, policy.k, generator=rng)
     advantage = torch.randn(len(lengths), generator=rng)[trajectory]
     return UpdateBatch(
-        sample=sample, old_log_prob=old, mask=mask, advantage=advantage, trajectory=trajectory, context={"x": x}
+        sample=sample, old_log_prob=old, mask=mask, advantage=advantage, trajectory=trajectory, inputs={"x": x}
     )
 
 
@@ -84,7 +84,7 @@ def reference_gradient(policy, batch, reduction, trajectories=None):
     ids = range(batch.trajectories) if trajectories is None else trajectories
     rows = [(batch.trajectory == t).nonzero()[:, 0] for t in ids]
     pad = torch.nn.utils.rnn.pad_sequence
-    new = policy.log_prob(batch.context, batch.sample)[0]
+    new = policy.log_prob(batch.inputs, batch.sample)[0]
     loss, _ = clipped_objective(
         pad([new[r] for r in rows], batch_first=True, padding_value=math.nan),
         pad([batch.old_log_prob[r] for r in rows], batch_first=True),
@@ -106,7 +106,7 @@ def act(policy, x, rng):
 
 
 def practise(policy, rng, groups=12, size=8):
-    """Groups of one-or-two-decision rollouts; success when every decision names the context's largest entry."""
+    """Groups of one-or-two-decision rollouts; success when every decision names the input's largest entry."""
     task = Task(suite="toy", name="bandit", instruction="name the largest", index=0, horizon=2)
     made = []
     for _ in range(groups):
@@ -124,7 +124,7 @@ def practise(policy, rng, groups=12, size=8):
                     sample=sample,
                     log_prob=log_prob,
                     mask=np.ones_like(sample, bool),
-                    context={"x": x},
+                    inputs={"x": x},
                     decisions=len(x),
                     env_steps=len(x),
                     policy_version=0,
@@ -202,10 +202,10 @@ def test_threads_change_neither_gradients_nor_metrics(reduction, unit, micro_bat
 
 def test_threads_each_take_a_part_of_a_minibatch_with_one_torch_thread():
     class Threaded(Watching):
-        def log_prob(self, context, sample):
+        def log_prob(self, inputs, sample):
             self.workers.add((threading.get_ident(), torch.get_num_threads()))
             together.wait(timeout=20)  # both parts are under way at the same time
-            return super().log_prob(context, sample)
+            return super().log_prob(inputs, sample)
 
     torch_threads = torch.get_num_threads()
     together = threading.Barrier(2)
@@ -221,7 +221,7 @@ def test_threads_each_take_a_part_of_a_minibatch_with_one_torch_thread():
 
 def test_what_goes_wrong_in_a_thread_stops_the_update_and_leaves_no_thread():
     class Broken(Bandit):
-        def log_prob(self, context, sample):
+        def log_prob(self, inputs, sample):
             raise PolicyError("no such head")
 
     before = threading.active_count()
@@ -260,10 +260,10 @@ class Watching(Bandit):
         super().__init__(**options)
         self.seen = []
 
-    def log_prob(self, context, sample):
+    def log_prob(self, inputs, sample):
         if torch.is_grad_enabled():
-            self.seen.append([round(v, 6) for v in context["x"][:, 0].tolist()])
-        return super().log_prob(context, sample)
+            self.seen.append([round(v, 6) for v in inputs["x"][:, 0].tolist()])
+        return super().log_prob(inputs, sample)
 
 
 @pytest.mark.parametrize("unit, sizes", [("minibatch_decisions", [6, 5, 5]), ("minibatch_trajectories", None)])
@@ -279,7 +279,7 @@ def test_every_epoch_sees_every_row_once_in_minibatches_of_nearly_equal_size(uni
         generator=torch.Generator().manual_seed(0),
         **{unit: 6 if sizes else 4},
     )
-    everything = sorted(round(v, 6) for v in batch.context["x"][:, 0].tolist())
+    everything = sorted(round(v, 6) for v in batch.inputs["x"][:, 0].tolist())
     per_epoch = len(policy.seen) // 2
     assert per_epoch == (3 if sizes else 2)
     for epoch in (policy.seen[:per_epoch], policy.seen[per_epoch:]):
@@ -309,7 +309,7 @@ def test_trajectory_minibatches_keep_trajectories_whole():
         minibatch_trajectories=2,
         generator=torch.Generator().manual_seed(1),
     )
-    owner = dict(zip([round(v, 6) for v in batch.context["x"][:, 0].tolist()], batch.trajectory.tolist(), strict=True))
+    owner = dict(zip([round(v, 6) for v in batch.inputs["x"][:, 0].tolist()], batch.trajectory.tolist(), strict=True))
     owners = [{owner[v] for v in minibatch} for minibatch in policy.seen]
     assert [len(o) for o in owners] == [2, 2, 2]
     assert set.union(*owners) == set(range(6))
@@ -360,8 +360,8 @@ class Narrow(torch.nn.Module):
         super().__init__()
         self.mean, self.log_sigma = torch.nn.Linear(48, 64), log_sigma
 
-    def log_prob(self, context, sample):
-        z = (sample - self.mean(context["x"])) / math.exp(self.log_sigma)
+    def log_prob(self, inputs, sample):
+        z = (sample - self.mean(inputs["x"])) / math.exp(self.log_sigma)
         return -0.5 * z**2 - self.log_sigma - 0.5 * math.log(2 * math.pi), torch.zeros_like(z)
 
     def rl_parameters(self):
@@ -383,7 +383,7 @@ def narrow_batch(policy, rows=200):
         mask=torch.ones(rows, 64, dtype=torch.bool),
         advantage=torch.where(torch.arange(rows) % 2 == 0, 1.0, -1.0),
         trajectory=torch.arange(rows),
-        context={"x": x},
+        inputs={"x": x},
     )
 
 
@@ -406,8 +406,8 @@ def test_log_probabilities_so_large_that_float32_cannot_tell_them_apart_are_no_o
     class Far(Bandit):
         far = 1e5
 
-        def log_prob(self, context, sample):
-            log_prob, entropy = super().log_prob(context, sample)
+        def log_prob(self, inputs, sample):
+            log_prob, entropy = super().log_prob(inputs, sample)
             return log_prob - self.far, entropy
 
     policy = Far()
@@ -424,7 +424,7 @@ def test_log_probabilities_so_large_that_float32_cannot_tell_them_apart_are_no_o
 def test_a_loss_that_is_not_finite_is_refused_with_its_place_and_leaves_the_weights():
     policy = Bandit()
     batch = make_update_batch(policy)
-    batch.context["x"][9] = math.nan
+    batch.inputs["x"][9] = math.nan
     before = copy.deepcopy(policy.state_dict())
     with pytest.raises(NotFiniteError, match=r"epoch 1 of 2, minibatch 2 of 2: log_prob is nan at row 1, variable 0"):
         update(policy, Recorder(policy, lr=0.0), batch, epochs=2, minibatch_decisions=8, generator=None)
@@ -435,8 +435,8 @@ def test_a_loss_that_is_not_finite_is_refused_with_its_place_and_leaves_the_weig
 class BadGradient(Bandit):
     """Finite log-probabilities whose gradient is NaN: sqrt at 0 times 0."""
 
-    def log_prob(self, context, sample):
-        log_prob, entropy = super().log_prob(context, sample)
+    def log_prob(self, inputs, sample):
+        log_prob, entropy = super().log_prob(inputs, sample)
         return log_prob + 0 * self.linear.bias.sum().mul(0).sqrt(), entropy
 
 
@@ -547,7 +547,7 @@ def test_the_kl_that_is_logged_last_is_that_of_the_weights_that_are_left(target_
         target_kl=target_kl,
     )
     assert (result.stop_reason == "all 4 epochs done") == (target_kl != 0.02)
-    log_ratio = ((policy.log_prob(batch.context, batch.sample)[0] - batch.old_log_prob) * batch.mask).detach()
+    log_ratio = ((policy.log_prob(batch.inputs, batch.sample)[0] - batch.old_log_prob) * batch.mask).detach()
     assert result.kl_last == pytest.approx(float((log_ratio.exp() - 1 - log_ratio).sum(1).mean()), rel=1e-4)
 
 
@@ -661,8 +661,8 @@ def test_parameters_that_get_no_gradient_are_refused():
 def far_from(policy, other, batch):
     """Mean over decisions of the sum over their valid tokens of r - 1 - log r, r = other / policy; with gradient."""
     with torch.no_grad():
-        start = other.log_prob(batch.context, batch.sample)[0]
-    away = (start - policy.log_prob(batch.context, batch.sample)[0]) * batch.mask
+        start = other.log_prob(batch.inputs, batch.sample)[0]
+    away = (start - policy.log_prob(batch.inputs, batch.sample)[0]) * batch.mask
     assert float(away.detach().max()) < 1
     return (away.exp() - 1 - away).sum(1).mean()
 
@@ -714,8 +714,8 @@ def test_a_start_that_rules_out_what_was_drawn_or_a_policy_that_does_leaves_the_
         batch = make_update_batch(policy)
         original = ruled.log_prob
 
-        def log_prob(context, sample, original=original):
-            log_prob, entropy = original(context, sample)
+        def log_prob(inputs, sample, original=original):
+            log_prob, entropy = original(inputs, sample)
             return torch.where(torch.arange(len(sample))[:, None] == 0, -math.inf, log_prob), entropy
 
         ruled.log_prob = log_prob

@@ -85,5 +85,5 @@ def generators(rows: int, seed: int = 0) -> list[np.random.Generator]:
 
 
 def tensors(chunk: ActionChunk) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Context and sample as `log_prob` takes them."""
-    return {name: torch.from_numpy(value) for name, value in chunk.context.items()}, torch.from_numpy(chunk.sample)
+    """Inputs and sample as `log_prob` takes them."""
+    return {name: torch.from_numpy(value) for name, value in chunk.inputs.items()}, torch.from_numpy(chunk.sample)

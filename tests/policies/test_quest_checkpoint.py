@@ -62,8 +62,8 @@ def test_an_imported_policy_gives_the_reference_logits_and_is_saved_as_a_folder(
     reference = np.load(GOLDEN / "tiny_io.npz", allow_pickle=False)
     import_quest(pth, CONFIG).save_pretrained(tmp_path / "policy")
     policy = QuestPolicy.from_pretrained(tmp_path / "policy")
-    context, tokens = (torch.from_numpy(reference[name]) for name in ("context", "prior_tokens"))
-    logits = policy.prior_logits(context, tokens).detach().numpy()
+    prefix, tokens = (torch.from_numpy(reference[name]) for name in ("context", "prior_tokens"))
+    logits = policy.prior_logits(prefix, tokens).detach().numpy()
     np.testing.assert_allclose(logits, reference["prior_logits"], atol=3e-5 * np.abs(reference["prior_logits"]).max())
     actions = policy.autoencoder.decode(torch.from_numpy(reference["dec_indices"])).detach().numpy()
     np.testing.assert_allclose(actions, reference["dec_actions"], atol=3e-5 * np.abs(actions).max())
@@ -214,9 +214,9 @@ def test_statistics_of_proprioception_are_exported_inside_its_layers(pth: Path, 
         "proprio": torch.randn(3, 12, generator=generator),
         "language": torch.randn(3, 24, generator=generator),
     }
-    plain = import_quest(pth, CONFIG).context(observation)
-    assert (policy.context(observation) - plain).abs().max() > 0.1
-    torch.testing.assert_close(again.context(observation), policy.context(observation), atol=1e-5, rtol=1e-5)
+    plain = import_quest(pth, CONFIG).prefix(observation)
+    assert (policy.prefix(observation) - plain).abs().max() > 0.1
+    torch.testing.assert_close(again.prefix(observation), policy.prefix(observation), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(84, 84), (96, 64), (256, 96)])

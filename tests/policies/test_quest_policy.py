@@ -44,15 +44,15 @@ def test_the_log_prob_of_acting_is_the_log_prob_recomputed(density: dict, rl_tra
 
 
 @pytest.mark.parametrize("rl_trains", ["prior", "prior+adapter", "prior+encoders"])
-def test_the_context_holds_what_the_trained_part_needs_and_no_more(rl_trains: str) -> None:
+def test_the_inputs_hold_what_the_trained_part_needs_and_no_more(rl_trains: str) -> None:
     policy = with_adapter(make_policy(rl_trains=rl_trains))
-    context = policy.act(make_observation(3), generators(3)).context
+    inputs = policy.act(make_observation(3), generators(3)).inputs
     kept = {
-        "prior": {"context"},
+        "prior": {"prefix"},
         "prior+adapter": {"features", "language"},
         "prior+encoders": {"image/front", "image/wrist", "proprio", "language"},
     }
-    assert set(context) == kept[rl_trains]
+    assert set(inputs) == kept[rl_trains]
     log_prob, _ = policy.log_prob(*tensors(policy.act(make_observation(3), generators(3))))
     log_prob.sum().backward()
     touched = {name.split(".")[0] for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
@@ -62,15 +62,15 @@ def test_the_context_holds_what_the_trained_part_needs_and_no_more(rl_trains: st
 def joint(policy: QuestPolicy, **density: object) -> np.ndarray:
     """Probability of every pair under a density, `[81]`, for the first observation."""
     other = policy.configured(**density)
-    context, _ = tensors(other.act(repeat(make_observation(1), 81), generators(81)))
+    inputs, _ = tensors(other.act(repeat(make_observation(1), 81), generators(81)))
     with torch.no_grad():
-        return other.log_prob(context, PAIRS)[0].sum(1).double().exp().numpy()
+        return other.log_prob(inputs, PAIRS)[0].sum(1).double().exp().numpy()
 
 
 def drawable(policy: QuestPolicy, k: int) -> np.ndarray:
     """Which pairs have both tokens among the k most likely, bool `[81]`, from the full forward pass."""
     with torch.no_grad():
-        logits = policy.prior_logits(policy.context(repeat(make_observation(1), 81)), PAIRS)
+        logits = policy.prior_logits(policy.prefix(repeat(make_observation(1), 81)), PAIRS)
     ranks = logits.argsort(-1, descending=True).argsort(-1)
     return (ranks.gather(-1, PAIRS[..., None])[..., 0] < k).all(1).numpy()
 
@@ -112,10 +112,10 @@ def test_published_sampling_draws_from_the_top_k_and_reports_the_full_softmax() 
 
 def test_entropy_is_that_of_the_sampled_density() -> None:
     policy = make_policy(temperature=0.8, top_k=3)
-    context, _ = tensors(policy.act(repeat(make_observation(1), 9), generators(9)))
+    inputs, _ = tensors(policy.act(repeat(make_observation(1), 9), generators(9)))
     first = torch.stack([torch.arange(9), torch.zeros(9, dtype=torch.long)], 1)
     with torch.no_grad():
-        log_prob, entropy = policy.log_prob(context, first)
+        log_prob, entropy = policy.log_prob(inputs, first)
     best = log_prob[:, 0].topk(3)
     p = best.values.double().exp()
     assert float(p.sum()) == pytest.approx(1, abs=1e-5)
@@ -134,12 +134,12 @@ def test_a_batch_of_one_gives_the_row_of_a_batch(greedy: bool) -> None:
         np.testing.assert_array_equal(one.sample[0], whole.sample[row])
         np.testing.assert_allclose(one.actions[0], whole.actions[row], atol=1e-5)
         np.testing.assert_allclose(one.log_prob[0], whole.log_prob[row], atol=1e-5)
-        for name in whole.context:
-            np.testing.assert_allclose(one.context[name][0], whole.context[name][row], atol=1e-5)
-    context, sample = tensors(whole)
-    full = policy.log_prob(context, sample)[0]
+        for name in whole.inputs:
+            np.testing.assert_allclose(one.inputs[name][0], whole.inputs[name][row], atol=1e-5)
+    inputs, sample = tensors(whole)
+    full = policy.log_prob(inputs, sample)[0]
     alone = torch.cat(
-        [policy.log_prob({k: v[r : r + 1] for k, v in context.items()}, sample[r : r + 1])[0] for r in range(7)]
+        [policy.log_prob({k: v[r : r + 1] for k, v in inputs.items()}, sample[r : r + 1])[0] for r in range(7)]
     )
     torch.testing.assert_close(alone, full, atol=1e-5, rtol=0)
 
@@ -181,8 +181,8 @@ def test_actions_that_are_not_finite_do_not_become_finite_by_being_clamped(broke
 def test_greedy_takes_the_most_likely_token_each_time_and_leaves_the_generators_alone() -> None:
     policy, untouched = make_policy(temperature=1.5), generators(20)
     chunk = policy.act(make_observation(20), untouched, greedy=True)
-    context, sample = tensors(chunk)
-    logits = policy.prior_logits(policy.context(context), sample)
+    inputs, sample = tensors(chunk)
+    logits = policy.prior_logits(policy.prefix(inputs), sample)
     np.testing.assert_array_equal(logits.argmax(-1).numpy(), chunk.sample)
     assert len(np.unique(chunk.sample, axis=0)) > 1
     likeliest = (logits / 1.5).log_softmax(-1).amax(-1).detach()
@@ -193,18 +193,18 @@ def test_greedy_takes_the_most_likely_token_each_time_and_leaves_the_generators_
 
 def test_generation_with_a_cache_gives_the_logits_of_the_full_forward_pass() -> None:
     policy = make_policy(chunk=16)  # four tokens
-    context = policy.context(make_observation(5)).detach()
+    prefix = policy.prefix(make_observation(5)).detach()
     drawn = torch.from_numpy(np.random.default_rng(0).integers(0, 9, (5, 4)))
-    tokens, logits = policy.prior.generate(context, lambda logits, step: drawn[:, step])
+    tokens, logits = policy.prior.generate(prefix, lambda logits, step: drawn[:, step])
     torch.testing.assert_close(tokens, drawn)
-    torch.testing.assert_close(logits, policy.prior_logits(context, drawn).detach(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits, policy.prior_logits(prefix, drawn).detach(), atol=1e-5, rtol=0)
 
 
 def test_a_token_that_leaves_the_top_k_keeps_a_finite_smooth_ratio_and_its_gradient() -> None:
     policy = make_policy(top_k=3, temperature=0.9)
     chunk = policy.act(make_observation(1), generators(1))
-    context, sample = tensors(chunk)
-    logits = policy.prior_logits(policy.context(context), sample)[0, 0].detach() / 0.9
+    inputs, sample = tensors(chunk)
+    logits = policy.prior_logits(policy.prefix(inputs), sample)[0, 0].detach() / 0.9
     token = int(sample[0, 0])
     others = logits[torch.arange(9) != token].sort(descending=True).values
     values = []
@@ -213,7 +213,7 @@ def test_a_token_that_leaves_the_top_k_keeps_a_finite_smooth_ratio_and_its_gradi
         with torch.no_grad():
             saved = policy.prior.head.bias.clone()
             policy.prior.head.bias[token] += 0.9 * (level - float(logits[token]))
-        first = policy.log_prob(context, sample)[0][0, 0]
+        first = policy.log_prob(inputs, sample)[0][0, 0]
         first.backward()
         log_prob, gradient = float(first.detach()), policy.prior.head.bias.grad
         assert math.isfinite(log_prob) and gradient is not None
@@ -315,7 +315,7 @@ def test_the_policy_loss_is_the_cross_entropy_of_the_encoded_tokens() -> None:
     policy, batch = make_policy(), demo_batch(6)
     loss, metrics = policy.loss(batch)
     targets = policy.autoencoder.encode(torch.from_numpy(batch.actions))
-    log_prob = policy.log_prob({"context": policy.context(batch.observation)}, targets)[0]
+    log_prob = policy.log_prob({"prefix": policy.prefix(batch.observation)}, targets)[0]
     assert float(loss.detach()) == pytest.approx(-float(log_prob.detach().mean()), rel=1e-5)
     assert set(metrics) == {"token_loss", "token_accuracy"}
     loss.backward()
@@ -521,10 +521,10 @@ def test_other_settings_share_the_weights_and_leave_the_original_alone() -> None
     with torch.no_grad():
         policy.prior.head.weight.add_(1)
     assert torch.equal(sharper.prior.head.weight, policy.prior.head.weight)
-    context, sample = tensors(policy.act(make_observation(4), generators(4)))
-    logits = policy.prior_logits(policy.context(context), sample)
+    inputs, sample = tensors(policy.act(make_observation(4), generators(4)))
+    logits = policy.prior_logits(policy.prefix(inputs), sample)
     expected = (logits * 4).log_softmax(-1).gather(-1, sample[..., None])[..., 0]
-    torch.testing.assert_close(sharper.log_prob(context, sample)[0], expected)
+    torch.testing.assert_close(sharper.log_prob(inputs, sample)[0], expected)
     with pytest.raises(ConfigError, match="temperature must be above 0"):
         policy.configured(temperature=0.0)
 
@@ -538,7 +538,7 @@ def test_a_sentence_never_seen_before_is_valid_input() -> None:
     other = type(look)(images=look.images, proprio=look.proprio, instruction=("juggle three eggs", "sing"))
     chunk = policy.act(other, generators(2))
     assert np.isfinite(chunk.actions).all()
-    assert not np.allclose(chunk.context["language"][0], chunk.context["language"][1])
+    assert not np.allclose(chunk.inputs["language"][0], chunk.inputs["language"][1])
 
 
 def test_a_sentence_is_embedded_once(monkeypatch: pytest.MonkeyPatch) -> None:

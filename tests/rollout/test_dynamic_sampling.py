@@ -73,7 +73,7 @@ class ScriptedPool:
             sample=data,
             log_prob=data,
             mask=data,
-            context=None if data is None else {"x": data},
+            inputs=None if data is None else {"x": data},
             decisions=1,
             env_steps=10,
             policy_version=0,
@@ -197,8 +197,8 @@ def test_rejected_groups_keep_their_rewards_but_not_what_only_an_update_needs():
     collection, _ = collect([(1, 1), (1, 0)], quota=1)
     rejected, accepted = collection.attempted
     assert rejected.rewards.tolist() == [1, 1]
-    assert all(r.sample is r.log_prob is r.mask is r.context is None for r in rejected.rollouts)
-    assert all(r.sample is not None and r.context for r in accepted.rollouts)
+    assert all(r.sample is r.log_prob is r.mask is r.inputs is None for r in rejected.rollouts)
+    assert all(r.sample is not None and r.inputs for r in accepted.rollouts)
     assert collection.groups == (accepted,)
 
 

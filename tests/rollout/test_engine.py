@@ -61,8 +61,8 @@ def test_a_recorded_rollout_has_one_row_for_each_decision_up_to_its_end():
         assert rollout.sample.shape == rollout.log_prob.shape == rollout.mask.shape == (decisions, TOKENS)
         assert rollout.mask.dtype == bool
         assert rollout.mask.all()
-        assert rollout.context["step"].tolist() == [CHUNK * d for d in range(decisions)]
-        assert rollout.context["pixel"].shape == (decisions, 3)
+        assert rollout.inputs["step"].tolist() == [CHUNK * d for d in range(decisions)]
+        assert rollout.inputs["pixel"].shape == (decisions, 3)
 
 
 def test_a_policy_may_use_its_output_arrays_again():
@@ -71,7 +71,7 @@ def test_a_policy_may_use_its_output_arrays_again():
             chunk = super().act(observation, generators, greedy=greedy)
             for array in self.__dict__.pop("last", []):
                 array.fill(99)
-            self.last = [chunk.actions, chunk.sample, chunk.log_prob, *chunk.context.values()]
+            self.last = [chunk.actions, chunk.sample, chunk.log_prob, *chunk.inputs.values()]
             return chunk
 
     expected, done = run(requests()), run(requests(), policy=Reusing())
@@ -81,7 +81,7 @@ def test_a_policy_may_use_its_output_arrays_again():
 def test_what_is_not_recorded_is_not_kept_and_nothing_else_changes():
     recorded, bare = run(requests()), run(requests(record=False))
     for key, rollout in bare.items():
-        assert rollout.sample is rollout.log_prob is rollout.mask is rollout.context is None
+        assert rollout.sample is rollout.log_prob is rollout.mask is rollout.inputs is None
         assert (rollout.status, rollout.env_steps) == (recorded[key].status, recorded[key].env_steps)
 
 

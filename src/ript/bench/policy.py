@@ -77,9 +77,9 @@ def bench_policy(
         status("act, log_prob, update")
         document["act"] = _act(policy, look, device, speed)
         document["pictures"] = _pictures(policy, look, device)
-        context, sample = _decisions(policy, look, rows, device)
-        document["log_prob"] = _log_prob(policy, context, sample, device, speed)
-        update = _Update(policy, context, sample)
+        inputs, sample = _decisions(policy, look, rows, device)
+        document["log_prob"] = _log_prob(policy, inputs, sample, device, speed)
+        update = _Update(policy, inputs, sample)
         document["update"] = _update(update, device, speed)
         status("what torch offers")
         limits = {torch.float32: speed, torch.bfloat16: speed_bf16}
@@ -123,12 +123,12 @@ def _random_look(policy: QuestPolicy, batch: int) -> Observation:
 def _decisions(
     policy: QuestPolicy, look: Observation, rows: int, device: str
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Contexts and tokens of `rows` decisions."""
+    """Inputs and tokens of `rows` decisions."""
     with torch.no_grad():
-        context = policy.context(look)
+        prefix = policy.prefix(look)
     generator = torch.Generator().manual_seed(0)
     sample = torch.randint(0, policy.config.codebook, (rows, policy.config.tokens), generator=generator)
-    return {"context": context[torch.arange(rows) % len(context)]}, sample.to(device)
+    return {"prefix": prefix[torch.arange(rows) % len(prefix)]}, sample.to(device)
 
 
 # ------------------------------------------------------------------ the three things a policy does
@@ -143,7 +143,7 @@ def _act(policy: QuestPolicy, look: Observation, device: str, speed: float) -> d
     @torch.no_grad()
     def naive() -> None:
         """No key/value cache: the whole sequence again for each token, encoders once."""
-        policy.autoencoder.decode(_generate_without_cache(policy, policy.context(look)))
+        policy.autoencoder.decode(_generate_without_cache(policy, policy.prefix(look)))
 
     def one_by_one() -> None:
         for i, generator in enumerate(generators):
@@ -151,23 +151,23 @@ def _act(policy: QuestPolicy, look: Observation, device: str, speed: float) -> d
 
     result = _measured(act, naive, "no key/value cache", device, speed, len(look))
     with torch.no_grad():
-        context = policy.context(look)
+        prefix = policy.prefix(look)
     cached, uncached = _in_turn(
-        device, lambda: policy.generate(context), lambda: _generate_without_cache(policy, context)
+        device, lambda: policy.generate(prefix), lambda: _generate_without_cache(policy, prefix)
     )
     result["tokens_milliseconds"], result["tokens_ratio_to_no_cache"] = cached, uncached / cached
     if device == "cuda":
-        launched = _milliseconds(lambda: policy.generate(context, graphs=False), device)
+        launched = _milliseconds(lambda: policy.generate(prefix, graphs=False), device)
         result["tokens_ratio_to_no_graph"] = launched / cached
     result["ratio_to_one_by_one"] = _milliseconds(one_by_one, device) / result["milliseconds"]
     return result
 
 
 @torch.no_grad()
-def _generate_without_cache(policy: QuestPolicy, context: torch.Tensor) -> torch.Tensor:
-    tokens = torch.zeros((len(context), policy.config.tokens), dtype=torch.int64, device=context.device)
+def _generate_without_cache(policy: QuestPolicy, prefix: torch.Tensor) -> torch.Tensor:
+    tokens = torch.zeros((len(prefix), policy.config.tokens), dtype=torch.int64, device=prefix.device)
     for step in range(policy.config.tokens):
-        tokens[:, step] = policy.prior_logits(context, tokens[:, : step + 1])[:, -1].argmax(-1)
+        tokens[:, step] = policy.prior_logits(prefix, tokens[:, : step + 1])[:, -1].argmax(-1)
     return tokens
 
 
@@ -199,16 +199,16 @@ def _pictures(policy: QuestPolicy, look: Observation, device: str) -> dict[str, 
 
 
 def _log_prob(
-    policy: QuestPolicy, context: dict[str, torch.Tensor], sample: torch.Tensor, device: str, speed: float
+    policy: QuestPolicy, inputs: dict[str, torch.Tensor], sample: torch.Tensor, device: str, speed: float
 ) -> dict[str, Any]:
     @torch.no_grad()
     def log_prob() -> None:
-        policy.log_prob(context, sample)
+        policy.log_prob(inputs, sample)
 
     @torch.no_grad()
     def naive() -> None:
         for i in range(few):
-            policy.log_prob({name: tensor[i : i + 1] for name, tensor in context.items()}, sample[i : i + 1])
+            policy.log_prob({name: tensor[i : i + 1] for name, tensor in inputs.items()}, sample[i : i + 1])
 
     few = min(64, len(sample))
     result = _measured(log_prob, naive, "one decision at a time", device, speed, len(sample))
@@ -219,21 +219,21 @@ def _log_prob(
 class _Update:
     """One optimiser step of the clipped objective on the prior."""
 
-    def __init__(self, policy: QuestPolicy, context: dict[str, torch.Tensor], sample: torch.Tensor):
-        self.policy, self.context, self.sample = policy, context, sample
+    def __init__(self, policy: QuestPolicy, inputs: dict[str, torch.Tensor], sample: torch.Tensor):
+        self.policy, self.inputs, self.sample = policy, inputs, sample
         self.mask = torch.ones_like(sample, dtype=torch.bool)
         self.weight = self.mask.float()
         self.advantage = torch.linspace(-1, 1, len(sample), device=sample.device)
         with torch.no_grad():
-            self.old = policy.log_prob(context, sample)[0]
+            self.old = policy.log_prob(inputs, sample)[0]
         self.log_prob: Callable[..., Any] = policy.log_prob
 
     def optimiser(self, **settings: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.policy.rl_parameters(), lr=1e-9, **settings)
 
     def step(self, optimiser: torch.optim.Optimizer, rows: slice = slice(None)) -> None:
-        context = {name: tensor[rows] for name, tensor in self.context.items()}
-        log_prob, entropy = self.log_prob(context, self.sample[rows])
+        inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
+        log_prob, entropy = self.log_prob(inputs, self.sample[rows])
         loss, _ = weighted_objective(
             log_prob.float(),
             self.old[rows],

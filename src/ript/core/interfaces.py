@@ -138,12 +138,12 @@ class Policy(Protocol):
 class LikelihoodPolicy(Policy, Protocol):
     """A policy whose sampling density is known.
 
-    Contract: `log_prob(context, sample)` equals what `act` returned for them (ratio 1 before the first update); a batch
+    Contract: `log_prob(inputs, sample)` equals what `act` returned for them (ratio 1 before the first update); a batch
     of one equals the row of a batch; a saved and loaded policy is equal. A policy whose density is too narrow for its
     rounding may have an attribute `ratio_tolerance`, the largest |ratio - 1| that is rounding (1e-3 without it).
     """
 
-    def log_prob(self, context: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def log_prob(self, inputs: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(log-probability, entropy of each variable's distribution), both `[R, K]`, nats, with gradient. The entropy
         of a density may be negative. The update calls it from several threads at once unless told not to."""
         ...
@@ -198,8 +198,8 @@ class PostTrainable(LikelihoodPolicy, Protocol):
         """
         ...
 
-    def prepared(self, context: Mapping[str, torch.Tensor]) -> Self:
-        """The same policy, made ready for post-training by contexts `[N, ...]` of its own rollouts; or itself."""
+    def prepared(self, inputs: Mapping[str, torch.Tensor]) -> Self:
+        """The same policy, made ready for post-training by inputs `[N, ...]` of its own rollouts; or itself."""
         ...
 
     def embed(self, instructions: Sequence[str]) -> object:

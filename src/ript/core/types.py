@@ -165,13 +165,13 @@ class ActionChunk:
         sample: int64 or float32 `[B, K]`, what was drawn.
         log_prob: float32 `[B, K]`, of the sample, under the density that was drawn from; in greedy mode too, where
             nothing learns from it: scores that are not finite show in it, while actions decoded from them look well.
-        context: name -> `[B, ...]`; what `log_prob` needs to recompute it; opaque outside the policy.
+        inputs: name -> `[B, ...]`; what `log_prob` needs to recompute it; opaque outside the policy.
     """
 
     actions: np.ndarray
     sample: np.ndarray
     log_prob: np.ndarray
-    context: Mapping[str, np.ndarray]
+    inputs: Mapping[str, np.ndarray]
 
 
 class Status(enum.Enum):
@@ -189,7 +189,7 @@ class RolloutRequest:
         index: which of the group's rollouts, 0..G-1.
         seed: integers that, with the initial state's id and `index`, seed this rollout's generator: (run seed, step).
         greedy: take the most likely sample instead of drawing.
-        record: keep what the update needs (sample, log_prob, context).
+        record: keep what the update needs (sample, log_prob, inputs).
         video: keep frames for a video.
         horizon: end as a failure after this many environment steps, if that is before the simulator's horizon.
     """
@@ -222,7 +222,7 @@ class Rollout:
         log_prob: float32 `[D, K]` or None.
         mask: bool `[D, K]` or None; True where the variable acted on the simulator, up to and including the decision in
             which success came.
-        context: name -> `[D, ...]`, or None.
+        inputs: name -> `[D, ...]`, or None.
         decisions: D.
         env_steps: environment steps spent, also when it ended in ERROR.
         policy_version: version of the policy that acted.
@@ -236,7 +236,7 @@ class Rollout:
     sample: np.ndarray | None
     log_prob: np.ndarray | None
     mask: np.ndarray | None
-    context: Mapping[str, np.ndarray] | None
+    inputs: Mapping[str, np.ndarray] | None
     decisions: int
     env_steps: int
     policy_version: int
@@ -302,7 +302,7 @@ class UpdateBatch:
         mask: bool `[R, K]`.
         advantage: float32 `[R]`, the rollout's advantage on each of its decisions.
         trajectory: int64 `[R]`, which rollout (0..N-1) a row belongs to.
-        context: name -> `[R, ...]`.
+        inputs: name -> `[R, ...]`.
     """
 
     sample: torch.Tensor
@@ -310,7 +310,7 @@ class UpdateBatch:
     mask: torch.Tensor
     advantage: torch.Tensor
     trajectory: torch.Tensor
-    context: Mapping[str, torch.Tensor]
+    inputs: Mapping[str, torch.Tensor]
 
     def __len__(self) -> int:
         return len(self.sample)

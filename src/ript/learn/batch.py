@@ -61,14 +61,14 @@ def make_batch(
         )
     rollouts = [rollout for rollout, _ in kept]
     rows = torch.tensor([r.decisions for r in rollouts])
-    assert rollouts[0].context is not None
+    assert rollouts[0].inputs is not None
     return UpdateBatch(
         sample=_join([r.sample for r in rollouts]),
         old_log_prob=_join([r.log_prob for r in rollouts]),
         mask=_join([r.mask for r in rollouts]),
         advantage=torch.tensor([a for _, a in kept], dtype=torch.float32).repeat_interleave(rows),
         trajectory=torch.arange(len(rollouts)).repeat_interleave(rows),
-        context={name: _join([(r.context or {})[name] for r in rollouts]) for name in rollouts[0].context},
+        inputs={name: _join([(r.inputs or {})[name] for r in rollouts]) for name in rollouts[0].inputs},
     )
 
 
@@ -76,13 +76,13 @@ def _thinned(rollout: Rollout, decisions: int, generator: torch.Generator | None
     """The rollout with a random few of its decisions, in order."""
     rows = torch.randperm(rollout.decisions, generator=generator)[:decisions].sort().values.numpy()
     assert rollout.sample is not None and rollout.log_prob is not None
-    assert rollout.mask is not None and rollout.context is not None
+    assert rollout.mask is not None and rollout.inputs is not None
     return replace(
         rollout,
         sample=rollout.sample[rows],
         log_prob=rollout.log_prob[rows],
         mask=rollout.mask[rows],
-        context={name: array[rows] for name, array in rollout.context.items()},
+        inputs={name: array[rows] for name, array in rollout.inputs.items()},
         decisions=decisions,
     )
 
@@ -96,10 +96,10 @@ def _check_recorded(group: Group, rollout: Rollout, like: Rollout) -> None:
     where = f"rollout {rollout.index} from initial state {group.initial_state.id} of {group.initial_state.task.key}"
     arrays = {"sample": rollout.sample, "log_prob": rollout.log_prob, "mask": rollout.mask}
     missing = [name for name, array in arrays.items() if array is None]
-    missing += ["context"] if rollout.context is None else []
+    missing += ["inputs"] if rollout.inputs is None else []
     if missing:
         raise TrainingError(f"{where} was not recorded ({', '.join(missing)} missing): request it with record=True")
-    assert rollout.sample is not None and rollout.context is not None and like.context is not None
+    assert rollout.sample is not None and rollout.inputs is not None and like.inputs is not None
     if rollout.decisions < 1 or rollout.sample.ndim != 2:
         raise TrainingError(
             f"{where}: expected a sample [D, K], D >= 1, got {rollout.sample.shape} and {rollout.decisions} decisions"
@@ -109,14 +109,14 @@ def _check_recorded(group: Group, rollout: Rollout, like: Rollout) -> None:
             raise TrainingError(f"{where}: {name} is {array.shape}, but sample is {rollout.sample.shape}")
     if len(rollout.sample) != rollout.decisions:
         raise TrainingError(f"{where}: {rollout.decisions} decisions, but sample is {rollout.sample.shape}")
-    for name, array in rollout.context.items():
+    for name, array in rollout.inputs.items():
         if len(array) != rollout.decisions:
-            raise TrainingError(f"{where}: context {name!r} has {len(array)} rows for {rollout.decisions} decisions")
-    if (layout := _layout(rollout.context, rollout.sample)) != (expected := _layout(like.context, like.sample)):
+            raise TrainingError(f"{where}: input {name!r} has {len(array)} rows for {rollout.decisions} decisions")
+    if (layout := _layout(rollout.inputs, rollout.sample)) != (expected := _layout(like.inputs, like.sample)):
         raise TrainingError(f"{where}: records {layout}, but the first rollout of the batch {expected}")
 
 
-def _layout(context: Mapping[str, np.ndarray], sample: np.ndarray | None) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _layout(inputs: Mapping[str, np.ndarray], sample: np.ndarray | None) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name -> (dtype, shape of a row)."""
-    arrays = dict(context) | ({} if sample is None else {"sample": sample})
+    arrays = dict(inputs) | ({} if sample is None else {"sample": sample})
     return {name: (str(array.dtype), array.shape[1:]) for name, array in sorted(arrays.items())}

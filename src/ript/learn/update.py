@@ -286,8 +286,8 @@ class _Gradient(Gradient):
         return map(apart, parts) if self.executor is None else self.executor.map(apart, parts)
 
     def _density(self, policy: LikelihoodPolicy, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        context = {name: tensor[rows].to(self.device) for name, tensor in self.batch.context.items()}
-        return policy.log_prob(context, self.batch.sample[rows].to(self.device))
+        inputs = {name: tensor[rows].to(self.device) for name, tensor in self.batch.inputs.items()}
+        return policy.log_prob(inputs, self.batch.sample[rows].to(self.device))
 
     def _loss(self, rows: torch.Tensor, normaliser: float) -> tuple[torch.Tensor, Metrics]:
         batch, device = self.batch, self.device
@@ -327,8 +327,8 @@ def _first_ratio(measured: Metrics, tolerance: float) -> Metrics:
     if deviation > tolerance:
         raise RatioError(
             f"before the first update the ratio new / old probability must be 1, but lies in [{low:.6g}, {high:.6g}] "
-            f"(tolerance {tolerance:g}). log_prob(context, sample) is not what act recorded: compare temperature, "
-            "top-k and dropout of the two, check that the context is what the policy saw, and that the rollouts were "
+            f"(tolerance {tolerance:g}). log_prob(inputs, sample) is not what act recorded: compare temperature, "
+            "top-k and dropout of the two, check that the inputs are what the policy saw, and that the rollouts were "
             "made with these weights. If all of that agrees, it is rounding: a density that is narrow beside its mean "
             "magnifies the mean's last digits, which depend on the batch. Give its width a floor, compute it in "
             "float64, or let the policy say a `ratio_tolerance` of its own"

@@ -29,7 +29,7 @@ class _Trace:
     decisions: int = 0
     sample: list[np.ndarray] = field(default_factory=list)
     log_prob: list[np.ndarray] = field(default_factory=list)
-    context: list[dict[str, np.ndarray]] = field(default_factory=list)
+    inputs: list[dict[str, np.ndarray]] = field(default_factory=list)
 
 
 class Recorder:
@@ -79,7 +79,7 @@ class Recorder:
         trace = self._traces.pop(outcome.ticket)
         kept = trace.request.record and outcome.status is not Status.ERROR
         sample = np.stack(trace.sample) if kept else None
-        names = trace.context[0] if kept else {}
+        names = trace.inputs[0] if kept else {}
         return Rollout(
             initial_state_id=trace.request.initial_state.id,
             index=trace.request.index,
@@ -87,7 +87,7 @@ class Recorder:
             sample=sample,
             log_prob=np.stack(trace.log_prob) if kept else None,
             mask=np.ones(sample.shape, bool) if sample is not None else None,
-            context={name: np.stack([row[name] for row in trace.context]) for name in names} if kept else None,
+            inputs={name: np.stack([row[name] for row in trace.inputs]) for name in names} if kept else None,
             decisions=outcome.decisions,
             env_steps=outcome.env_steps,
             policy_version=trace.version,
@@ -131,7 +131,7 @@ class Recorder:
                 # Copies: a view would keep the whole batch alive until the update.
                 trace.sample.append(chunk.sample[row].copy())
                 trace.log_prob.append(chunk.log_prob[row].copy())
-                trace.context.append({name: value[row].copy() for name, value in chunk.context.items()})
+                trace.inputs.append({name: value[row].copy() for name, value in chunk.inputs.items()})
         return chunk
 
 

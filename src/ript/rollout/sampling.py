@@ -33,7 +33,7 @@ class Collection:
     Attributes:
         groups: accepted groups, in launch order; fewer than the quota when `max_attempts` or the states ran out.
         attempted: every group of the definition above, in launch order, accepted ones included; rejected ones without
-            sample, log_prob, mask and context.
+            sample, log_prob, mask and inputs.
         position: how many initial states these took, those passed over included. The next collection goes on with the
             state after them.
         metrics:
@@ -74,7 +74,7 @@ def collect_groups(
     enough to do. Only when fewer than `pool.saturation` rollouts are in flight, and the acceptance rate so far makes
     it more likely than not that another group is needed, is one launched ahead.
 
-    Memory: contexts of a rejected group are dropped when its last rollout arrives; kept are those of at most
+    Memory: records of a rejected group are dropped when its last rollout arrives; kept are those of at most
     `quota` groups with a signal, of what is in flight, and of the few launched ahead.
 
     Args:
@@ -306,7 +306,7 @@ def _stripped(group: Group) -> Group:
     """Without what only an update needs."""
     return replace(
         group,
-        rollouts=tuple(replace(r, sample=None, log_prob=None, mask=None, context=None) for r in group.rollouts),
+        rollouts=tuple(replace(r, sample=None, log_prob=None, mask=None, inputs=None) for r in group.rollouts),
     )
 
 

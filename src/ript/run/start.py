@@ -206,12 +206,12 @@ def _learner(config: Config, start: PostTrainable, contexts: Contexts, calibrate
         return policy
     s = config.sampling
     states = list(itertools.islice(contexts.training(0, s.contexts, s.context_noise), calibration_rollouts(config)))
-    context, sample = own_decisions(
+    inputs, sample = own_decisions(
         policy, config.sim, states, horizon=s.horizon or None, seed=config.seed, rollout=config.rollout
     )
-    policy = policy.prepared(context)
+    policy = policy.prepared(inputs)
     if entropy:
-        temperature, reached = choose_temperature(policy, context, sample, entropy=entropy)
+        temperature, reached = choose_temperature(policy, inputs, sample, entropy=entropy)
         policy = policy.configured(temperature=temperature)
         status(f"  temperature {temperature:g}: entropy {reached:.2f} nats a variable, asked for {entropy:g}")
     return policy

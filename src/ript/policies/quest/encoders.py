@@ -56,8 +56,8 @@ class Adapter(nn.Module):
         self.basis.copy_(directions[:rank].T / deviation[:rank])
 
 
-class ContextEncoder(nn.Module):
-    """Pictures, proprioception, instruction embedding -> context `[B, 2, width]`: a task and an observation token."""
+class PrefixEncoder(nn.Module):
+    """Pictures, proprioception, instruction embedding -> prefix `[B, 2, width]`: a task and an observation token."""
 
     proprio_mean: torch.Tensor
     proprio_std: torch.Tensor

@@ -24,7 +24,7 @@ from ript.policies.parameters import parameter_groups
 from ript.policies.quest.augment import augment
 from ript.policies.quest.autoencoder import SkillAutoencoder
 from ript.policies.quest.config import SIZED, SIZES, QuestConfig
-from ript.policies.quest.encoders import Adapter, ContextEncoder
+from ript.policies.quest.encoders import Adapter, PrefixEncoder
 from ript.policies.quest.graphs import Graphs
 from ript.policies.quest.layers import uniform, without_dropout
 from ript.policies.quest.prior import SkillPrior
@@ -48,7 +48,7 @@ class QuestPolicy(nn.Module):
         super().__init__()
         self.config, self.simulator, self.card = config, simulator, dict(card or {})
         self.autoencoder = SkillAutoencoder(config)
-        self.encoder = ContextEncoder(config)
+        self.encoder = PrefixEncoder(config)
         self.prior = SkillPrior(config)
         self._language: dict[str, torch.Tensor] = {}
         self._remembered: dict[str, torch.Tensor] = {}
@@ -139,15 +139,15 @@ class QuestPolicy(nn.Module):
         tensors["proprio"] = torch.from_numpy(np.asarray(observation.proprio, np.float32))
         return {k: v.to(self.device) for k, v in tensors.items()} | {"language": self.embed(observation.instruction)}
 
-    def context(self, observation: Observation | Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Context of the skill GPT, `[B, 2, width]`: a task token and an observation token.
+    def prefix(self, observation: Observation | Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What the skill GPT continues, `[B, 2, width]`: a task token and an observation token.
 
         Takes an observation, its `inputs`, or what rollouts keep of them (see `act`): the part that training cannot
         change is computed once.
         """
         x = self.inputs(observation) if isinstance(observation, Observation) else observation
-        if "context" in x:
-            return x["context"]
+        if "prefix" in x:
+            return x["prefix"]
         features = x["features"] if "features" in x else self.features(x)
         return self.encoder.tokens(features, x["language"])
 
@@ -191,7 +191,7 @@ class QuestPolicy(nn.Module):
         inputs = self.inputs(observation)
         if self.config.rl_trains != "prior+encoders":
             inputs = {"features": self.features(inputs), "language": inputs["language"]}
-        context = self.context(inputs)
+        prefix = self.prefix(inputs)
         uniforms = None
         if not greedy:
             if len(generators) != len(observation):
@@ -200,32 +200,32 @@ class QuestPolicy(nn.Module):
                 )
             draws = np.stack([g.random(self.config.tokens) for g in generators])
             uniforms = torch.from_numpy(draws).to(self.device)
-        tokens, logits = self.generate(context, uniforms)
+        tokens, logits = self.generate(prefix, uniforms)
         density = logits.log_softmax(-1) if self.config.sampling == "published" else self._density(logits)
         log_prob = density.gather(-1, tokens[..., None])[..., 0]
         decoded = self.autoencoder.decode(tokens)[:, : self.config.execute]
         actions = torch.where(decoded.isinf(), torch.nan, decoded.clamp(-1, 1))  # clamped, infinity would look well
-        kept = {"context": context} if self.config.rl_trains == "prior" else inputs
+        kept = {"prefix": prefix} if self.config.rl_trains == "prior" else inputs
         return ActionChunk(
             actions=actions.cpu().numpy(),
             sample=tokens.cpu().numpy(),
             log_prob=log_prob.cpu().numpy(),
-            context={name: tensor.cpu().numpy() for name, tensor in kept.items()},
+            inputs={name: tensor.cpu().numpy() for name, tensor in kept.items()},
         )
 
     @torch.no_grad()
     def generate(
-        self, context: torch.Tensor, uniforms: torch.Tensor | None = None, *, graphs: bool = True
+        self, prefix: torch.Tensor, uniforms: torch.Tensor | None = None, *, graphs: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens `[B, K]` and their logits `[B, K, codebook]`.
 
         Args:
-            context: `[B, 2, width]`.
+            prefix: `[B, 2, width]`.
             uniforms: float64 `[B, K]` in [0, 1), one a token to draw; None takes the likeliest.
             graphs: on a GPU, replay a CUDA graph: the same computation with one launch.
         """
 
-        def work(context: torch.Tensor, *uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def work(prefix: torch.Tensor, *uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             def choose(logits: torch.Tensor, step: int) -> torch.Tensor:
                 if not uniforms:
                     return logits.argmax(-1)
@@ -233,10 +233,10 @@ class QuestPolicy(nn.Module):
                 cumulative = self._density(logits).double().exp().cumsum(-1)
                 return (cumulative <= uniforms[0][:, step : step + 1] * cumulative[:, -1:]).sum(-1)
 
-            return self.prior.generate(context, choose)
+            return self.prior.generate(prefix, choose)
 
-        inputs = (context,) if uniforms is None else (context, uniforms)
-        if not (graphs and context.is_cuda):
+        inputs = (prefix,) if uniforms is None else (prefix, uniforms)
+        if not (graphs and prefix.is_cuda):
             return work(*inputs)
         key = (len(inputs), self.config.temperature, self.config.top_k, self.prior.head.weight.data_ptr())
         tokens, logits = self._graphs.run(key, work, *inputs)
@@ -244,13 +244,13 @@ class QuestPolicy(nn.Module):
 
     # ------------------------------------------------------------------ learning
 
-    def prior_logits(self, context: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """`[B, K, codebook]`; row i predicts token i from the context and the tokens before it."""
-        return self.prior(context, tokens)
+    def prior_logits(self, prefix: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """`[B, K, codebook]`; row i predicts token i from the prefix and the tokens before it."""
+        return self.prior(prefix, tokens)
 
-    def log_prob(self, context: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def log_prob(self, inputs: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `interfaces.LikelihoodPolicy.log_prob`."""
-        return self._density_of(self.prior(self.context(context), sample), sample)
+        return self._density_of(self.prior(self.prefix(inputs), sample), sample)
 
     def autoencoder_loss(
         self, actions: torch.Tensor, mask: torch.Tensor, *, count: int | None = None
@@ -358,17 +358,17 @@ class QuestPolicy(nn.Module):
         other.config = dataclasses.replace(self.config, **changes)  # type: ignore[arg-type]
         return other
 
-    def prepared(self, context: Mapping[str, torch.Tensor]) -> QuestPolicy:
-        """The same policy with an adapter for what varies in these contexts, when `rl_trains` asks for one.
+    def prepared(self, inputs: Mapping[str, torch.Tensor]) -> QuestPolicy:
+        """The same policy with an adapter for what varies in these inputs, when `rl_trains` asks for one.
 
         Acts exactly as before. Shares all other weights. A policy that has an adapter keeps it.
 
         Args:
-            context: of decisions in the policy's own rollouts, as `act` gives it.
+            inputs: of decisions in the policy's own rollouts, as `act` gives it.
         """
         if self.config.rl_trains != "prior+adapter" or self.config.adapter:
             return self
-        features, task = context["features"], torch.unique(context["language"], dim=0, return_inverse=True)[1]
+        features, task = inputs["features"], torch.unique(inputs["language"], dim=0, return_inverse=True)[1]
         rank = max(1, min(ADAPTER, features.shape[1], len(features) // 4))
         adapter = Adapter(features.shape[1], rank, self.config.width)
         adapter.fit(features.cpu(), task.cpu())

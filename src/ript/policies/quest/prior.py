@@ -26,11 +26,11 @@ class SkillPrior(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.register_buffer("positions", sinusoid(config.tokens + 1, config.width), persistent=False)
 
-    def forward(self, context: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, prefix: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Logits of every token given those before it.
 
         Args:
-            context: `[B, 2, width]`, task and observation.
+            prefix: `[B, 2, width]`, task and observation.
             tokens: int64 `[B, K]`, or the first few of them.
 
         Returns:
@@ -38,31 +38,31 @@ class SkillPrior(nn.Module):
         """
         start = torch.full_like(tokens[:, :1], self.start)
         inputs = self.embedding(torch.cat([start, tokens[:, :-1]], 1)) + self.positions[: tokens.shape[1]]
-        x = self.dropout(torch.cat([context, inputs], 1))
+        x = self.dropout(torch.cat([prefix, inputs], 1))
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x[:, context.shape[1] :]))
+        return self.head(self.norm(x[:, prefix.shape[1] :]))
 
     @torch.no_grad()
     def generate(
-        self, context: torch.Tensor, choose: Callable[[torch.Tensor, int], torch.Tensor]
+        self, prefix: torch.Tensor, choose: Callable[[torch.Tensor, int], torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Generate tokens one after another with a key/value cache.
 
         Args:
-            context: `[B, 2, width]`.
+            prefix: `[B, 2, width]`.
             choose: (logits `[B, codebook]`, step) -> tokens int64 `[B]`.
 
         Returns:
             (tokens `[B, K]`, logits `[B, K, codebook]`).
         """
-        caches = [Cache(context.shape[1] + self.tokens) for _ in self.blocks]
-        token = torch.full((len(context),), self.start, device=context.device)
+        caches = [Cache(prefix.shape[1] + self.tokens) for _ in self.blocks]
+        token = torch.full((len(prefix),), self.start, device=prefix.device)
         tokens, logits = [], []
         for step in range(self.tokens):
             x = (self.embedding(token) + self.positions[step])[:, None]
             if step == 0:
-                x = torch.cat([context, x], 1)
+                x = torch.cat([prefix, x], 1)
             for block, cache in zip(self.blocks, caches, strict=True):
                 x = block(x, cache=cache)
             logits.append(few_rows(self.norm(x[:, -1]), self.head.weight, self.head.bias))

@@ -299,7 +299,7 @@ class ProcessPool:
             sample=None,
             log_prob=None,
             mask=None,
-            context=None,
+            inputs=None,
             decisions=0,
             env_steps=0,
             policy_version=self._version,
