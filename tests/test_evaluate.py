@@ -11,7 +11,7 @@ import torch
 from fakes import FakeFactory, FakePolicy, Fault, fake_state, fake_task
 from toy_runs import lively_policy, toy_config
 
-from ript.build import Contexts, for_post_training, load_policy, make_env_pool
+from ript.build import Contexts, for_post_training, load_policy, make_env_pool, simulator_factory
 from ript.config.sections import PolicyConfig, RolloutConfig
 from ript.core.errors import ConfigError, ErrorRateExceeded, PolicyError, SimulatorError, UnknownNameError
 from ript.core.statistics import wilson
@@ -26,11 +26,11 @@ from ript.evaluate import (
     tally,
 )
 from ript.policies.quest.policy import QuestPolicy
+from ript.policies.quest.replay import replay_autoencoded
 from ript.rollout.pool import make_pool
 from ript.run.folder import read_rows
 from ript.sims.toy import ToySimulator
 from ript.train_rl import train_rl
-from ript.train_sft import replay_autoencoded
 
 HERE = RolloutConfig(workers=0, slots=8)
 S, F, E = Status.SUCCESS, Status.FAILURE, Status.ERROR
@@ -393,4 +393,4 @@ def test_a_state_that_is_given_several_times_is_one_trial() -> None:
 
 @pytest.mark.usefixtures("five_states")
 def test_the_bound_of_the_skills_counts_each_state_once(policy: QuestPolicy) -> None:
-    assert replay_autoencoded(policy, toy_config(), "reach").count == 5
+    assert replay_autoencoded(policy, simulator_factory(toy_config().sim), "toy/reach").count == 5

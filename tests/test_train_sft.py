@@ -15,24 +15,25 @@ import pytest
 import torch
 from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
-from ript.build import load_policy, make_policy
+from ript.build import load_policy, make_policy, simulator_factory
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
 from ript.core.metrics import Metrics, values
 from ript.core.types import DemoBatch
 from ript.demos.demo_set import open_demos
-from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
+from ript.learn import stages as sft_stages
 from ript.learn.gradient import Gradient
+from ript.learn.stages import Part, batch_parts, part_loss, part_threads, schedule
 from ript.policies import language
-from ript.policies.quest import stages as sft_stages
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
-from ript.policies.quest.stages import Part, batch_parts, part_loss, part_threads, schedule
+from ript.policies.quest.replay import replay_autoencoded
+from ript.policies.quest.stages import babble, make_stages
 from ript.run.checkpoint import list_checkpoints, read_checkpoint
 from ript.run.folder import RunFolder
 from ript.sims.registry import make_simulator
-from ript.train_sft import babble, make_stages, replay_autoencoded, resume_sft, train_sft
+from ript.train_sft import resume_sft, train_sft
 
 CONFIG = toy_config(
     policy={"privileged": True},
@@ -82,7 +83,7 @@ def test_the_result_is_a_policy_with_statistics_and_a_card_of_how_it_was_made(
     reference: Path, demos: list[Path]
 ) -> None:
     policy = load_policy(reference / "policy")
-    statistics = Statistics.of(Windows(open_demos(demos), policy.config.chunk))
+    statistics = Windows(open_demos(demos), policy.config.chunk).statistics()
     np.testing.assert_array_equal(policy.encoder.proprio_mean.numpy(), statistics.proprio_mean)
     np.testing.assert_array_equal(policy.encoder.proprio_std.numpy(), statistics.proprio_std)
     np.testing.assert_array_equal(policy.encoder.privileged_mean.numpy(), statistics.privileged_mean)
@@ -147,7 +148,7 @@ def test_loss_and_gradient_of_a_batch_do_not_depend_on_the_threads_that_share_it
     windows = Windows(demo_set, policy.config.chunk)
     policy.embed([task.instruction for task in windows.tasks])
     policy.train()
-    for stage in make_stages(config, policy, windows, ["toy/reach-centre"], fresh=True):
+    for stage in make_stages(policy, config.sft, windows, ["toy/reach-centre"], fresh=True):
         rows = np.sort(next(stage.draws(np.random.default_rng(0))))  # the ends of demonstrations fall together
         parameters = [p for module in stage.modules for p in module.parameters()]
         found = []
@@ -185,9 +186,9 @@ def test_the_windows_that_are_drawn_and_the_seeds_of_noise_do_not_depend_on_the_
 def test_batch_statistics_are_of_the_whole_batch() -> None:
     config = replace(CONFIG, sft=replace(CONFIG.sft, threads=2))
     policy = make_policy(config, make_simulator("toy/reach", image_size=8).spec, 2)
-    assert part_threads(config, policy) == 2
+    assert part_threads(policy, config.sft.threads) == 2
     policy.encoder.add_module("norm", torch.nn.BatchNorm2d(3))
-    assert part_threads(config, policy) == 1
+    assert part_threads(policy, config.sft.threads) == 1
 
 
 # ---------------------------------------------------------------------- it goes on where it stopped
@@ -478,10 +479,11 @@ def test_replaying_experts_through_perfect_skills_succeeds_and_through_none_fail
     policy = lively_policy(toy_config())
     policy.autoencoder.encode = lambda actions: actions  # type: ignore[method-assign,assignment]
     policy.autoencoder.decode = lambda tokens: tokens  # type: ignore[method-assign,assignment]
-    perfect = replay_autoencoded(policy, CONFIG, "reach-centre", states=6)
+    factory = simulator_factory(CONFIG.sim)
+    perfect = replay_autoencoded(policy, factory, "toy/reach-centre", states=6)
     assert (perfect.total, perfect.count) == (6, 6)
     policy.autoencoder.decode = torch.zeros_like  # type: ignore[method-assign,assignment]
-    assert replay_autoencoded(policy, CONFIG, "reach-centre", states=6).value == 0
+    assert replay_autoencoded(policy, factory, "toy/reach-centre", states=6).value == 0
 
 
 def test_babbling_fits_the_skills_and_depends_on_the_seed_alone() -> None:

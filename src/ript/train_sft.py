@@ -1,4 +1,4 @@
-"""Supervised stages: the skill autoencoder, the policy on all tasks, and fine-tuning toward a few target tasks.
+"""Supervised training: runs a policy's stages on demonstrations.
 
 Resumable: a stage's data order, dropout and augmentation continue exactly where the last checkpoint left them.
 """
@@ -6,13 +6,11 @@ Resumable: a stage's data order, dropout and augmentation continue exactly where
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ript.build import (
@@ -22,23 +20,21 @@ from ript.build import (
     make_policy,
     origin_of,
     sim_config_of_spec,
-    simulator_factory,
     task_keys,
 )
-from ript.config.sections import Config, SFTConfig
-from ript.core.errors import ConfigError, DataError, PolicyError, RunError
+from ript.config.sections import Config
+from ript.core.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
 from ript.core.files import absolute
-from ript.core.interfaces import Demonstrator
 from ript.core.interpreter import load_torch_where_it_can_be
-from ript.core.metrics import Mean, Metrics
-from ript.core.types import InitialState
 from ript.demos.demo_set import DemoSet, open_demos
-from ript.demos.statistics import Statistics
 from ript.demos.windows import Windows
+from ript.learn.stages import StageSettings, run_stages
 from ript.policies.quest.policy import QuestPolicy
-from ript.policies.quest.stages import Stage, run_stages
+from ript.policies.quest.stages import make_stages, take_statistics
 from ript.run.cards import add_supervised
+from ript.run.checkpoint import Checkpoint, list_checkpoints
 from ript.run.folder import RunFolder, read_config
+from ript.run.progress import progress, status
 from ript.run.settings import (
     asked_for,
     leaves,
@@ -114,10 +110,10 @@ def train_sft(
         if origin:
             config = settled(measured(config, policy, wanted), policy, wanted, "the base")
         else:
-            _set_statistics(policy, Statistics.of(windows), config.policy.standardise)
+            take_statistics(policy, windows, config.policy.standardise)
         policy.to(device).check_simulator(windows.spec)
         policy.embed([task.instruction for task in windows.tasks])
-        stages = make_stages(config, policy, windows, targets, fresh=origin is None)
+        stages = make_stages(policy, config.sft, windows, targets, fresh=origin is None)
         settings = recorded("sft", config, policy)
         document = {
             "recipe_config": nested(
@@ -131,7 +127,8 @@ def train_sft(
         with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
             run.change_settings(changed)
             run.track(config.trackers)
-            run_stages(run, config, policy, stages)
+            with _keeping_the_last_checkpoint(run), computing("cpu", config.sft.threads):
+                run_stages(_Journal(run), policy, stages, stage_settings(config))
             policy.eval()
             add_supervised(
                 policy.card,
@@ -194,163 +191,47 @@ def new_policy(config: Config, demos: DemoSet) -> QuestPolicy:
     return make_policy(config, demos.spec, 0 if privileged is None else privileged.shape[1])
 
 
-def _set_statistics(policy: QuestPolicy, statistics: Statistics, standardise: bool) -> None:
-    encoder = policy.encoder
-    if standardise:
-        encoder.proprio_mean.copy_(torch.as_tensor(statistics.proprio_mean))
-        encoder.proprio_std.copy_(torch.as_tensor(statistics.proprio_std))
-    if encoder.privileged is not None:
-        if statistics.privileged_mean is None or statistics.privileged_std is None:
-            raise PolicyError(
-                "the demonstrations carry no object positions (obs/privileged), which the policy's loss needs"
-            )
-        encoder.privileged_mean.copy_(torch.as_tensor(statistics.privileged_mean))
-        encoder.privileged_std.copy_(torch.as_tensor(statistics.privileged_std))
-
-
-def stage_steps(s: SFTConfig, *, steps: float, looks: float, target_looks: float) -> dict[str, int]:
-    """Optimiser steps of each stage, for demonstrations of so many environment steps and looks in all."""
-
-    def passes(epochs: float, otherwise: int, windows: float, batch: float) -> int:
-        return math.ceil(epochs * windows / batch) if epochs else otherwise
-
-    return {
-        "autoencoder": passes(s.autoencoder_epochs, s.autoencoder_steps, steps, s.autoencoder_batch),
-        "policy": passes(s.policy_epochs, s.policy_steps, looks, s.policy_batch),
-        "finetune": passes(s.finetune_epochs, s.finetune_steps, target_looks, s.policy_batch * s.finetune_share),
-    }
-
-
-def make_stages(
-    config: Config, policy: QuestPolicy, windows: Windows, targets: Sequence[str], fresh: bool
-) -> list[Stage]:
-    """The stages on these windows: all three of a fresh policy, or fine-tuning alone; that only with targets."""
+def stage_settings(config: Config) -> StageSettings:
+    """What all stages of this configuration have in common."""
     s = config.sft
-    if {task.key for task in windows.tasks} <= set(targets):  # which take every batch then
-        s = dataclasses.replace(s, finetune_share=1.0)
-    chunks, mask = windows.action_chunks()
-    own = sum(windows.tasks[i].key in targets for i in windows.task_index)
-    steps = stage_steps(s, steps=len(chunks), looks=len(windows), target_looks=own)
-
-    def chunk_draws(rng: np.random.Generator) -> Iterator[np.ndarray]:
-        while True:
-            yield rng.integers(len(chunks), size=s.autoencoder_batch)
-
-    def chunk_loss(rows: np.ndarray, batch: np.ndarray) -> tuple[torch.Tensor, Metrics]:
-        executed = int(mask[batch].sum())
-        return policy.autoencoder_loss(torch.from_numpy(chunks[rows]), torch.from_numpy(mask[rows]), count=executed)
-
-    def window_draws(weights: dict[str, float] | None) -> Callable[[np.random.Generator], Iterator[np.ndarray]]:
-        return lambda rng: windows.draws(s.policy_batch, rng, task_weights=weights)
-
-    def window_loss(rows: np.ndarray, batch: np.ndarray, decoder_scale: float = 0.0) -> tuple[torch.Tensor, Metrics]:
-        return policy.loss(
-            windows.batch(rows),
-            decoder_scale=decoder_scale,
-            colour_jitter=s.colour_jitter,
-            noisy_targets=s.noisy_targets,
-            windows=len(batch),
-            actions=windows.executed(batch),
-        )
-
-    actor = [policy.encoder, policy.prior]
-    noisy = [policy.autoencoder] if s.noisy_targets else []
-    stages = []
-    if fresh:
-        stages += [
-            Stage(
-                name="autoencoder",
-                steps=steps["autoencoder"],
-                learning_rate=s.autoencoder_learning_rate,
-                modules=[policy.autoencoder],
-                draws=chunk_draws,
-                loss=chunk_loss,
-                judged="reconstruction_l1",
-            ),
-            Stage(
-                name="policy",
-                steps=steps["policy"],
-                learning_rate=s.policy_learning_rate,
-                modules=actor,
-                draws=window_draws(None),
-                loss=window_loss,
-                noisy=noisy,
-            ),
-        ]
-    if targets:
-        stages.append(
-            Stage(
-                name="finetune",
-                steps=steps["finetune"],
-                learning_rate=s.finetune_learning_rate,
-                modules=[*actor, policy.autoencoder.decoder] if s.finetune_decoder else actor,
-                draws=window_draws(windows.target_weights(targets, s.finetune_share)),
-                loss=partial(window_loss, decoder_scale=s.finetune_decoder),
-                noisy=noisy,
-            )
-        )
-    return stages
+    return StageSettings(
+        seed=config.seed,
+        threads=s.threads,
+        weight_decay=s.weight_decay,
+        max_grad_norm=s.max_grad_norm,
+        warmup=s.warmup,
+        checkpoint_every=s.checkpoint_every,
+    )
 
 
-def babble(policy: QuestPolicy, seed: int, steps: int = 200, batch: int = 32) -> None:
-    """Give a policy without demonstrations skills to choose from: fit its autoencoder to random straight movements."""
-    rng = np.random.default_rng([seed, 0xBABB1E])
-    shape = (batch, 1, policy.config.action_dim)
-    optimiser = torch.optim.AdamW(policy.autoencoder.parameters(), lr=3e-3, fused=True)
-    decay = torch.optim.lr_scheduler.LinearLR(optimiser, start_factor=1.0, end_factor=0.0, total_iters=steps)
-    mask = torch.ones(batch, policy.config.chunk, dtype=torch.bool)
-    policy.autoencoder.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # of dropout
-        for _ in range(steps):
-            chunks = torch.from_numpy(rng.uniform(-1, 1, shape)).float().expand(-1, policy.config.chunk, -1)
-            loss, _ = policy.autoencoder_loss(chunks, mask)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            decay.step()
-    policy.eval()
+class _Journal:
+    """A run folder and the screen, for the stages. See `learn.stages.Journal`."""
+
+    def __init__(self, run: RunFolder):
+        self.run = run
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        return self.run.load_checkpoint()
+
+    def save_checkpoint(self, iteration: int, state: Mapping[str, Any]) -> None:
+        self.run.save_checkpoint(iteration, state)
+
+    def log(self, iteration: int, row: Mapping[str, float]) -> None:
+        self.run.log(iteration, row)
+
+    def progress(self, total: int, what: str) -> AbstractContextManager[progress[None]]:
+        return progress(total, what)
+
+    def say(self, line: str) -> None:
+        status(line)
 
 
-def replay_autoencoded(policy: QuestPolicy, config: Config, task: str, states: int = 10, seed: int = 0) -> Mean:
-    """Success of the scripted expert when each of its chunks passes through the skill autoencoder first.
-
-    What the policy could do with these skills if it saw everything and chose the best ones: a bound on perception-free
-    control. The expert looks again after each chunk; a second simulator, brought to the same place by the same actions,
-    is where it plans.
-
-    Returns:
-        successes over `states` training states, or as many as there are.
-    """
-    (key,) = task_keys(config.sim, (task,))
-    factory, execute = simulator_factory(config.sim), policy.config.execute
-    with factory(key) as sim, factory(key) as ahead:
-        if not isinstance(ahead, Demonstrator):
-            raise ConfigError(f"{key} has no scripted expert, whose actions would pass through the autoencoder")
-        results = []
-        for state in {state.id: state for state in sim.initial_states(states, seed, "train")}.values():
-            sim.reset(state)
-            executed: list[np.ndarray] = []
-            result = None
-            while result is None or not result.done:
-                chunk = _plan(ahead, state, executed, policy.config.chunk)
-                with torch.no_grad():
-                    tokens = policy.autoencoder.encode(torch.from_numpy(chunk)[None])
-                    decoded = policy.autoencoder.decode(tokens)[0, :execute].clamp(-1, 1).numpy()
-                result = sim.step_chunk(decoded)
-                executed.append(decoded[: result.env_steps])
-            results.append(result.success)
-    return Mean(sum(results), len(results))
-
-
-def _plan(sim: Demonstrator, state: InitialState, executed: Sequence[np.ndarray], chunk: int) -> np.ndarray:
-    """The expert's next `chunk` clean actions `[H, A]` after `executed`; the last repeated once it has succeeded."""
-    sim.reset(state)
-    for actions in executed:
-        sim.step_chunk(actions)
-    planned: list[np.ndarray] = []
-    while len(planned) < chunk:
-        planned.append(sim.expert_action())
-        if sim.step_chunk(planned[-1][None]).done:
-            break
-    return np.stack(planned + [planned[-1]] * (chunk - len(planned)))
+@contextmanager
+def _keeping_the_last_checkpoint(run: RunFolder) -> Iterator[None]:
+    """Training that cannot go on says what is left of it."""
+    try:
+        yield
+    except NotFiniteError as error:
+        there = list_checkpoints(run.path / "checkpoints")
+        kept = f"the last checkpoint in {run.path} is kept" if there else "there was no checkpoint yet"
+        raise NotFiniteError(f"{error}; {kept}") from error

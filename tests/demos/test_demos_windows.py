@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 from point import Point
@@ -8,7 +6,7 @@ from ript.core.errors import ConfigError, DataError
 from ript.core.machine import Memory
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
-from ript.demos.statistics import SMALLEST_STD, Statistics
+from ript.demos.statistics import SMALLEST_STD
 from ript.demos.windows import Windows
 
 H = 4
@@ -148,47 +146,15 @@ def test_pictures_that_do_not_fit_into_memory_are_refused_before_reading(demos, 
         Windows(demos, H)
 
 
-def test_the_fingerprint_tells_sets_of_demonstrations_apart(demos, windows, tmp_path):
-    assert Windows(demos, 2 * H).fingerprint == windows.fingerprint
-    assert Windows(demos.select(["point/red"]), H).fingerprint != windows.fingerprint
-    collect_demos(Point, [task.key for task in demos.tasks], 6, tmp_path / "again.hdf5", seed=1)
-    assert Windows(open_demos(tmp_path / "again.hdf5"), H).fingerprint == windows.fingerprint
-
-
 def test_statistics_are_those_of_the_windows(demos, windows):
-    statistics = Statistics.of(windows)
+    statistics = windows.statistics()
     proprio = np.concatenate([demo.proprio for demo in demos.demos()])
-    actions = np.concatenate([demo.actions for demo in demos.demos()])
     assert np.allclose(statistics.proprio_mean, proprio.mean(0), atol=1e-6)
     assert np.allclose(statistics.proprio_std, proprio.std(0), atol=1e-6)
-    assert np.array_equal(statistics.action_min, actions.min(0))
-    assert np.array_equal(statistics.action_max, actions.max(0))
-    assert (statistics.windows, statistics.steps) == (len(proprio), len(actions))
 
 
 def test_a_dimension_that_never_moves_is_not_blown_up(windows):
-    statistics = Statistics.of(windows)
+    statistics = windows.statistics()
     assert (windows.privileged[:, 2] == 0).all()
     assert statistics.privileged_std[2] == np.float32(SMALLEST_STD)
     assert (statistics.privileged_std[:2] > 0.1).all()
-
-
-def test_statistics_survive_json_to_the_last_bit(windows):
-    statistics = Statistics.of(windows)
-    back = Statistics.from_json(json.loads(json.dumps(statistics.to_json())))
-    assert back == statistics
-    assert back.proprio_mean.tobytes() == statistics.proprio_mean.tobytes()
-    assert back.proprio_mean.dtype == np.float32
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("proprio_mean", [0.0, float("nan")], "proprio_mean"),
-        ("proprio_std", [[0.0], [1.0, 2.0]], "lists of numbers"),
-        ("unknown", 1, "expected the fields"),
-    ],
-)
-def test_damaged_statistics_are_refused(windows, name, value, message):
-    with pytest.raises(DataError, match=message):
-        Statistics.from_json({**Statistics.of(windows).to_json(), name: value})

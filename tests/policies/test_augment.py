@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from ript.core.noise import Noise, drawing_from
 from ript.policies.quest.augment import JITTERED, augment, grey, jitter, turn_hue
-from ript.policies.quest.layers import Noise, drawing_from
 
 
 def test_augmentation_shifts_each_picture_by_up_to_two_pixels_and_repeats_its_edges() -> None:

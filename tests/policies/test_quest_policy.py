@@ -12,9 +12,10 @@ from policy_fixtures import SENTENCES, SPEC, generators, make_observation, make_
 
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.metrics import merge
+from ript.core.noise import Noise, drawing_from
 from ript.core.types import DemoBatch, SimulatorSpec
 from ript.policies.quest.encoders import Adapter
-from ript.policies.quest.layers import Attention, Dropout, Noise, drawing_from
+from ript.policies.quest.layers import Attention, Dropout
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.vision import ImageEncoder
 

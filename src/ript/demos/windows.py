@@ -10,8 +10,6 @@ demonstration repeats the last action there, and its mask is False.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -19,14 +17,15 @@ import numpy as np
 
 from ript.core import machine
 from ript.core.errors import ConfigError, DataError
+from ript.core.supervised import Statistics
 from ript.core.types import DemoBatch, Observation, SimulatorSpec, Task
 from ript.demos.demo_set import DemoSet
-from ript.demos.formats.hdf5 import plain_spec
 from ript.demos.records import Demo
+from ript.demos.statistics import measure
 
 
 class Windows:
-    """All windows of a set of demonstrations, decompressed once.
+    """All windows of a set of demonstrations, decompressed once: a `DemoSource`.
 
     Args:
         demos: the demonstrations; at least one.
@@ -41,7 +40,6 @@ class Windows:
         privileged: float32 `[W, O]`, or None unless every demonstration has it, with one O.
         task_index: int64 `[W]`, position in `tasks`.
         actions: float32 `[N, A]`, the clean actions of all demonstrations end to end.
-        fingerprint: 16 hex digits, a hash of initial states, actions, proprioception and render settings.
 
     Raises:
         DataError: no demonstration, a damaged file, or pictures that do not fit into memory.
@@ -72,7 +70,6 @@ class Windows:
         self.proprio = np.concatenate([demo.proprio for demo in loaded])
         self.privileged = _join_privileged(loaded)
         self.task_index = np.repeat([position[demo.task.key] for demo in loaded], looks)
-        self.fingerprint = _fingerprint(loaded, demos.spec)
         self._step = np.concatenate([f + demo.frame_steps for f, demo in zip(first, loaded, strict=True)])  # [W]
         self._end = np.repeat(first + lengths, lengths)  # [N], one past the last step of step n's demonstration
         self._instructions = np.array([task.instruction for task in self.tasks], dtype=object)
@@ -146,6 +143,14 @@ class Windows:
             for key, count in counts.items()
         }
 
+    def windows_of(self, targets: Sequence[str]) -> int:
+        """How many windows are of these tasks."""
+        return sum(self.tasks[i].key in targets for i in self.task_index)
+
+    def statistics(self) -> Statistics:
+        """Of all windows: what a policy normalises its inputs with."""
+        return measure(self.proprio, self.privileged)
+
     def executed(self, rows: np.ndarray) -> int:
         """Actions of the windows `rows` that a demonstration has: where the masks are True."""
         steps = self._step[rows]
@@ -196,12 +201,3 @@ def _join_privileged(loaded: Sequence[Demo]) -> np.ndarray | None:
     parts = [demo.privileged for demo in loaded if demo.privileged is not None]
     alike = len(parts) == len(loaded) and len({part.shape[1] for part in parts}) == 1
     return np.concatenate(parts) if alike else None
-
-
-def _fingerprint(loaded: Sequence[Demo], spec: SimulatorSpec) -> str:
-    digest = hashlib.sha256(json.dumps(plain_spec(spec), sort_keys=True).encode())
-    for demo in loaded:
-        digest.update(demo.initial_state.id.encode())
-        for array in (demo.actions, demo.executed_actions, demo.frame_steps, demo.proprio):
-            digest.update(array.tobytes())
-    return digest.hexdigest()[:16]

@@ -28,6 +28,7 @@ from ript.core.errors import ConfigError, RunError, SimulatorError
 from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable
 from ript.evaluate import choose_temperature, own_decisions
+from ript.policies.quest.stages import babble
 from ript.run.cards import begin_practice, set_horizon
 from ript.run.checkpoint import list_checkpoints
 from ript.run.files import read_json
@@ -36,7 +37,6 @@ from ript.run.progress import status
 from ript.run.settings import Leaves, asked_for, leaves, measured, nested, recorded, refuse_changes, settled
 from ript.run.trackers import require_trackers
 from ript.run.video import require_encoder
-from ript.train_sft import babble
 
 CALIBRATION = 24
 """Training states of each task whose rollouts choose the sampling temperature and fit the adapter."""

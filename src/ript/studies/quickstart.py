@@ -19,6 +19,7 @@ from ript.config.recipes import with_tasks
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, RiptError, RunError
 from ript.core.files import expanded, make_folder
+from ript.policies.quest.replay import replay_autoencoded
 from ript.report.page import report_or_say
 from ript.report.tables import change
 from ript.run.files import read_json, write_json
@@ -28,7 +29,6 @@ from ript.run.settings import NEUTRAL, Leaves, among, leaves
 from ript.run.video import require_encoder
 from ript.studies.bases import base_folder, collect, make_base, make_base_demos, train_unless_done
 from ript.train_rl import RLResult, train_rl
-from ript.train_sft import replay_autoencoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +151,9 @@ class _Quickstart:
             collect(factory, self.keys, d.target, target, seed=self.config.seed, noise=d.noise, every=d.every)
 
     def say_what_skills_allow(self) -> None:
-        policy = load_quest(self.folder / "sft" / "policy")
-        for task in self.config.tasks:
-            upper = replay_autoencoded(policy, self.config, task)
+        policy, factory = load_quest(self.folder / "sft" / "policy"), simulator_factory(self.config.sim)
+        for task, key in zip(self.config.tasks, self.keys, strict=True):
+            upper = replay_autoencoded(policy, factory, key)
             status(
                 f"  {task}: the expert's actions through the skill autoencoder succeed in {upper.total:.0f} of "
                 f"{upper.count:.0f} states"

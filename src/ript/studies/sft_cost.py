@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 
-from ript.build import simulator_factory, task_keys
+from ript.build import computing, simulator_factory, task_keys
 from ript.config.sections import Config
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.windows import Windows
-from ript.policies.quest.stages import time_steps
+from ript.learn.stages import time_steps
+from ript.policies.quest.stages import make_stages, stage_steps
 from ript.studies.bases import base_folder, sft_fingerprint
 from ript.studies.notes import finetunes
-from ript.train_sft import make_stages, new_policy, stage_steps
+from ript.train_sft import new_policy
 
 TASKS = 5
 """Of the pre-training tasks, so many are demonstrated once."""
@@ -55,12 +56,14 @@ def measure_supervised(config: Config) -> SupervisedSpeed:
         policy = new_policy(config, demos)
         for task in demos.tasks:  # whatever model embeds them, it is not what is timed
             policy.remember(task.instruction, torch.zeros(policy.config.language_dim))
-        stages = make_stages(config, policy, Windows(demos, policy.config.chunk), keys[:1], fresh=True)
+        stages = make_stages(policy, config.sft, Windows(demos, policy.config.chunk), keys[:1], fresh=True)
+        with computing("cpu", config.sft.threads):
+            step_seconds = time_steps(policy, stages, config.sft.threads)
         return SupervisedSpeed(
             demo_seconds=seconds / made.demos,
             demo_steps=made.steps / made.demos,
             demo_looks=made.frames / made.demos,
-            step_seconds=time_steps(config, policy, stages),
+            step_seconds=step_seconds,
         )
 
 

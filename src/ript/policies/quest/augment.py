@@ -1,11 +1,11 @@
-"""Random changes of pictures in supervised training, drawn row by row: see `layers.Noise`."""
+"""Random changes of pictures in supervised training, drawn row by row: see `core.noise`."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
 
-from ript.policies.quest.layers import uniform
+from ript.core.noise import uniform
 
 JITTERED = 0.9
 """Share of pictures whose colours change, where they do."""

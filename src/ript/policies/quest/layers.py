@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from ript.core.noise import fill
 
 
 def frequencies(dim: int) -> torch.Tensor:
@@ -24,97 +25,35 @@ def sinusoid(positions: int, dim: int) -> torch.Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :dim].float()
 
 
-class Noise:
-    """Random numbers for consecutive rows of a batch, on the CPU.
-
-    Every `BLOCK` rows of the batch have a generator of their own, seeded by `seed` and the block's number. What a row
-    gets depends on its place in the batch, and not on the parts into which the batch was cut.
-
-    Args:
-        seed: integers, not negative: one sequence of them for each step of training.
-        start: place in the batch of the first row.
-    """
-
-    BLOCK = 16
-
-    def __init__(self, *seed: int, start: int = 0):
-        self.seed, self.start = seed, start
-        self.generators: dict[int, torch.Generator] = {}
-
-    def fill(self, x: torch.Tensor, draw: Callable[[torch.Tensor, torch.Generator], object]) -> torch.Tensor:
-        """Fill `x`, `[rows, ...]`, by `draw(x of some rows, generator)`, which works in place; returns `x`."""
-        end = self.start + len(x)
-        for block in range(self.start // self.BLOCK, -(-end // self.BLOCK)):
-            first = block * self.BLOCK
-            low, high = max(first, self.start), min(first + self.BLOCK, end)
-            own = x[low - self.start : high - self.start]
-            if len(own) == self.BLOCK:
-                draw(own, self.generator(block))
-            else:  # the generator must come to the same place as in the part that has the block's other rows
-                whole = x.new_empty(self.BLOCK, *x.shape[1:])
-                draw(whole, self.generator(block))
-                own.copy_(whole[low - first : high - first])
-        return x
-
-    def generator(self, block: int) -> torch.Generator:
-        if block not in self.generators:
-            (seed,) = np.random.SeedSequence([*self.seed, block]).generate_state(1, np.uint64)
-            self.generators[block] = torch.Generator().manual_seed(int(seed))
-        return self.generators[block]
-
-
-class _Randomness(threading.local):
-    noise: Noise | None = None
+class _Mode(threading.local):
     dropout = True
 
 
-randomness = _Randomness()
-"""What dropout and augmentation draw from in this thread (None: torch's own generator), and whether there is any
-dropout."""
-
-
-@contextmanager
-def drawing_from(noise: Noise | None) -> Iterator[None]:
-    """Within, this thread's dropout and augmentation draw from `noise`, or from torch's own generator."""
-    before, randomness.noise = randomness.noise, noise
-    try:
-        yield
-    finally:
-        randomness.noise = before
-
-
-def uniform(rows: int, *shape: int) -> torch.Tensor:
-    """Random numbers in [0, 1) from what this thread draws from: float32 `[rows, *shape]`, on the CPU."""
-    if randomness.noise is None:
-        return torch.rand(rows, *shape)
-    return randomness.noise.fill(torch.empty(rows, *shape), lambda x, g: x.uniform_(generator=g))
+_mode = _Mode()
+"""Whether there is any dropout in this thread."""
 
 
 @contextmanager
 def without_dropout() -> Iterator[None]:
     """Within, there is no dropout in this thread, whatever mode a module is in."""
-    before, randomness.dropout = randomness.dropout, False
+    before, _mode.dropout = _mode.dropout, False
     try:
         yield
     finally:
-        randomness.dropout = before
+        _mode.dropout = before
 
 
 class Dropout(nn.Dropout):
-    """Draws from what this thread draws from; see `drawing_from`."""
+    """Draws from what this thread draws from; see `core.noise`."""
 
     @property
     def drops(self) -> bool:
-        return self.training and self.p > 0 and randomness.dropout
+        return self.training and self.p > 0 and _mode.dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.drops:
             return x
-        keep = torch.empty_like(x)
-        if randomness.noise is None:
-            keep.bernoulli_(1 - self.p)
-        else:
-            randomness.noise.fill(keep, lambda part, g: part.bernoulli_(1 - self.p, generator=g))
+        keep = fill(torch.empty_like(x), lambda part, generator: part.bernoulli_(1 - self.p, generator=generator))
         return x * keep.div_(1 - self.p)
 
 

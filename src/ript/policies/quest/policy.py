@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.files import expanded
 from ript.core.metrics import Distinct, Mean, Metrics
+from ript.core.noise import uniform
 from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 from ript.policies import folder as policy_folder
 from ript.policies import language
@@ -26,7 +27,7 @@ from ript.policies.quest.autoencoder import SkillAutoencoder
 from ript.policies.quest.config import SIZED, SIZES, QuestConfig
 from ript.policies.quest.encoders import Adapter, PrefixEncoder
 from ript.policies.quest.graphs import Graphs
-from ript.policies.quest.layers import uniform, without_dropout
+from ript.policies.quest.layers import without_dropout
 from ript.policies.quest.prior import SkillPrior
 
 ADAPTER = 32
