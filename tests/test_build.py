@@ -19,7 +19,7 @@ from ript.build import (
     sim_config_of,
     sim_config_of_spec,
     simulator_factory,
-    simulator_settings,
+    simulator_options,
     task_keys,
 )
 from ript.config.sections import Config, PolicyConfig, RolloutConfig, SimConfig
@@ -69,9 +69,9 @@ def test_an_unknown_name_suggests_the_nearest(sim: SimConfig, name: str, message
 
 def test_an_unknown_camera_or_suite_is_refused_before_anything_is_built() -> None:
     with pytest.raises(UnknownNameError, match="corner2"):
-        simulator_settings(SimConfig(cameras=("corner22",)))
+        simulator_options(SimConfig(cameras=("corner22",)))
     with pytest.raises(UnknownNameError, match="simulator suite"):
-        simulator_settings(SimConfig(suite="libro"))
+        simulator_options(SimConfig(suite="libro"))
 
 
 def test_the_factory_makes_the_configured_simulator_and_can_be_sent_to_workers() -> None:
@@ -82,7 +82,7 @@ def test_the_factory_makes_the_configured_simulator_and_can_be_sent_to_workers()
 
 
 @pytest.mark.parametrize("arm", ["boxes", "hidden"])
-def test_a_policy_remembers_the_simulator_settings_it_was_made_for(arm: str) -> None:
+def test_a_policy_remembers_the_simulator_options_it_was_made_for(arm: str) -> None:
     sim = SimConfig(cameras=("near",), image_size=32, horizon=60, arm=arm)  # type: ignore[arg-type]
     with simulator_factory(sim)("metaworld/reach-v3") as simulator:
         spec = simulator.spec

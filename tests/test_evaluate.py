@@ -29,7 +29,7 @@ from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.replay import replay_autoencoded
 from ript.rollout.pool import make_pool
 from ript.run.folder import read_rows
-from ript.sims.toy import ToySimulator
+from ript.sims.toy.simulator import ToySimulator
 from ript.train_rl import train_rl
 
 HERE = RolloutConfig(workers=0, slots=8)

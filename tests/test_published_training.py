@@ -1,8 +1,10 @@
 """Published checkpoints practise like any other policy: nothing in the loop knows where a policy came from."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ from toy_runs import toy_config
 from ript.build import load_policy, sim_config_of
 from ript.cli.main import main
 from ript.config.sections import PolicyConfig
+from ript.core.house import Suite
+from ript.core.options import Words
+from ript.core.registry import suites
 from ript.core.types import ChunkResult, Observation, SimulatorSpec, Task
 from ript.policies.quest.checkpoint import export_quest, import_quest
 from ript.policies.quest.config import QuestConfig
@@ -20,8 +25,8 @@ from ript.policies.quest.policy import QuestPolicy
 from ript.report.page import write_report
 from ript.run.folder import RunFolder
 from ript.sims.metaworld.instructions import INSTRUCTIONS
-from ript.sims.registry import SUITES
-from ript.sims.toy import ToySimulator
+from ript.sims.toy.options import ToyOptions
+from ript.sims.toy.simulator import ToySimulator
 from ript.train_rl import train_rl
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,12 +58,34 @@ class Desk(ToySimulator):
         return super().step_chunk(actions[:, :2])
 
 
-def make_desk(key: str, **settings: int) -> Desk:
-    return Desk(key.removeprefix("desk/"), **settings)
+class DeskOptions(ToyOptions):
+    suite: Literal["desk"] = "desk"
+    cameras: Words = tuple(SPEC.cameras)
+
+
+def make_desk(key: str, options: DeskOptions) -> Desk:
+    return Desk(key.removeprefix("desk/"), horizon=options.horizon or 40, image_size=options.image_size)
 
 
 def desk_tasks() -> tuple[Task, ...]:
     return (Task(suite="desk", name="reach-centre", instruction="reach", index=1, horizon=40),)
+
+
+DESK = Suite(
+    name="desk",
+    summary="a desk",
+    options=DeskOptions,
+    tasks=desk_tasks,
+    make=make_desk,
+    options_of=lambda spec: DeskOptions(image_size=32),
+)
+
+
+@pytest.fixture
+def desk() -> Iterator[None]:
+    suites.register(DESK)
+    yield
+    suites.unregister("desk")
 
 
 def published(path: Path, state: dict[str, torch.Tensor]) -> Path:
@@ -67,14 +94,11 @@ def published(path: Path, state: dict[str, torch.Tensor]) -> Path:
 
 
 @pytest.mark.parametrize("sampling", ["exact", "published"])
-def test_an_imported_checkpoint_is_post_trained_and_exported_again(
-    sampling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(SUITES, "desk", (make_desk, desk_tasks))
+def test_an_imported_checkpoint_is_post_trained_and_exported_again(sampling: str, tmp_path: Path, desk: None) -> None:
     arrays = np.load(GOLDEN / "tiny.npz", allow_pickle=False)
     pth = published(tmp_path / "tiny.pth", {key: torch.from_numpy(arrays[key]) for key in arrays.files})
     policy = import_quest(pth, CONFIG, simulator=SPEC, sampling=sampling)  # type: ignore[arg-type]
-    policy.remember(make_desk("desk/reach-centre").task.instruction, torch.ones(24))
+    policy.remember(make_desk("desk/reach-centre", DeskOptions()).task.instruction, torch.ones(24))
     policy.save_pretrained(tmp_path / "policy")
     config = toy_config(
         seed=2,

@@ -7,7 +7,7 @@ from ript.build import task_keys
 from ript.config import recipes
 from ript.core.errors import UnknownNameError
 from ript.policies.quest.config import SIZES, QuestConfig
-from ript.sims.metaworld.suite import CAMERAS
+from ript.sims.metaworld.tasks import CAMERAS
 from ript.train_rl import train_rl
 
 

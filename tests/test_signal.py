@@ -20,8 +20,8 @@ from ript.rollout.sampling import Collection
 from ript.run.folder import read_config
 from ript.run.measure import Measurements
 from ript.run.rl_progress import Progress
-from ript.sims import toy
-from ript.sims.toy import ToySimulator
+from ript.sims.toy import simulator as toy
+from ript.sims.toy.simulator import ToySimulator
 from ript.train_rl import RLResult, train_rl
 
 loop = importlib.import_module("ript.train_rl")  # `ript.train_rl` is the function

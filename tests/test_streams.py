@@ -356,7 +356,7 @@ def test_a_package_that_leaves_has_not_done_the_work(code: object, monkeypatch, 
 
 
 PRINTING = """
-from ript.sims.toy import ToySimulator
+from ript.sims.toy.simulator import ToySimulator
 
 
 class Printing(ToySimulator):

@@ -41,8 +41,8 @@ from ript.run import measure as measuring
 from ript.run import start as starting
 from ript.run.checkpoint import list_checkpoints, read_checkpoint
 from ript.run.folder import RunFolder
-from ript.sims import toy
-from ript.sims.toy import ToySimulator
+from ript.sims.toy import simulator as toy
+from ript.sims.toy.simulator import ToySimulator
 from ript.train_rl import RLResult, train_rl
 
 loop = importlib.import_module("ript.train_rl")  # `ript.train_rl` is the function

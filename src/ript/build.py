@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from ript.config.sections import Config, LearnConfig, PolicyConfig, RolloutConfi
 from ript.core.errors import ConfigError, PolicyError, SimulatorError, UnknownNameError
 from ript.core.files import absolute, expanded
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, Perturbable, PostTrainable, Simulator, SimulatorFactory
+from ript.core.options import SimOptions
+from ript.core.registry import suites
 from ript.core.types import InitialState, SimulatorSpec, Split, Task
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
@@ -26,40 +28,30 @@ from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
 from ript.run.progress import status
-from ript.sims.metaworld.suite import camera_words, metaworld_spec, resolve_cameras
+from ript.sims.metaworld.tasks import camera_words, metaworld_spec, resolve_cameras
 from ript.sims.mujoco.rendering import ARMS
-from ript.sims.registry import SUITES, find_task, list_tasks
-from ript.sims.toy import CAMERA as TOY_CAMERA
+from ript.sims.registry import find_task
 
 
-def simulator_settings(sim: SimConfig) -> dict[str, Any]:
-    """Keyword arguments of `make_simulator` for this configuration.
+def simulator_options(sim: SimConfig) -> SimOptions:
+    """The suite's own options for this configuration.
 
     Raises:
         UnknownNameError: no such suite or camera.
+        ConfigError: a value that the suite's simulators cannot have.
     """
-    _check_suite(sim)
-    settings: dict[str, Any] = {"image_size": sim.image_size}
-    if sim.horizon:  # else each task's own
-        settings["horizon"] = sim.horizon
-    if sim.suite == "metaworld":
-        resolve_cameras(sim.cameras)  # here already, not once in each worker
-        settings |= {"cameras": sim.cameras, "arm": sim.arm}
-    for camera in sim.cameras if sim.suite == "toy" else ():
-        if camera != TOY_CAMERA:
-            raise UnknownNameError("camera", camera, [TOY_CAMERA])
-    return settings
-
-
-def _check_suite(sim: SimConfig) -> None:
-    if sim.suite not in SUITES:
-        raise UnknownNameError("simulator suite", sim.suite, SUITES)
+    suite = suites.get(sim.suite)
+    given = {name: value for name, value in asdict(sim).items() if name in suite.options.model_fields}
+    options = suite.options(**given)
+    if suite.spec is not None:
+        suite.spec(options)  # here already, not once in each worker: it names an unknown camera
+    return options
 
 
 def simulator_factory(sim: SimConfig) -> SimulatorFactory:
     """Task key -> simulator; picklable, and whole: a worker process need not know a suite that was registered here."""
-    settings = simulator_settings(sim)  # first: it names an unknown suite
-    return functools.partial(SUITES[sim.suite][0], **settings)
+    options = simulator_options(sim)  # first: it names an unknown suite
+    return functools.partial(suites.get(sim.suite).make, options=options)
 
 
 def sim_config_of(policy: PostTrainable, horizon: int = 0) -> SimConfig:
@@ -107,17 +99,8 @@ def for_metaworld(policy: QuestPolicy, views: Sequence[str], arm: str) -> None:
 
 def task_keys(sim: SimConfig, names: tuple[str, ...]) -> tuple[str, ...]:
     """Names or keys of tasks -> keys, with unknown names refused and the nearest suggested."""
-    _check_suite(sim)
-    known = {t.name: t for t in list_tasks() if t.suite == sim.suite}
-    keys = []
-    for name in names:
-        name = name.removeprefix(f"{sim.suite}/")
-        if name not in known and f"{name}-v3" in known:
-            name = f"{name}-v3"
-        if name not in known:
-            raise UnknownNameError(f"{sim.suite} task", name, known)
-        keys.append(known[name].key)
-    return tuple(keys)
+    suite = suites.get(sim.suite)
+    return tuple(suite.task(name).key for name in names)
 
 
 def horizons(sim: SimConfig, keys: Sequence[str]) -> dict[str, int]:

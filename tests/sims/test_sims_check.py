@@ -6,7 +6,7 @@ import pytest
 from ript.core.errors import SimulatorError, UnknownNameError
 from ript.core.types import InitialState, Observation
 from ript.sims.check import CHECKS, check_simulator
-from ript.sims.toy import ToySimulator
+from ript.sims.toy.simulator import ToySimulator
 
 
 class ReturnsTheOldScene(ToySimulator):

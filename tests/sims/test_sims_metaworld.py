@@ -16,15 +16,14 @@ from ript.sims.metaworld import simulator as metaworld
 from ript.sims.metaworld.instructions import INSTRUCTIONS
 from ript.sims.metaworld.simulator import (
     CAMERAS,
-    SPLITS,
     CameraView,
     MetaworldSimulator,
     close_renderers,
-    make_metaworld,
     metaworld_tasks,
 )
 from ript.sims.metaworld.stock import StockMetaworld, shared_task
 from ript.sims.metaworld.success import SUCCESS, Body, near
+from ript.sims.metaworld.tasks import LISTS
 from ript.sims.mujoco import gl
 from ript.sims.mujoco.gl import import_mujoco
 
@@ -74,7 +73,7 @@ def solve(simulator, state, steps=200):
 
 @pytest.mark.parametrize("task", [TASK, "window-open-v3"])
 def test_the_simulator_keeps_the_whole_contract(task):
-    passed = check_simulator(partial(make_metaworld, task, horizon=60), episodes=1, steps=12)
+    passed = check_simulator(partial(MetaworldSimulator, task, horizon=60), episodes=1, steps=12)
     assert passed[-1] == "equals stock"
 
 
@@ -139,7 +138,7 @@ def test_an_initial_state_survives_storage_and_a_process_that_never_drew_it(simu
     stored = pickle.loads(pickle.dumps(state))
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        there = pool.apply(_vector_after, (partial(make_metaworld, TASK), stored, actions))
+        there = pool.apply(_vector_after, (partial(MetaworldSimulator, TASK), stored, actions))
     assert stored.id == state.id
     assert np.array_equal(there, simulator.state_vector())
 
@@ -385,7 +384,7 @@ def test_the_task_list_is_complete_and_every_instruction_is_one_distinct_sentenc
 
 
 def test_the_splits_are_of_known_tasks_and_hold_out_what_they_say():
-    assert {name: len(names) for name, names in SPLITS.items()} == {
+    assert {name: len(names) for name, names in LISTS.items()} == {
         "MT10": 10,
         "MT50": 50,
         "ML10-train": 10,
@@ -393,10 +392,10 @@ def test_the_splits_are_of_known_tasks_and_hold_out_what_they_say():
         "ML45-train": 45,
         "ML45-test": 5,
     }
-    assert all(set(names) <= set(INSTRUCTIONS) for names in SPLITS.values())
+    assert all(set(names) <= set(INSTRUCTIONS) for names in LISTS.values())
     for name in ("ML10", "ML45"):
-        assert not set(SPLITS[f"{name}-train"]) & set(SPLITS[f"{name}-test"])
-    assert set(SPLITS["ML45-test"]) == {
+        assert not set(LISTS[f"{name}-train"]) & set(LISTS[f"{name}-test"])
+    assert set(LISTS["ML45-test"]) == {
         "box-close-v3",
         "disassemble-v3",
         "hand-insert-v3",
@@ -408,9 +407,9 @@ def test_the_splits_are_of_known_tasks_and_hold_out_what_they_say():
 def test_the_published_splits_of_the_package_are_ours_too():
     from metaworld import env_dict
 
-    assert set(SPLITS["MT10"]) == set(env_dict.MT10_V3)
-    assert set(SPLITS["ML10-train"]) == set(env_dict.ML10_V3["train"])
-    assert set(SPLITS["ML10-test"]) == set(env_dict.ML10_V3["test"])
+    assert set(LISTS["MT10"]) == set(env_dict.MT10_V3)
+    assert set(LISTS["ML10-train"]) == set(env_dict.ML10_V3["train"])
+    assert set(LISTS["ML10-test"]) == set(env_dict.ML10_V3["test"])
 
 
 def test_stock_rewards_are_those_of_the_stock_environment(simulator):

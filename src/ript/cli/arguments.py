@@ -64,11 +64,11 @@ def task_names(config: Config, words: Sequence[str]) -> tuple[str, ...]:
         UnknownNameError: no such task; the nearest are suggested.
     """
     from ript.build import task_keys
-    from ript.sims.metaworld.simulator import SPLITS
+    from ript.sims.metaworld.tasks import LISTS
 
     parts = [part.strip() for word in words for part in word.split(",") if part.strip()]
     if config.sim.suite == "metaworld":
-        parts = [name for part in parts for name in SPLITS.get(part, (part,))]
+        parts = [name for part in parts for name in LISTS.get(part, (part,))]
     keys = task_keys(config.sim, tuple(parts))
     return tuple(key.partition("/")[2] for key in dict.fromkeys(keys))
 

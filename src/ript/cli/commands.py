@@ -66,17 +66,17 @@ def show_tasks(args: Namespace) -> Answer:
 
 
 def _matching(pattern: str) -> list[Task]:
-    from ript.sims.metaworld.simulator import SPLITS
+    from ript.sims.metaworld.tasks import LISTS
     from ript.sims.registry import list_tasks
 
     everything = list_tasks()
-    if pattern in SPLITS:
-        return [t for t in everything if t.suite == "metaworld" and t.name in SPLITS[pattern]]
+    if pattern in LISTS:
+        return [t for t in everything if t.suite == "metaworld" and t.name in LISTS[pattern]]
     found = [
         t for t in everything if pattern in t.key or fnmatch.fnmatch(t.key, pattern) or fnmatch.fnmatch(t.name, pattern)
     ]
     if not found:
-        raise UnknownNameError("task or named list", pattern, [*(t.name for t in everything), *SPLITS])
+        raise UnknownNameError("task or named list", pattern, [*(t.name for t in everything), *LISTS])
     return found
 
 

@@ -60,7 +60,7 @@ _STAGES = {
 _TOLERATED = ("eval.every_trials",)
 """Settings that are not refused when they have no effect: they belong to one that is switched on and off."""
 
-_SIMULATORS = {"metaworld": ("cameras", "arm"), "toy": ("cameras",)}
+_SIMULATORS = {"metaworld": ("cameras", "arm"), "toy": ()}
 """Suite -> what its simulators can be told besides the horizon and the size of pictures."""
 
 

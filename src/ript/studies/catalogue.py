@@ -23,14 +23,14 @@ from ript.config.sections import (
     SimConfig,
 )
 from ript.core.errors import DependencyMissing, UnknownNameError
+from ript.core.registry import suites
 from ript.report.tables import count
-from ript.sims.metaworld.suite import SPLITS
-from ript.sims.registry import SUITES
+from ript.sims.metaworld.tasks import LISTS
 from ript.studies.notes import differences, finetunes
 
 Scale = Literal["paper", "small"]
 
-ML45_TRAIN, ML45_TEST = SPLITS["ML45-train"], SPLITS["ML45-test"]
+ML45_TRAIN, ML45_TEST = LISTS["ML45-train"], LISTS["ML45-test"]
 """The 45 training tasks of ML45 and the five that it holds out."""
 
 
@@ -462,6 +462,6 @@ def with_simulator(study: Study) -> Study:
     Raises:
         DependencyMissing: it is not.
     """
-    if study.needs not in SUITES:
+    if study.needs not in suites.names():
         raise DependencyMissing(f"study {study.name} needs the simulator suite {study.needs!r}, which is not here yet")
     return study

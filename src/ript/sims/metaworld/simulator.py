@@ -17,11 +17,10 @@ from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.core.types import ChunkResult, InitialState, Observation, Split
 from ript.sims.metaworld.stock import SharedTask, StockMetaworld, StockReward, shared_task
 from ript.sims.metaworld.success import SUCCESS
-from ript.sims.metaworld.suite import (
+from ript.sims.metaworld.tasks import (
     ACTION_DIM,
     CAMERAS,
-    SPLITS,
-    SUITE,
+    HORIZON,
     metaworld_spec,
     metaworld_tasks,
     resolve_cameras,
@@ -41,11 +40,9 @@ from ript.sims.sequences import streams
 
 __all__ = [
     "CAMERAS",
-    "SPLITS",
     "CameraView",
     "MetaworldSimulator",
     "close_renderers",
-    "make_metaworld",
     "metaworld_tasks",
 ]
 
@@ -83,7 +80,7 @@ class MetaworldSimulator:
         self,
         task_name: str,
         *,
-        horizon: int = 500,
+        horizon: int = HORIZON,
         cameras: Mapping[str, CameraView] | Sequence[str] = ("side",),
         image_size: int | tuple[int, int] = 64,
         arm: Arm = "boxes",
@@ -352,8 +349,3 @@ def _finish_substep(mujoco: Any, model: Any, data: Any) -> None:
     mujoco.mj_fwdAcceleration(model, data)
     mujoco.mj_fwdConstraint(model, data)
     mujoco.mj_Euler(model, data)
-
-
-def make_metaworld(key: str, **settings: Any) -> MetaworldSimulator:
-    """Simulator for a key such as "metaworld/drawer-open-v3". Picklable with `functools.partial`."""
-    return MetaworldSimulator(key.removeprefix(f"{SUITE}/"), **settings)

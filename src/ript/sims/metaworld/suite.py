@@ -1,124 +1,87 @@
-"""The Meta-World suite: its 50 tasks, the published splits and the cameras."""
+"""Meta-World as a suite: 50 tasks of a robot arm on a table, with scripted experts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from importlib import util
 
-from ript.core.errors import UnknownNameError
+from ript.core.errors import PolicyError
+from ript.core.house import Protocol, Suite
+from ript.core.interfaces import Simulator
 from ript.core.types import SimulatorSpec, Task
-from ript.sims.metaworld.instructions import INSTRUCTIONS
-from ript.sims.mujoco.rendering import Arm, CameraView, describe
-
-SUITE = "metaworld"
-ACTION_DIM = 4
-PROPRIO_DIM = 8
-LOOK = 1
-"""Raise it when a change of the code changes pictures: policies and demonstrations of another look are then refused."""
-
-_ML10_TEST = ("door-close-v3", "drawer-open-v3", "lever-pull-v3", "shelf-place-v3", "sweep-into-v3")
-_ML10_TRAIN = (
-    "basketball-v3",
-    "button-press-topdown-v3",
-    "door-open-v3",
-    "drawer-close-v3",
-    "peg-insert-side-v3",
-    "pick-place-v3",
-    "push-v3",
-    "reach-v3",
-    "sweep-v3",
-    "window-open-v3",
+from ript.sims.metaworld.options import MetaworldOptions
+from ript.sims.metaworld.tasks import (
+    HORIZON,
+    LISTS,
+    NAME,
+    camera_words,
+    metaworld_spec,
+    metaworld_tasks,
+    resolve_cameras,
 )
-# As in the paper of RIPT-VLA; the package's own ML45 holds out other tasks.
-_ML45_TEST = ("box-close-v3", "disassemble-v3", "hand-insert-v3", "pick-place-wall-v3", "stick-pull-v3")
-
-SPLITS: dict[str, tuple[str, ...]] = {
-    "MT10": (
-        "button-press-topdown-v3",
-        "door-open-v3",
-        "drawer-close-v3",
-        "drawer-open-v3",
-        "peg-insert-side-v3",
-        "pick-place-v3",
-        "push-v3",
-        "reach-v3",
-        "window-close-v3",
-        "window-open-v3",
-    ),
-    "MT50": tuple(INSTRUCTIONS),
-    "ML10-train": _ML10_TRAIN,
-    "ML10-test": _ML10_TEST,
-    "ML45-train": tuple(name for name in INSTRUCTIONS if name not in _ML45_TEST),
-    "ML45-test": _ML45_TEST,
-}
-"""Named task lists."""
-
-CAMERAS: dict[str, CameraView] = {
-    "near": CameraView(position=(0.6, 0.05, 0.8), target=(0.0, 0.73, 0.1), fovy=38.0),
-    "side": CameraView(position=(0.75, 0.35, 0.75), target=(0.0, 0.68, 0.14), fovy=42.0),
-    "corner2": CameraView(base="corner2", position=(0.75, 0.075, 0.7), flip=True),
-    "corner2-stock": CameraView(base="corner2", flip=True),
-    **{name: CameraView(base=name, flip=True) for name in ("corner", "corner3", "corner4")},
-    **{name: CameraView(base=name) for name in ("topview", "behindGripper", "gripperPOV")},
-}
-"""Views by name. "near" looks at the table from close by; "corner2" is where papers move that camera to; the others are
-Meta-World's own. Its corner cameras stand on their heads and are flipped, as papers do."""
-
-_INDEX = {name: i for i, name in enumerate(INSTRUCTIONS)}
+from ript.sims.mujoco.rendering import image_shape
 
 
-def metaworld_tasks(horizon: int = 500) -> tuple[Task, ...]:
-    """The 50 tasks, in alphabetical order."""
-    return tuple(task_of(name, horizon) for name in INSTRUCTIONS)
+def make(key: str, options: MetaworldOptions) -> Simulator:
+    """A simulator for a key such as "metaworld/drawer-open-v3"."""
+    from ript.sims.metaworld.simulator import MetaworldSimulator
 
-
-def task_of(name: str, horizon: int) -> Task:
-    """One task.
-
-    Raises:
-        UnknownNameError: no such task.
-    """
-    if name not in INSTRUCTIONS:
-        raise UnknownNameError("Meta-World task", name, INSTRUCTIONS)
-    return Task(suite=SUITE, name=name, instruction=INSTRUCTIONS[name], index=_INDEX[name], horizon=horizon)
-
-
-def resolve_cameras(cameras: Mapping[str, CameraView] | Sequence[str]) -> dict[str, CameraView]:
-    """Views from a mapping, or from names of `CAMERAS`; "front=corner2" is a camera named front with corner2's view.
-
-    Raises:
-        UnknownNameError: a view that is not in `CAMERAS`.
-    """
-    if isinstance(cameras, Mapping):
-        return dict(cameras)
-    views = {}
-    for word in (cameras,) if isinstance(cameras, str) else cameras:
-        name, _, view = word.partition("=")
-        if (view or name) not in CAMERAS:
-            raise UnknownNameError("camera", view or name, CAMERAS)
-        views[name] = CAMERAS[view or name]
-    return views
-
-
-def camera_words(described: Mapping[str, Mapping[str, object]]) -> tuple[str, ...]:
-    """What `resolve_cameras` takes for cameras that a simulator's `spec.render` describes."""
-    words = []
-    for name, view in described.items():
-        same = [known for known, other in CAMERAS.items() if describe(other) == view]
-        words.append(name if name in same or not same else f"{name}={same[0]}")
-    return tuple(words)
-
-
-def metaworld_spec(views: Mapping[str, CameraView], size: tuple[int, int], arm: Arm) -> SimulatorSpec:
-    """What a policy is shown, and how large actions and proprioception are."""
-    return SimulatorSpec(
-        suite=SUITE,
-        cameras=dict.fromkeys(views, size),
-        proprio_dim=PROPRIO_DIM,
-        action_dim=ACTION_DIM,
-        render={
-            "cameras": {name: describe(view) for name, view in views.items()},
-            "size": list(size),
-            "arm": arm,
-            "look": LOOK,
-        },
+    return MetaworldSimulator(
+        key.removeprefix(f"{NAME}/"),
+        horizon=options.horizon or HORIZON,
+        cameras=options.cameras,
+        image_size=options.image_size,
+        arm=options.arm,
     )
+
+
+def spec(options: MetaworldOptions) -> SimulatorSpec:
+    """What simulators with these options show and take.
+
+    Raises:
+        UnknownNameError: no such camera.
+    """
+    return metaworld_spec(resolve_cameras(options.cameras), image_shape(options.image_size), options.arm)
+
+
+def options_of(spec: SimulatorSpec) -> MetaworldOptions:
+    """The inverse of `spec`.
+
+    Raises:
+        PolicyError: cameras of different sizes, which these simulators do not have.
+    """
+    sizes = set(spec.cameras.values())
+    if len(sizes) != 1:
+        raise PolicyError(f"Meta-World shows pictures of one size, not {dict(spec.cameras)}")
+    height, width = sizes.pop()
+    described = spec.render.get("cameras")
+    cameras = camera_words(described) if isinstance(described, Mapping) else tuple(spec.cameras)
+    options = MetaworldOptions(cameras=cameras, image_size=height if height == width else (height, width))
+    return options.replaced(arm=spec.render["arm"]) if "arm" in spec.render else options
+
+
+def find(name: str) -> Task | None:
+    """A task without its version: "drawer-open"."""
+    return next((task for task in metaworld_tasks() if task.name == f"{name}-v3"), None)
+
+
+def available() -> str | None:
+    missing = [package for package in ("metaworld", "mujoco") if util.find_spec(package) is None]
+    return f'{" and ".join(missing)} missing: pip install "ript[metaworld]"' if missing else None
+
+
+SUITE = Suite(
+    name=NAME,
+    summary="50 tasks of a robot arm on a table (MuJoCo), with scripted experts",
+    options=MetaworldOptions,
+    tasks=metaworld_tasks,
+    make=make,
+    spec=spec,
+    options_of=options_of,
+    find=find,
+    lists=lambda: LISTS,
+    protocols={"default": Protocol(horizon=HORIZON)},
+    demonstrations="expert",
+    packages=("metaworld", "mujoco", "gymnasium"),
+    available=available,
+)

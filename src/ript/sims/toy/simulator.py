@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.core.types import ChunkResult, InitialState, Observation, SimulatorSpec, Split, Task
 from ript.sims.sequences import streams
 
-SUITE = "toy"
+NAME = "toy"
 CAMERA = "top"
 STEP = 0.15
 RADIUS = 0.3
@@ -48,8 +47,19 @@ TASKS: dict[str, tuple[str, Sampler]] = {
 def toy_tasks(horizon: int = 40) -> tuple[Task, ...]:
     """The toy tasks, in a stable order."""
     return tuple(
-        Task(suite=SUITE, name=name, instruction=text, index=i, horizon=horizon)
+        Task(suite=NAME, name=name, instruction=text, index=i, horizon=horizon)
         for i, (name, (text, _)) in enumerate(TASKS.items())
+    )
+
+
+def toy_spec(image_size: int) -> SimulatorSpec:
+    """What the toy shows and takes."""
+    return SimulatorSpec(
+        suite=NAME,
+        cameras={CAMERA: (image_size, image_size)},
+        proprio_dim=2,
+        action_dim=2,
+        render={"size": [image_size, image_size]},
     )
 
 
@@ -76,13 +86,7 @@ class ToySimulator:
         if image_size < 8:
             raise ConfigError(f"image_size: expected at least 8 pixels, got {image_size}")
         self.task = toy_tasks(horizon)[list(TASKS).index(task_name)]
-        self.spec = SimulatorSpec(
-            suite=SUITE,
-            cameras={CAMERA: (image_size, image_size)},
-            proprio_dim=2,
-            action_dim=2,
-            render={"size": [image_size, image_size]},
-        )
+        self.spec = toy_spec(image_size)
         self.seconds = {"simulate": 0.0, "render": 0.0}
         self._size = image_size
         self._state: InitialState | None = None
@@ -192,8 +196,3 @@ class ToySimulator:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def make_toy(key: str, **settings: Any) -> ToySimulator:
-    """ "toy/reach" (or the bare task name) -> simulator."""
-    return ToySimulator(key.removeprefix(f"{SUITE}/"), **settings)

@@ -1,0 +1,134 @@
+"""The two records by which a folder or an installed package joins the house: a suite of simulators, a kind of policy.
+
+`core.registry` finds them by name. Nothing outside a suite's or a kind's own folder names what is in it.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal
+
+from ript.core.errors import UnknownNameError
+from ript.core.interfaces import PostTrainable, Simulator
+from ript.core.types import SimulatorSpec, Task
+
+if TYPE_CHECKING:
+    from ript.core.options import Settings, SimOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How results of a suite are published.
+
+    Attributes:
+        horizon: environment steps after which an episode without success is a failure.
+        settle_steps: steps without an action after a reset, before the policy looks.
+    """
+
+    horizon: int
+    settle_steps: int = 0
+
+
+class SimulatorMaker(typing.Protocol):
+    """(task key, options) -> a new simulator of that task."""
+
+    def __call__(self, key: str, /, options: Any) -> Simulator: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Simulators of one kind: `sims/NAME/suite.py` holds one as SUITE. Making the record imports no simulator.
+
+    Attributes:
+        name: as in "NAME/task".
+        summary: one line of what it is.
+        options: class of its settings; a subclass of `SimOptions` whose `suite` is the name.
+        tasks: all tasks, in a stable order, with their own horizons.
+        make: (task key, options) -> a new simulator of that task. Picklable: worker processes call it.
+        options_of: spec -> the options that give it: what a policy or demonstrations were made with. The inverse of
+            `spec`, without the horizon.
+        spec: options -> what simulators with them show and take, without building one; None where that depends on the
+            task.
+        find: a name as people write it -> task, or None: other spellings, and tasks that `tasks` does not list.
+        lists: named lists: name -> task names.
+        protocols: name -> how results are published.
+        demonstrations: where demonstrations come from: a scripted expert, people, or nowhere.
+        packages: distributions whose versions belong into a record.
+        available: None, or what to install before a simulator can be made.
+        caveats: options -> what readers of results should know of such simulators.
+    """
+
+    name: str
+    summary: str
+    options: type[SimOptions]
+    tasks: Callable[[], tuple[Task, ...]]
+    make: SimulatorMaker
+    options_of: Callable[[SimulatorSpec], SimOptions]
+    spec: Callable[[Any], SimulatorSpec] | None = None
+    find: Callable[[str], Task | None] = lambda name: None
+    lists: Callable[[], Mapping[str, tuple[str, ...]]] = dict
+    protocols: Mapping[str, Protocol] = field(default_factory=dict)
+    demonstrations: Literal["expert", "human", "none"] = "none"
+    packages: tuple[str, ...] = ()
+    available: Callable[[], str | None] = lambda: None
+    caveats: Callable[[Any], Sequence[str]] = lambda options: ()
+
+    def task(self, name: str) -> Task:
+        """The task of a name, with or without the suite before it, as people write it.
+
+        Raises:
+            UnknownNameError: no such task; the nearest are suggested.
+        """
+        name = name.removeprefix(f"{self.name}/")
+        known = {task.name: task for task in self.tasks()}
+        found = known.get(name) or self.find(name)
+        if found is None:
+            raise UnknownNameError(f"{self.name} task", name, known)
+        return found
+
+    def expanded(self, names: Sequence[str]) -> tuple[Task, ...]:
+        """The tasks of names and of named lists, each once, in the order given.
+
+        Raises:
+            UnknownNameError: neither a task nor a list.
+        """
+        lists = self.lists()
+        parts = [part for name in names for part in lists.get(name, (name,))]
+        return tuple({task.key: task for task in map(self.task, parts)}.values())
+
+    def versions(self) -> dict[str, str]:
+        """Distribution -> version, of those of its packages that are installed."""
+        found = {}
+        for package in self.packages:
+            try:
+                found[package] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                continue
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyKind:
+    """Policies of one kind: `policies/NAME/kind.py` holds one as KIND. Making the record imports no torch.
+
+    Attributes:
+        kind: as in a policy folder and in `policy.kind`.
+        summary: one line of what it is.
+        options: class of the policy's settings: sizes, density, what post-training updates.
+        make: (options, spec, seed, size of privileged information) -> a new policy.
+        load: folder -> the policy in it.
+        training: class of the settings of its supervised stages; None: it has no supervised training.
+        stages: (policy, training settings, windows, targets, fresh) -> its supervised stages, in order; None: as
+            `training`.
+    """
+
+    kind: str
+    summary: str
+    options: type[Settings]
+    make: Callable[..., PostTrainable]
+    load: Callable[..., PostTrainable]
+    training: type[Settings] | None = None
+    stages: Callable[..., Sequence[Any]] | None = None

@@ -1,0 +1,171 @@
+"""What suites and kinds of policies there are: found by name, imported one at a time, from folders and from packages.
+
+A folder `sims/NAME/` with a `suite.py`, or `policies/NAME/` with a `kind.py`, is found by its name. An installed
+package brings its own by an entry point of the group "ript.suites" or "ript.policies": name = the name, object = the
+record. A script registers a record itself. No more than the one that is asked for is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib import metadata, util
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from ript.core.errors import ConfigError, DependencyMissing, RiptError, UnknownNameError
+from ript.core.house import PolicyKind, Suite
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Records by name.
+
+    Args:
+        what: the records are, in words: "simulator suite".
+        record: their class.
+        name_of: a record -> its name.
+        entry_points: group in which installed packages name theirs.
+        package: whose folders hold one each.
+        module: file in such a folder, without ".py".
+        attribute: the record's name in that module.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        record: type[T],
+        name_of: Callable[[T], str],
+        *,
+        entry_points: str,
+        package: str,
+        module: str,
+        attribute: str,
+    ):
+        self.what, self._record, self._name_of = what, record, name_of
+        self._group, self._package, self._module, self._attribute = entry_points, package, module, attribute
+        self._registered: dict[str, T] = {}
+        self._loaded: dict[str, T] = {}
+
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted. Nothing is imported for it."""
+        return tuple(sorted({*self._registered, *self._folders(), *self._plugins()}))
+
+    def get(self, name: str) -> T:
+        """The record of a name; its module is imported, and no other.
+
+        Raises:
+            UnknownNameError: no such name; the nearest are suggested.
+            ConfigError: several claim the name, or what is there is no such record.
+            DependencyMissing: its module could not be imported; says why.
+        """
+        if name in self._registered:
+            return self._registered[name]
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def all(self) -> tuple[dict[str, T], dict[str, RiptError]]:
+        """(name -> record, name -> why there is none) of everything that can be found."""
+        records: dict[str, T] = {}
+        broken: dict[str, RiptError] = {}
+        for name in self.names():
+            try:
+                records[name] = self.get(name)
+            except RiptError as error:
+                broken[name] = error
+        return records, broken
+
+    def register(self, record: T) -> T:
+        """Make a record known in this process, in place of one that was registered under its name before.
+
+        Raises:
+            ConfigError: not a record of this kind, or its name belongs to a folder or an installed package.
+        """
+        if not isinstance(record, self._record):
+            raise ConfigError(f"expected a {self._record.__name__} as {self.what}, got {record!r}")
+        name = self._name_of(record)
+        if name in self._folders() or name in self._plugins():
+            raise ConfigError(
+                f"{self.what} {name!r} is there already ({', '.join(self._claims(name))}): choose another"
+            )
+        self._registered[name] = record
+        return record
+
+    def unregister(self, name: str) -> None:
+        """Forget what `register` made known; nothing if it did not."""
+        self._registered.pop(name, None)
+
+    def _folders(self) -> dict[str, str]:
+        """Name -> module, of folders that hold one."""
+        spec = util.find_spec(self._package)
+        places = spec.submodule_search_locations if spec else None
+        return {
+            folder.name: f"{self._package}.{folder.name}.{self._module}"
+            for place in places or ()
+            for folder in Path(place).iterdir()
+            if (folder / f"{self._module}.py").is_file()
+        }
+
+    def _plugins(self) -> dict[str, list[metadata.EntryPoint]]:
+        found: dict[str, list[metadata.EntryPoint]] = {}
+        for point in metadata.entry_points(group=self._group):
+            found.setdefault(point.name, []).append(point)
+        return found
+
+    def _claims(self, name: str) -> list[str]:
+        """Who says that a name is theirs, in words."""
+        claims = [module for folder, module in self._folders().items() if folder == name]
+        return claims + [f"{point.value} of {_owner(point)}" for point in self._plugins().get(name, ())]
+
+    def _load(self, name: str) -> T:
+        folder, points = self._folders().get(name), self._plugins().get(name, [])
+        claims = self._claims(name)
+        if not claims:
+            raise UnknownNameError(self.what, name, self.names())
+        if len(claims) > 1:
+            raise ConfigError(f"{self.what} {name!r} is claimed by {' and by '.join(claims)}: uninstall all but one")
+        try:
+            if folder is None:
+                record = points[0].load()
+            else:
+                record = getattr(importlib.import_module(folder), self._attribute)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise DependencyMissing(
+                f"{self.what} {name!r} ({claims[0]}) cannot be imported: {why}; install what it needs, or uninstall it"
+            ) from error
+        if not isinstance(record, self._record) or self._name_of(record) != name:
+            is_there = f"one named {self._name_of(record)!r}" if isinstance(record, self._record) else repr(record)
+            raise ConfigError(
+                f"{self.what} {name!r} ({claims[0]}): expected a {self._record.__name__} of that name, got {is_there}"
+            )
+        return record
+
+
+def _owner(point: metadata.EntryPoint) -> str:
+    return "an unnamed package" if point.dist is None else f"package {point.dist.name}"
+
+
+suites: Registry[Suite] = Registry(
+    "simulator suite",
+    Suite,
+    lambda suite: suite.name,
+    entry_points="ript.suites",
+    package="ript.sims",
+    module="suite",
+    attribute="SUITE",
+)
+"""Every suite of simulators."""
+
+kinds: Registry[PolicyKind] = Registry(
+    "kind of policy",
+    PolicyKind,
+    lambda kind: kind.kind,
+    entry_points="ript.policies",
+    package="ript.policies",
+    module="kind",
+    attribute="KIND",
+)
+"""Every kind of policy."""

@@ -1,0 +1,165 @@
+"""Suites and kinds of policies are found by name, in folders and in installed packages, and imported one at a time."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from ript.core import registry
+from ript.core.errors import ConfigError, DependencyMissing, UnknownNameError
+from ript.core.house import Suite
+from ript.core.registry import Registry
+from ript.sims.toy.suite import SUITE as TOY
+
+RECORD = """
+    from dataclasses import replace
+    from ript.sims.toy.suite import SUITE as TOY
+    SUITE = replace(TOY, name="{name}")
+"""
+
+
+def package(place: Path, distribution: str, name: str, source: str, points: str | None = None) -> None:
+    """An installed package with one module and one entry point, as pip leaves it."""
+    module = f"module_of_{distribution}"
+    (place / f"{module}.py").write_text(dedent(source).format(name=name))
+    info = place / f"{distribution}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[test.suites]\n{points or name} = {module}:SUITE\n")
+
+
+def folder(place: Path, name: str, source: str) -> None:
+    home = place / "rooms" / name
+    home.mkdir(parents=True)
+    (home / "__init__.py").touch()
+    (home / "suite.py").write_text(dedent(source).format(name=name))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "rooms").mkdir()
+    (tmp_path / "rooms" / "__init__.py").touch()
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith(("rooms", "module_of_")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def suites(place: Path) -> Registry[Suite]:
+    return Registry(
+        "suite",
+        Suite,
+        lambda suite: suite.name,
+        entry_points="test.suites",
+        package="rooms",
+        module="suite",
+        attribute="SUITE",
+    )
+
+
+def test_folders_and_packages_are_found_without_being_imported_and_one_alone_when_asked_for(place, suites) -> None:
+    folder(place, "north", RECORD)
+    folder(place, "broken", "raise RuntimeError('imported')")
+    (place / "rooms" / "no_suite").mkdir()
+    package(place, "southern", "south", RECORD)
+    package(place, "western", "west", "import not_there_at_all")
+    assert suites.names() == ("broken", "north", "south", "west")
+    assert not [name for name in sys.modules if name.startswith(("rooms.", "module_of_"))]
+    assert suites.get("south").name == "south" and suites.get("north").name == "north"
+    assert "module_of_western" not in sys.modules and "rooms.broken.suite" not in sys.modules
+    assert suites.get("north") is suites.get("north")
+
+
+def test_an_unknown_name_suggests_the_nearest(place, suites) -> None:
+    folder(place, "north", RECORD)
+    with pytest.raises(UnknownNameError, match="unknown suite 'nroth': did you mean north"):
+        suites.get("nroth")
+
+
+def test_what_fails_on_import_is_named_with_the_cause_and_the_others_work(place, suites) -> None:
+    folder(place, "north", RECORD)
+    package(place, "western", "west", "import not_there_at_all")
+    with pytest.raises(DependencyMissing, match=r"suite .west. \(module_of_western:SUITE of package western\).*there"):
+        suites.get("west")
+    found, broken = suites.all()
+    assert set(found) == {"north"} and set(broken) == {"west"}
+
+
+def test_two_packages_that_claim_one_name_are_refused_by_their_names_and_the_others_work(place, suites) -> None:
+    folder(place, "north", RECORD)
+    package(place, "southern", "south", RECORD)
+    package(place, "other", "south", RECORD)
+    package(place, "third", "north", RECORD)
+    with pytest.raises(ConfigError, match=r"claimed by .* of package (southern|other) and by .* of package"):
+        suites.get("south")
+    with pytest.raises(ConfigError, match=r"'north' is claimed by rooms.north.suite and by .* of package third"):
+        suites.get("north")
+    folder(place, "east", RECORD)
+    assert suites.get("east").name == "east"
+
+
+@pytest.mark.parametrize(
+    ("source", "got"),
+    [("SUITE = 3", "got 3"), (RECORD.replace("{name}", "nowhere"), "got one named 'nowhere'"), ("", "no attribute")],
+)
+def test_what_is_no_record_of_that_name_is_refused(place, suites, source: str, got: str) -> None:
+    package(place, "southern", "south", source)
+    with pytest.raises((ConfigError, DependencyMissing), match=f"'south' .*{got}"):
+        suites.get("south")
+
+
+def test_a_script_registers_a_record_but_not_under_a_name_that_is_taken(place, suites) -> None:
+    folder(place, "toy", RECORD)
+    with pytest.raises(ConfigError, match=r"suite 'toy' is there already.*rooms.toy.suite"):
+        suites.register(TOY)
+    with pytest.raises(ConfigError, match="expected a Suite"):
+        suites.register("toy")
+    mine = Suite(**{**vars(TOY), "name": "mine"})
+    assert suites.register(mine) is mine and suites.get("mine") is mine and "mine" in suites.names()
+    suites.unregister("mine")
+    assert "mine" not in suites.names()
+
+
+def test_the_suites_of_this_package_are_folders() -> None:
+    assert {"metaworld", "toy"} <= set(registry.suites.names())
+    found, broken = registry.suites.all()
+    assert not broken and all(found[name].tasks() for name in ("metaworld", "toy"))
+
+
+@pytest.mark.parametrize("name", ["metaworld", "toy"])
+def test_the_options_of_a_spec_are_those_that_gave_it(name: str) -> None:
+    suite = registry.suites.get(name)
+    options = suite.options(image_size=24)
+    assert suite.spec is not None and suite.options_of(suite.spec(options)) == options
+
+
+def test_oblong_pictures_come_back_from_a_spec() -> None:
+    suite = registry.suites.get("metaworld")
+    options = suite.options(image_size=[48, 64], cameras=("near", "front=corner2"), arm="hidden")
+    assert suite.spec is not None
+    spec = suite.spec(options)
+    assert spec.cameras == {"near": (48, 64), "front": (48, 64)} and suite.options_of(spec) == options
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "says"),
+    [
+        ("toy", {"arm": "hidden"}, "unknown field of sim 'arm'"),
+        ("toy", {"image_size": 4}, r"sim.image_size: must be in 8..1024, got 4"),
+        ("toy", {"suite": "metaworld"}, "sim.suite: 'metaworld' is not one of 'toy'"),
+        ("metaworld", {"arm": "hiden"}, "sim.arm: 'hiden' is not one of 'boxes', 'mesh', 'hidden'"),
+        ("metaworld", {"image_size": 4}, "sim.image_size: must be at least 8, got 4"),
+        ("metaworld", {"cameras": ()}, "sim.cameras: at least one camera is needed"),
+        ("metaworld", {"cameras": "side"}, "sim.cameras: expected a list of words, got 'side'"),
+        ("metaworld", {"horizon": -1}, r"sim.horizon: must be in 0..1000000, got -1"),
+        ("metaworld", {"horizon": 1.5}, "sim.horizon: expected int, got 1.5"),
+    ],
+)
+def test_settings_that_a_suite_does_not_have_are_refused_by_name(name: str, given: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{says}"):
+        registry.suites.get(name).options(**given)
