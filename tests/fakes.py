@@ -20,7 +20,7 @@ from ript.core.errors import PolicyError, SimulatorError, UnknownNameError
 from ript.core.types import ActionChunk, ChunkResult, InitialState, Observation, Rollout, SimulatorSpec, Task
 
 CHUNK, ACTION_DIM, TOKENS, CODES = 4, 2, 2, 1000
-SPEC = SimulatorSpec(suite="fake", cameras={"front": (6, 8)}, proprio_dim=3, action_dim=ACTION_DIM, render={})
+SPEC = SimulatorSpec(suite="fake", cameras={"front": (6, 8)}, proprio={"proprio": 3}, action_dim=ACTION_DIM, render={})
 
 
 def fake_task(name: str = "plain", horizon: int = 24) -> Task:

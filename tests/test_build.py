@@ -93,7 +93,7 @@ def test_a_policy_remembers_the_simulator_options_it_was_made_for(arm: str) -> N
 
 @pytest.mark.parametrize("cameras", [{"a": (8, 8), "b": (16, 16)}, {"a": (8, 16)}])
 def test_cameras_of_different_or_oblong_sizes_are_refused(cameras: dict) -> None:
-    spec = SimulatorSpec(suite="toy", cameras=cameras, proprio_dim=2, action_dim=2, render={})
+    spec = SimulatorSpec(suite="toy", cameras=cameras, proprio={"proprio": 2}, action_dim=2, render={})
     with pytest.raises(PolicyError, match="different or oblong sizes"):
         sim_config_of_spec(spec)
 

@@ -34,7 +34,7 @@ CONFIG = json.loads((GOLDEN / "tiny_config.json").read_text())
 SPEC = SimulatorSpec(
     suite="desk",
     cameras={"agentview_rgb": (32, 32), "eye_in_hand_rgb": (32, 32)},
-    proprio_dim=12,
+    proprio={"proprio": 12},
     action_dim=7,
     render={},
 )
@@ -143,7 +143,7 @@ def test_a_checkpoint_of_meta_world_practises_from_the_command_line(tmp_path: Pa
         proprio_dim=8,
         language_dim=6,
     )
-    spec = SimulatorSpec(suite="any", cameras=sizes.cameras, proprio_dim=8, action_dim=4, render={})
+    spec = SimulatorSpec(suite="any", cameras=sizes.cameras, proprio={"proprio": 8}, action_dim=4, render={})
     export_quest(QuestPolicy(sizes, spec), tmp_path / "model.pth")
     save_file({INSTRUCTIONS["reach-v3"]: torch.ones(6)}, tmp_path / "clip.safetensors")
     hyperparameters = CONFIG["hyperparameters"]

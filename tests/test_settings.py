@@ -286,7 +286,7 @@ def test_a_size_of_no_name_is_left_out_of_the_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_a_policy_knows_the_name_of_its_size(name: str) -> None:
     spec = lively_policy(toy_config()).simulator
-    fitted = {"cameras": dict(spec.cameras), "proprio": {"proprio": spec.proprio_dim}, "action_dim": spec.action_dim}
+    fitted = {"cameras": dict(spec.cameras), "proprio": dict(spec.proprio), "action_dim": spec.action_dim}
     policy = QuestPolicy(QuestConfig(**SIZES[name] | fitted), spec)
     assert policy.made_with()["size"] == name
     assert {f.name for f in dataclasses.fields(PolicyConfig)} >= policy.made_with().keys()

@@ -139,7 +139,7 @@ def make_policy(config: Config, spec: SimulatorSpec, privileged_dim: int, seed: 
         "execute": execute,
         "action_dim": spec.action_dim,
         "cameras": dict(spec.cameras),
-        "proprio": {"proprio": spec.proprio_dim},
+        "proprio": dict(spec.proprio),
         "language_dim": language.DIMS[p.language],
         "privileged_dim": privileged_dim if p.privileged else 0,
     }

@@ -24,7 +24,7 @@ class Point:
         self.spec = SimulatorSpec(
             suite=suite,
             cameras={"top": (SIZE, SIZE)},
-            proprio_dim=2,
+            proprio={"position": 2},
             action_dim=2,
             render={"shade": shade, "size": (SIZE, SIZE)},
         )

@@ -1,5 +1,6 @@
 import dataclasses
 import fcntl
+import json
 import re
 import shutil
 from functools import partial
@@ -255,8 +256,8 @@ def test_another_version_and_a_lost_demonstration_are_said(copy):
     with pytest.raises(DataError, match="holds 5 demonstrations; expected 6"):
         open_demos(copy)
     with h5py.File(copy, "r+") as file:
-        file["data"].attrs["format_version"] = 2
-    with pytest.raises(DataError, match="format_version 2; this version of ript reads 1"):
+        file["data"].attrs["format_version"] = 99
+    with pytest.raises(DataError, match="format_version 99; this version of ript reads 1 and 2"):
         open_demos(copy)
     with h5py.File(copy, "r+") as file:
         del file["data"].attrs["spec"]
@@ -264,6 +265,17 @@ def test_another_version_and_a_lost_demonstration_are_said(copy):
         file["data"].attrs["num_demos"] = 5
     with pytest.raises(DataError, match="lacks the attribute 'spec'"):
         open_demos(copy)
+
+
+def test_a_file_of_before_whose_proprioception_had_no_names_is_read(copy):
+    with h5py.File(copy, "r+") as file:
+        spec = json.loads(file["data"].attrs["spec"])
+        assert spec.pop("proprio") == {"position": 2}
+        file["data"].attrs["spec"] = json.dumps(spec | {"proprio_dim": 2})
+        file["data"].attrs["format_version"] = 1
+    demos = open_demos(copy)
+    assert demos.spec.proprio == {"proprio": 2}
+    assert all(demo.proprio.shape[1] == 2 for demo in demos.demos())
 
 
 @pytest.mark.parametrize("spec", ["[]", '{"cameras": 3}', '{"more": 1, "cameras": {}}'])

@@ -29,7 +29,7 @@ def make(config: QuestConfig) -> QuestPolicy:
     spec = SimulatorSpec(
         suite="golden",
         cameras=config.cameras,
-        proprio_dim=sum(config.proprio.values()),
+        proprio=config.proprio,
         action_dim=config.action_dim,
         render={},
     )

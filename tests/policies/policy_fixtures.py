@@ -13,7 +13,7 @@ SENTENCES = ("open the drawer", "close the door")
 SPEC = SimulatorSpec(
     suite="desk",
     cameras={"front": (8, 8), "wrist": (8, 6)},
-    proprio_dim=3,
+    proprio={"hand": 2, "gripper": 1},
     action_dim=2,
     render={"arm": "boxes"},
 )

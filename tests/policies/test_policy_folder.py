@@ -70,6 +70,19 @@ def test_saving_twice_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "again" / "policy") == contents(saved)
 
 
+def test_a_folder_of_before_whose_proprioception_had_no_names_is_read(saved: Path) -> None:
+    def as_before(document: dict) -> None:
+        assert document["simulator"].pop("proprio") == {"hand": 2, "gripper": 1}
+        document["simulator"]["proprio_dim"] = 3
+        document["format"] = 1
+
+    edit_config(saved, as_before)
+    loaded, original = load_policy(saved), make_policy(temperature=0.6, top_k=4)
+    assert loaded.simulator.proprio == {"proprio": 3}
+    assert loaded.config == original.config
+    loaded.check_simulator(original.simulator)
+
+
 def test_a_policy_with_one_weight_changed_in_its_last_bit_differs(saved: Path) -> None:
     original, changed = load_policy(saved), load_policy(saved)
     weight = changed.prior.head.weight
@@ -161,7 +174,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights cut short": (cut("model.safetensors", 0.7), r"model\.safetensors is corrupt or truncated"),
     "weights empty": (cut("model.safetensors", 0), r"model\.safetensors is corrupt or truncated"),
     "weights are text": (write_text("model.safetensors", "hello world " * 9), r"model\.safetensors is corrupt"),
-    "another format": (lambda f: edit_config(f, lambda d: d.update(format=2)), "policy format 2; .* reads 1"),
+    "another format": (lambda f: edit_config(f, lambda d: d.update(format=99)), "policy format 99; .* reads 1 and 2"),
     "another kind": (lambda f: edit_config(f, lambda d: d.update(kind="pi0")), "holds a 'pi0' policy, .* are: quest"),
     "no simulator": (lambda f: edit_config(f, lambda d: d.pop("simulator")), r"config\.json is corrupt: KeyError"),
     "simulator incomplete": (lambda f: edit_config(f, lambda d: d["simulator"].pop("suite")), r"config\.json is cor"),

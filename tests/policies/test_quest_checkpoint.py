@@ -233,7 +233,7 @@ def test_pictures_of_any_size_are_exported_with_the_grid_that_the_network_has(
         autoencoder_width=32,
         width=48,
     )
-    spec = SimulatorSpec(suite="any", cameras=config.cameras, proprio_dim=2, action_dim=4, render={})
+    spec = SimulatorSpec(suite="any", cameras=config.cameras, proprio=config.proprio, action_dim=4, render={})
     policy = QuestPolicy(config, spec)
     with torch.no_grad():
         seen = policy.encoder.images["view"].features(torch.zeros(1, 3, *ImageEncoder.size_seen(*size)))
@@ -383,7 +383,7 @@ def test_objects_of_any_class_beside_the_model_are_passed_over_and_none_is_made(
         number=np.float64(1),
         deque=collections.deque([1], 3),
         default=collections.defaultdict(list, a=[1]),
-        simulator=SimulatorSpec(suite="a", cameras={}, proprio_dim=1, action_dim=1, render={}),
+        simulator=SimulatorSpec(suite="a", cameras={}, proprio={"proprio": 1}, action_dim=1, render={}),
         what=slice(1),
         function=math.sqrt,
         kind=torch.optim.AdamW,

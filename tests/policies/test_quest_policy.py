@@ -568,7 +568,10 @@ def test_embeddings_of_another_size_are_refused() -> None:
     [
         ({"cameras": {"front": (8, 8)}}, r"cameras .*: expected .*wrist.*, got \{'front': \(8, 8\)\}"),
         ({"cameras": {"front": (16, 8), "wrist": (8, 6)}}, r"got .*\(16, 8\)"),
-        ({"proprio_dim": 7}, "proprioception size: expected 3, got 7"),
+        ({"proprio": {"proprio": 7}}, r"proprioception .*: expected \{'hand': 2, 'gripper': 1\}, got \{'proprio': 7\}"),
+        ({"proprio": {"hand": 2, "grip": 1}}, r"expected \{'hand': 2, 'gripper': 1\}, got \{'hand': 2, 'grip': 1\}"),
+        ({"proprio": {"hand": 1, "gripper": 2}}, r"got \{'hand': 1, 'gripper': 2\}"),
+        ({"proprio": {"gripper": 1, "hand": 2}}, r"in order.*got \{'gripper': 1, 'hand': 2\}"),
         ({"action_dim": 4}, "action size: expected 2, got 4"),
         ({"suite": "table"}, "trained on pictures of desk .* shows table"),
         ({"render": {"arm": "mesh"}}, "'arm': 'boxes'.*'arm': 'mesh'.*same render settings"),

@@ -100,7 +100,7 @@ def _random_policy(size: str) -> QuestPolicy:
     spec = SimulatorSpec(
         suite="random",
         cameras=config.cameras,
-        proprio_dim=sum(config.proprio.values()),
+        proprio=config.proprio,
         action_dim=config.action_dim,
         render={},
     )

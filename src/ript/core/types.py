@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -87,7 +89,7 @@ class Observation:
 
     Attributes:
         images: camera name -> uint8 `[B, h, w, 3]`.
-        proprio: float32 `[B, P]`, in simulator units.
+        proprio: float32 `[B, P]`, in simulator units; its parts in the order of `SimulatorSpec.proprio`.
         instruction: B sentences.
     """
 
@@ -110,6 +112,10 @@ class Observation:
         )
 
 
+UNNAMED_PROPRIO = "proprio"
+"""What a proprioception vector is called whose parts have no names."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatorSpec:
     """What a simulator shows and takes: a policy is checked against it before it acts.
@@ -117,16 +123,64 @@ class SimulatorSpec:
     Attributes:
         suite: suite name.
         cameras: camera name -> (h, w).
-        proprio_dim: P.
+        proprio: part of the proprioception vector -> its size, such as {"joint_states": 7, "gripper": 2}; the vector
+            is these parts one behind the other, so their order counts, in comparisons too. {"proprio": P} where they
+            have no names.
         action_dim: A; actions lie in [-1, 1].
         render: settings that change pixels, as plain values; recorded with demonstrations and policies.
     """
 
     suite: str
     cameras: Mapping[str, tuple[int, int]]
-    proprio_dim: int
+    proprio: Mapping[str, int]
     action_dim: int
     render: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.proprio, Mapping):
+            raise ConfigError(
+                f"simulator {self.suite!r}: proprio = {self.proprio!r}; expected the sizes of its parts by name, "
+                f'in order, such as {{"joint_states": 7, "gripper": 2}}, or {{"{UNNAMED_PROPRIO}": P}}'
+            )
+        object.__setattr__(self, "proprio", OrderedDict(self.proprio))  # equal only in the same order
+        object.__setattr__(self, "render", json.loads(json.dumps(dict(self.render))))  # as files give it back
+
+    @property
+    def proprio_dim(self) -> int:
+        """P, the size of the whole vector."""
+        return sum(self.proprio.values())
+
+    def to_json(self) -> dict:
+        """Plain values."""
+        cameras = {name: list(size) for name, size in self.cameras.items()}
+        fields = {"suite": self.suite, "cameras": cameras, "proprio": dict(self.proprio)}
+        return fields | {"action_dim": self.action_dim, "render": dict(self.render)}
+
+    @classmethod
+    def from_json(cls, data: Mapping) -> SimulatorSpec:
+        """The inverse of `to_json`; `proprio_dim` = P of earlier versions is {"proprio": P}.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: it describes no simulator.
+        """
+        fields = dict(data)
+        if "proprio_dim" in fields:
+            fields["proprio"] = {UNNAMED_PROPRIO: fields.pop("proprio_dim")}
+        fields["cameras"] = {str(name): (size[0], size[1]) for name, size in fields["cameras"].items()}
+        if not isinstance(fields["suite"], str) or not isinstance(fields["render"], dict):
+            raise TypeError("suite must be a word, render an object")
+        sizes = (*fields["proprio"].values(), fields["action_dim"], *sum(fields["cameras"].values(), ()))
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise TypeError("sizes must be whole numbers above 0")
+        return cls(**fields)
+
+
+def same_proprio(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
+    """Whether two proprioception vectors have the same parts in the same order, or, where one has no names for its
+    parts, the same size."""
+    if UNNAMED_PROPRIO in (*one, *other) and min(len(one), len(other)) == 1:
+        return sum(one.values()) == sum(other.values())
+    return list(one.items()) == list(other.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 from ript.core.errors import DataError, UnknownNameError
 from ript.core.files import expanded
 from ript.core.types import SimulatorSpec, Task
-from ript.demos.formats.hdf5 import DemoEntry, DemoFile, open_file, plain_spec
+from ript.demos.formats.hdf5 import DemoEntry, DemoFile, open_file
 from ript.demos.records import Demo
 
 
@@ -100,7 +100,7 @@ def open_demos(paths: str | Path | Sequence[str | Path]) -> DemoSet:
         raise DataError("no demonstration file was given; make one with `ript demos collect`")
     files = tuple(open_file(path) for path in dict.fromkeys(expanded(p) for p in paths))
     for file in files[1:]:
-        if plain_spec(file.spec) != plain_spec(files[0].spec):
+        if file.spec != files[0].spec:
             raise DataError(
                 f"{file.path} was rendered differently from {files[0].path}: expected "
                 f"{_difference(files[0].spec, file.spec)}; collect one of them again with the settings of the other"
@@ -133,9 +133,11 @@ def _names(files: Sequence[DemoFile]) -> str:
 def _difference(expected: SimulatorSpec, got: SimulatorSpec) -> str:
     """The settings in which two specs differ, as "name = x, got y"."""
     parts = []
-    for name in ("suite", "cameras", "proprio_dim", "action_dim"):
+    for name in ("suite", "cameras", "action_dim"):
         if (want := getattr(expected, name)) != (have := getattr(got, name)):
             parts.append(f"{name} = {want}, got {have}")
+    if expected.proprio != got.proprio:
+        parts.append(f"proprio = {dict(expected.proprio)}, got {dict(got.proprio)}")
     for name in sorted({*expected.render, *got.render}):
         if (want := expected.render.get(name)) != (have := got.render.get(name)):
             parts.append(f"render.{name} = {want}, got {have}")

@@ -12,7 +12,6 @@ import numpy as np
 from ript.core.errors import DataError
 from ript.core.interfaces import Simulator
 from ript.demos.demo_set import open_demos
-from ript.demos.formats.hdf5 import plain_spec
 from ript.demos.records import Demo
 
 
@@ -62,7 +61,7 @@ def verify(path: str | Path, make_simulator: Callable[[str], Simulator]) -> Iter
     demos = open_demos(path)
     for task in demos.tasks:
         with contextlib.closing(make_simulator(task.key)) as sim:
-            if plain_spec(sim.spec) != plain_spec(demos.spec):
+            if sim.spec != demos.spec:
                 raise DataError(
                     f"{path} was made with {demos.spec}; the simulator of {task.key} is {sim.spec}: "
                     "build it with the settings of the file"

@@ -8,7 +8,6 @@ NAME.safetensors    further tensors, such as instruction embeddings that were gi
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +20,13 @@ from torch import nn
 
 from ript.core.disk import cannot_read, cannot_write, number_in, reading, refused, writing
 from ript.core.documents import json_value
-from ript.core.errors import NotFiniteError, PolicyError
+from ript.core.errors import ConfigError, NotFiniteError, PolicyError
 from ript.core.files import atomic_folder, encoded, is_leftover, read_text, require_content, utf8_name
 from ript.core.types import SimulatorSpec
 
-FORMAT = 1
-"""Of the folder; a reader refuses another."""
+FORMAT = 2
+"""What is written: since 2 the simulator's proprioception is described part by part."""
+READABLE = (1, FORMAT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ def save(
         "format": FORMAT,
         "kind": kind,
         "config": dict(config),
-        "simulator": dataclasses.asdict(simulator) | {"cameras": {k: list(v) for k, v in simulator.cameras.items()}},
+        "simulator": simulator.to_json(),
         "card": dict(card),
     }
     refuse_to_replace(folder)
@@ -118,16 +118,14 @@ def load(folder: Path, kind: str | None = None) -> SavedPolicy:
     _require(folder)
     try:
         document = json_value(read_text(folder / "config.json", PolicyError))
-        if document["format"] != FORMAT:
-            raise PolicyError(f"{folder} has policy format {document['format']}; this version of ript reads {FORMAT}")
+        if document["format"] not in READABLE:
+            read = " and ".join(map(str, READABLE))
+            raise PolicyError(f"{folder} has policy format {document['format']}; this version of ript reads {read}")
         if kind is not None and document["kind"] != kind:
             raise PolicyError(f"{folder} holds a {document['kind']!r} policy, expected {kind!r}")
-        spec = document["simulator"]
-        if not isinstance(spec["suite"], str) or not isinstance(spec["render"], dict):
-            raise TypeError("simulator.suite must be a word, simulator.render a table")
-        simulator = SimulatorSpec(**spec | {"cameras": {k: (int(v[0]), int(v[1])) for k, v in spec["cameras"].items()}})
+        simulator = SimulatorSpec.from_json(document["simulator"])
         config, card = document["config"], document["card"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ConfigError) as error:
         raise PolicyError(f"{folder / 'config.json'} is corrupt: {type(error).__name__}: {error}") from error
     weights = read_tensors(folder / "model.safetensors")
     return SavedPolicy(folder=folder, config=config, simulator=simulator, card=card, weights=weights)

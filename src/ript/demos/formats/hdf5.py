@@ -18,7 +18,6 @@ under its name only when it is complete.
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,13 +31,15 @@ import numpy as np
 
 from ript.core.disk import cannot_read, reading, refused
 from ript.core.documents import json_value
-from ript.core.errors import DataError
+from ript.core.errors import ConfigError, DataError
 from ript.core.files import expanded, require_content
 from ript.core.types import InitialState, SimulatorSpec, Task
 from ript.demos.records import Demo
 
 FORMAT = "ript-demos"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What is written: since 2 the spec has the parts of the proprioception by name."""
+READABLE = (1, FORMAT_VERSION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +111,9 @@ def open_file(path: str | Path) -> DemoFile:
                 f"{path}: key 'data' has attribute format {form!r}; expected {FORMAT!r}. "
                 "Robomimic and LIBERO files of other makers are not read by this version"
             )
-        if not np.isscalar(version) or version != FORMAT_VERSION:
-            raise DataError(f"{path}: format_version {version}; this version of ript reads {FORMAT_VERSION}")
+        if not np.isscalar(version) or version not in READABLE:
+            read = " and ".join(map(str, READABLE))
+            raise DataError(f"{path}: format_version {version}; this version of ript reads {read}")
         names = [name for name in data if name.startswith("demo_")]
         if odd := [name for name in names if not name.removeprefix("demo_").isdecimal()]:
             raise DataError(f"{path}: key 'data/{odd[0]}': expected a number after demo_")
@@ -300,26 +302,6 @@ def _table(path: Path, group: h5py.Group, name: str) -> dict[str, Any]:
 
 def _spec(path: Path, fields: Mapping[str, Any]) -> SimulatorSpec:
     try:
-        cameras = {str(name): tuple(size) for name, size in fields["cameras"].items()}
-        spec = SimulatorSpec(**{**fields, "cameras": cameras})
-        if not isinstance(spec.render, Mapping) or not isinstance(spec.suite, str):
-            raise TypeError("render must be an object, suite a word")
-        if not all(
-            isinstance(n, int) and n > 0 for n in (spec.proprio_dim, spec.action_dim, *sum(cameras.values(), ()))
-        ):
-            raise TypeError("sizes must be whole numbers above 0")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        return SimulatorSpec.from_json(fields)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, ConfigError) as error:
         raise DataError(f"{path}: key 'data', attribute 'spec' describes no simulator ({error!r})") from error
-    return spec
-
-
-def plain_spec(spec: SimulatorSpec) -> dict[str, Any]:
-    """`spec` as JSON gives it back."""
-    fields = {
-        "suite": spec.suite,
-        "cameras": {name: list(size) for name, size in spec.cameras.items()},
-        "proprio_dim": spec.proprio_dim,
-        "action_dim": spec.action_dim,
-        "render": dict(spec.render),
-    }
-    return json.loads(json.dumps(fields))

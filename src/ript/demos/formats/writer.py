@@ -18,7 +18,7 @@ from ript.core.errors import DataError
 from ript.core.files import atomic_file, expanded
 from ript.core.places import require_replaceable
 from ript.core.types import SimulatorSpec
-from ript.demos.formats.hdf5 import FORMAT, FORMAT_VERSION, plain_spec, uninterrupted
+from ript.demos.formats.hdf5 import FORMAT, FORMAT_VERSION, uninterrupted
 from ript.demos.records import Demo
 
 _CHUNK_BYTES = 1 << 18
@@ -63,10 +63,10 @@ class DemoWriter:
         """Append `demo` as `data/demo_<index>`; `spec` is of the simulator it was made in, the same for all."""
         if self._spec is None:
             self._spec = spec
-        elif plain_spec(spec) != plain_spec(self._spec):
+        elif spec != self._spec:
             raise DataError(
                 f"{self.path}: demonstrations of one file must be rendered alike, but {demo.task.key} comes with "
-                f"{plain_spec(spec)}; expected {plain_spec(self._spec)}"
+                f"{spec.to_json()}; expected {self._spec.to_json()}"
             )
         with uninterrupted():
             _write_demo(self._file.create_group(f"data/demo_{index}"), demo)
@@ -91,7 +91,7 @@ class DemoWriter:
             format=FORMAT,
             format_version=FORMAT_VERSION,
             versions=json.dumps(_versions()),
-            spec=json.dumps(plain_spec(self._spec)),
+            spec=json.dumps(self._spec.to_json()),
             settings=json.dumps(dict(self._settings)),
             total=self._samples,
             num_demos=self._count,

@@ -71,7 +71,7 @@ def import_quest(
     spec = simulator or SimulatorSpec(
         suite=suite,
         cameras=found.cameras,
-        proprio_dim=sum(found.proprio.values()),
+        proprio=found.proprio,
         action_dim=found.action_dim,
         render={},
     )

@@ -18,7 +18,7 @@ from ript.core.errors import ConfigError, PolicyError
 from ript.core.files import expanded
 from ript.core.metrics import Distinct, Mean, Metrics
 from ript.core.noise import uniform
-from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
+from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec, same_proprio
 from ript.policies import folder as policy_folder
 from ript.policies import language
 from ript.policies.parameters import parameter_groups
@@ -100,12 +100,14 @@ class QuestPolicy(nn.Module):
 
     def check_simulator(self, spec: SimulatorSpec) -> None:
         """Raise `PolicyError` unless the policy fits the simulator."""
-        expected = (dict(self.config.cameras), sum(self.config.proprio.values()), self.config.action_dim)
-        got = (dict(spec.cameras), spec.proprio_dim, spec.action_dim)
-        for what, e, g in zip(
-            ("cameras (name: height, width)", "proprioception size", "action size"), expected, got, strict=True
+        c, proprio = self.config, same_proprio(self.config.proprio, spec.proprio)
+        for what, fits, expected, got in (
+            ("cameras (name: height, width)", dict(c.cameras) == dict(spec.cameras), c.cameras, spec.cameras),
+            ("proprioception (name: size, in order)", proprio, c.proprio, spec.proprio),
+            ("action size", c.action_dim == spec.action_dim, c.action_dim, spec.action_dim),
         ):
-            if e != g:
+            if not fits:
+                e, g = (dict(x) if isinstance(x, Mapping) else x for x in (expected, got))
                 raise PolicyError(f"the policy does not fit simulator {spec.suite!r}: {what}: expected {e}, got {g}")
         if spec.suite != self.simulator.suite or dict(spec.render) != dict(self.simulator.render):
             raise PolicyError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ript.core.errors import UnknownNameError
-from ript.core.types import SimulatorSpec, Task
+from ript.core.types import UNNAMED_PROPRIO, SimulatorSpec, Task
 from ript.sims.metaworld.instructions import INSTRUCTIONS
 from ript.sims.mujoco.rendering import Arm, CameraView, describe
 
@@ -115,7 +115,7 @@ def metaworld_spec(views: Mapping[str, CameraView], size: tuple[int, int], arm: 
     return SimulatorSpec(
         suite=NAME,
         cameras=dict.fromkeys(views, size),
-        proprio_dim=PROPRIO_DIM,
+        proprio={UNNAMED_PROPRIO: PROPRIO_DIM},
         action_dim=ACTION_DIM,
         render={
             "cameras": {name: describe(view) for name, view in views.items()},

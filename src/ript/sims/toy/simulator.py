@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
-from ript.core.types import ChunkResult, InitialState, Observation, SimulatorSpec, Split, Task
+from ript.core.types import UNNAMED_PROPRIO, ChunkResult, InitialState, Observation, SimulatorSpec, Split, Task
 from ript.sims.sequences import streams
 
 NAME = "toy"
@@ -57,7 +57,7 @@ def toy_spec(image_size: int) -> SimulatorSpec:
     return SimulatorSpec(
         suite=NAME,
         cameras={CAMERA: (image_size, image_size)},
-        proprio_dim=2,
+        proprio={UNNAMED_PROPRIO: 2},
         action_dim=2,
         render={"size": [image_size, image_size]},
     )
