@@ -11,7 +11,6 @@ from toy_runs import Stopped, lively_policy, toy_config, toy_demos
 
 from ript.build import (
     Contexts,
-    for_post_training,
     load_policy,
     make_env_pool,
     make_policy,
@@ -144,14 +143,14 @@ def test_post_training_shares_the_weights_and_takes_the_configured_density_and_p
     policy = lively_policy(toy_config())
     original = copy.deepcopy(policy.config)
     settings = PolicyConfig(size="tiny", temperature=0.6, top_k=5, sampling="published", rl_trains="prior")
-    learner = for_post_training(policy, settings)
+    learner, told = policy.tuned(settings, None)
     c = learner.config
     assert (c.temperature, c.top_k, c.sampling, c.rl_trains) == (0.6, 5, "published", "prior")
-    assert policy.config == original
+    assert policy.config == original and not told
     ours, theirs = dict(policy.named_parameters()), dict(learner.named_parameters())
     assert ours.keys() == theirs.keys() and all(ours[name] is theirs[name] for name in ours)
     with pytest.raises(ConfigError, match=r"top_k must be in 0\.\.25, got 26"):
-        for_post_training(policy, PolicyConfig(size="tiny", top_k=26))
+        policy.tuned(PolicyConfig(size="tiny", top_k=26), None)
 
 
 @pytest.fixture

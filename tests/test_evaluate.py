@@ -11,15 +11,13 @@ import torch
 from fakes import FakeFactory, FakePolicy, Fault, fake_state, fake_task
 from toy_runs import lively_policy, toy_config
 
-from ript.build import Contexts, for_post_training, load_policy, make_env_pool, simulator_factory
+from ript.build import Contexts, load_policy, make_env_pool, simulator_factory
 from ript.config.sections import PolicyConfig, RolloutConfig
 from ript.core.errors import ConfigError, ErrorRateExceeded, PolicyError, SimulatorError, UnknownNameError
 from ript.core.statistics import wilson
 from ript.core.types import EvalResult, InitialState, RolloutRequest, Split, Status
 from ript.evaluate import (
     SEED_TAG,
-    TEMPERATURES,
-    choose_temperature,
     evaluate,
     own_decisions,
     run_evaluation,
@@ -27,6 +25,7 @@ from ript.evaluate import (
 )
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.replay import replay_autoencoded
+from ript.policies.temperature import TEMPERATURES, choose_temperature
 from ript.rollout.pool import make_pool
 from ript.run.folder import read_rows
 from ript.sims.toy.simulator import ToySimulator
@@ -89,7 +88,7 @@ def test_both_modes_in_one_stream_equal_each_mode_alone() -> None:
     both = fake_evaluation(modes=("sampled", "greedy"))
     assert both["sampled"].per_state == fake_evaluation(modes=("sampled",))["sampled"].per_state
     assert both["greedy"].per_state == fake_evaluation(modes=("greedy",))["greedy"].per_state
-    assert both["greedy"].mode == "greedy" and both["sampled"].mode == "sampled (temperature 1)"
+    assert both["greedy"].mode == "greedy" and both["sampled"].mode == "sampled"
 
 
 def test_results_do_not_depend_on_the_number_of_slots() -> None:
@@ -208,7 +207,7 @@ def test_practice_validation_and_test_states_never_meet_for_any_seed() -> None:
 
 def test_a_pool_acts_with_the_weights_that_it_was_last_given(policy: QuestPolicy) -> None:
     config = toy_config(policy={"temperature": 0.3})
-    learner = for_post_training(policy, config.policy)
+    learner = policy.tuned(config.policy, None)[0]
     with Contexts(config.sim, ("toy/reach-centre",), 0) as contexts:
         states = contexts.measured("test", 8)
     other = lively_policy(config, seed=2)
@@ -262,8 +261,9 @@ def test_a_state_that_is_there_several_times_gives_as_many_different_rollouts(po
 
 
 def chosen(policy: QuestPolicy, entropy: float) -> tuple[float, float]:
-    inputs, sample = own_decisions(policy, toy_config().sim, practice_states(), horizon=8, seed=0)
-    return choose_temperature(policy, inputs, sample, entropy=entropy)
+    warm = policy.at_temperature(1.0)
+    inputs, sample = own_decisions(warm, toy_config().sim, practice_states(), horizon=8, seed=0)
+    return choose_temperature(lambda t: policy.mean_entropy(inputs, sample, t), entropy)
 
 
 def sampled_entropy(policy: QuestPolicy, temperature: float) -> float:
@@ -300,19 +300,7 @@ def test_an_entropy_out_of_reach_gives_the_nearer_bound(policy: QuestPolicy) -> 
 
 def test_the_entropy_of_a_density_may_be_negative() -> None:
     """Normal variables of deviation 0.1 times the temperature: entropy log(0.1 T) + 1.4189."""
-
-    class Normal:
-        def __init__(self, temperature: float = 1.0):
-            self.temperature = temperature
-
-        def configured(self, *, temperature: float, **others: object) -> "Normal":
-            return Normal(temperature)
-
-        def log_prob(self, inputs: object, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            normal = torch.distributions.Normal(torch.zeros_like(sample), 0.1 * self.temperature)
-            return normal.log_prob(sample), normal.entropy()
-
-    temperature, reached = choose_temperature(Normal(), {}, torch.zeros(3, 2), entropy=-1.2)  # type: ignore[arg-type]
+    temperature, reached = choose_temperature(lambda t: math.log(0.1 * t) + 1.4189385, -1.2)
     assert temperature == pytest.approx(10 * math.exp(-1.2 - 1.4189385), abs=0.02)
     assert reached == pytest.approx(math.log(0.1 * temperature) + 1.4189385)
     assert PolicyConfig(entropy=-1.2).entropy == -1.2

@@ -15,7 +15,7 @@ import pytest
 import torch
 from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
-from ript.build import Contexts, for_post_training, load_policy, make_env_pool
+from ript.build import Contexts, load_policy, make_env_pool
 from ript.config.sections import Config
 from ript.core.errors import (
     ConfigError,
@@ -148,7 +148,7 @@ def collect(pool: EnvPool, contexts: Contexts) -> Collection:
 
 def test_groups_do_not_depend_on_the_number_of_slots() -> None:
     config = toy_config()
-    learner = for_post_training(lively_policy(config), config.policy)
+    learner = lively_policy(config).tuned(config.policy, None)[0]
     found: list[Collection] = []
     with Contexts(config.sim, ("toy/reach-centre",), config.seed) as contexts:
         for slots in (1, 5, 64):
@@ -304,7 +304,7 @@ def test_a_temperature_chosen_at_the_start_is_kept_when_the_run_goes_on(
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_in(patch, "log", 2)
         run(tmp_path / "stopped", config)
-    monkeypatch.setattr(starting, "choose_temperature", _stop)
+    monkeypatch.setattr(QuestPolicy, "tuned", _stop)
     assert weights(train_rl(Config(), None, tmp_path / "stopped", resume=True).folder) == weights(whole.folder)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from ript.config.sections import Config, LearnConfig, PolicyConfig, RolloutConfig, SimConfig
 from ript.core.errors import ConfigError, PolicyError, SimulatorError, UnknownNameError
 from ript.core.files import absolute, expanded
+from ript.core.hooks import kind_of
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, Perturbable, PostTrainable, Simulator, SimulatorFactory
 from ript.core.options import SimOptions
 from ript.core.registry import suites
@@ -185,7 +186,7 @@ def load_quest(folder: str | Path) -> QuestPolicy:
     """
     policy = load_policy(folder)
     if not isinstance(policy, QuestPolicy):
-        raise PolicyError(f"{folder} holds a {policy.KIND!r} policy: the supervised stages here are those of QueST")
+        raise PolicyError(f"{folder} holds a {kind_of(policy)!r} policy: the supervised stages here are those of QueST")
     return policy
 
 
@@ -222,22 +223,6 @@ def origin_of(policy: str | Path) -> Origin:
     if isinstance(policy, str) and hub.on_hub(policy):
         return Origin(policy, hub.commit_of(policy))
     return Origin(str(policy))
-
-
-def for_post_training(policy: PostTrainable, settings: PolicyConfig) -> PostTrainable:
-    """The policy with the sampling density and the trained parts that the configuration asks for.
-
-    One that was imported with published sampling keeps that, its temperature too.
-    """
-    density = {"temperature": settings.temperature, "top_k": settings.top_k, "sampling": settings.sampling}
-    if samples_as_published(policy):
-        density = {}
-    return policy.configured(rl_trains=settings.rl_trains, **density)
-
-
-def samples_as_published(policy: PostTrainable) -> bool:
-    """Whether it draws as the published code does; its density is then not the recipe's to choose."""
-    return policy.settings().get("sampling") == "published"
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 
 from ript.build import Contexts, load_policy, make_env_pool, origin_of, sim_config_of, task_keys
 from ript.config.sections import RolloutConfig, SimConfig, need_seed
+from ript.core import hooks
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import EnvPool, PostTrainable
 from ript.core.statistics import wilson
@@ -39,7 +39,7 @@ def run_evaluation(
     name: str,
     seed: int,
     modes: Sequence[str] = ("sampled",),
-    temperature: float = 1.0,
+    temperature: float | None = None,
     videos: int = 0,
 ) -> dict[str, EvalResult]:
     """Measure the pool's present policy, one rollout from each state and mode, all in one stream.
@@ -50,7 +50,7 @@ def run_evaluation(
         name: of the policy, for the record.
         seed: of sampling.
         modes: "sampled", "greedy" or both.
-        temperature: of sampled mode, for the record.
+        temperature: of sampled mode, for the record; None of a policy without one.
         videos: how many of each task's first states become videos, in the first mode.
 
     Returns:
@@ -87,7 +87,7 @@ def run_evaluation(
         results[mode] = EvalResult(
             policy=name,
             seed=seed,
-            mode="greedy" if mode == "greedy" else f"sampled (temperature {temperature:g})",
+            mode=mode if mode == "greedy" or temperature is None else f"sampled (temperature {temperature:g})",
             tasks={task.name: tally([r.status for r in rs]) for task, rs in rollouts.items()},
             total=tally([r.status for rs in rollouts.values() for r in rs]),
             per_state={t.name: [(r.initial_state_id, r.status.value) for r in rs] for t, rs in rollouts.items()},
@@ -113,7 +113,7 @@ def own_decisions(
     seed: int,
     rollout: RolloutConfig | None = None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """(inputs, sample), `[N, ...]` both, of decisions in one rollout from each state, at temperature 1.
+    """(inputs, sample), `[N, ...]` both, of decisions in one rollout from each state.
 
     From a state that is there several times there are as many different rollouts. No more simulators are open at a
     time than `rollout` says (by default: all in this process).
@@ -125,10 +125,9 @@ def own_decisions(
             RolloutRequest(initial_state=state, index=times[state.id], seed=(seed, SEED_TAG), horizon=horizon)
         )
         times[state.id] += 1
-    warm = policy.configured(temperature=1.0)
     rollout = rollout or RolloutConfig(workers=0)
     slots = min(rollout.slots, -(-len(requests) // max(1, rollout.workers)))
-    with make_env_pool(sim, replace(rollout, slots=slots), warm) as pool:
+    with make_env_pool(sim, replace(rollout, slots=slots), policy) as pool:
         done = sorted(pool.run(iter(requests)), key=lambda r: (r.initial_state_id, r.index))
     kept = [r for r in done if r.inputs is not None and r.sample is not None]
     if not kept:
@@ -138,41 +137,6 @@ def own_decisions(
         for name in kept[0].inputs or {}
     }
     return inputs, torch.from_numpy(np.concatenate([r.sample for r in kept if r.sample is not None]))
-
-
-TEMPERATURES = (0.3, 1.5)
-"""Bounds of a chosen temperature."""
-
-
-def choose_temperature(
-    policy: PostTrainable, inputs: Mapping[str, torch.Tensor], sample: torch.Tensor, *, entropy: float
-) -> tuple[float, float]:
-    """The temperature at which a sampled variable's entropy is `entropy` nats, on the policy's own decisions.
-
-    A policy fine-tuned on one demonstration may be so sure of itself that the K rollouts of a group end alike, or so
-    unsure that none succeeds; the same number of nats is a start that can be learned from in both cases.
-
-    Args:
-        policy: as it will be post-trained.
-        inputs, sample: see `own_decisions`.
-        entropy: mean over variables, nats; of continuous ones it may be negative.
-
-    Returns:
-        temperature: within `TEMPERATURES`; the nearer bound when the entropy cannot be reached.
-        entropy: that it gives.
-    """
-
-    def reached(temperature: float) -> float:
-        sampled = policy.configured(temperature=temperature, sampling="exact")  # "published" reports another density
-        with torch.no_grad():
-            return float(sampled.log_prob(inputs, sample)[1].mean())
-
-    low, high = TEMPERATURES
-    for _ in range(8):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if reached(middle) < entropy else (low, middle)
-    chosen = round(math.sqrt(low * high), 2)
-    return chosen, reached(chosen)
 
 
 def named_policy(policy: str | Path | PostTrainable) -> tuple[str, PostTrainable]:
@@ -225,15 +189,21 @@ def evaluate(
         raise ConfigError(f"horizon must be at least 1 environment step, got {horizon}")
     name, loaded = named_policy(policy)
     if temperature is not None:
-        loaded = loaded.configured(temperature=temperature)
+        loaded = hooks.at_temperature(loaded, temperature)
     sim = sim_config_of(loaded, horizon or horizon_in(loaded.card))
     keys = task_keys(sim, (tasks,) if isinstance(tasks, str) else tuple(tasks))
     with Contexts(sim, keys, seed) as contexts:
         states = contexts.measured("test", trials, seed)
-        loaded.embed([task.instruction for task in states])  # once here, not once in each worker
+        hooks.read(loaded, [task.instruction for task in states])  # once here, not once in each worker
         mode = "greedy" if greedy else "sampled"
         with make_env_pool(sim, rollout or RolloutConfig(), loaded) as pool:
             results = run_evaluation(
-                pool, states, name=name, seed=seed, modes=(mode,), temperature=loaded.temperature, videos=videos
+                pool,
+                states,
+                name=name,
+                seed=seed,
+                modes=(mode,),
+                temperature=hooks.temperature_of(loaded),
+                videos=videos,
             )
     return results[mode]

@@ -27,7 +27,7 @@ from ript.run.folder import RunFolder
 from ript.run.measure import Measurements
 from ript.run.progress import status
 from ript.run.rl_progress import Progress, iteration_line
-from ript.run.start import beginning, document, learner, plan, practice_steps, solved_by_nothing, to_stay_near
+from ript.run.start import beginning, document, learner, plan, practice_steps, ready, solved_by_nothing, to_stay_near
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,8 @@ def train_rl(
     ):
         next(contexts.training(0, config.sampling.contexts, config.sampling.context_noise))  # can there be any?
         config, policy = beginning(given, contexts)
-        trained = learner(config, policy, contexts, calibrate=not (resume and (out / "start").exists())).to(device)
+        prepare = ready if resume and (out / "start").exists() else learner  # what a run kept is what it began with
+        trained = prepare(config, policy, contexts).to(device)
         record = document(config, trained, given.start, {} if resume else solved_by_nothing(config, contexts))
         with (  # workers that cannot start leave no run folder behind
             make_env_pool(config.sim, config.rollout, trained) as pool,

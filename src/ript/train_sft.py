@@ -23,6 +23,7 @@ from ript.build import (
     task_keys,
 )
 from ript.config.sections import Config
+from ript.core import hooks
 from ript.core.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
 from ript.core.files import absolute
 from ript.core.interpreter import load_torch_where_it_can_be
@@ -112,7 +113,7 @@ def train_sft(
         else:
             take_statistics(policy, windows, config.policy.standardise)
         policy.to(device).check_simulator(windows.spec)
-        policy.embed([task.instruction for task in windows.tasks])
+        hooks.read(policy, [task.instruction for task in windows.tasks])
         stages = make_stages(policy, config.sft, windows, targets, fresh=origin is None)
         settings = recorded("sft", config, policy)
         document = {

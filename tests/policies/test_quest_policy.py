@@ -427,7 +427,7 @@ def test_pictures_are_augmented_in_training_mode_only() -> None:
 
 def with_adapter(policy: QuestPolicy, seed: int = 5) -> QuestPolicy:
     """Prepared by decisions of its own, when it is to have an adapter, with a linear layer that is no longer zero."""
-    other = policy.prepared(tensors(policy.act(make_observation(40, seed=seed), generators(40)))[0])
+    other = policy.with_adapter(tensors(policy.act(make_observation(40, seed=seed), generators(40)))[0])
     if other.encoder.adapter is not None:
         torch.nn.init.normal_(other.encoder.adapter.linear.weight, std=0.1)
     return other
@@ -437,7 +437,7 @@ def test_a_policy_that_was_given_an_adapter_acts_as_before_and_is_another_one() 
     policy = make_policy(rl_trains="prior+adapter")
     before = policy.state_dict()
     names = set(before)
-    prepared = policy.prepared(tensors(policy.act(make_observation(40), generators(40)))[0])
+    prepared = policy.with_adapter(tensors(policy.act(make_observation(40), generators(40)))[0])
     assert prepared.config.adapter == 10 and policy.config.adapter == 0  # a quarter of 40 decisions
     assert policy.encoder.adapter is None and set(policy.state_dict()) == names
     added = set(prepared.state_dict()) - names
@@ -445,7 +445,7 @@ def test_a_policy_that_was_given_an_adapter_acts_as_before_and_is_another_one() 
     assert prepared.prior is policy.prior  # trained in place
     mine, other = (p.act(make_observation(6), generators(6)) for p in (policy, prepared))
     assert np.array_equal(mine.sample, other.sample) and np.array_equal(mine.actions, other.actions)
-    assert prepared.prepared({}) is prepared and make_policy(rl_trains="prior").prepared({}).config.adapter == 0
+    assert prepared.with_adapter({}) is prepared and make_policy(rl_trains="prior").with_adapter({}).config.adapter == 0
 
 
 def test_an_adapter_sees_what_varies_within_tasks_with_unit_variance() -> None:

@@ -31,7 +31,7 @@ import torch
 
 from ript.build import Contexts, computing, horizons, make_env_pool, make_policy, simulator_factory, some_task_keys
 from ript.config.sections import Config
-from ript.core import children, machine
+from ript.core import children, hooks, machine
 from ript.core.errors import ConfigError, WorkerError
 from ript.core.interfaces import Simulator
 from ript.core.metrics import Metrics, values
@@ -80,7 +80,7 @@ def bench_rollout(config: Config, *, rollouts: int | None = None, stock_steps: i
     workers = config.rollout.workers
     with computing("cpu", 1), Contexts(config.sim, keys, config.seed) as contexts:
         policy = make_policy(config, contexts.simulator(keys[0]).spec, 0)
-        policy.embed([contexts.simulator(key).task.instruction for key in keys])
+        hooks.read(policy, [contexts.simulator(key).task.instruction for key in keys])
         status("ours: whole rollouts, after a round to warm up")
         ours = measure_ours(config, policy, contexts, rollouts or 4 * max(1, workers) * config.rollout.slots)
         status("the limit: each part alone on one core")

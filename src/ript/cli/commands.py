@@ -418,6 +418,7 @@ def study(args: Namespace) -> Answer:
 
 def import_quest(args: Namespace) -> Answer:
     from ript.build import for_metaworld
+    from ript.core.hooks import caveats_of, settings_of
     from ript.policies.folder import read_tensors
     from ript.policies.quest.checkpoint import LEFT_OUT
     from ript.policies.quest.checkpoint import import_quest as read
@@ -434,7 +435,7 @@ def import_quest(args: Namespace) -> Answer:
     document = {
         "policy": str(args.out),
         "parameters": parameters,
-        "config": policy.settings(),
+        "config": settings_of(policy),
         "suite": spec.suite,
         "left_out": left_out.split(", ") if left_out else [],
     }
@@ -443,7 +444,7 @@ def import_quest(args: Namespace) -> Answer:
         f"proprioception {spec.proprio_dim}, actions {spec.action_dim}, {policy.config.sampling} sampling"
     )
     ignored = [f"{args.file} also holds {left_out}: not read"] if left_out else []
-    return Answer(text="\n".join([text, *ignored, *policy.caveats]), document=document, kept=str(args.out))
+    return Answer(text="\n".join([text, *ignored, *caveats_of(policy)]), document=document, kept=str(args.out))
 
 
 def export_quest(args: Namespace) -> Answer:

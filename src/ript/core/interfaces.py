@@ -161,50 +161,13 @@ class LikelihoodPolicy(Policy, Protocol):
 
 @runtime_checkable
 class PostTrainable(LikelihoodPolicy, Protocol):
-    """What `train_rl`, `evaluate` and the command line take: a policy that knows where it came from."""
+    """What `train_rl`, `evaluate` and the command line take: a policy that knows where it came from. `core.hooks` says
+    what else it may have."""
 
-    KIND: str
-    """Names the class in a policy folder; `build.POLICIES` maps it to what loads the folder."""
     simulator: SimulatorSpec
     """What it was trained on."""
     card: dict[str, Any]
     """How it was trained and measured, plain values; saved with it, in its model card."""
-
-    @property
-    def temperature(self) -> float:
-        """Of its sampling density."""
-        ...
-
-    @property
-    def caveats(self) -> Sequence[str]:
-        """What readers of its results should know: privileged information in training, known mismatches, ..."""
-        ...
-
-    def settings(self) -> Mapping[str, Any]:
-        """Its whole configuration as plain JSON values, for the record."""
-        ...
-
-    def made_with(self) -> Mapping[str, Any]:
-        """Fields of the `PolicyConfig` section that are part of it and cannot be changed any more -> its own values,
-        such as "chunk"; without those that it does not have, or None for what the section has no word for."""
-        ...
-
-    def configured(self, **changes: Any) -> Self:
-        """The same policy, sharing its weights, with other settings: fields of the `PolicyConfig` section such as
-        `temperature`, `top_k`, `sampling`, `rl_trains`.
-
-        Raises:
-            ConfigError: a setting that it does not have, at another value than "off".
-        """
-        ...
-
-    def prepared(self, inputs: Mapping[str, torch.Tensor]) -> Self:
-        """The same policy, made ready for post-training by inputs `[N, ...]` of its own rollouts; or itself."""
-        ...
-
-    def embed(self, instructions: Sequence[str]) -> object:
-        """Prepare instructions once, before the policy is copied into workers."""
-        ...
 
     def to(self, device: str) -> Self:
         """The same policy, computing on "cpu" or "cuda"; what `act` takes and gives stays on the CPU."""

@@ -10,6 +10,7 @@ from typing import Literal
 from ript.build import Contexts, load_policy
 from ript.config.sections import Config
 from ript.core.errors import RunError
+from ript.core.hooks import temperature_of
 from ript.core.interfaces import EnvPool, PostTrainable
 from ript.core.statistics import align, pairs, success
 from ript.core.types import EvalResult, InitialState, Task
@@ -178,7 +179,7 @@ class Measurements:
             name=str(what),
             seed=self.config.eval.seed,
             modes=modes,
-            temperature=self.policy.temperature,
+            temperature=temperature_of(self.policy),
             videos=videos,
         )
 

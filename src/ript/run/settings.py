@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ript.config import recipes
 from ript.config.sections import Config
 from ript.core.errors import ConfigError
+from ript.core.hooks import made_with
 from ript.run.cards import horizon_in
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def settled(config: Config, policy: PostTrainable, asked: Collection[str], whose
     from ript.build import chunk_and_execute  # torch and simulators, which a command that is mistyped need not wait for
 
     chunk, execute = chunk_and_execute(config.policy)
-    own, wanted = policy.made_with(), dataclasses.asdict(config.policy) | {"chunk": chunk, "execute": execute}
+    own, wanted = made_with(policy), dataclasses.asdict(config.policy) | {"chunk": chunk, "execute": execute}
     refused, changes = [], {}
     for name in dict.fromkeys((*BUILT, *(name for name in own if name in wanted))):
         if wanted[name] == own.get(name):
@@ -284,7 +285,7 @@ def recorded(command: str, config: Config, policy: PostTrainable | None = None) 
         policy: when given, what it does not have is left out.
     """
     found, without_effect = {}, idle(config)
-    built = None if policy is None else policy.made_with()
+    built = None if policy is None else made_with(policy)
     for name, value in leaves(config.to_json()).items():
         missing = built is not None and name in _BUILT and built.get(name.removeprefix("policy.")) is None
         if uses(command, name) and name not in without_effect and not missing:

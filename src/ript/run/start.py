@@ -1,4 +1,4 @@
-"""What a post-training run starts from: the policy, its sampling temperature, and the record of both."""
+"""What a post-training run starts from: the policy, ready to be trained, and the record of it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ript.build import (
     Contexts,
     Origin,
     computing,
-    for_post_training,
     horizons,
     load_policy,
     make_policy,
     origin_of,
-    samples_as_published,
     some_task_keys,
 )
 from ript.config.sections import Config
+from ript.core import hooks
 from ript.core.errors import ConfigError, RunError, SimulatorError
 from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable
-from ript.evaluate import choose_temperature, own_decisions
+from ript.evaluate import own_decisions
 from ript.policies.quest.stages import babble
 from ript.run.cards import begin_practice, set_horizon
 from ript.run.checkpoint import list_checkpoints
@@ -39,7 +39,7 @@ from ript.run.trackers import require_trackers
 from ript.run.video import require_encoder
 
 CALIBRATION = 24
-"""Training states of each task whose rollouts choose the sampling temperature and fit the adapter."""
+"""Training states of each task whose rollouts a policy may choose something by before practice."""
 IN_MEMORY = "a policy in memory"
 """What a run folder records as its start when that was not a folder."""
 
@@ -180,40 +180,42 @@ def practice_steps(config: Config, keys: Sequence[str]) -> dict[str, int]:
     return {key: min(config.sampling.horizon or steps, steps) for key, steps in horizons(config.sim, keys).items()}
 
 
-def learner(config: Config, start: PostTrainable, contexts: Contexts, *, calibrate: bool) -> PostTrainable:
-    """The policy that the run trains, ready to be copied into workers.
+def ready(config: Config, policy: PostTrainable, contexts: Contexts) -> PostTrainable:
+    """The policy, which fits the simulators of these tasks and has read their instructions.
+
+    Raises:
+        PolicyError: it does not fit.
+    """
+    with computing(config.device, 1):
+        policy.check_simulator(contexts.simulator(contexts.tasks[0]).spec)
+        hooks.read(policy, [contexts.simulator(task).task.instruction for task in contexts.tasks])
+    return policy
+
+
+def learner(config: Config, start: PostTrainable, contexts: Contexts, *, calibrate: bool = True) -> PostTrainable:
+    """The policy that a run trains, ready to be copied into workers.
 
     Args:
         config: settled for the policy that it begins with; see `beginning`.
-        calibrate: choose the temperature and fit an adapter, when the configuration asks for that.
+        calibrate: let it choose what its options leave to its own rollouts.
 
     Raises:
         PolicyError: it does not fit the simulator.
     """
+
+    def decisions(policy: PostTrainable) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        s = config.sampling
+        n = CALIBRATION * len(config.tasks)
+        states = list(itertools.islice(contexts.training(0, s.contexts, s.context_noise), n))
+        return own_decisions(
+            policy, config.sim, states, horizon=s.horizon or None, seed=config.seed, rollout=config.rollout
+        )
+
+    ready(config, start, contexts)
     with computing(config.device, 1):  # what is chosen and fitted here does not depend on learn.threads
-        return _learner(config, start, contexts, calibrate)
-
-
-def _learner(config: Config, start: PostTrainable, contexts: Contexts, calibrate: bool) -> PostTrainable:
-    policy = for_post_training(start, config.policy)
-    first = contexts.simulator(contexts.tasks[0])
-    policy.check_simulator(first.spec)
-    policy.embed([contexts.simulator(task).task.instruction for task in contexts.tasks])
-    entropy = 0.0 if samples_as_published(start) else config.policy.entropy
-    if not calibrate:
-        return policy.configured(temperature=start.temperature) if entropy else policy
-    if not entropy and config.policy.rl_trains != "prior+adapter":
-        return policy
-    s = config.sampling
-    states = list(itertools.islice(contexts.training(0, s.contexts, s.context_noise), calibration_rollouts(config)))
-    inputs, sample = own_decisions(
-        policy, config.sim, states, horizon=s.horizon or None, seed=config.seed, rollout=config.rollout
-    )
-    policy = policy.prepared(inputs)
-    if entropy:
-        temperature, reached = choose_temperature(policy, inputs, sample, entropy=entropy)
-        policy = policy.configured(temperature=temperature)
-        status(f"  temperature {temperature:g}: entropy {reached:.2f} nats a variable, asked for {entropy:g}")
+        policy, told = hooks.tuned(start, config.policy, decisions if calibrate else None)
+    if told:
+        status(f"  {told}")
     return policy
 
 
@@ -257,11 +259,11 @@ def calibration_rollouts(config: Config) -> int:
 
 def document(config: Config, policy: PostTrainable, start: Start, idle: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """What the run folder records as its configuration. `idle` is what `solved_by_nothing` found."""
-    notes = list(policy.caveats)
+    notes = list(hooks.caveats_of(policy))
     notes += [f"{task}: solved by doing nothing from initial states {', '.join(ids)}." for task, ids in idle.items()]
     if config.sim.arm == "hidden":
         notes.append("The robot's arm is not drawn.")
     given = {"start": None if start is None else IN_MEMORY}
     where = start.record("start") if isinstance(start, Origin) else given
     settings = nested(recorded("rl", _with_absolute_paths(config), policy))
-    return {"recipe_config": settings, "policy": dict(policy.settings()), **where, "notes": notes}
+    return {"recipe_config": settings, "policy": hooks.settings_of(policy), **where, "notes": notes}

@@ -11,6 +11,7 @@ import torch
 
 from ript.build import Contexts, computing, horizons, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config.sections import Config
+from ript.core import hooks
 from ript.core.types import Group, Rollout, RolloutRequest, Status
 from ript.learn.batch import make_batch
 from ript.learn.update import make_optimiser, update
@@ -165,7 +166,7 @@ def measure_speed(config: Config, steps: int = 64) -> Speed:
     with Contexts(config.sim, (key,), 0) as contexts:
         simulator = contexts.simulator(key)
         fresh = make_policy(config, simulator.spec, 0)
-        fresh.remember(simulator.task.instruction, torch.zeros(fresh.config.language_dim))
+        hooks.pretend_to_read(fresh, [simulator.task.instruction])
         policy = learner(config, fresh, contexts, calibrate=False)
         states = contexts.states(key, slots, "train")
         with make_env_pool(config.sim, config.rollout, policy) as pool:

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ript.build import computing, simulator_factory, task_keys
 from ript.config.sections import Config
+from ript.core import hooks
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.windows import Windows
@@ -54,8 +53,7 @@ def measure_supervised(config: Config) -> SupervisedSpeed:
         seconds = time.perf_counter() - began
         demos = open_demos([file])
         policy = new_policy(config, demos)
-        for task in demos.tasks:  # whatever model embeds them, it is not what is timed
-            policy.remember(task.instruction, torch.zeros(policy.config.language_dim))
+        hooks.pretend_to_read(policy, [task.instruction for task in demos.tasks])
         stages = make_stages(policy, config.sft, Windows(demos, policy.config.chunk), keys[:1], fresh=True)
         with computing("cpu", config.sft.threads):
             step_seconds = time_steps(policy, stages, config.sft.threads)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.files import expanded
+from ript.core.hooks import Decisions
 from ript.core.metrics import Distinct, Mean, Metrics
 from ript.core.noise import uniform
 from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec, same_proprio
@@ -29,6 +30,7 @@ from ript.policies.quest.encoders import Adapter, PrefixEncoder
 from ript.policies.quest.graphs import Graphs
 from ript.policies.quest.layers import without_dropout
 from ript.policies.quest.prior import SkillPrior
+from ript.policies.temperature import choose_temperature
 
 ADAPTER = 32
 """Rank of an adapter, at most."""
@@ -82,7 +84,7 @@ class QuestPolicy(nn.Module):
         return self.config.to_json()
 
     def made_with(self) -> dict[str, Any]:
-        """See `interfaces.PostTrainable.made_with`. One that samples as published keeps its density, too."""
+        """See `core.hooks`. One that samples as published keeps its density, too."""
         c, mean, std = self.config, self.encoder.proprio_mean, self.encoder.proprio_std
         sizes = {name: QuestConfig(**size) for name, size in SIZES.items()}
         same = [name for name, size in sizes.items() if all(getattr(c, k) == getattr(size, k) for k in SIZED)]
@@ -114,6 +116,15 @@ class QuestPolicy(nn.Module):
                 f"the policy was trained on pictures of {self.simulator.suite} {dict(self.simulator.render)}, "
                 f"the simulator shows {spec.suite} {dict(spec.render)}: use the same render settings"
             )
+
+    def read(self, instructions: Sequence[str]) -> None:
+        """Embed instructions once, before the policy is copied into workers."""
+        self.embed(instructions)
+
+    def pretend_to_read(self, instructions: Sequence[str]) -> None:
+        """Take them for sentences with an embedding of zeros; see `core.hooks`."""
+        for sentence in instructions:
+            self._language.setdefault(sentence, torch.zeros(self.config.language_dim))
 
     def embed(self, instructions: Sequence[str]) -> torch.Tensor:
         """Instruction embeddings `[B, language_dim]`; each distinct sentence is computed once."""
@@ -361,7 +372,33 @@ class QuestPolicy(nn.Module):
         other.config = dataclasses.replace(self.config, **changes)  # type: ignore[arg-type]
         return other
 
-    def prepared(self, inputs: Mapping[str, torch.Tensor]) -> QuestPolicy:
+    def at_temperature(self, temperature: float) -> QuestPolicy:
+        """The same policy, sharing its weights, with another softmax temperature."""
+        return self.configured(temperature=temperature)
+
+    def tuned(self, options: Any, decisions: Decisions | None) -> tuple[QuestPolicy, str]:
+        """See `core.hooks`. A policy that was imported with published sampling keeps that, its temperature too."""
+        published = self.config.sampling == "published"
+        density = {"temperature": options.temperature, "top_k": options.top_k, "sampling": options.sampling}
+        policy = self.configured(rl_trains=options.rl_trains, **({} if published else density))
+        wanted = 0.0 if published else options.entropy
+        if decisions is None or not (wanted or options.rl_trains == "prior+adapter"):
+            return policy, ""
+        inputs, sample = decisions(policy.at_temperature(1.0))
+        policy = policy.with_adapter(inputs)
+        if not wanted:
+            return policy, ""
+        temperature, entropy = choose_temperature(lambda t: policy.mean_entropy(inputs, sample, t), wanted)
+        told = f"temperature {temperature:g}: entropy {entropy:.2f} nats a variable, asked for {wanted:g}"
+        return policy.at_temperature(temperature), told
+
+    @torch.no_grad()
+    def mean_entropy(self, inputs: Mapping[str, torch.Tensor], sample: torch.Tensor, temperature: float) -> float:
+        """Of a token's distribution at a temperature, nats, over these decisions."""
+        sampled = self.configured(temperature=temperature, sampling="exact")  # "published" reports another density
+        return float(sampled.log_prob(inputs, sample)[1].mean())
+
+    def with_adapter(self, inputs: Mapping[str, torch.Tensor]) -> QuestPolicy:
         """The same policy with an adapter for what varies in these inputs, when `rl_trains` asks for one.
 
         Acts exactly as before. Shares all other weights. A policy that has an adapter keeps it.

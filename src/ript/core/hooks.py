@@ -1,0 +1,105 @@
+"""What a policy may have besides acting and its density, and what holds of one that has not.
+
+The loop, evaluation and the command line ask a policy through these functions alone; each names the member that it
+looks for. A policy that is written for one task and one script needs none of them.
+
+    KIND                         name of the kind of policy, as in its folder            `kind_of`
+    settings()                   its whole configuration, plain values                   `settings_of`
+    made_with()                  options that are part of it and cannot be changed       `made_with`
+    caveats                      what readers of its results should know                 `caveats_of`
+    read(instructions)           prepare instructions once, before it is copied          `read`
+    pretend_to_read(...)         the same without a model that understands them          `pretend_to_read`
+    temperature                  of its sampling density                                 `temperature_of`
+    at_temperature(t)            the same policy at another one                          `at_temperature`
+    tuned(options, decisions)    made ready for post-training by its kind's options      `tuned`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ript.core.errors import ConfigError
+from ript.core.interfaces import LikelihoodPolicy, PostTrainable
+
+if TYPE_CHECKING:
+    import torch
+
+P = TypeVar("P", bound=PostTrainable)
+
+Decisions = Callable[[Any], "tuple[Mapping[str, torch.Tensor], torch.Tensor]"]
+"""Policy -> (inputs, sample), `[N, ...]` both, of its decisions in a few rollouts from training states."""
+
+
+def kind_of(policy: LikelihoodPolicy) -> str | None:
+    """The name of its kind; None of one that no folder holds."""
+    return getattr(policy, "KIND", None)
+
+
+def settings_of(policy: LikelihoodPolicy) -> dict[str, Any]:
+    """Its whole configuration as plain JSON values, for the record; empty of a policy that has none."""
+    return dict(policy.settings()) if hasattr(policy, "settings") else {}
+
+
+def made_with(policy: LikelihoodPolicy) -> dict[str, Any]:
+    """Options of its kind that are part of it and cannot be changed any more -> its own values, such as "chunk".
+
+    None stands for a value that the options have no word for.
+    """
+    return dict(policy.made_with()) if hasattr(policy, "made_with") else {}
+
+
+def caveats_of(policy: LikelihoodPolicy) -> tuple[str, ...]:
+    """Whole sentences for readers of its results: privileged information in training, known mismatches, ..."""
+    return tuple(getattr(policy, "caveats", ()))
+
+
+def read(policy: LikelihoodPolicy, instructions: Sequence[str]) -> None:
+    """Let it prepare instructions once, before it is copied into workers."""
+    if hasattr(policy, "read"):
+        policy.read(instructions)
+
+
+def pretend_to_read(policy: LikelihoodPolicy, instructions: Sequence[str]) -> None:
+    """Let it take instructions for something that it has read, whatever they mean: where speed alone is measured, and
+    the model that reads them may not be there."""
+    getattr(policy, "pretend_to_read", lambda _: read(policy, instructions))(instructions)
+
+
+def temperature_of(policy: LikelihoodPolicy) -> float | None:
+    """Of its sampling density; None of a policy without one."""
+    return getattr(policy, "temperature", None)
+
+
+def at_temperature(policy: P, temperature: float) -> P:
+    """The same policy, sharing its weights, at another temperature.
+
+    Raises:
+        ConfigError: it has none, or cannot have this one.
+    """
+    if not hasattr(policy, "at_temperature"):
+        raise ConfigError(f"temperature = {temperature:g}: {_named(policy)} has no temperature; leave it out")
+    return policy.at_temperature(temperature)
+
+
+def tuned(policy: P, options: Any, decisions: Decisions | None) -> tuple[P, str]:
+    """The policy as post-training begins with it: its sampling density and what is trained.
+
+    Args:
+        policy: shares its weights with the result, as far as both have them.
+        options: of its kind.
+        decisions: what it may choose something by, a temperature for instance; None leaves that undone.
+
+    Returns:
+        policy: ready, or the same one.
+        told: what was chosen, in words; empty when nothing was.
+
+    Raises:
+        ConfigError: options that it cannot follow.
+    """
+    return policy.tuned(options, decisions) if hasattr(policy, "tuned") else (policy, "")
+
+
+def _named(policy: LikelihoodPolicy) -> str:
+    kind = kind_of(policy)
+    return f"a {kind} policy" if kind else "this policy"
