@@ -1,4 +1,7 @@
-"""What reads and feeds the language model: the L1 head, the scale head, and the token of proprioception."""
+"""What reads and feeds the language model: the L1 head, the scale head, and the token of proprioception.
+
+They compute in the type of their own weights, which may be float32 where the language model is bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ class ActionHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[B, chunk, action]` of hidden states `[B, chunk * action, D]`."""
-        return self.model(joined(hidden, self.sizes))
+        return self.model(joined(hidden, self.sizes).to(self.model.fc1.weight.dtype))
 
 
 class ScaleHead(nn.Module):
@@ -69,7 +72,7 @@ class ScaleHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[B, chunk, action]` of hidden states `[B, chunk * action, D]`."""
-        return self.log_b_head(self.trunk(joined(hidden, self.sizes)))
+        return self.log_b_head(self.trunk(joined(hidden, self.sizes).to(self.log_b_head.weight.dtype)))
 
 
 class ProprioProjector(nn.Module):
@@ -81,7 +84,7 @@ class ProprioProjector(nn.Module):
         self.fc2 = nn.Linear(sizes.llama.width, sizes.llama.width)
 
     def forward(self, proprio: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(proprio)))
+        return self.fc2(F.gelu(self.fc1(proprio.to(self.fc1.weight.dtype))))
 
 
 def joined(hidden: torch.Tensor, sizes: OpenVlaSizes) -> torch.Tensor:

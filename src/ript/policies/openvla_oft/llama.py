@@ -122,13 +122,20 @@ def _taken(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
 
 
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        """As usual, but not on the meta device: for that torch imports its compiler, which takes seconds."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Llama(nn.Module):
     """Every token sees every other one."""
 
     def __init__(self, sizes: LlamaSizes):
         super().__init__()
         self.sizes = sizes
-        self.embed_tokens = nn.Embedding(sizes.vocabulary, sizes.width)
+        self.embed_tokens = Embedding(sizes.vocabulary, sizes.width)
         self.layers = nn.ModuleList(Layer(sizes) for _ in range(sizes.layers))
         self.norm = RmsNorm(sizes.width, sizes.norm_eps)
 

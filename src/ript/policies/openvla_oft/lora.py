@@ -35,13 +35,16 @@ class LoraLinear(nn.Linear):
         low = F.linear(x, self.lora_A.weight.to(x.dtype))
         return y + F.linear(low, self.lora_B.weight.to(x.dtype)) * self.scaling
 
-    def add_lora(self, rank: int, scaling: float, dtype: torch.dtype = torch.float32) -> None:
-        """Give it an update that is zero: A from a normal distribution of deviation 1/rank, B zero."""
-        place: dict[str, Any] = {"device": self.weight.device, "dtype": dtype}
+    def add_lora(
+        self, rank: int, scaling: float, dtype: torch.dtype = torch.float32, device: str | None = None
+    ) -> None:
+        """Give it an update that is zero: A from a normal distribution of deviation 1/rank, B zero. On the device of
+        its weights unless said otherwise; on "meta" it is to be filled."""
+        place: dict[str, Any] = {"device": device or self.weight.device, "dtype": dtype}
         self.lora_A = nn.Linear(self.in_features, rank, bias=False, **place)
         self.lora_B = nn.Linear(rank, self.out_features, bias=False, **place)
         self.scaling = scaling
-        if not self.weight.is_meta:
+        if not self.lora_A.weight.is_meta:
             nn.init.normal_(self.lora_A.weight, std=1 / rank)
             nn.init.zeros_(self.lora_B.weight)
 
@@ -65,14 +68,16 @@ class LoraPatches(nn.Conv2d):
         low = F.conv2d(x, self.lora_A.weight.to(x.dtype), stride=self.stride)
         return y + F.conv2d(low, self.lora_B.weight.to(x.dtype)) * self.scaling
 
-    def add_lora(self, rank: int, scaling: float, dtype: torch.dtype = torch.float32) -> None:
+    def add_lora(
+        self, rank: int, scaling: float, dtype: torch.dtype = torch.float32, device: str | None = None
+    ) -> None:
         """See `LoraLinear.add_lora`."""
-        place: dict[str, Any] = {"device": self.weight.device, "dtype": dtype}
+        place: dict[str, Any] = {"device": device or self.weight.device, "dtype": dtype}
         patch = self.kernel_size[0]
         self.lora_A = nn.Conv2d(3, rank, patch, stride=patch, bias=False, **place)
         self.lora_B = nn.Conv2d(rank, self.out_channels, 1, bias=False, **place)
         self.scaling = scaling
-        if not self.weight.is_meta:
+        if not self.lora_A.weight.is_meta:
             nn.init.normal_(self.lora_A.weight, std=1 / rank)
             nn.init.zeros_(self.lora_B.weight)
 
@@ -86,12 +91,17 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
 
 def add_lora(
-    model: nn.Module, names: Iterable[str], rank: int, scaling: float, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    names: Iterable[str],
+    rank: int,
+    scaling: float,
+    dtype: torch.dtype = torch.float32,
+    device: str | None = None,
 ) -> None:
-    """Give the layers of those names updates that are zero."""
+    """Give the layers of those names updates that are zero; see `LoraLinear.add_lora`."""
     layers = lora_layers(model)
-    for name in names:
-        layers[name].add_lora(rank, scaling, dtype)
+    for name in sorted(names):
+        layers[name].add_lora(rank, scaling, dtype, device)
 
 
 def lora_weights(model: nn.Module) -> Mapping[str, nn.Parameter]:

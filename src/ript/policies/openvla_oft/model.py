@@ -58,8 +58,8 @@ class OpenVla(nn.Module):
             pixels: `[B, pictures, 6, h, w]`, see `VisionBackbone`.
             proprio: `[B, P]`, normalised.
         """
-        patches = self.projector(self.vision_backbone(pixels))
-        return torch.cat([patches, self.proprio_projector(proprio)[:, None]], dim=1)
+        patches = self.projector(self.vision_backbone(pixels.to(self.dtype)))
+        return torch.cat([patches, self.proprio_projector(proprio)[:, None].to(self.dtype)], dim=1)
 
     def hidden(self, seen: torch.Tensor, prompts: Sequence[Sequence[int]], *, recompute: bool = False) -> torch.Tensor:
         """Hidden states `[B, slots, D]` of the chunk, the official way.
@@ -71,6 +71,18 @@ class OpenVla(nn.Module):
             seen: `[B, seen, D]`.
             prompts: token ids of each row, from the first token on; stop and placeholders not among them.
             recompute: see `Llama.forward`.
+        """
+        embeddings, rows, mask = self.sequence(seen, prompts)
+        return self.llama(embeddings, rows=rows, mask=mask, recompute=recompute)
+
+    def sequence(
+        self, seen: torch.Tensor, prompts: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What the language model is given: embeddings `[B, T, D]`, positions int64 `[B, slots]` that are read out, and
+        a mask `[B, T]`, False for padding, or None where there is none.
+
+        The order is: first token, pictures and proprioception, rest of the prompt, placeholders (zeros), stop. Each
+        number is read one position before its placeholder.
         """
         longest, lengths = max(map(len, prompts)), torch.tensor([len(p) for p in prompts], device=seen.device)
         words = self._embedded(prompts, longest)
@@ -85,7 +97,7 @@ class OpenVla(nn.Module):
             total = lengths + seen.shape[1] + slots + 1
             mask = torch.arange(embeddings.shape[1], device=seen.device) < total[:, None]
         rows = (lengths - 1 + seen.shape[1])[:, None] + torch.arange(slots, device=seen.device)
-        return self.llama(embeddings, rows=rows, mask=mask, recompute=recompute)
+        return embeddings, rows, mask
 
     def hidden_two_pass(
         self, seen: torch.Tensor, prompts: Sequence[Sequence[int]], *, recompute: bool = False

@@ -1,0 +1,95 @@
+"""Words for the policy: the question that an instruction is put into, and its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ript.core.errors import PolicyError
+from ript.core.files import read_text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FIRST = 1
+"""Token that begins a sequence."""
+SPACE = 29871
+"""Token of an empty word, which published policies were trained to see behind the question."""
+FILE = "tokenizer.json"
+
+
+def question(instruction: str) -> str:
+    """What the policy is asked."""
+    return f"In: What action should the robot take to {instruction.lower()}?\nOut:"
+
+
+class Prompts:
+    """Token ids of instructions, each computed once.
+
+    Args:
+        tokenizer: None when there is no such file; instructions that were not given are refused then.
+        room: most tokens of a prompt.
+        last: token that a prompt ends with, added where it is not the last already; None for none.
+        where: the folder, for messages.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, room: int, last: int | None = SPACE, where: str = "the policy"):
+        self.tokenizer, self.room, self.last, self.where = tokenizer, room, last, where
+        self.known: dict[str, tuple[int, ...]] = {}
+
+    def __call__(self, instructions: Sequence[str]) -> list[tuple[int, ...]]:
+        """Ids of each instruction's whole prompt, from the first token on.
+
+        Raises:
+            PolicyError: an instruction is too long, or there is no tokenizer.
+        """
+        for sentence in instructions:
+            if sentence not in self.known:
+                self.known[sentence] = self._checked(sentence, self._ids(sentence))
+        return [self.known[sentence] for sentence in instructions]
+
+    def remember(self, given: Mapping[str, Sequence[int]]) -> None:
+        """Use these ids, as a tokenizer gives them for `question(instruction)`, first token included."""
+        for sentence, ids in given.items():
+            self.known[sentence] = self._checked(sentence, list(ids))
+
+    def _ids(self, sentence: str) -> list[int]:
+        if self.tokenizer is None:
+            raise PolicyError(
+                f"{self.where} has no {FILE}, so the instruction {sentence!r} cannot be read: add the file of the "
+                "checkpoint's own folder, or give its token ids (policy.remember)"
+            )
+        ids = list(self.tokenizer.encode(question(sentence)).ids)
+        return ids if ids[:1] == [FIRST] else [FIRST, *ids]
+
+    def _checked(self, sentence: str, ids: list[int]) -> tuple[int, ...]:
+        if self.last is not None and ids[-1:] != [self.last]:
+            ids = [*ids, self.last]
+        if len(ids) > self.room:
+            raise PolicyError(
+                f"the instruction {sentence[:60]!r}... has {len(ids)} tokens with its question; there is room for "
+                f"{self.room}: shorten it"
+            )
+        if len(ids) < 2 or ids[0] != FIRST or min(ids) < 0:
+            raise PolicyError(f"the instruction {sentence!r} has token ids {ids[:4]}...: expected {FIRST} first")
+        return tuple(ids)
+
+
+def tokenizer_of(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a checkpoint's folder; None when it has none.
+
+    Raises:
+        PolicyError: it cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        return Tokenizer.from_str(read_text(path, PolicyError))
+    except PolicyError:
+        raise
+    except Exception as error:  # of the library, which has no class of its own
+        raise PolicyError(f"{path} is no tokenizer: {error}; fetch it again") from error
