@@ -14,7 +14,7 @@ from typing import Any, Protocol, get_args
 
 import numpy as np
 
-from ript.core.errors import SimulatorError, UnknownNameError
+from ript.core.errors import ConfigError, DependencyMissing, SimulatorError, UnknownNameError
 from ript.core.interfaces import Simulator
 from ript.core.types import InitialState, Split, Task
 from ript.sims.trajectories import Moment, compare, copied, difference, fail, moment, plans, random_actions, trajectory
@@ -81,6 +81,39 @@ def check_simulator(
     subject = _Subject(factory, stock, seed, episodes, steps)
     chosen = {name: check for name, check in CHECKS.items() if checks is None or name in checks}
     return [name for name, check in chosen.items() if check(subject) is not False]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        name: of `CHECKS`.
+        passed: None where it does not apply.
+        what: the first violation, with its address; "" without one.
+    """
+
+    name: str
+    passed: bool | None
+    what: str = ""
+
+
+def findings(factory: Callable[[], Simulator], *, seed: int = 0, episodes: int = 2, steps: int = 40) -> list[Finding]:
+    """Every check of `check_simulator`, whether or not those before it passed.
+
+    Raises:
+        ConfigError, DependencyMissing: no simulator can be made, or it cannot do what it is for.
+    """
+    subject, found = _Subject(factory, None, seed, episodes, steps), []
+    for name, check in CHECKS.items():
+        try:
+            found.append(Finding(name=name, passed=None if check(subject) is False else True))
+        except (ConfigError, DependencyMissing):
+            raise
+        except Exception as error:  # a simulator of anyone's, which may raise anything
+            what = str(error) if isinstance(error, SimulatorError) else f"{type(error).__name__}: {error}"
+            found.append(Finding(name=name, passed=False, what=what))
+    return found
 
 
 def observations_fit_the_spec(subject: _Subject) -> None:
@@ -242,7 +275,8 @@ def nothing_is_drawn_without_a_look(subject: _Subject) -> None:
 
 
 def episodes_end_at_the_horizon(subject: _Subject) -> None:
-    """An episode without success ends exactly at the horizon, even within a chunk."""
+    """An episode without success ends exactly at the horizon, even within a chunk; or when the environment itself ends
+    it, which a simulator says with an attribute `terminated`."""
     with subject.factory() as simulator:
         state = subject.states(simulator)[0]
         simulator.reset(state)
@@ -253,7 +287,8 @@ def episodes_end_at_the_horizon(subject: _Subject) -> None:
             taken += result.env_steps
             if result.success or taken > horizon or result.done:
                 break
-        if taken > horizon or (not result.success and taken != horizon):
+        early = getattr(simulator, "terminated", False) is True
+        if taken > horizon or (not result.success and not early and taken != horizon):
             fail(simulator.task, state, taken, f"expected the end at horizon {horizon}, after {taken} steps: {result}")
         if result.success and not result.done:
             fail(simulator.task, state, taken, "success without done")

@@ -1,0 +1,324 @@
+"""MuJoCo environments with one model for all instances of a process, and exact initial states.
+
+Building an environment takes half a second and tens of megabytes, most of it meshes. So one is built for each process;
+an instance is an `MjData` and the environment's attributes, which change places with another's when it has its turn.
+An initial state holds all that the environment's future depends on, as numbers:
+
+    [seed, physics, what resets change in the model, what they change in attributes, the first observation]
+
+Nobody promises that this is all of an environment's state. So it is tried when the environment is built: instances put
+into such states, taking turns, must go the ways that the environment itself goes after `reset(seed=...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ript.core.errors import RiptError
+from ript.sims.gym.attributes import Attributes
+from ript.sims.gym.numbers import NotExact, count, numbers, rebuilt, same, structure
+
+PROBES = (0, 1, 2)
+"""Seeds of the resets from which it is learned what a reset changes."""
+TRIED = (3, 4)
+"""Seeds of the states that are tried."""
+STEPS = 8
+LARGE = 2**16
+"""Bytes; larger arrays of a model are meshes and textures."""
+
+
+class _Fields:
+    """The arrays and options of a model that an environment could change."""
+
+    def __init__(self, model: Any):
+        self.arrays: dict[str, np.ndarray] = {}
+        for name in dir(model):
+            value = None if name.startswith("_") else getattr(model, name)
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and 0 < value.nbytes <= LARGE:
+                self.arrays[name] = value
+        options = {name: getattr(model.opt, name) for name in dir(model.opt) if not name.startswith("_")}
+        self.arrays |= {f"opt.{name}": value for name, value in options.items() if isinstance(value, np.ndarray)}
+        self._options = model.opt
+        self._scalars = [name for name, value in options.items() if isinstance(value, int | float)]
+        self._built = self.copy()
+        self._built_options = self._option_values()
+
+    def _option_values(self) -> list[float]:
+        return [getattr(self._options, name) for name in self._scalars]
+
+    def copy(self) -> dict[str, np.ndarray]:
+        return {name: value.copy() for name, value in self.arrays.items()}
+
+    def renew(self) -> None:
+        """Make the model what it was when it was built."""
+        for name, value in self.arrays.items():
+            value[...] = self._built[name]
+        for name, number in zip(self._scalars, self._built_options, strict=True):
+            setattr(self._options, name, number)
+
+    def changed(self) -> set[str]:
+        """Names of arrays that are not as they were built.
+
+        Raises:
+            NotExact: an option is not.
+        """
+        if (now := self._option_values()) != self._built_options:
+            wrong = [name for name, a, b in zip(self._scalars, now, self._built_options, strict=True) if a != b]
+            raise NotExact(f"it changes its model's option {wrong[0]}")
+        return {name for name, value in self.arrays.items() if not np.array_equal(value, self._built[name])}
+
+
+@dataclass(eq=False)
+class Own:
+    """What an instance has of its own: its simulation, its attributes and what is changed in the model."""
+
+    data: Any
+    attributes: list[dict[str, Any]] = field(default_factory=list)
+    fields: list[np.ndarray] = field(default_factory=list)
+
+
+class SharedEnvironment:
+    """One built MuJoCo environment, and what instances need to share it.
+
+    Args:
+        env: newly built, and not reset yet.
+        actions: n, seed -> actions `[n, ...]` of the environment's action space, to try it with.
+
+    Attributes:
+        env: the environment.
+        model: its `MjModel`, with what `active` changed in it.
+        active: the instance that has its turn, or None.
+        size: numbers in an initial state.
+
+    Raises:
+        NotExact: its state cannot be held exactly; says why.
+    """
+
+    def __init__(self, env: Any, actions: Callable[[int, int], Sequence[Any]]):
+        import mujoco
+
+        self._mujoco, self.env = mujoco, env
+        self.active: Own | None = None
+        self._attributes = Attributes(env)
+        self.model = self._attributes.model
+        self._fields = _Fields(self.model)
+        self._varying: list[str] = []
+        self._built = self._attributes.put_away(self._attributes.now(), self._attributes.data)
+        self._built_data = _copy(self._attributes.data)
+        try:
+            self._learn(actions)
+            self._try(actions)
+        except (NotExact, RiptError):
+            raise
+        except Exception as error:  # of any kind that an environment raises where its state is not what it expects
+            raise NotExact(f"it raised {type(error).__name__}: {error}") from error
+
+    # ------------------------------------------------------------------------------------------- the environment's own
+
+    def _as_built(self) -> Own:
+        """Make the environment what it was when it was newly built."""
+        self._let_go()
+        instance = Own(_copy(self._built_data))
+        self._fields.renew()
+        instance.attributes = self._attributes.take_out(self._built, instance.data)
+        self._attributes.use(instance.attributes)
+        return instance
+
+    def own_reset(self, seed: int) -> tuple[Own, Any]:
+        """What a newly built environment does: (its instance, its first observation) after `reset(seed=seed)`."""
+        instance = self._as_built()
+        observation, _ = self.env.reset(seed=seed)
+        return instance, observation
+
+    # ----------------------------------------------------------------------------------------------- what there is
+
+    def _learn(self, actions: Callable[[int, int], Sequence[Any]]) -> None:
+        """Find out what resets and steps change."""
+        resets, changed = [], set()
+        for seed in PROBES:
+            instance, observation = self.own_reset(seed)
+            stored = self._attributes.put_away(instance.attributes, instance.data)
+            resets.append((self._attributes.take_out(stored, self._built_data), stored, observation))
+            changed |= self._fields.changed()
+            for action in actions(STEPS, seed):
+                self.env.step(action)
+            changed |= self._fields.changed()
+        self._varying = sorted(changed)
+        (first, self._stored, self._observation), *others = resets
+        self._observation = _own(self._observation)
+        self._layout = [
+            (place, name)
+            for place, held in enumerate(first)
+            for name, value in held.items()
+            if any(self._differs(held, other[place], name, value) for other, _, _ in others)
+        ]
+        self._constant = [
+            {
+                name: (structure(value), numbers(value))
+                for name, value in held.items()
+                if (place, name) not in self._layout
+            }
+            for place, held in enumerate(first)
+        ]
+        sizes = (
+            sum(self._fields.arrays[name].size for name in self._varying),
+            sum(count(first[place][name]) for place, name in self._layout),
+            count(self._observation),
+        )
+        self._parts = np.cumsum([1, physics(self.model, self._built_data).size, *sizes])
+        self.size = int(self._parts[-1])
+
+    def _differs(self, held: dict, other: dict, name: str, value: Any) -> bool:
+        if held.keys() != other.keys():
+            raise NotExact(f"its attributes differ from reset to reset: {sorted(held.keys() ^ other.keys())}")
+        if structure(value) != structure(other[name]):
+            raise NotExact(f"its attribute {name!r} differs from reset to reset in more than its numbers")
+        return not same(numbers(value), numbers(other[name]))
+
+    # ----------------------------------------------------------------------------------------------- initial states
+
+    def state(self, seed: int) -> np.ndarray:
+        """The initial state of a seed, as a newly built environment makes it: float64 `[size]`.
+
+        Raises:
+            NotExact: this reset changes what none did when the environment was tried.
+        """
+        instance, observation = self.own_reset(seed)
+        return self._state(seed, instance, observation)
+
+    def _state(self, seed: int, instance: Own, observation: Any) -> np.ndarray:
+        new = self._fields.changed() - set(self._varying)
+        if new:
+            raise NotExact(f"the reset with seed {seed} changes its model's {', '.join(sorted(new))}, others do not")
+        found = []
+        stored = self._attributes.put_away(instance.attributes, instance.data)
+        attributes = self._attributes.take_out(stored, self._built_data)
+        for place, constant in enumerate(self._constant):
+            held = attributes[place]
+            names = constant.keys() | {name for at, name in self._layout if at == place}
+            for name in held.keys() ^ names:
+                raise NotExact(f"its attribute {name!r} comes and goes")
+            for name, (kind, own) in constant.items():
+                if structure(held[name]) != kind or not same(numbers(held[name]), own):
+                    raise NotExact(f"the reset with seed {seed} changes its attribute {name!r}, others do not")
+        for place, name in self._layout:
+            found.append(numbers(attributes[place][name]))
+        if structure(observation) != structure(self._observation):
+            raise NotExact("its first observation differs from reset to reset in more than its numbers")
+        fields = [self._fields.arrays[name].ravel() for name in self._varying]
+        return np.concatenate(
+            [[float(seed)], physics(self.model, instance.data), *fields, *found, numbers(observation)]
+        )
+
+    def put(self, instance: Own, state: np.ndarray) -> Any:
+        """Put an instance into an initial state and let it have its turn; returns the first observation."""
+        whole, fields, held, observed = np.split(state.copy(), self._parts)[1:5]  # MuJoCo wants it writable
+        self._let_go()
+        self._fields.renew()
+        instance.attributes = self._attributes.take_out(self._stored, instance.data)
+        at = 0
+        for place, name in self._layout:
+            value = instance.attributes[place][name]
+            n = count(value)
+            instance.attributes[place][name] = rebuilt(value, held[at : at + n])
+            at += n
+        instance.fields, at = [], 0
+        for name in self._varying:
+            shape, n = self._fields.arrays[name].shape, self._fields.arrays[name].size
+            instance.fields.append(fields[at : at + n].reshape(shape))
+            at += n
+        self.use(instance)
+        self._mujoco.mj_resetData(self.model, instance.data)
+        set_physics(self.model, instance.data, whole)
+        return rebuilt(_own(self._observation), observed)
+
+    def new_instance(self) -> Own:
+        """An instance that is in no state yet."""
+        return Own(self._mujoco.MjData(self.model))
+
+    # ----------------------------------------------------------------------------------------------- taking turns
+
+    def use(self, instance: Own) -> None:
+        """Let an instance have its turn: `env` is now its environment."""
+        if self.active is instance:
+            return
+        self._let_go()
+        for name, value in zip(self._varying, instance.fields, strict=True):
+            self._fields.arrays[name][...] = value
+        self._attributes.use(instance.attributes)
+        self.active = instance
+
+    def _let_go(self) -> None:
+        """Keep what the active instance changed in the model; its attributes are kept where they are."""
+        if self.active is not None:
+            self.active.fields = [self._fields.arrays[name].copy() for name in self._varying]
+            self.active = None
+
+    def close(self, instance: Own) -> None:
+        """The instance will not be used again."""
+        if self.active is instance:
+            self.active = None
+
+    # ----------------------------------------------------------------------------------------------- whether it holds
+
+    def _try(self, actions: Callable[[int, int], Sequence[Any]]) -> None:
+        """Raise `NotExact` unless instances that take turns go the ways of the environment itself."""
+        states, ways, plans = [], [], [actions(STEPS, seed) for seed in TRIED]
+        for seed, plan in zip(TRIED, plans, strict=True):
+            instance, observation = self.own_reset(seed)
+            states.append(self._state(seed, instance, observation))
+            ways.append([_seen(self.env.step(action)) for action in plan])
+            if unknown := self._fields.changed() - set(self._varying):
+                raise NotExact(f"steps change its model's {', '.join(sorted(unknown))}, and others do not")
+        instances = [self.new_instance() for _ in TRIED]
+        for instance, state in zip(instances, states, strict=True):
+            self.put(instance, state)
+        for step in range(STEPS):
+            for instance, way, plan in zip(instances, ways, plans, strict=True):
+                self.use(instance)
+                if not same(_seen(self.env.step(plan[step])), way[step]):
+                    raise NotExact(f"put into the state after a reset, it shows something else at step {step + 1}")
+
+
+def physics(model: Any, data: Any) -> np.ndarray:
+    """The whole of what MuJoCo integrates: float64 `[P]` (time, positions, velocities, warm start, controls, ...)."""
+    import mujoco
+
+    kind = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+    found = np.empty(mujoco.mj_stateSize(model, kind))
+    mujoco.mj_getState(model, data, found, kind)
+    return found
+
+
+def set_physics(model: Any, data: Any, state: np.ndarray) -> None:
+    """Set what MuJoCo integrates; what is computed from it is up to date."""
+    import mujoco
+
+    kind = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+    mujoco.mj_setState(model, data, state, kind)
+    mujoco.mj_forward(model, data)
+    mujoco.mj_setState(model, data, state, kind)  # mj_forward changed the solver's warm start
+
+
+def _seen(result: tuple) -> np.ndarray:
+    observation, reward, terminated, *_ = result
+    return np.concatenate([numbers(observation), [float(reward), float(terminated)]])
+
+
+def _copy(data: Any) -> Any:
+    return data.__copy__()
+
+
+def _own(value: Any) -> Any:
+    """A value with containers and arrays of its own."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, dict):
+        return {key: _own(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_own(item) for item in value)
+    return value

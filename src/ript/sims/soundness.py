@@ -1,0 +1,204 @@
+"""Whether practice on a simulator is sound: the contract, and what makes success rates say less than they seem to.
+
+The contract (`check`) is what practice rests on: a simulator that breaks it teaches a policy something untrue, without
+an error. The rest is looked at on some initial states: whether there is anything to learn, and what it costs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ript.core.errors import SimulatorError
+from ript.core.interfaces import Simulator
+from ript.core.types import InitialState, Task
+from ript.sims.check import CHECKS, Finding, findings
+from ript.sims.trajectories import copied, difference, random_actions
+
+MEANS = {
+    "observations fit the spec": "a policy would be built for other pictures and numbers than it is shown",
+    "initial states are sequences": "runs could not be repeated, or a policy would be measured on states that it "
+    "practised on",
+    "first observation is of the initial state": "the first decision of each rollout would be made for another scene",
+    "used equals fresh": "rollouts from one state would not start or run equal: what tells them apart would be taken "
+    "for merit of the policy",
+    "interleaved instances do not leak": "rollouts beside each other would disturb each other",
+    "chunks equal single steps": "success would depend on how many actions are executed between two looks",
+    "looking changes nothing": "what happens would depend on who looks, and recorded pictures could change",
+    "nothing is drawn without a look": "practice would pay for pictures that nobody sees, and its times would be wrong",
+    "episodes end at the horizon": "success rates would be of other horizons than they say",
+    "errors have an address": "a broken rollout could not be found, or would count as a failure of the policy",
+    "equals stock": "results would not be those of the environment that it wraps",
+}
+"""Check -> what it would mean for practice if it failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soundness:
+    """What was found out about the simulators of a task.
+
+    Attributes:
+        task: the task.
+        findings: of the contract's checks.
+        states: how many initial states of the split train the rest was tried on.
+        still: those that were solved by doing nothing: (id, label, steps).
+        lucky: how many were solved by random actions.
+        alike: how many of as many test states look like one of them, to the last pixel and number.
+        notes: what the simulator itself has to say.
+        build, instance, step, look: seconds of the first instance, of another one beside it, of a step, of a look.
+        bytes: resident memory of another instance.
+    """
+
+    task: Task
+    findings: tuple[Finding, ...]
+    states: int
+    still: tuple[tuple[str, str, int], ...]
+    lucky: int
+    alike: int
+    notes: tuple[str, ...]
+    build: float
+    instance: float
+    step: float
+    look: float
+    bytes: int
+
+    @property
+    def failed(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.passed is False)
+
+    @property
+    def sound(self) -> bool:
+        """The contract holds, and there is something to learn."""
+        return not self.failed and len(self.still) < self.states
+
+
+def soundness(factory: Callable[[], Simulator], *, seed: int = 0, states: int = 20, steps: int = 40) -> Soundness:
+    """Check a simulator, and look at what practice on it would be like.
+
+    Args:
+        factory: makes a new instance.
+        seed: of initial states and random actions.
+        states: initial states to try.
+        steps: steps of each trajectory of the checks.
+
+    Raises:
+        ConfigError, DependencyMissing: no simulator can be made; says why.
+        SimulatorError: not even a first reset is possible.
+    """
+    began = time.perf_counter()
+    with factory() as simulator:
+        build = time.perf_counter() - began
+        task = simulator.task
+        notes = tuple(getattr(simulator, "notes", ()))
+        practised = simulator.initial_states(states, seed=seed)
+        tested = simulator.initial_states(states, seed=seed, split="test")
+        simulator.reset(practised[0])  # what cannot be done at all is an error, not a finding
+        instance, size = _another(factory)
+    found = tuple(findings(factory, seed=seed, steps=steps))
+    with factory() as simulator:
+        still, lucky, step, look, alike = _tried(simulator, practised, tested, seed)
+    return Soundness(
+        task=task,
+        findings=found,
+        states=states,
+        still=still,
+        lucky=lucky,
+        alike=alike,
+        notes=notes,
+        build=build,
+        instance=instance,
+        step=step,
+        look=look,
+        bytes=size,
+    )
+
+
+def _another(factory: Callable[[], Simulator], n: int = 4) -> tuple[float, int]:
+    """(seconds, bytes) of one more instance beside others, after a reset."""
+    import psutil
+
+    process, opened = psutil.Process(), []
+    began, before = time.perf_counter(), process.memory_info().rss
+    try:
+        for _ in range(n):
+            opened.append(factory())
+            opened[-1].reset(opened[-1].initial_states(1)[0])
+        return (time.perf_counter() - began) / n, max(0, process.memory_info().rss - before) // n
+    finally:
+        for simulator in opened:
+            simulator.close()
+
+
+def _tried(
+    simulator: Simulator, practised: list[InitialState], tested: list[InitialState], seed: int
+) -> tuple[tuple[tuple[str, str, int], ...], int, float, float, int]:
+    """(solved by doing nothing, how many by random actions, seconds a step, seconds a look, test states alike)."""
+    horizon, first = simulator.task.horizon, []
+    still: list[tuple[str, str, int]] = []
+    lucky = steps = looks = alike = 0
+    step = look = 0.0
+    nothing = np.zeros((horizon, simulator.spec.action_dim), np.float32)
+    try:
+        simulator.reset(practised[0])  # opens what the first look needs
+        for number, state in enumerate(practised):
+            for actions in (nothing, random_actions(simulator, horizon, seed + number)):
+                seen, before = simulator.reset(state), dict(simulator.seconds)
+                result = simulator.step_chunk(actions)
+                middle = dict(simulator.seconds)
+                simulator.observe()
+                step += middle["simulate"] - before["simulate"]
+                look += simulator.seconds["render"] - middle["render"]
+                steps, looks = steps + result.env_steps, looks + 1
+                if actions is not nothing:
+                    lucky += result.success
+                    continue
+                first.append(copied(seen))
+                if result.success:
+                    still.append((state.id, state.label, result.env_steps))
+        alike = sum(any(not difference(simulator.reset(state), one) for one in first) for state in tested)
+    except SimulatorError:  # the checks have found it
+        pass
+    return tuple(still), lucky, step / max(1, steps), look / max(1, looks), alike
+
+
+def in_words(found: Soundness) -> str:
+    """The whole of it as text, what matters first."""
+    lines = [f"{found.task.key}: {found.task.instruction}", ""]
+    width = max(map(len, CHECKS))
+    marks = {True: "holds", False: "FAILS", None: "-"}
+    for finding in found.findings:
+        lines.append(f"  {finding.name:<{width}}  {marks[finding.passed]}")
+        if finding.passed is False:
+            lines += [f"      found: {finding.what}", f"      means: {MEANS[finding.name]}"]
+    lines += ["", *_about(found), "", _verdict(found)]
+    return "\n".join(lines)
+
+
+def _about(found: Soundness) -> list[str]:
+    n = found.states
+    lines = [f"  {len(found.still)} of {n} states are solved by doing nothing, {found.lucky} by random actions"]
+    if found.still:
+        named = ", ".join(f"{label} ({id_}, after {steps} steps)" for id_, label, steps in found.still[:5])
+        more = f", and {len(found.still) - 5} more" if len(found.still) > 5 else ""
+        lines.append(f"      {named}{more}: nothing can be learned from these, and they raise every success rate")
+    if found.alike:
+        lines.append(f"  {found.alike} of {n} test states look like one that is practised on: success on them is not")
+        lines.append("      success on what was never seen")
+    lines += [f"  {note}" for note in found.notes]
+    first, other = f"{found.build:.2f} s", f"{found.instance * 1e3:.1f} ms and {found.bytes / 2**20:.1f} MiB"
+    lines.append(f"  cost here: {first} for the first instance, {other} for each other;")
+    lines.append(f"      {found.step * 1e3:.2f} ms a step, {found.look * 1e3:.2f} ms a look")
+    return lines
+
+
+def _verdict(found: Soundness) -> str:
+    if found.failed:
+        names = ", ".join(finding.name for finding in found.failed)
+        return f"not sound: practice here would learn from what is not so ({names})"
+    if not found.sound:
+        return "not sound: every state that was tried is solved by doing nothing, so there is nothing to learn"
+    held = sum(finding.passed is True for finding in found.findings)
+    return f"sound: {held} of {held} checks that apply hold"

@@ -1,0 +1,368 @@
+"""Gymnasium environments as simulators: small ones of our own, MuJoCo ones of Gymnasium, Fetch."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+
+from ript.core.errors import ConfigError, DependencyMissing, RiptError, SimulatorError, UnknownNameError
+from ript.sims.check import CHECKS, check_simulator
+from ript.sims.gym import cameras, environment, pictures
+from ript.sims.gym.instances import SHELF
+from ript.sims.gym.simulator import GymSimulator, task_of
+
+pytest.importorskip("mujoco")
+PACKAGE = "gym_environments"
+
+
+def made(name: str, **settings) -> GymSimulator:
+    return GymSimulator(f"{PACKAGE}:{name}-v0", **settings)
+
+
+def check(name: str, **settings) -> list[str]:
+    return check_simulator(lambda: made(name, **settings))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_on_the_shelf():
+    yield
+    SHELF.close_unused()
+    assert len(SHELF) == 0
+
+
+# ------------------------------------------------------------------------------------------------------ the contract
+
+
+@pytest.mark.parametrize("name", ["Dot", "Point", "HeavyPoint", "NoisyPoint", "Pixels"])
+def test_an_environment_keeps_the_contract_and_goes_the_way_of_a_new_one(name):
+    assert check(name) == list(CHECKS)
+
+
+@pytest.mark.parametrize("name", ["FetchReach-v4", "FetchPush-v4", "FetchPickAndPlace-v4", "FetchSlide-v4"])
+def test_fetch_keeps_the_contract_with_physics_for_a_state(name):
+    pytest.importorskip("gymnasium_robotics")
+    with GymSimulator(name) as simulator:
+        assert simulator.exact == ""
+    assert check_simulator(lambda: GymSimulator(name), steps=15) == list(CHECKS)
+
+
+def test_an_environment_that_ends_by_itself_is_over_then():
+    assert check("Falls", success="reward>=-0.1") == list(CHECKS)
+    with made("Falls", success="reward>=-0.1") as simulator:
+        simulator.reset(simulator.initial_states(1)[0])
+        result = simulator.step_chunk(np.ones((30, 2), np.float32))
+        assert result.done and not result.success and result.env_steps < 30 and simulator.terminated
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("Dot", "not a MuJoCo environment"),
+        ("HiddenPoint", "attribute 'hidden' holds a builtins.range_iterator"),
+        ("Point", ""),
+        ("NoisyPoint", ""),
+    ],
+)
+def test_what_is_not_exact_says_why_and_is_held_by_seeds(name, why):
+    with made(name) as simulator:
+        assert why in simulator.exact and bool(why) == bool(simulator.exact)
+        size = simulator.initial_states(1)[0].state.size
+    with made(name, states="seed") as simulator:
+        assert simulator.exact
+        assert simulator.initial_states(1)[0].state.size < size or why
+
+
+def test_physics_is_refused_where_it_is_not_exact():
+    with pytest.raises(ConfigError, match=r"sim\.states=physics.*'hidden' holds"):
+        made("HiddenPoint", states="physics")
+
+
+def test_what_an_instance_keeps_in_hidden_places_is_found_by_the_check():
+    with pytest.raises(SimulatorError, match="a used and a fresh instance"):
+        check("HiddenPoint")
+    assert check("HiddenPoint", rebuild=True) == list(CHECKS)
+
+
+def test_a_leak_is_found_by_the_check_and_mended_by_building_anew():
+    with pytest.raises(SimulatorError, match="a used and a fresh instance"):
+        check("Leaky")
+    assert check("Leaky", rebuild=True) == list(CHECKS)
+
+
+def test_instances_share_one_model_and_one_renderer():
+    with made("Point") as a, made("Point") as b:
+        assert len(SHELF) == 1
+        states = a.initial_states(2)
+        a.reset(states[0]), b.reset(states[1])
+        assert a.env is b.env
+        assert len(next(iter(SHELF))._renderers) == 1
+        assert not np.array_equal(a.state_vector(), b.state_vector())
+
+
+def test_a_state_puts_what_was_drawn_back_into_the_model():
+    with made("HeavyPoint") as a, made("HeavyPoint") as b:
+        first, second = a.initial_states(2)
+        a.reset(first), b.reset(second)
+        heavy = [simulator.env.model.body("point").mass[0] for simulator in (a, b, a)]
+        assert heavy[0] == heavy[2] != heavy[1]
+
+
+def test_the_goal_that_is_shown_by_a_callback_is_in_the_picture_and_physics_is_left_alone():
+    with made("Point", cameras=("above",), image_size=64) as simulator:
+        for state in simulator.initial_states(3):
+            simulator.reset(state)
+            simulator.step_chunk(np.ones((2, 2), np.float32))
+            before = simulator.state_vector()
+            picture = simulator.observe().images["above"][0].astype(int)
+            red = np.argwhere((picture[..., 0] > 90) & (picture[..., 1] < 60))
+            assert len(red) > 3
+            row, column = red.mean(axis=0)
+            goal = simulator.observation[4:]
+            assert abs(column - (32 + goal[0] * 31)) < 4 and abs(row - (32 - goal[1] * 31)) < 4
+            assert np.array_equal(before, simulator.env._see())
+            assert simulator.env.model.site("goal").pos[0] == 0
+
+
+def test_states_of_splits_and_seeds_come_from_numbers_that_cannot_meet():
+    with made("Dot") as simulator:
+        seen = {
+            int(state.state[0])
+            for split in ("train", "test", "validation", "demo")
+            for seed in (0, 1, 511)
+            for state in simulator.initial_states(20, seed, split)
+        }
+        assert len(seen) == 4 * 3 * 20 and max(seen) < 2**32
+        (last,) = simulator.initial_states(1, 0, "train", 2**20 + 3)
+        assert last.id == simulator.initial_states(1, 0, "train", 3)[0].id
+        assert simulator.initial_states(1, 2**63 - 1)[0].state[0] < 2**53
+
+
+# ------------------------------------------------------------------------------------------------------ what is taken
+
+
+def test_actions_are_stretched_to_the_bounds_of_the_environment():
+    with made("Dot") as simulator:
+        simulator.reset(simulator.initial_states(1)[0])
+        place = simulator.env.place.copy()
+        simulator.env.place = np.zeros(2)
+        simulator.step_chunk(np.array([[1, -1]], np.float32))
+        assert np.allclose(simulator.env.place, [0.2, -0.1])
+        assert np.allclose(simulator.from_environment([0.2, -0.1]), [1, -1])
+        assert np.allclose(simulator.from_environment([0.0, 0.1]), [0, 0], atol=1e-6)
+        assert place.shape == (2,)
+
+
+def test_a_repeated_action_is_one_step_of_ours():
+    with made("Dot", repeat=3, horizon=4) as simulator:
+        simulator.reset(simulator.initial_states(1)[0])
+        simulator.env.place, simulator.env.goal = np.zeros(2), np.full(2, -1.0)
+        result = simulator.step_chunk(np.array([[1, 1]], np.float32))
+        assert result.env_steps == 1 and np.allclose(simulator.env.place, [0.6, 0.9])
+    assert check("Dot", repeat=3) == list(CHECKS)
+
+
+@pytest.mark.parametrize(
+    "name, words, expected",
+    [
+        ("Dot", (), ["place", "goal"]),
+        ("Dot", ("goal[1]", "place"), ["goal 1", "place"]),
+        ("Point", (), ["observation"]),
+        ("Point", ("observation[:4]",), ["observation :4"]),
+        ("Pixels", (), ["agent_pos"]),
+    ],
+)
+def test_proprioception_is_what_is_named(name, words, expected):
+    with made(name, proprio=words) as simulator:
+        look = simulator.reset(simulator.initial_states(1)[0])
+        seen = environment.parts(simulator.observation)
+        parts = []
+        for word in expected:
+            key, _, where = word.partition(" ")
+            a, colon, b = where.partition(":")
+            picked = slice(int(a or 0), int(b)) if colon else slice(int(a), int(a) + 1) if a else slice(None)
+            parts.append(seen[key][picked])
+        assert look.proprio[0].tolist() == np.concatenate(parts).astype(np.float32).tolist()
+        assert look.proprio.shape == (1, simulator.spec.proprio_dim)
+
+
+def test_cameras_are_model_cameras_free_views_keys_and_renders():
+    free = "near=0 -1.5 1.5 to 0 0 0 fovy 50"
+    with made("Point", cameras=("above", free), image_size=(20, 32)) as simulator:
+        look = simulator.reset(simulator.initial_states(1)[0])
+        assert {name: image.shape for name, image in look.images.items()} == {
+            "above": (1, 20, 32, 3),
+            "near": (1, 20, 32, 3),
+        }
+        assert simulator.spec.cameras == {"above": (20, 32), "near": (20, 32)}
+        assert simulator.render().shape == (160, 160, 3)
+    with made("Pixels", cameras=("eye=pixels", "render"), image_size=48) as simulator:
+        look = simulator.reset(simulator.initial_states(1)[0])
+        assert np.array_equal(look.images["eye"][0], simulator.observation["pixels"])
+        assert np.array_equal(look.images["eye"], look.images["render"])
+
+
+def test_a_picture_in_another_size_holds_the_means_of_what_it_covers():
+    picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
+    halved = pictures.resized(picture, (3, 3))
+    assert np.array_equal(halved, np.rint(picture.reshape(3, 2, 3, 3, 3).mean(axis=(1, 3), dtype=np.float64)))
+    assert np.array_equal(pictures.resized(picture, (12, 18)), picture.repeat(2, 0).repeat(2, 1))
+    assert pictures.resized(picture, (4, 5)).shape == (4, 5, 3)
+
+
+def test_boxes_stand_where_meshes_are():
+    pytest.importorskip("gymnasium_robotics")
+    looks = []
+    for meshes in ("boxes", "mesh"):
+        with GymSimulator("FetchReach-v4", meshes=meshes) as simulator:
+            (look,) = simulator.reset(simulator.initial_states(1)[0]).images.values()
+            looks.append(look[0].astype(int))
+    white = [(look.min(axis=2) > 150).mean() for look in looks]
+    assert 0.5 < white[0] / white[1] < 2 and not np.array_equal(*looks)
+
+
+@pytest.mark.parametrize(
+    "rule, step, expected",
+    [
+        ("", (0.0, False, {"is_success": 1.0}), True),
+        ("", (0.0, False, {"success": np.array([False])}), False),
+        ("done", (0.0, False, {"done": True, "success": False}), True),
+        ("terminated", (0.0, True, {}), True),
+        ("reward >= -0.5", (-0.4, False, {}), True),
+        ("reward>=-0.5", (-0.6, True, {}), False),
+    ],
+)
+def test_success_is_what_the_rule_says(rule, step, expected):
+    assert environment.Success("gym/x", rule)(*step) is expected
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("FetchPickAndPlace-v4", "Fetch pick and place."),
+        ("package:space/PushT-v0", "Push t."),
+        ("HalfCheetah-v5", "Half cheetah."),
+        ("AntMaze_UMaze-v5", "Ant maze u maze."),
+    ],
+)
+def test_an_instruction_is_made_of_the_id(name, sentence):
+    assert environment.instruction_of(name) == sentence
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "name, settings, kind, message",
+    [
+        (
+            "Discrete",
+            {},
+            ConfigError,
+            r"gym/gym_environments:Discrete-v0: its action space is Discrete\(4\).*bounded Box",
+        ),
+        ("Unbounded", {}, ConfigError, r"its action space is Box\(-inf, inf.*infinite"),
+        ("Silent", {}, ConfigError, r"sim\.success.*is_success and success are not in.*distance.*--sim\.success=KEY"),
+        ("Dot", {"success": "won"}, ConfigError, r"won is not in the info of a step \(its keys: success\)"),
+        ("Dot", {"success": "reward>=much"}, ConfigError, r"'reward>=much'; expected a rule such as reward>=0\.9"),
+        ("Silent", {"success": "reward>"}, ConfigError, "expected a rule"),
+        ("NoRender", {}, ConfigError, r"sim\.cameras.*makes no pictures.*render modes are none"),
+        ("Endless", {}, ConfigError, r"sim\.horizon.*no limit of steps.*--sim\.horizon=200"),
+        ("Dot", {"proprio": ("plaice",)}, UnknownNameError, r"key of the observation.*'plaice': did you mean place"),
+        ("Dot", {"proprio": ("place[2]",)}, ConfigError, r"place\[2\]: place has 2 numbers"),
+        ("Pixels", {"proprio": ("pixels",)}, ConfigError, "not a vector of numbers"),
+        ("Dot", {"cameras": ("front",)}, UnknownNameError, r"camera.*not a MuJoCo one.*'front'"),
+        ("Point", {"cameras": ("abuve",)}, UnknownNameError, "did you mean above"),
+        ("Point", {"cameras": ("0 0 1 to 0 0 0",)}, ConfigError, "has no name"),
+        ("Point", {"cameras": ("a=0 0 1 to 0 0 1",)}, ConfigError, "looks at where it stands"),
+        ("Point", {"cameras": ("a=above", "a=default")}, ConfigError, "named twice"),
+        ("Dot", {"cameras": ()}, ConfigError, "at least one camera"),
+        ("Dot", {"arguments": '{"reech": 1}'}, ConfigError, r"sim\.arguments.*reech"),
+        ("Dotty", {}, UnknownNameError, "did you mean Dot-v0"),
+    ],
+)
+def test_what_cannot_be_practised_in_is_refused_with_what_to_do(name, settings, kind, message):
+    with pytest.raises(kind, match=message):
+        made(name, **settings)
+
+
+def test_pictures_that_are_none_or_of_a_wrong_type_are_refused():
+    for name, kind, message in (
+        ("Blind", ConfigError, r"makes no pictures of its own \(its render\(\) gave None\)"),
+        ("Bright", SimulatorError, r"a picture is float64 \[48, 48, 3\]; expected uint8"),
+    ):
+        with made(name) as simulator, pytest.raises(kind, match=message):
+            simulator.reset(simulator.initial_states(1)[0])
+
+
+def test_a_reset_that_does_not_repeat_itself_is_refused_at_once():
+    with made("Restless") as simulator:
+        (state,) = simulator.initial_states(1)
+        with pytest.raises(SimulatorError, match=rf"Restless.*{state.id}.*does not repeat itself.*np_random"):
+            simulator.reset(state)
+
+
+def test_a_package_that_is_missing_or_broken_is_named(tmp_path, monkeypatch):
+    with pytest.raises(DependencyMissing, match="no package gym_unheard_of here: install it"):
+        GymSimulator("gym_unheard_of:Dot-v0")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_environments.py").write_text("1 / 0")
+    with pytest.raises(DependencyMissing, match="broken_environments cannot be imported: ZeroDivisionError"):
+        GymSimulator("broken_environments:Dot-v0")
+    (tmp_path / "needy_environments.py").write_text("import unheard_of_either")
+    with pytest.raises(DependencyMissing, match="needs unheard_of_either, which is not installed"):
+        GymSimulator("needy_environments:Dot-v0")
+
+
+def test_an_environment_in_a_file_of_the_current_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_environments.py").write_text(
+        "import gymnasium\nfrom gym_environments import Dot\n"
+        "gymnasium.register('Mine-v0', entry_point=Dot, max_episode_steps=7)\n"
+    )
+    assert task_of("my_environments:Mine-v0").horizon == 7
+
+
+def test_fetch_without_its_package_says_what_to_install(monkeypatch):
+    find = environment.importlib.import_module
+
+    def without(name, *rest):
+        if name == "gymnasium_robotics":
+            raise ModuleNotFoundError(name=name)
+        return find(name, *rest)
+
+    monkeypatch.setattr(environment.importlib, "import_module", without)
+    with pytest.raises(DependencyMissing, match=r'pip install "ript\[robotics\]"'):
+        task_of("FetchReach-v99")
+
+
+def test_what_an_environment_raises_has_an_address():
+    with made("Breaks") as simulator:
+        (state,) = simulator.initial_states(1)
+        simulator.reset(state)
+        with pytest.raises(
+            SimulatorError, match=rf"{state.id}, step 0: the environment raised ZeroDivisionError: of the"
+        ):
+            simulator.step_chunk(np.ones((30, 2), np.float32))
+
+
+def test_a_state_of_other_settings_does_not_fit():
+    with made("Point", states="seed") as simulator:
+        (state,) = simulator.initial_states(1)
+    with made("Point") as simulator, pytest.raises(SimulatorError, match=r"does not fit.*other --sim\.states"):
+        simulator.reset(state)
+
+
+def test_a_simulator_that_cannot_be_made_leaves_nothing_behind():
+    with pytest.raises(RiptError):
+        made("Dot", proprio=("nothing",))
+    SHELF.close_unused()
+    assert len(SHELF) == 0
+
+
+def test_views_are_read_as_they_are_written():
+    assert cameras.named_views(["a=0 -1.5 2. to 0 0 0 fovy 30", "above"]) == {
+        "a": "0 -1.5 2. to 0 0 0 fovy 30",
+        "above": "above",
+    }
+    assert gymnasium.registry  # the tests above registered what they use
