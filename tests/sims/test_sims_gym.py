@@ -6,11 +6,15 @@ import gymnasium
 import numpy as np
 import pytest
 
-from ript.core.errors import ConfigError, DependencyMissing, RiptError, SimulatorError, UnknownNameError
+from ript.core.errors import ConfigError, DependencyMissing, PolicyError, RiptError, SimulatorError, UnknownNameError
+from ript.core.registry import suites
 from ript.sims.check import CHECKS, check_simulator
 from ript.sims.gym import cameras, environment, pictures
 from ript.sims.gym.instances import SHELF
-from ript.sims.gym.simulator import GymSimulator, task_of
+from ript.sims.gym.simulator import GymSimulator
+from ript.sims.gym.tasks import task_of
+from ript.sims.registry import make_simulator
+from ript.sims.toy.simulator import ToySimulator
 
 pytest.importorskip("mujoco")
 PACKAGE = "gym_environments"
@@ -136,6 +140,38 @@ def test_states_of_splits_and_seeds_come_from_numbers_that_cannot_meet():
         (last,) = simulator.initial_states(1, 0, "train", 2**20 + 3)
         assert last.id == simulator.initial_states(1, 0, "train", 3)[0].id
         assert simulator.initial_states(1, 2**63 - 1)[0].state[0] < 2**53
+
+
+def test_the_suite_makes_any_environment_by_its_name_and_finds_its_options_again():
+    suite = suites.get("gym")
+    assert suite.available() is None and suite.tasks()[0].key == "gym/FetchReach-v4"
+    assert suite.task(f"gym/{PACKAGE}:Dot-v0").horizon == 30
+    options = suite.options(
+        cameras=("eye=render",), image_size=(20, 30), proprio=("place",), success="success", repeat=2, horizon=12
+    )
+    with make_simulator(f"gym/{PACKAGE}:Dot-v0", **options.values()) as simulator:
+        assert simulator.task.horizon == 12 and simulator.task.key == f"gym/{PACKAGE}:Dot-v0"
+        again = suite.options_of(simulator.spec)
+        assert again == options.replaced(horizon=0)
+    assert suite.caveats(options) == ["each action is repeated 2 times"]
+    with pytest.raises(PolicyError, match="says what it was made with"):
+        suite.options_of(ToySimulator().spec)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"arguments": "reach=1"}, r"sim\.arguments: expected a JSON object"),
+        ({"arguments": '{"render_mode": "human"}'}, "render_mode cannot be given here"),
+        ({"rebuild": True, "states": "physics"}, "contradict each other"),
+        ({"proprio": ("a", "a")}, r"sim\.proprio: named twice: a"),
+        ({"repeat": 0}, r"sim\.repeat: must be in 1\.\.1000"),
+        ({"states": "goal"}, r"sim\.states: 'goal' is not one of"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        suites.get("gym").options(**given)
 
 
 # ------------------------------------------------------------------------------------------------------ what is taken

@@ -1,4 +1,4 @@
-"""Whether practice is sound, said in words: on simulators that keep the contract, break it, or leave nothing to learn."""
+"""Whether practice is sound, in words: on simulators that keep the contract, break it, or leave nothing to learn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ript.core.errors import SimulatorError
 from ript.core.types import ChunkResult
 from ript.sims.check import CHECKS
 from ript.sims.soundness import MEANS, in_words, soundness
-from ript.sims.toy import ToySimulator
+from ript.sims.toy.simulator import ToySimulator
 
 
 class Solved(ToySimulator):
@@ -93,7 +93,9 @@ def test_states_that_are_solved_by_doing_nothing_are_counted_and_named():
 def test_where_there_is_nothing_to_learn_practice_is_not_sound():
     found = soundness(Solved, states=3)
     assert len(found.still) == 3 and not found.sound
-    assert in_words(found).endswith("every state that was tried is solved by doing nothing, so there is nothing to learn")
+    assert in_words(found).endswith(
+        "every state that was tried is solved by doing nothing, so there is nothing to learn"
+    )
 
 
 def test_test_states_that_look_like_practised_ones_are_counted():

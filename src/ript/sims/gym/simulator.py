@@ -6,51 +6,26 @@ The environment's own `step` is called, so what happens is what happens there. S
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ript.core.errors import ConfigError, SimulatorError
-from ript.core.types import ChunkResult, InitialState, Observation, SimulatorSpec, Split, Task
+from ript.core.errors import SimulatorError
+from ript.core.types import ChunkResult, InitialState, Observation, SimulatorSpec, Split
 from ript.sims.gym import instances
 from ript.sims.gym.cameras import RENDER, named_views
-from ript.sims.gym.environment import Success, Taken, calling, default_proprio, find_spec, instruction_of, parts
+from ript.sims.gym.environment import Success, Taken, calling, default_proprio, parts
 from ript.sims.gym.environment import taken as numbers_of
 from ript.sims.gym.instances import SHELF, Environment, OwnInstance, Request, SharedInstance, States
 from ript.sims.gym.numbers import numbers
 from ript.sims.gym.pictures import Meshes, ModelPictures, checked, resized
+from ript.sims.gym.tasks import NAME, task_of
 from ript.sims.mujoco import gl
 from ript.sims.mujoco.rendering import CameraView, image_shape
 from ript.sims.sequences import numbers as seeds_of
 
-SUITE = "gym"
 VIDEO = (160, 160)
-
-
-def task_of(name: str, horizon: int = 0, instruction: str = "") -> Task:
-    """A task of any environment.
-
-    Args:
-        name: id, or PACKAGE:ID.
-        horizon: steps after which an episode without success is over; 0: the environment's own limit.
-        instruction: a sentence; "": made of the id.
-
-    Raises:
-        UnknownNameError: no such environment.
-        ConfigError: neither a horizon nor a limit of the environment.
-    """
-    horizon = horizon or find_spec(name).max_episode_steps or 0
-    if not horizon:
-        raise ConfigError(f"sim.horizon: gym/{name} has no limit of steps of its own: give one (--sim.horizon=200)")
-    return Task(
-        suite=SUITE,
-        name=name,
-        instruction=instruction or instruction_of(name),
-        index=zlib.crc32(name.encode()) & 0x7FFFFFFF,
-        horizon=horizon,
-    )
 
 
 class GymSimulator:
@@ -134,11 +109,11 @@ class GymSimulator:
         names = ("cameras", "proprio", "privileged", "success", "instruction", "states", "rebuild", "arguments")
         given = {k: list(v) if isinstance(v, tuple | list) else v for k, v in zip(names, words, strict=True)}
         return SimulatorSpec(
-            suite=SUITE,
+            suite=NAME,
             cameras=dict.fromkeys(self._environment.views, self._size),
             proprio_dim=sum(one.size for one in self._proprio),
             action_dim=self._environment.actions.dim,
-            render={**given, "size": list(self._size), "meshes": self._meshes, "repeat": self._repeat},
+            render={**given, "image_size": list(self._size), "meshes": self._meshes, "repeat": self._repeat},
         )
 
     @property

@@ -1,0 +1,56 @@
+"""Tasks of Gymnasium environments: any id is one; these are known, with what a policy is told."""
+
+from __future__ import annotations
+
+import zlib
+
+from ript.core.errors import ConfigError
+from ript.core.types import Task
+from ript.sims.gym.environment import find_spec, instruction_of
+
+NAME = "gym"
+KNOWN: dict[str, tuple[str, int]] = {
+    "FetchReach-v4": ("Move the gripper to the red target.", 50),
+    "FetchPush-v4": ("Push the block to the red target.", 50),
+    "FetchSlide-v4": ("Hit the puck so that it slides to the red target.", 50),
+    "FetchPickAndPlace-v4": ("Pick up the block and bring it to the red target.", 50),
+}
+"""Id -> (instruction, horizon)."""
+
+
+def known_tasks() -> tuple[Task, ...]:
+    """Tasks that are listed; every other environment is one as well."""
+    return tuple(_task(name, horizon, text) for name, (text, horizon) in KNOWN.items())
+
+
+def find(name: str) -> Task:
+    """The task of any environment; its horizon is 0 where the environment has no limit of steps.
+
+    Raises:
+        UnknownNameError: no such environment.
+        DependencyMissing: gymnasium or the package is not installed, or cannot be imported.
+    """
+    return _task(name, find_spec(name).max_episode_steps or 0, instruction_of(name))
+
+
+def task_of(name: str, horizon: int = 0, instruction: str = "") -> Task:
+    """The task of any environment.
+
+    Args:
+        name: id, or PACKAGE:ID.
+        horizon: steps after which an episode without success is over; 0: the environment's own limit.
+        instruction: a sentence; "": the known one, or one made of the id.
+
+    Raises:
+        UnknownNameError: no such environment.
+        ConfigError: neither a horizon nor a limit of the environment.
+    """
+    found, (text, _) = find(name), KNOWN.get(name, ("", 0))
+    if not (horizon or found.horizon):
+        raise ConfigError(f"sim.horizon: gym/{name} has no limit of steps of its own: give one (--sim.horizon=200)")
+    return _task(name, horizon or found.horizon, instruction or text or found.instruction)
+
+
+def _task(name: str, horizon: int, instruction: str) -> Task:
+    index = zlib.crc32(name.encode()) & 0x7FFFFFFF  # there is no list in which it could have a place
+    return Task(suite=NAME, name=name, instruction=instruction, index=index, horizon=horizon)
