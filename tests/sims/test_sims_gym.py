@@ -220,6 +220,7 @@ def test_proprioception_is_what_is_named(name, words, expected):
             parts.append(seen[key][picked])
         assert look.proprio[0].tolist() == np.concatenate(parts).astype(np.float32).tolist()
         assert look.proprio.shape == (1, simulator.spec.proprio_dim)
+        assert list(simulator.spec.proprio) == [part.word for part in simulator._proprio]
 
 
 def test_cameras_are_model_cameras_free_views_keys_and_renders():

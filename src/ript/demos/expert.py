@@ -96,8 +96,8 @@ def _watch(sim: Demonstrator, state: InitialState, attempt: _Attempt, every: int
                 f"{len(attempt.executed)} steps, and replayed, step {step + 1} was {'a' if success else 'no'} success; "
                 "the simulator breaks its contract (see sims/check.py)"
             )
-    seen = Observation.concatenate(looks)
-    for what, rows in (("proprio", seen.proprio), ("privileged", np.stack(privileged))):
+    seen, hidden = Observation.concatenate(looks), np.stack(privileged)
+    for what, rows in (("proprio", seen.proprio), ("privileged", hidden)):
         if not np.isfinite(rows).all():
             step = every * int(np.argwhere(~np.isfinite(rows))[0, 0])
             raise NotFiniteError(
@@ -111,6 +111,6 @@ def _watch(sim: Demonstrator, state: InitialState, attempt: _Attempt, every: int
         frame_steps=np.arange(0, len(attempt.executed), every, dtype=np.int64),
         images=dict(seen.images),
         proprio=seen.proprio,
-        privileged=np.stack(privileged),
+        privileged=hidden if hidden.shape[1] else None,
         tries=1,
     )

@@ -150,7 +150,8 @@ def _write_demo(group: h5py.Group, demo: Demo) -> None:
     if demo.privileged is not None:
         small["obs/privileged"] = demo.privileged
     for key, array in small.items():
-        group.create_dataset(key, data=array, chunks=array.shape, fletcher32=True, track_times=False)
+        checked = {"chunks": array.shape, "fletcher32": True} if array.size else {}
+        group.create_dataset(key, data=array, track_times=False, **checked)
     for camera, frames in demo.images.items():
         rows = max(1, min(len(frames), _CHUNK_BYTES // frames[0].nbytes))
         group.create_dataset(

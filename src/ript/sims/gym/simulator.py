@@ -111,7 +111,7 @@ class GymSimulator:
         return SimulatorSpec(
             suite=NAME,
             cameras=dict.fromkeys(self._environment.views, self._size),
-            proprio_dim=sum(one.size for one in self._proprio),
+            proprio={one.word: one.size for one in self._proprio},
             action_dim=self._environment.actions.dim,
             render={**given, "image_size": list(self._size), "meshes": self._meshes, "repeat": self._repeat},
         )
