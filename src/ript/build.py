@@ -269,6 +269,7 @@ def make_env_pool(sim: SimConfig, rollout: RolloutConfig, policy: LikelihoodPoli
         request_timeout=rollout.request_timeout,
         max_retries=rollout.max_retries,
         max_error_rate=rollout.max_error_rate,
+        loaded_tasks=rollout.loaded_tasks,
     )
 
 

@@ -23,6 +23,9 @@ from ript.run.progress import progress
 
 SEED_TAG = 0x6576616C
 """Keeps the generators of evaluation apart from those of training."""
+IN_A_ROW = 8
+"""States of a task that are measured before the next task's: workers need not load another task's model for each, and
+a task that gives errors alone is not all that the pool sees."""
 
 
 def tally(statuses: Sequence[Status]) -> TaskResult:
@@ -68,10 +71,9 @@ def run_evaluation(
             record=False,
             video=m == 0 and i < videos,
         )
-        for i in range(max(map(len, states.values()), default=0))
+        for start in range(0, max(map(len, states.values()), default=0), IN_A_ROW)
         for group in states.values()
-        if i < len(group)
-        for state in (group[i],)
+        for i, state in enumerate(group[start : start + IN_A_ROW], start)
         for m, mode in enumerate(modes)
     ]
     done: dict[tuple[str, int], Rollout] = {}

@@ -344,7 +344,7 @@ def test_simulators_of_different_layouts_are_refused():
             super().__init__(fake_task("wide"))
             self.spec = replace(SPEC, cameras={"front": (6, 9)})
 
-    cache = SimulatorCache(lambda key: Wide() if key == "fake/wide" else FakeSimulator(fake_task()), limit=2)
+    cache = SimulatorCache(lambda key: Wide() if key == "fake/wide" else FakeSimulator(fake_task()), limit=2, tasks=9)
     cache.take("fake/plain")
     with pytest.raises(ConfigError, match=r"fake/wide has cameras = .*9.* others have .*8|fake/wide has cameras"):
         cache.take("fake/wide")
@@ -357,27 +357,54 @@ def test_the_cache_reuses_instances_of_a_task_and_closes_the_least_recently_used
         built.append(key)
         return FakeFactory()(key)
 
-    cache = SimulatorCache(factory, limit=2)
-    a, b, c = (cache.take(f"fake/{name}") for name in "abc")
+    cache = SimulatorCache(factory, limit=2, tasks=9)
+    a, b, c, alone = (cache.take(f"fake/{name}") for name in "aaab")
     cache.release(a)
     cache.release(b)
-    assert cache.take("fake/a") is a
-    cache.release(a)
-    cache.release(c)  # b is now the one that was not used for longest
-    assert [simulator.closed for simulator in (a, b, c)] == [False, True, False]
-    assert cache.take("fake/b") is not b
-    assert built == ["fake/a", "fake/b", "fake/c", "fake/b"]
+    assert cache.take("fake/a") is b
+    cache.release(alone)
+    cache.release(b)
+    cache.release(c)  # a is now the one that was not used for longest
+    assert [simulator.closed for simulator in (a, b, c, alone)] == [True, True, False, False], "b's only one stays"
+    assert cache.take("fake/a") is c
+    assert cache.take("fake/a") is not b
+    assert built == ["fake/a", "fake/a", "fake/a", "fake/b", "fake/a"]
     cache.close()
-    assert a.closed
+    assert alone.closed
     assert c.closed
 
 
+def test_another_task_takes_the_place_of_the_one_used_least_recently_but_never_of_one_in_use():
+    built: list[FakeSimulator] = []
+
+    def factory(key: str) -> FakeSimulator:
+        built.append(FakeFactory()(key))
+        return built[-1]
+
+    cache = SimulatorCache(factory, limit=9, tasks=2)
+    a, again, b = (cache.take(f"fake/{name}") for name in "aab")
+    assert cache.has_room("fake/a")
+    assert not cache.has_room("fake/c")
+    cache.release(a)
+    assert not cache.has_room("fake/c"), "another instance of a is still in use"
+    cache.release(again)
+    cache.release(b)
+    assert cache.take("fake/a") is again
+    cache.release(again)
+    c = cache.take("fake/c")
+    assert [simulator.closed for simulator in built] == [False, False, True, False]
+    cache.release(c)
+    cache.take("fake/c")
+    cache.take("fake/d")
+    assert [simulator.closed for simulator in built] == [True, True, True, False, False]
+
+
 def test_seconds_of_closed_simulators_still_count():
-    cache = SimulatorCache(FakeFactory(), limit=0)
+    cache = SimulatorCache(FakeFactory(), limit=0, tasks=9)
     simulator = cache.take("fake/plain")
     simulator.reset(fake_state(0))
     simulator.step_chunk(np.ones((CHUNK, 2), np.float32))
-    cache.release(simulator)
+    cache.discard(simulator)
     assert simulator.closed
     assert cache.seconds()["simulate"] == pytest.approx(0.001)
 

@@ -17,8 +17,10 @@ from ript.core.interfaces import EnvPool
 from ript.core.metrics import values
 from ript.core.types import Rollout, RolloutRequest
 from ript.rollout.local import limits
+from ript.rollout.local.placement import Load, place
 from ript.rollout.local.processes import make_payload
 from ript.rollout.pool import make_pool
+from ript.rollout.stream import Flight
 from tests.fakes import SPEC, FakeFactory, FakePolicy, FakeSimulator, fake_state, fake_task, same
 
 
@@ -94,6 +96,69 @@ def test_a_group_is_spread_over_the_workers(tmp_path, inference):
         assert len(collect(pool, wanted)) == 8
     by_process = [line.split()[0] for line in log.read_text().splitlines()]
     assert sorted(by_process.count(pid) for pid in set(by_process)) == [4, 4]
+
+
+class Counting(FakeFactory):
+    """Writes down how many tasks have simulators in the process that makes or closes one."""
+
+    def __call__(self, key: str) -> FakeSimulator:
+        simulator = super().__call__(key)
+        OPEN.append(key)
+        close = simulator.close
+
+        def closing() -> None:
+            OPEN.remove(key)
+            close()
+
+        simulator.close = closing  # type: ignore[method-assign]
+        with open(str(self.log), "a") as log:
+            log.write(f"{os.getpid()} {key} {len(set(OPEN))}\n")
+        return FakeSimulator.__enter__(simulator)
+
+
+OPEN: list[str] = []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("order", ["tasks in turn", "task after task"])
+def test_no_process_has_more_tasks_loaded_than_it_may_and_the_rollouts_are_the_same(tmp_path, workers, order):
+    OPEN.clear()
+    tasks = [fake_task(f"t{i}-24") for i in range(7)]
+    wanted = [
+        RolloutRequest(initial_state=fake_state(i, 0.1, task), index=0, seed=(3,)) for i in range(6) for task in tasks
+    ]
+    if order == "task after task":
+        wanted.sort(key=lambda request: request.initial_state.task.name)
+    expected = inline(wanted)
+    log = tmp_path / "log"
+    settings = {"workers": workers, "slots": 5, "loaded_tasks": 2, "frame_every": 1}
+    with make_pool(Counting(log=str(log)), FakePolicy(), **settings) as pool:  # type: ignore[arg-type]
+        done = collect(pool, wanted)
+    assert all(same(done[key], expected[key]) for key in expected)
+    rows = [line.split() for line in log.read_text().splitlines() if len(line.split()) == 3]
+    assert {int(loaded) for _, _, loaded in rows} == {1, 2}
+
+
+def test_a_rollout_goes_to_the_least_loaded_worker_that_need_not_close_another_task_for_it():
+    def load(*flights: str, loaded: tuple[str, ...] = ()) -> Load:
+        made = Load(tasks=2, loaded=dict.fromkeys(loaded))
+        for ticket, name in enumerate(flights):
+            request = RolloutRequest(initial_state=fake_state(0, 0.0, fake_task(name)), index=0, seed=(0,))
+            made.give(Flight(ticket, request))
+        return made
+
+    a, b = "fake/a", "fake/b"
+    assert place(a, [load(), load()], slots=4) == 0
+    assert place(a, [load("a"), load()], slots=4) == 1, "there is room: the work is spread"
+    assert place(a, [load("b", "b"), load("b", "a", "a")], slots=4) == 0, "likewise"
+    full = load("b")
+    full.loaded["fake/c"] = None
+    assert place(a, [full, load("a", "a")], slots=4) == 1, "a has its simulators there"
+    assert place(a, [full, load("a", "a", "a", "a")], slots=4) == 0, "but too much to do"
+    full.give(Flight(9, RolloutRequest(initial_state=fake_state(0, 0.0, fake_task("a")), index=0, seed=(0,))))
+    assert list(full.loaded) == [b, a], "c was not in use"
+    assert place("fake/d", [full, load("b", "c")], slots=4) is None, "all that may be loaded is in use"
+    assert place("fake/d", [full, load("b", "b", "b")], slots=4) == 1
 
 
 def test_requests_in_flight_are_bounded(inference):

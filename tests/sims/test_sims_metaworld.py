@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import time
+import weakref
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,6 @@ import pytest
 from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.core.interfaces import Demonstrator
 from ript.sims.check import check_simulator
-from ript.sims.metaworld import simulator as metaworld
 from ript.sims.metaworld.instructions import INSTRUCTIONS
 from ript.sims.metaworld.simulator import (
     CAMERAS,
@@ -21,7 +21,7 @@ from ript.sims.metaworld.simulator import (
     close_renderers,
     metaworld_tasks,
 )
-from ript.sims.metaworld.stock import StockMetaworld, shared_task
+from ript.sims.metaworld.stock import RENDERERS, SHELF, SharedTask, StockMetaworld
 from ript.sims.metaworld.success import SUCCESS, Body, near
 from ript.sims.metaworld.tasks import LISTS
 from ript.sims.mujoco import gl
@@ -162,7 +162,7 @@ def test_the_first_picture_shows_the_state_even_where_the_stock_reset_leaves_old
 
 
 def test_instances_share_the_model_and_drawing_leaves_it_alone(simulator):
-    model = shared_task(TASK).model
+    model = simulator._model
     simulator.reset(simulator.initial_states(1)[0])
     before = {
         name: getattr(model, name).copy() for name in ("geom_type", "geom_size", "geom_rgba", "cam_pos", "body_pos")
@@ -177,27 +177,80 @@ def test_instances_share_the_model_and_drawing_leaves_it_alone(simulator):
     assert all(other._model is model for other in others)
 
 
-def test_many_instances_that_take_turns_go_their_own_ways(simulator):
-    states = simulator.initial_states(6, seed=4)
-    actions = np.random.default_rng(3).uniform(-1, 1, (6, 10, 4)).astype(np.float32)
+def test_instances_that_take_turns_go_to_the_bit_the_ways_that_each_goes_alone_over_a_model_of_its_own():
+    """While another draws initial states and another one is filmed, as in a worker between two rounds."""
+    with MetaworldSimulator("window-close-v3") as drawing:  # whose reset leaves old poses behind
+        states = drawing.initial_states(6, seed=4)
+    plans = np.random.default_rng(3).uniform(-1, 1, (6, 5, 8, 4)).astype(np.float32)
     alone = []
-    for state, plan in zip(states, actions, strict=True):
-        simulator.reset(state)
-        simulator.step_chunk(plan)
-        alone.append(simulator.state_vector())
-    together = [MetaworldSimulator(TASK) for _ in states]
-    for instance, state in zip(together, states, strict=True):
-        instance.reset(state)
-    for step in range(10):
-        for instance, plan in zip(together, actions, strict=True):
-            instance.step_chunk(plan[step : step + 1])
-    for instance, vector in zip(together, alone, strict=True):
-        assert np.array_equal(instance.state_vector(), vector)
+    for state, plan in zip(states, plans, strict=True):
+        SHELF.close_unused()
+        with MetaworldSimulator("window-close-v3") as instance:
+            seen = [_seen(instance, instance.reset(state))]
+            for chunk in plan:
+                instance.step_chunk(chunk)
+                seen.append(_seen(instance, instance.observe()))
+            alone.append(seen)
+            assert len(SHELF) == 1
+    instances = [MetaworldSimulator("window-close-v3") for _ in states]
+    assert len({id(instance._model) for instance in instances}) == 1
+    together = [[_seen(one, one.reset(state))] for one, state in zip(instances, states, strict=True)]
+    for round_ in range(5):
+        for instance, plan in zip(instances, plans, strict=True):
+            instance.step_chunk(plan[round_])
+        instances[0].initial_states(1, seed=5, start=round_)
+        instances[2].render()
+        for instance, seen in reversed(list(zip(instances, together, strict=True))):
+            seen.append(_seen(instance, instance.observe()))
+        instances[1].perturbed_state(states[0], 0.01, np.random.default_rng(round_))
+    assert together == alone
+
+
+def _seen(simulator, observation):
+    pictures = [image.tobytes() for image in observation.images.values()]
+    return simulator._data.qpos.tobytes(), simulator._data.qvel.tobytes(), simulator.state_vector().tobytes(), pictures
+
+
+def test_what_instances_share_is_closed_when_nobody_uses_it_and_others_have_come_since():
+    SHELF.close_unused()
+    before = len(SHELF)
+    a, again, b = (MetaworldSimulator(task) for task in (TASK, TASK, "reach-v3"))
+    kept = weakref.ref(a._shared)
+    state = a.initial_states(1)[0]
+    seen = _seen(a, a.reset(state))
+    a.close()
+    a.close()
+    b.close()
+    others = [MetaworldSimulator(task) for task in ("push-v3", "door-open-v3", "soccer-v3", "drawer-close-v3")]
+    assert len(SHELF) == before + 1 + 1 + 4, "another instance is open, and the last unused ones stay"
+    again.close()
+    for other in others:
+        other.close()
+    assert len(SHELF) == before + 2
+    del a, again
+    assert kept() is None, "its memory is free"
+    with MetaworldSimulator(TASK) as anew:
+        assert _seen(anew, anew.reset(state)) == seen
+    forgotten = MetaworldSimulator("hammer-v3")
+    forgotten.reset(forgotten.initial_states(1)[0])
+    del forgotten
+    SHELF.close_unused()
+    assert len(SHELF) == before
+
+
+def test_few_ways_of_drawing_a_task_stay_open(simulator):
+    state = simulator.initial_states(1)[0]
+    first = simulator.reset(state)
+    for size in range(20, 28):
+        with MetaworldSimulator(TASK, image_size=size) as other:
+            other.reset(state)
+    assert len(simulator._shared._renderers) == RENDERERS
+    assert np.array_equal(simulator.observe().images["side"], first.images["side"])
 
 
 def test_the_sequence_of_initial_states_is_the_same_in_every_version_of_this_package(simulator):
     """Results name states by split, seed and number: this must keep meaning the same states."""
-    vectors = [shared_task(TASK).layout.split(s.state)[0] for s in simulator.initial_states(2, seed=0, split="test")]
+    vectors = [simulator._shared.layout.split(s.state)[0] for s in simulator.initial_states(2, seed=0, split="test")]
     assert np.round(vectors, 6).tolist() == GOLDEN
 
 
@@ -206,7 +259,7 @@ GOLDEN = [[0.044512, 0.9, 0.0], [0.046149, 0.9, 0.0]]
 
 def test_a_perturbed_state_is_near_another_and_within_the_hands_reach(simulator):
     state = simulator.initial_states(1)[0]
-    layout = shared_task(TASK).layout
+    layout = simulator._shared.layout
     near_by = [simulator.perturbed_state(state, 0.01, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     vectors = [layout.split(s.state)[0] for s in near_by]
     assert near_by[0].id == near_by[1].id != near_by[2].id != state.id
@@ -222,7 +275,7 @@ def test_a_perturbed_state_is_near_another_and_within_the_hands_reach(simulator)
 def test_noise_has_the_size_that_was_asked_for(task):
     """Not cut off where the task's own initial states end; heights, which hardly vary there, stay."""
     with MetaworldSimulator(task) as simulator:
-        shared = shared_task(task)
+        shared = simulator._shared
         moved, outside = [], 0
         for i, state in enumerate(simulator.initial_states(40)):
             noisy = simulator.perturbed_state(state, 0.1, np.random.default_rng(i))
@@ -239,7 +292,7 @@ def test_noise_has_the_size_that_was_asked_for(task):
 
 
 def test_a_vector_that_the_task_refuses_ends_in_an_error_instead_of_a_loop():
-    task = shared_task("push-v3")
+    task = SharedTask("push-v3")
     with pytest.raises(SimulatorError, match="metaworld/push-v3, pinned: the task refused"):
         task.build(lambda: np.array([0.0, 0.6, 0.02, 0.0, 0.6, 0.02]), "metaworld/push-v3, pinned")
 
@@ -316,7 +369,7 @@ def test_a_video_frame_is_larger_and_does_not_change_what_the_policy_sees(simula
 def test_a_closed_context_frees_its_renderers_and_the_next_look_makes_new_ones(simulator):
     first = simulator.reset(simulator.initial_states(1)[0])
     gl.close_context()
-    assert not metaworld._renderers
+    assert not any(shared._renderers for shared in SHELF)
     assert np.array_equal(simulator.observe().images["side"], first.images["side"])
 
 

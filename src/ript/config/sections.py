@@ -215,6 +215,9 @@ class RolloutConfig:
     """Simulator instances per worker; their observations make one batch."""
     inference: Literal["local", "central"] = "local"
     """"local": a copy of the policy in each worker. "central": one batched server for a large policy or a GPU."""
+    loaded_tasks: int = 16
+    """Tasks whose models and renderers a worker holds at a time (65 MiB each in Meta-World); with more tasks, the least
+    recently used makes room, and workers are preferably given tasks that they hold."""
     request_timeout: float = 120.0
     """Seconds without a sign of life after which a worker is killed and replaced."""
     max_retries: int = 2
@@ -229,6 +232,7 @@ class RolloutConfig:
             "rollout",
             workers=(0, 1024),
             slots=(1, _MANY),
+            loaded_tasks=(1, _MANY),
             request_timeout=(0.001, _MANY),
             max_retries=(0, _MANY),
             max_error_rate=(0, 1),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -58,36 +59,54 @@ class Outcome:
 class SimulatorCache:
     """Simulator instances of one process: a free list, most recently used last, closed when it grows too long.
 
+    What is heavy, a task's model and renderer, is shared by its instances and goes with the last one; so the number of
+    tasks that have instances bounds memory.
+
     Args:
         make_simulator: builds an instance for a task key.
-        limit: free instances kept (at least one a slot, or every refill would build).
+        limit: free instances kept (at least one a slot, or every refill would build), besides one of each task.
+        tasks: tasks that have instances at a time; another takes the place of the one that was used least recently.
         check: called with each new instance's spec; raises when the policy does not fit it.
     """
 
     def __init__(
-        self, make_simulator: SimulatorFactory, *, limit: int, check: Callable[[SimulatorSpec], None] | None = None
+        self,
+        make_simulator: SimulatorFactory,
+        *,
+        limit: int,
+        tasks: int,
+        check: Callable[[SimulatorSpec], None] | None = None,
     ):
         self._make = make_simulator
-        self._limit = limit
+        self._limit, self._tasks = limit, tasks
         self._check = check
+        self._recent: dict[str, None] = {}
         self._free: list[tuple[str, Simulator]] = []
         self._taken: list[Simulator] = []
         self._closed = {"simulate": 0.0, "render": 0.0}
         self._build_seconds = 0.0
         self.spec: SimulatorSpec | None = None
 
+    def has_room(self, key: str) -> bool:
+        """Whether an instance of this task can be had now without more tasks than there may be."""
+        taken = {simulator.task.key for simulator in self._taken}
+        return key in taken or len(taken) < self._tasks
+
     def take(self, key: str) -> Simulator:
-        """A free instance of this task, or a new one.
+        """A free instance of this task, or a new one; see `has_room`.
 
         Raises:
             ConfigError: its observations or actions are of another layout than those of the pool's other simulators.
         """
+        self._recent.pop(key, None)
+        self._recent[key] = None
         for position in range(len(self._free) - 1, -1, -1):
             if self._free[position][0] == key:
                 simulator = self._free.pop(position)[1]
                 self._taken.append(simulator)
                 return simulator
         started = time.perf_counter()
+        self._make_room(key)
         simulator = self._make(key)
         self._build_seconds += time.perf_counter() - started
         self._taken.append(simulator)
@@ -98,8 +117,10 @@ class SimulatorCache:
         """Give an instance back for the next rollout of its task."""
         self._taken.remove(simulator)
         self._free.append((simulator.task.key, simulator))
-        while len(self._free) > self._limit:
-            self._close(self._free.pop(0)[1])
+        keys = Counter([key for key, _ in self._free] + [other.task.key for other in self._taken])
+        spare = [number for number, (key, _) in enumerate(self._free) if keys[key] > 1]
+        if len(self._free) > self._limit and spare:
+            self._close(self._free.pop(spare[0])[1])
 
     def discard(self, simulator: Simulator) -> None:
         """Close an instance that failed: its state cannot be trusted."""
@@ -121,6 +142,19 @@ class SimulatorCache:
             with suppress(Exception):
                 self._close(simulator)
         self._taken, self._free = [], []
+
+    def _make_room(self, key: str) -> None:
+        """Close the free instances of the tasks used least recently, so that another task may have one."""
+        taken = {simulator.task.key for simulator in self._taken}
+        free = {task for task, _ in self._free} - taken
+        oldest = [task for task in self._recent if task in free and task != key]
+        while oldest and len(taken | free | {key}) > self._tasks:
+            free.remove(task := oldest.pop(0))
+            del self._recent[task]
+            closing = [simulator for name, simulator in self._free if name == task]
+            self._free = [(name, simulator) for name, simulator in self._free if name != task]
+            for simulator in closing:
+                self._close(simulator)
 
     def _admit(self, key: str, spec: SimulatorSpec) -> None:
         if self._check is not None:
@@ -184,6 +218,10 @@ class Slots:
     @property
     def free(self) -> int:
         return self._size - len(self._slots)
+
+    def has_room(self, request: RolloutRequest) -> bool:
+        """Whether a place is free, and a simulator of its task can be had; see `SimulatorCache.has_room`."""
+        return bool(self.free) and self._simulators.has_room(request.initial_state.task.key)
 
     def start(self, ticket: int, request: RolloutRequest) -> Outcome | None:
         """Build or take a simulator, reset it and look. Returns an Outcome only when that failed (ERROR).

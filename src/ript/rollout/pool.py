@@ -31,6 +31,7 @@ def make_pool(
     max_error_rate: float = 0.2,
     frame_every: int = 4,
     free_simulators: int | None = None,
+    loaded_tasks: int = 16,
 ) -> EnvPool:
     """A pool of simulators with a policy in the loop. Close it, or use it as a context manager.
 
@@ -63,6 +64,9 @@ def make_pool(
             one initial state alone do not stop it while others work.
         frame_every: environment steps between the frames of a video.
         free_simulators: unused instances that each process keeps for later; 2 x slots by default.
+        loaded_tasks: tasks of which a process has simulators at a time, and so their models and renderers. Another
+            closes those of the task used least recently; while all are in use its rollouts wait. Beyond so many,
+            rollouts go preferably to a worker that has their task.
 
     Raises:
         ConfigError: an argument is out of range, or the factory or the policy cannot be pickled.
@@ -76,6 +80,7 @@ def make_pool(
     _need(max_retries >= 0, f"max_retries must be 0 or more, got {max_retries}")
     _need(0 <= max_error_rate <= 1, f"max_error_rate must lie in 0..1, got {max_error_rate}")
     _need(frame_every >= 1, f"frame_every must be at least 1, got {frame_every}")
+    _need(loaded_tasks >= 1, f"loaded_tasks must be at least 1, got {loaded_tasks}")
     kept = 2 * slots if free_simulators is None else free_simulators
     if workers == 0:
         return InlinePool(
@@ -85,6 +90,7 @@ def make_pool(
             max_error_rate=max_error_rate,
             frame_every=frame_every,
             free_simulators=kept,
+            loaded_tasks=loaded_tasks,
         )
     return ProcessPool(
         make_simulator,
@@ -98,6 +104,7 @@ def make_pool(
         max_error_rate=max_error_rate,
         frame_every=frame_every,
         free_simulators=kept,
+        loaded_tasks=loaded_tasks,
     )
 
 
@@ -116,11 +123,12 @@ class InlinePool:
         max_error_rate: float = 0.2,
         frame_every: int = 4,
         free_simulators: int | None = None,
+        loaded_tasks: int = 16,
     ):
         self.saturation = min(slots, BUSY)
         self._recorder = Recorder(policy)
         limit = 2 * slots if free_simulators is None else free_simulators
-        self._simulators = SimulatorCache(make_simulator, limit=limit, check=policy.check_simulator)
+        self._simulators = SimulatorCache(make_simulator, limit=limit, tasks=loaded_tasks, check=policy.check_simulator)
         self._slots = Slots(self._recorder, self._simulators, size=slots, where="this process", frame_every=frame_every)
         self._errors = ErrorLimit(max_error_rate)
         self._running = False
@@ -174,6 +182,9 @@ def run_slots(stream: Stream, recorder: Recorder, slots: Slots) -> Generator[Rol
     try:
         while True:
             while slots.free and (flight := stream.draw()) is not None:
+                if not slots.has_room(flight.request):
+                    stream.back(flight)
+                    break
                 recorder.begin(flight.ticket, flight.request)
                 failed = slots.start(flight.ticket, flight.request)
                 if failed is not None:

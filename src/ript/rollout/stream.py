@@ -50,6 +50,10 @@ class Stream:
         """Run this flight once more, before anything new."""
         self._retries.append(flight)
 
+    def back(self, flight: Flight) -> None:
+        """There is no place for this flight yet: it is drawn again before any other."""
+        self._retries.appendleft(flight)
+
     def delivered(self) -> None:
         """A rollout was yielded: the source may now know more."""
         self._paused = False

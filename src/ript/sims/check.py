@@ -196,8 +196,8 @@ def used_equals_fresh(subject: _Subject) -> None:
 
 
 def interleaved_instances_do_not_leak(subject: _Subject) -> None:
-    """Two instances that take turns go the ways that each goes alone."""
-    with subject.factory() as a, subject.factory() as b:
+    """Two instances that take turns, while a third draws initial states, go the ways that each goes alone."""
+    with subject.factory() as a, subject.factory() as b, subject.factory() as drawing:
         states = a.initial_states(2, seed=subject.seed)
         actions = random_actions(a, subject.steps, subject.seed), -random_actions(a, subject.steps, subject.seed)
         alone = [trajectory(a, state, plan) for state, plan in zip(states, actions, strict=True)]
@@ -206,6 +206,7 @@ def interleaved_instances_do_not_leak(subject: _Subject) -> None:
             for simulator, state in zip((a, b), states, strict=True)
         ]
         for step in range(subject.steps):
+            drawing.initial_states(1, seed=subject.seed, start=step)
             for simulator, plan, moments in zip((a, b), actions, together, strict=True):
                 if moments[-1].result is None or not moments[-1].result.done:
                     result = simulator.step_chunk(plan[step : step + 1])

@@ -22,6 +22,7 @@ class Settings:
     central: bool
     frame_every: int
     free_simulators: int
+    loaded_tasks: int
 
 
 # ---------------------------------------------------------------------------------------------- parent -> worker

@@ -29,6 +29,7 @@ from ript.rollout.local.messages import (
     Weights,
     Work,
 )
+from ript.rollout.local.placement import place
 from ript.rollout.local.processes import WorkerProcess, close_all, make_payload
 from ript.rollout.local.shared import Layout
 from ript.rollout.local.worker import dump_weights
@@ -69,6 +70,7 @@ class ProcessPool:
         max_error_rate: float,
         frame_every: int,
         free_simulators: int,
+        loaded_tasks: int,
     ):
         if (limit := open_files(workers)).remedy:
             raise WorkerError(f"too few open files are allowed: {limit.detail}: {limit.remedy}")
@@ -92,7 +94,14 @@ class ProcessPool:
         self._workers: list[WorkerProcess] = []
         try:
             for index in range(workers):
-                settings = Settings(index, slots, self._central is not None, frame_every, free_simulators)
+                settings = Settings(
+                    index=index,
+                    slots=slots,
+                    central=self._central is not None,
+                    frame_every=frame_every,
+                    free_simulators=free_simulators,
+                    loaded_tasks=loaded_tasks,
+                )
                 self._workers.append(self._worker(settings))
             self._settle()
         except BaseException:
@@ -152,7 +161,7 @@ class ProcessPool:
     # ------------------------------------------------------------------------------------------ one run
 
     def _assign(self, stream: Stream) -> None:
-        """Give requests to the least loaded workers while there is room."""
+        """Give requests to workers while there is room."""
         given: dict[int, list[tuple[int, RolloutRequest]]] = {}
         while True:
             open_workers = [w for w in self._workers if w.ready and len(w.flights) < self._capacity]
@@ -161,8 +170,13 @@ class ProcessPool:
             flight = stream.draw()
             if flight is None:
                 break
-            worker = min(open_workers, key=lambda w: len(w.flights))
-            worker.flights[flight.ticket] = flight
+            task = flight.request.initial_state.task.key
+            chosen = place(task, [worker.load for worker in open_workers], self._slots)
+            if chosen is None:
+                stream.back(flight)
+                break
+            worker = open_workers[chosen]
+            worker.load.give(flight)
             given.setdefault(worker.settings.index, []).append((flight.ticket, flight.request))
             if self._central is not None:
                 self._central.begin(flight.ticket, flight.request, worker.name)

@@ -14,6 +14,7 @@ from ript.core import children
 from ript.core.interfaces import Policy, SimulatorFactory
 from ript.core.liveness import Silence
 from ript.rollout.engine import DECIDING, LOADING, RESTING, address
+from ript.rollout.local.placement import Load
 from ript.rollout.local.shared import Block, Layout, Memory
 from ript.rollout.local.worker import Settings, main
 from ript.rollout.stream import Flight
@@ -45,7 +46,7 @@ class WorkerProcess:
     Attributes:
         ready: it has started and may get work.
         stopping: number of a run that it was told to stop, until it has confirmed.
-        flights: what it was given and has not returned, by ticket.
+        load: what it has to do.
         block: observations and actions (central inference), once it has asked for it.
     """
 
@@ -61,7 +62,7 @@ class WorkerProcess:
         self.settings = settings
         self.ready = False
         self.stopping: int | None = None
-        self.flights: dict[int, Flight] = {}
+        self.load = Load(settings.loaded_tasks)
         self.block: Block | None = None
         self._lost: str | None = None
         self._closed = False
@@ -86,6 +87,11 @@ class WorkerProcess:
             raise
         self.connection = self.process.connection
         self._silence = Silence(self._cell)
+
+    @property
+    def flights(self) -> dict[int, Flight]:
+        """What it was given and has not returned, by ticket."""
+        return self.load.flights
 
     @property
     def name(self) -> str:

@@ -153,7 +153,9 @@ class Worker:
         self._recorder = None if settings.central else Recorder(policy, watch=watch)  # type: ignore[arg-type]
         self._remote = RemoteBrain(link, memory)
         check = None if policy is None else policy.check_simulator
-        self.simulators = SimulatorCache(make_simulator, limit=settings.free_simulators, check=check)
+        self.simulators = SimulatorCache(
+            make_simulator, limit=settings.free_simulators, tasks=settings.loaded_tasks, check=check
+        )
         self._remote.simulators = self.simulators
         self._slots = Slots(
             self._recorder or self._remote,

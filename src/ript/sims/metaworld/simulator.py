@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.core.types import ChunkResult, InitialState, Observation, Split
-from ript.sims.metaworld.stock import SharedTask, StockMetaworld, StockReward, shared_task
+from ript.sims.metaworld.stock import SHELF, SharedTask, StockMetaworld, StockReward
 from ript.sims.metaworld.success import SUCCESS
 from ript.sims.metaworld.tasks import (
     ACTION_DIM,
@@ -50,13 +51,11 @@ ARM_ROOT = "base"
 VARIES = 1e-3
 """Metres: a direction in which initial states differ by less counts as fixed."""
 
-_renderers: dict[tuple, ModelRenderer] = {}
-
 
 def close_renderers() -> None:
     """Free every renderer of this process; they are made again when needed."""
-    while _renderers:
-        _renderers.popitem()[1].close()
+    for shared in SHELF:
+        shared.close_renderers()
 
 
 class MetaworldSimulator:
@@ -95,12 +94,14 @@ class MetaworldSimulator:
         self._views, self._size, self._arm = resolve_cameras(cameras), image_shape(image_size), arm
         self._video_size = image_shape(video_size)
         self.spec = metaworld_spec(self._views, self._size, arm)
-        self._shared: SharedTask = shared_task(task_name)
+        self._shared: SharedTask
+        self._shared, self._let_go = SHELF.take(task_name, partial(SharedTask, task_name), self)
         self._mujoco, self._model = self._shared.mujoco, self._shared.model
         self._data = self._mujoco.MjData(self._model)
         self._qpos, self._mocap, self._ctrl = self._data.qpos, self._data.mocap_pos[0], self._data.ctrl
         self._hand = self._shared.hand_of(self._data)
         self._previous_qpos = self._qpos.copy()
+        self._token = object()
         self._state: InitialState | None = None
         self._reward: StockReward | None = None
         self._steps, self._done, self._forwarded = 0, True, False
@@ -128,9 +129,9 @@ class MetaworldSimulator:
         return self.observe()
 
     def _activate(self) -> None:
-        if self._shared.active is not self:
+        if self._shared.active is not self._token:
             self._model.body_pos[:], self._model.site_pos[:] = self._body_pos, self._site_pos
-            self._shared.active = self
+            self._shared.active = self._token
 
     def _address(self) -> str:
         return f"{self.task.key}, initial state {self._state.id if self._state else None}, step {self._steps}"
@@ -238,12 +239,12 @@ class MetaworldSimulator:
         )
 
     def _renderer(self, views: Mapping[str, CameraView], size: tuple[int, int], arm: Arm) -> ModelRenderer:
-        key = (self.task.name, tuple(views.items()), size, arm)
-        if key not in _renderers:
+        def make() -> ModelRenderer:
             gl.before_close(close_renderers)
             model = lean_model(self._shared.env.fullpath, self._model, arm, descendants(self._model, ARM_ROOT))
-            _renderers[key] = ModelRenderer(model, views, size, coarse=arm != "mesh")
-        return _renderers[key]
+            return ModelRenderer(model, views, size, coarse=arm != "mesh")
+
+        return self._shared.renderer((tuple(views.items()), size, arm), make)
 
     def render(self) -> np.ndarray:
         """A picture for videos from the first camera, with the robot's stock look: uint8 `[h, w, 3]`."""
@@ -323,10 +324,11 @@ class MetaworldSimulator:
         )
 
     def close(self) -> None:
-        """The renderer and the model stay for other instances of this process; `close_renderers` frees renderers."""
-        if self._shared.active is self:
+        """Model and renderers stay for other instances of this process, a while even when there are none."""
+        if self._shared.active is self._token:
             self._shared.active = None
         self._state, self._done = None, True
+        self._let_go()
 
     def __enter__(self) -> MetaworldSimulator:
         return self

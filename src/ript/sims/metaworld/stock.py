@@ -10,12 +10,8 @@ The stock environment has traps that are dealt with here, once:
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
 import math
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +22,14 @@ from ript.core.interpreter import importing
 from ript.sims.metaworld.instructions import INSTRUCTIONS
 from ript.sims.metaworld.success import LIVE_GOALS
 from ript.sims.mujoco.gl import import_mujoco
+from ript.sims.mujoco.rendering import ModelRenderer
+from ript.sims.mujoco.shared import Shelf, return_freed_memory
 
 OBSERVATION_DIM = 39
 MAX_DRAWS = 1000
 """Draws in one reset; the tasks accept at least one in five of their own."""
+RENDERERS = 4
+"""Ways of drawing (cameras, size, arm) of a task that stay open, the latest."""
 
 
 def import_metaworld() -> Any:
@@ -105,20 +105,13 @@ def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
     return {k: v.copy() if isinstance(v, np.ndarray) and v.base is None else v for k, v in attributes.items()}
 
 
-def _return_freed_memory() -> None:
-    """Compiling a model frees 35 MB of 60 that glibc keeps otherwise; a worker may hold dozens of models."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
 class SharedTask:
-    """What all simulators of one task in this process share: a stock environment, its model and its expert.
+    """What all simulators of one task in this process share: a stock environment, its model, renderers and expert.
 
     Attributes:
         env: the stock environment; its own `MjData` is used by resets only.
         model: the physics model. Its body and site positions are those of `active`.
-        active: the simulator whose positions are in the model now.
+        active: stands for the simulator whose positions are in the model now.
         previous: scratch data in which the step before is looked at.
         low, high: bounds of the stock observation `[39]`; hand_low, hand_high: of the proprioception `[8]`.
     """
@@ -145,7 +138,8 @@ class SharedTask:
         self._scratch = self.env.data
         self._new_body_pos, self._new_site_pos = self.model.body_pos.copy(), self.model.site_pos.copy()
         self._new_attributes = _copied(self.env.__dict__)
-        _return_freed_memory()
+        self._renderers: dict[Hashable, ModelRenderer] = {}
+        return_freed_memory()
 
     def _renew(self) -> None:
         """Put the stock environment into the state of a newly built one."""
@@ -188,6 +182,23 @@ class SharedTask:
         positions = self.model.body_pos.ravel(), self.model.site_pos.ravel()
         return np.concatenate([[drawn.size], drawn, *positions, observation, physics])
 
+    def renderer(self, key: Hashable, make: Callable[[], ModelRenderer]) -> ModelRenderer:
+        """The renderer for this way of drawing, made if it is not there; the least recently used makes room."""
+        renderer = self._renderers.pop(key, None) or make()
+        self._renderers[key] = renderer
+        while len(self._renderers) > RENDERERS:
+            self._renderers.pop(next(iter(self._renderers))).close()
+        return renderer
+
+    def close_renderers(self) -> None:
+        """Free what they hold in the OpenGL context; they are made again when needed."""
+        while self._renderers:
+            self._renderers.popitem()[1].close()
+
+    def close(self) -> None:
+        """For a task that no simulator has open."""
+        self.close_renderers()
+
     def current_part(self, data: Any) -> np.ndarray:
         """The first 18 numbers of the stock observation for `data`, whose poses must be up to date."""
         self.env.data = data
@@ -217,10 +228,8 @@ class SharedTask:
         return self._hand_previous()
 
 
-@functools.cache
-def shared_task(task_name: str) -> SharedTask:
-    """This process's `SharedTask`."""
-    return SharedTask(task_name)
+SHELF: Shelf[SharedTask] = Shelf()
+"""This process's tasks, by name."""
 
 
 class StockMetaworld:
