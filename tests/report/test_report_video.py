@@ -11,6 +11,7 @@ from PIL import Image
 from synthetic_run import moving_square
 
 from ript.core.errors import DataError
+from ript.report.read import _pair_videos
 from ript.run import video
 
 
@@ -71,3 +72,12 @@ def test_a_damaged_video_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"a\.mp4 is not a readable video"):
         video.first_frame(path)
+
+
+def test_a_task_whose_name_no_file_can_have_is_written_and_read_all_the_same(tmp_path):
+    stage = tmp_path / "before"
+    stage.mkdir()
+    written, missing = video.write_videos(stage, [("my_pkg:space/Push__T-v0", "0" * 16, "success", moving_square(3))])
+    assert (len(written), missing) == (1, [])
+    (pair,) = _pair_videos(tmp_path, {})
+    assert pair.task == "my_pkg-space-Push__T-v0" and pair.before is not None

@@ -198,7 +198,7 @@ def _pair_videos(folder: Path, left_out: _LeftOut) -> list[VideoPair]:
             left_out[stage] = f"Videos from {stage} post-training are left out: {cannot_read(folder / stage, error)}."
             continue
         for path in (folder / stage / name for name in names if not name.startswith(".")):
-            parts = path.stem.split("__")
+            parts = path.stem.rsplit("__", 2)
             if len(parts) == 3 and path.suffix in (".mp4", ".webm"):
                 found.setdefault((parts[0], parts[1]), {})[stage] = (path, parts[2])
     pairs = [

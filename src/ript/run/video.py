@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -85,7 +86,8 @@ def write_videos(folder: str | Path, videos: Videos, *, fps: float = 20) -> tupl
     """
     written, missing = [], []
     for task, state_id, outcome, frames in videos:
-        path = Path(folder) / f"{task}__{state_id}__{outcome}.mp4"
+        name = re.sub(r"[/\\:]", "-", task)  # ids of environments have such signs
+        path = Path(folder) / f"{name}__{state_id}__{outcome}.mp4"
         try:
             written.append(write_video(path, frames, fps=fps))
         except Exception as error:  # whatever went wrong: what was measured is worth more than its pictures
