@@ -488,7 +488,7 @@ def test_a_policy_with_settings_that_nothing_here_writes_is_refused(rl: Path, tm
         ("config", "sampling", "x", "unknown sampling 'x'"),
         ("config", "rl_trains", "x", "unknown rl_trains"),
         ("simulator", "suite", None, "suite must be a word"),
-        ("simulator", "render", [], "render a table"),
+        ("simulator", "render", [], "render an object"),
     ):
         folder = tmp_path / f"{part}-{name}"
         shutil.copytree(rl / "policy", folder)

@@ -101,6 +101,33 @@ def show_recipes(args: Namespace) -> Answer:
     return Answer(text=text + table(list(studies.items())), document=known | studies)
 
 
+def check(args: Namespace) -> Answer:
+    from functools import partial
+
+    from ript.build import simulator_factory, task_keys
+    from ript.core.registry import suites
+    from ript.run.progress import status
+    from ript.sims.registry import find_task
+    from ript.sims.soundness import in_words, soundness
+
+    for name, least in (("states", 1), ("steps", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise ConfigError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    prefix = args.task.partition("/")[0]
+    suite = prefix if "/" in args.task and prefix in suites.names() else find_task(args.task).suite
+    given = given_fields(args)
+    if given.get("sim.suite", [suite]) != [suite]:
+        raise ConfigError(f"{args.task} is of suite {suite}: leave out --sim.suite")
+    config = overrides.apply(Config(), {"sim.suite": [suite]} | given)
+    refuse_unused("check", config, given)
+    (key,) = task_keys(config.sim, (args.task,))
+    status(f"checking {key}")
+    with saying_what_is_kept("the check did not finish"):
+        make = partial(simulator_factory(config.sim), key)
+        found = soundness(make, seed=args.seed, states=args.states, steps=args.steps)
+    return Answer(text=in_words(found), document=found.to_json(), code=0 if found.sound else 1, costly=True)
+
+
 # ------------------------------------------------------------------ demonstrations
 
 

@@ -56,6 +56,7 @@ ENVIRONMENT = {
 COMMANDS = (
     "tasks",
     "recipes",
+    "check",
     "demos",
     "sft",
     "rl",
@@ -101,7 +102,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_lists, _add_demos, _add_training, _add_results, _add_studies, _add_published, _add_machine):
+    for add in (
+        _add_lists,
+        _add_check,
+        _add_demos,
+        _add_training,
+        _add_results,
+        _add_studies,
+        _add_published,
+        _add_machine,
+    ):
         add(commands)
     return parser
 
@@ -162,6 +172,22 @@ def _add_lists(commands: argparse._SubParsersAction) -> None:
         type=os.path.expanduser,
         help="recipe to print; its text is TOML that --recipe reads back",
     )
+
+
+def _add_check(commands: argparse._SubParsersAction) -> None:
+    p = _command(
+        commands,
+        "check",
+        "check",
+        "say whether practice on a task's simulator is sound; exit code 1 when it is not",
+        "  ript check toy/reach\n  ript check gym/FetchReach-v4\n"
+        "  ript check gym/my_file:MyTask-v0 --sim.success=solved --sim.cameras=render",
+        overrides=True,
+    )
+    p.add_argument("task", metavar="TASK", help="suite/name: a task of any suite, or gym/ID, gym/PACKAGE:ID")
+    p.add_argument("--states", type=int, default=20, metavar="N", help="initial states to try (default 20)")
+    p.add_argument("--steps", type=int, default=40, metavar="N", help="steps of each trajectory (default 40)")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of states and random actions (default 0)")
 
 
 def _add_demos(commands: argparse._SubParsersAction) -> None:

@@ -28,6 +28,7 @@ BUILT = ("size", "chunk", "execute", "privileged", "standardise", "language")
 _BUILT = tuple(f"policy.{name}" for name in BUILT)
 _RUN = ("recipe", "tasks", "seed", "sim.")
 USED: dict[str, tuple[str, ...]] = {
+    "check": ("sim.",),
     "demos collect": ("sim.", "demos.noise", "demos.every", "rollout.workers"),
     "sft": (*_RUN, "device", "tracker", *_BUILT, "sft."),
     "rl": (*_RUN, "device", "tracker", "iterations", "stop_at", "policy.", "rollout.", "sampling.", "learn.", "eval."),

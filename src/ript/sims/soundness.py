@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +74,25 @@ class Soundness:
     def sound(self) -> bool:
         """The contract holds, and there is something to learn."""
         return not self.failed and len(self.still) < self.states
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "task": self.task.key,
+            "sound": self.sound,
+            "checks": [
+                {"name": finding.name, "passed": finding.passed, "found": finding.what} for finding in self.findings
+            ],
+            "states": self.states,
+            "solved_by_doing_nothing": [
+                {"initial_state": id_, "label": label, "steps": steps} for id_, label, steps in self.still
+            ],
+            "solved_by_random_actions": self.lucky,
+            "test_states_alike": self.alike,
+            "notes": list(self.notes),
+            "seconds": {"first": self.build, "instance": self.instance, "step": self.step, "look": self.look},
+            "bytes": {"instance": self.bytes},
+        }
 
 
 def soundness(factory: Callable[[], Simulator], *, seed: int = 0, states: int = 20, steps: int = 40) -> Soundness:

@@ -1,0 +1,66 @@
+"""`ript check TASK`: the checker of the contract, for any suite, in words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ript.cli.main import main
+from ript.core.registry import suites
+from ript.sims.toy.suite import SUITE, ToySimulator
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    code = main(["check", *words])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+class Leaky(ToySimulator):
+    drift = 0.0
+
+    def step_chunk(self, actions):
+        result = super().step_chunk(actions)
+        self.drift += 0.01
+        self._dot = self._dot + self.drift
+        return result
+
+
+def make_leaky(key, options):
+    return Leaky(key.removeprefix("toy/"))
+
+
+def test_a_sound_task_is_said_to_be_so(capsys):
+    code, out, _ = run(capsys, "toy/reach", "--states", "5")
+    assert code == 0 and out.endswith("sound: 10 of 10 checks that apply hold\n")
+    assert "used equals fresh" in out and "solved by doing nothing" in out
+
+
+def test_the_suite_need_not_be_said_where_the_name_is_in_one_alone(capsys):
+    code, out, _ = run(capsys, "reach-corner", "--states", "2", "--json")
+    document = json.loads(out)
+    assert code == 0 and document["task"] == "toy/reach-corner" and document["sound"] is True
+    assert {check["passed"] for check in document["checks"]} == {True, None}
+
+
+def test_a_task_that_is_not_sound_has_an_exit_code_of_its_own(capsys, monkeypatch):
+    monkeypatch.setitem(suites._loaded, "toy", SUITE.__class__(**{**vars(SUITE), "make": make_leaky}))
+    code, out, _ = run(capsys, "toy/reach", "--states", "2")
+    assert code == 1 and "FAILS" in out and "means: rollouts from one state would not start or run equal" in out
+    assert out.splitlines()[-1].startswith("not sound: ")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("toy/reech",), "did you mean reach"),
+        (("toy/reach", "--states", "0"), "--states must be at least 1, got 0"),
+        (("toy/reach", "--sim.suite=metaworld"), "toy/reach is of suite toy: leave out --sim.suite"),
+        (("toy/reach", "--learn.epochs=2"), "learn.epochs has no effect in `ript check`"),
+        (("toy/reach", "--sim.image_size=2"), "sim.image_size"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused(words, message, capsys):
+    code, out, err = run(capsys, *words)
+    assert code == 2 and message in err and out == ""
