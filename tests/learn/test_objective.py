@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ript.core.errors import ConfigError, NotFiniteError, TrainingError
 from ript.core.metrics import merge, values
-from ript.learn.objective import clipped_objective, weighted_objective
+from ript.learn.objective import clipped_objective, reduction_count, reduction_weights, weighted_objective
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loop_io.npz"
 
@@ -324,3 +324,11 @@ def test_clip_fraction_and_mean_ratio_equal_the_reference(golden):
     metrics = values(golden_loss(everything)[2])
     assert metrics["clip_fraction"] == pytest.approx(float(golden["metric_clipfrac"]), abs=3e-5)
     assert metrics["ratio_mean"] == pytest.approx(float(golden["metric_ratio"]), abs=3e-5)
+
+
+def test_a_mean_is_over_a_whole_number_of_tokens_or_of_trajectories_with_any():
+    terms = torch.tensor([3, 0, 7] * 1000)
+    assert (reduction_count(terms, "token"), reduction_count(terms, "trajectory")) == (10_000.0, 2000.0)
+    mask = torch.arange(7) < terms[:, None]
+    weight = reduction_weights(mask, terms, "trajectory")
+    assert float(weight.sum()) == pytest.approx(2000, rel=1e-5)  # in float32, hence not exactly

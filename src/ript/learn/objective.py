@@ -84,14 +84,15 @@ def clipped_objective(
         _check_shape(name, tensor, (b, d, k))
     trajectory = torch.arange(b, device=log_prob.device).repeat_interleave(d)
     mask = mask.reshape(b * d, k).bool()
-    weight = reduction_weights(mask, trajectory, reduction, log_prob.dtype)
+    terms = mask.reshape(b, d * k).sum(1)
+    weight = reduction_weights(mask, terms[trajectory], reduction, log_prob.dtype)
     return weighted_objective(
         log_prob.reshape(b * d, k),
         old_log_prob.reshape(b * d, k),
         advantage[trajectory],
         mask,
         weight,
-        normaliser=float(weight.sum()) if normaliser is None else normaliser,
+        normaliser=reduction_count(terms, reduction) if normaliser is None else normaliser,
         clip_low=clip_low,
         clip_high=clip_high,
         entropy=None if entropy is None else entropy.reshape(b * d, k),
@@ -100,24 +101,31 @@ def clipped_objective(
 
 
 def reduction_weights(
-    mask: torch.Tensor, trajectory: torch.Tensor, reduction: Reduction, dtype: torch.dtype = torch.float32
+    mask: torch.Tensor, terms: torch.Tensor, reduction: Reduction, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """Weight of each token before normalisation: `[R, K]`, 0 where masked.
 
-    "token": 1, so the weights sum to the number of valid tokens. "trajectory": 1 / (valid tokens of its trajectory), so
-    they sum to the number of trajectories with any.
+    "token": 1. "trajectory": 1 / (valid tokens of its trajectory). They sum to `reduction_count`.
 
     Args:
         mask: bool `[R, K]`.
-        trajectory: int64 `[R]`, in 0..N-1.
+        terms: int64 `[R]`, valid tokens of each row's trajectory.
     """
     weight = mask.to(dtype)
     if reduction == "token":
         return weight
     if reduction != "trajectory":
         raise ConfigError(f"reduction must be 'token' or 'trajectory', got {reduction!r}")
-    tokens = torch.bincount(trajectory, weights=weight.sum(1))
-    return weight / tokens.clamp(min=1)[trajectory][:, None]
+    return weight / terms.clamp(min=1).to(dtype)[:, None]
+
+
+def reduction_count(terms: torch.Tensor, reduction: Reduction) -> float:
+    """What the mean is over, a whole number: valid tokens, or trajectories that have any.
+
+    Args:
+        terms: int64 `[N]`, valid tokens of each trajectory.
+    """
+    return float(terms.sum() if reduction == "token" else (terms > 0).sum())
 
 
 def weighted_objective(

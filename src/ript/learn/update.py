@@ -16,7 +16,7 @@ from ript.core.interfaces import LikelihoodPolicy
 from ript.core.metrics import Max, Mean, Metrics, Sum, merge
 from ript.core.types import UpdateBatch
 from ript.learn.gradient import Gradient, Named, require_finite, step
-from ript.learn.objective import Reduction, check_clip, reduction_weights, weighted_objective
+from ript.learn.objective import Reduction, check_clip, reduction_count, reduction_weights, weighted_objective
 
 Result = TypeVar("Result")
 
@@ -213,8 +213,11 @@ class _Plan:
             raise ConfigError(
                 f"give one of minibatch_decisions ({decisions}) and minibatch_trajectories ({trajectories}), at least 1"
             )
-        self.weight = reduction_weights(batch.mask, batch.trajectory, reduction)
-        self.total = float(self.weight.sum())
+        tokens = torch.bincount(batch.trajectory, weights=batch.mask.sum(1)).long()
+        self.weight = reduction_weights(batch.mask, tokens[batch.trajectory], reduction)
+        self.total = reduction_count(tokens, reduction)
+        self.tokens, self.of_row, self.reduction = tokens, batch.trajectory, reduction
+        self.valid = batch.mask.sum(1)
         if not self.total:
             raise NoSignalError(f"update: none of the batch's {len(batch)} rows has a valid token")
         self.units = len(batch) if trajectories is None else batch.trajectories
@@ -232,9 +235,15 @@ class _Plan:
                 rows = units if self.trajectory is None else torch.isin(self.trajectory, units).nonzero()[:, 0]
                 yield _Minibatch(
                     rows=rows,
-                    normaliser=self.total / self.per_epoch if self.over_batch else float(self.weight[rows].sum()),
+                    normaliser=self.total / self.per_epoch if self.over_batch else self._count(rows),
                     place=f"epoch {epoch + 1} of {self.epochs}, minibatch {number + 1} of {self.per_epoch}",
                 )
+
+    def _count(self, rows: torch.Tensor) -> float:
+        """Of these rows; with reduction "trajectory" they are whole trajectories."""
+        if self.reduction == "token":
+            return float(self.valid[rows].sum())
+        return reduction_count(self.tokens[self.of_row[rows].unique()], self.reduction)
 
 
 class _Gradient(Gradient):
