@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ript.build import Contexts, load_policy, make_env_pool, origin_of, sim_config_of, task_keys
@@ -18,6 +17,7 @@ from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import EnvPool, PostTrainable
 from ript.core.statistics import wilson
 from ript.core.types import EvalResult, InitialState, Rollout, RolloutRequest, Status, Task, TaskResult
+from ript.learn.batch import UpdateBatch
 from ript.run.cards import horizon_in
 from ript.run.progress import progress
 
@@ -131,14 +131,12 @@ def own_decisions(
     slots = min(rollout.slots, -(-len(requests) // max(1, rollout.workers)))
     with make_env_pool(sim, replace(rollout, slots=slots), policy) as pool:
         done = sorted(pool.run(iter(requests)), key=lambda r: (r.initial_state_id, r.index))
-    kept = [r for r in done if r.inputs is not None and r.sample is not None]
+    kept = [rollout for rollout in done if rollout.sample is not None]
     if not kept:
         raise SimulatorError(f"no rollout to prepare post-training from: {done[0].error}")
-    inputs = {
-        name: torch.from_numpy(np.concatenate([r.inputs[name] for r in kept if r.inputs is not None]))
-        for name in kept[0].inputs or {}
-    }
-    return inputs, torch.from_numpy(np.concatenate([r.sample for r in kept if r.sample is not None]))
+    batch = UpdateBatch.of(kept)
+    rows = batch.take(torch.arange(len(batch)))
+    return dict(rows.inputs), rows.sample
 
 
 def named_policy(policy: str | Path | PostTrainable) -> tuple[str, PostTrainable]:

@@ -21,7 +21,8 @@ from ript.core.interfaces import EnvPool, PostTrainable
 from ript.core.metrics import values
 from ript.core.types import EvalResult
 from ript.learn.batch import make_batch
-from ript.learn.update import make_optimiser, scale_rate, update
+from ript.learn.rate import make_optimiser, scale_rate
+from ript.learn.update import update
 from ript.rollout.sampling import Collection, collect_groups, practice_horizons
 from ript.run.folder import RunFolder
 from ript.run.measure import Measurements

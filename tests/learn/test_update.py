@@ -1,5 +1,4 @@
 import copy
-import dataclasses
 import math
 import threading
 
@@ -8,10 +7,11 @@ import pytest
 import torch
 
 from ript.core.errors import ConfigError, NoSignalError, NotFiniteError, PolicyError, RatioError, TrainingError
-from ript.core.types import Group, InitialState, Rollout, Status, Task, UpdateBatch
-from ript.learn.batch import make_batch
+from ript.core.types import Group, InitialState, Rollout, Status, Task
+from ript.learn.batch import UpdateBatch, make_batch
 from ript.learn.objective import clipped_objective
-from ript.learn.update import AdaptiveRate, make_optimiser, scale_rate, update
+from ript.learn.rate import AdaptiveRate, make_optimiser, scale_rate
+from ript.learn.update import update
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +43,43 @@ class Bandit(torch.nn.Module):
         return [{"params": [self.linear.weight]}, {"params": [self.linear.bias], "weight_decay": 0.0}]
 
 
+def batch_of(lengths, advantage, *, sample, old_log_prob, mask, inputs):
+    """The batch of rollouts with so many decisions each, from rows of all of them."""
+
+    def split(rows):
+        return [part.numpy().copy() for part in rows.split(list(lengths))]
+
+    columns = {"sample": split(sample), "log_prob": split(old_log_prob), "mask": split(mask)}
+    given = {name: split(rows) for name, rows in inputs.items()}
+    rollouts = [
+        Rollout(
+            initial_state_id="0",
+            index=i,
+            status=Status.FAILURE,
+            decisions=decisions,
+            env_steps=decisions,
+            policy_version=0,
+            inputs={name: parts[i] for name, parts in given.items()},
+            **{name: parts[i] for name, parts in columns.items()},
+        )
+        for i, decisions in enumerate(lengths)
+    ]
+    return UpdateBatch.of(rollouts, list(advantage))
+
+
+def everything(batch):
+    """All rows of a batch."""
+    return batch.take(torch.arange(len(batch)))
+
+
+def changed(batch, **columns):
+    """The same batch with other rows."""
+    rows = everything(batch)
+    known = {name: getattr(rows, name) for name in ("sample", "old_log_prob", "mask", "inputs")}
+    lengths = [rollout.decisions for rollout in batch.rollouts]
+    return batch_of(lengths, batch.advantage.tolist(), **known | columns)
+
+
 def make_update_batch(policy, lengths=(1, 4, 2, 3, 1, 5), seed=0, spread=0.0):
     """Random decisions of a policy; `spread` moves the old log-probabilities away from its own."""
     rng = torch.Generator().manual_seed(seed)
@@ -51,13 +88,10 @@ def make_update_batch(policy, lengths=(1, 4, 2, 3, 1, 5), seed=0, spread=0.0):
     sample = torch.randint(policy.v, (rows, policy.k), generator=rng)
     mask = torch.rand(rows, policy.k, generator=rng) < 0.8
     mask[:, 0] = True
-    trajectory = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     with torch.no_grad():
         old = policy.log_prob({"x": x}, sample)[0] + spread * torch.randn(rows, policy.k, generator=rng)
-    advantage = torch.randn(len(lengths), generator=rng)[trajectory]
-    return UpdateBatch(
-        sample=sample, old_log_prob=old, mask=mask, advantage=advantage, trajectory=trajectory, inputs={"x": x}
-    )
+    advantage = torch.randn(len(lengths), generator=rng)
+    return batch_of(lengths, advantage.tolist(), sample=sample, old_log_prob=old, mask=mask, inputs={"x": x})
 
 
 class Recorder(torch.optim.SGD):
@@ -81,15 +115,15 @@ def gradients(policy, batch, **options):
 
 def reference_gradient(policy, batch, reduction, trajectories=None):
     """By the public objective on padded [B, D, K]."""
-    ids = range(batch.trajectories) if trajectories is None else trajectories
-    rows = [(batch.trajectory == t).nonzero()[:, 0] for t in ids]
+    ids = range(len(batch.rollouts)) if trajectories is None else trajectories
+    rows, taken = [(batch.trajectory == t).nonzero()[:, 0] for t in ids], everything(batch)
     pad = torch.nn.utils.rnn.pad_sequence
-    new = policy.log_prob(batch.inputs, batch.sample)[0]
+    new = policy.log_prob(taken.inputs, taken.sample)[0]
     loss, _ = clipped_objective(
         pad([new[r] for r in rows], batch_first=True, padding_value=math.nan),
-        pad([batch.old_log_prob[r] for r in rows], batch_first=True),
-        torch.stack([batch.advantage[r[0]] for r in rows]),
-        pad([batch.mask[r] for r in rows], batch_first=True),
+        pad([taken.old_log_prob[r] for r in rows], batch_first=True),
+        torch.stack([batch.advantage[t] for t in ids]),
+        pad([taken.mask[r] for r in rows], batch_first=True),
         reduction=reduction,
     )
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()))])
@@ -279,11 +313,11 @@ def test_every_epoch_sees_every_row_once_in_minibatches_of_nearly_equal_size(uni
         generator=torch.Generator().manual_seed(0),
         **{unit: 6 if sizes else 4},
     )
-    everything = sorted(round(v, 6) for v in batch.inputs["x"][:, 0].tolist())
+    every_row = sorted(round(v, 6) for v in everything(batch).inputs["x"][:, 0].tolist())
     per_epoch = len(policy.seen) // 2
     assert per_epoch == (3 if sizes else 2)
     for epoch in (policy.seen[:per_epoch], policy.seen[per_epoch:]):
-        assert sorted(v for minibatch in epoch for v in minibatch) == everything
+        assert sorted(v for minibatch in epoch for v in minibatch) == every_row
         if sizes:
             assert [len(minibatch) for minibatch in epoch] == sizes
     assert policy.seen[:per_epoch] != policy.seen[per_epoch:]
@@ -309,7 +343,8 @@ def test_trajectory_minibatches_keep_trajectories_whole():
         minibatch_trajectories=2,
         generator=torch.Generator().manual_seed(1),
     )
-    owner = dict(zip([round(v, 6) for v in batch.inputs["x"][:, 0].tolist()], batch.trajectory.tolist(), strict=True))
+    seen = [round(v, 6) for v in everything(batch).inputs["x"][:, 0].tolist()]
+    owner = dict(zip(seen, batch.trajectory.tolist(), strict=True))
     owners = [{owner[v] for v in minibatch} for minibatch in policy.seen]
     assert [len(o) for o in owners] == [2, 2, 2]
     assert set.union(*owners) == set(range(6))
@@ -377,14 +412,9 @@ def narrow_batch(policy, rows=200):
         old = torch.cat(
             [policy.log_prob({"x": row[None]}, drawn[None])[0] for row, drawn in zip(x, sample, strict=True)]
         )
-    return UpdateBatch(
-        sample=sample,
-        old_log_prob=old,
-        mask=torch.ones(rows, 64, dtype=torch.bool),
-        advantage=torch.where(torch.arange(rows) % 2 == 0, 1.0, -1.0),
-        trajectory=torch.arange(rows),
-        inputs={"x": x},
-    )
+    advantage = [1.0 if i % 2 == 0 else -1.0 for i in range(rows)]
+    mask = torch.ones(rows, 64, dtype=torch.bool)
+    return batch_of([1] * rows, advantage, sample=sample, old_log_prob=old, mask=mask, inputs={"x": x})
 
 
 def test_a_density_too_narrow_for_float32_is_said_to_be_and_may_have_a_tolerance_of_its_own():
@@ -412,19 +442,20 @@ def test_log_probabilities_so_large_that_float32_cannot_tell_them_apart_are_no_o
 
     policy = Far()
     batch = make_update_batch(policy)
-    rounded = dataclasses.replace(batch, old_log_prob=torch.nextafter(batch.old_log_prob, torch.tensor(0.0)))
+    old = everything(batch).old_log_prob
+    rounded = changed(batch, old_log_prob=torch.nextafter(old, torch.tensor(0.0)))
     options = {"epochs": 1, "minibatch_decisions": 99, "generator": None}
     done = update(policy, make_optimiser(policy, learning_rate=1e-9), rounded, **options)
     assert done.metrics["first_ratio_deviation"].value > 0.005
     with pytest.raises(RatioError):
-        moved = dataclasses.replace(batch, old_log_prob=batch.old_log_prob + 0.2)
+        moved = changed(batch, old_log_prob=old + 0.2)
         update(policy, make_optimiser(policy, learning_rate=1e-9), moved, **options)
 
 
 def test_a_loss_that_is_not_finite_is_refused_with_its_place_and_leaves_the_weights():
     policy = Bandit()
     batch = make_update_batch(policy)
-    batch.inputs["x"][9] = math.nan
+    batch.rollouts[batch.trajectory[9]].inputs["x"][batch.decision[9]] = math.nan
     before = copy.deepcopy(policy.state_dict())
     with pytest.raises(NotFiniteError, match=r"epoch 1 of 2, minibatch 2 of 2: log_prob is nan at row 1, variable 0"):
         update(policy, Recorder(policy, lr=0.0), batch, epochs=2, minibatch_decisions=8, generator=None)
@@ -547,7 +578,8 @@ def test_the_kl_that_is_logged_last_is_that_of_the_weights_that_are_left(target_
         target_kl=target_kl,
     )
     assert (result.stop_reason == "all 4 epochs done") == (target_kl != 0.02)
-    log_ratio = ((policy.log_prob(batch.inputs, batch.sample)[0] - batch.old_log_prob) * batch.mask).detach()
+    rows = everything(batch)
+    log_ratio = ((policy.log_prob(rows.inputs, rows.sample)[0] - rows.old_log_prob) * rows.mask).detach()
     assert result.kl_last == pytest.approx(float((log_ratio.exp() - 1 - log_ratio).sum(1).mean()), rel=1e-4)
 
 
@@ -556,7 +588,7 @@ def test_one_large_ratio_neither_stops_an_update_nor_ends_the_run():
     for log_ratio, advantage in ((6.0, 1.0), (100.0, 1.0), (100.0, -1.0)):
         policy = Bandit()
         batch = make_update_batch(policy)
-        batch.old_log_prob[0, 0] -= log_ratio
+        batch.rollouts[0].log_prob[0, 0] -= log_ratio
         batch.advantage[0] = advantage
         gradient, metrics = gradients(policy, batch, minibatch_decisions=99, target_kl=15.0, ratio_tolerance=math.inf)
         assert torch.isfinite(gradient).all() and metrics["optimiser_steps"].value == 1
@@ -569,10 +601,11 @@ def test_the_kl_of_a_decision_does_not_depend_on_how_its_variables_are_counted()
     for k in (1, 2):
         policy = Bandit(k=k)
         batch = make_update_batch(Bandit(k=1), spread=0.3)
-        repeated = {name: getattr(batch, name).repeat(1, k) for name in ("sample", "old_log_prob", "mask")}
+        rows = everything(batch)
+        repeated = {name: getattr(rows, name).repeat(1, k) for name in ("sample", "old_log_prob", "mask")}
         with torch.no_grad():
             policy.linear.weight.copy_(Bandit(k=1).linear.weight.repeat(k, 1))
-        _, metrics = gradients(policy, dataclasses.replace(batch, **repeated), minibatch_decisions=99)
+        _, metrics = gradients(policy, changed(batch, **repeated), minibatch_decisions=99)
         found.append([metrics[name].value for name in ("kl", "kl_k1", "kl_k3", "kl_end", "kl_last", "kl_max")])
     assert found[1] == pytest.approx([2 * value for value in found[0]])
 
@@ -640,7 +673,7 @@ def test_options_that_cannot_work_are_refused(options, message):
 def test_a_batch_without_valid_tokens_is_refused():
     policy = Bandit()
     batch = make_update_batch(policy)
-    batch.mask[:] = False
+    batch = changed(batch, mask=torch.zeros_like(everything(batch).mask))
     with pytest.raises(NoSignalError, match="none of the batch's 16 rows"):
         gradients(policy, batch, minibatch_decisions=4)
 
@@ -660,9 +693,10 @@ def test_parameters_that_get_no_gradient_are_refused():
 
 def far_from(policy, other, batch):
     """Mean over decisions of the sum over their valid tokens of r - 1 - log r, r = other / policy; with gradient."""
+    rows = everything(batch)
     with torch.no_grad():
-        start = other.log_prob(batch.inputs, batch.sample)[0]
-    away = (start - policy.log_prob(batch.inputs, batch.sample)[0]) * batch.mask
+        start = other.log_prob(rows.inputs, rows.sample)[0]
+    away = (start - policy.log_prob(rows.inputs, rows.sample)[0]) * rows.mask
     assert float(away.detach().max()) < 1
     return (away.exp() - 1 - away).sum(1).mean()
 
@@ -671,7 +705,7 @@ def far_from(policy, other, batch):
 def test_the_kl_to_the_start_adds_its_gradient_in_nats_a_decision(options):
     policy, start = Bandit(), Bandit(seed=1)
     batch = make_update_batch(policy)
-    batch.mask[:] = True
+    batch = changed(batch, mask=torch.ones_like(everything(batch).mask))
     plain, metrics = gradients(policy, batch, minibatch_decisions=99)
     held, held_metrics = gradients(policy, batch, minibatch_decisions=99, kl_to_start=0.3, start=start, **options)
     distance = far_from(policy, start, batch)

@@ -65,6 +65,93 @@ def test_a_recorded_rollout_has_one_row_for_each_decision_up_to_its_end():
         assert rollout.inputs["pixel"].shape == (decisions, 3)
 
 
+@pytest.mark.parametrize("frame_every", [None, 3])
+def test_terms_count_only_where_the_step_that_they_shaped_was_executed(frame_every):
+    """Success comes with the first step of a chunk here, a failure within or at the end of one."""
+
+    class Stepwise(FakePolicy):
+        """One term a step, and one that acts on no step."""
+
+        def act(self, observation, generators, *, greedy=False):
+            chunk = super().act(observation, generators, greedy=greedy)
+            return replace(
+                chunk,
+                log_prob=np.repeat(chunk.log_prob[:, :1], CHUNK + 1, 1),
+                term_steps=np.arange(CHUNK + 1),
+            )
+
+    wanted = [replace(r, video=frame_every is not None, horizon=CHUNK * 3 - 1) for r in requests()]
+    done = run(wanted, policy=Stepwise(), frame_every=frame_every or 4)
+    assert {r.status for r in done.values()} == {Status.SUCCESS, Status.FAILURE}
+    for rollout in done.values():
+        last = rollout.env_steps - CHUNK * (rollout.decisions - 1)
+        assert last == (1 if rollout.status is Status.SUCCESS else CHUNK - 1)
+        assert rollout.log_prob.shape == rollout.mask.shape == (rollout.decisions, CHUNK + 1)
+        assert rollout.mask[:-1, :CHUNK].all() and not rollout.mask[:, CHUNK].any()
+        assert rollout.mask[-1].tolist() == [True] * last + [False] * (CHUNK + 1 - last)
+
+
+def test_a_row_may_have_terms_of_its_own_steps():
+    class Ragged(FakePolicy):
+        """The second term of every other decision is padding."""
+
+        def act(self, observation, generators, *, greedy=False):
+            padded = observation.proprio[:, 1] % (2 * CHUNK) == 0
+            steps = np.stack([np.zeros(len(observation), int), np.where(padded, CHUNK, 0)], 1)
+            return replace(super().act(observation, generators, greedy=greedy), term_steps=steps)
+
+    for rollout in run(requests(states=2), policy=Ragged()).values():
+        assert rollout.mask.tolist() == [[True, d % 2 == 1] for d in range(rollout.decisions)]
+
+
+def test_a_sample_is_kept_as_it_is_and_what_is_the_same_for_a_rollout_once():
+    class Chain(FakePolicy):
+        def act(self, observation, generators, *, greedy=False):
+            chunk = super().act(observation, generators, greedy=greedy)
+            words = np.stack([np.full(3, len(text), np.float32) for text in observation.instruction])
+            sample = np.stack([generator.normal(size=(5, CHUNK, 2)).astype(np.float32) for generator in generators])
+            return replace(chunk, sample=sample, log_prob=chunk.log_prob[:, :1], rollout_inputs={"words": words})
+
+    wanted = requests()
+    for request, rollout in zip(wanted, run(wanted, policy=Chain(), slots=1).values(), strict=True):
+        assert rollout.sample.shape == (rollout.decisions, 5, CHUNK, 2) and rollout.sample.dtype == np.float32
+        assert rollout.mask.shape == (rollout.decisions, 1)
+        assert rollout.rollout_inputs["words"].tolist() == [len(request.initial_state.task.instruction)] * 3
+
+
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        ({"actions": np.zeros((4, CHUNK))}, r"actions of shape \(4, 4\) .*expected \[4, H, A\]"),
+        ({"log_prob": np.zeros(4)}, r"log_prob of shape \(4,\) for 4 observations of fake/plain; expected \[4, K\]"),
+        ({"sample": np.zeros((3, 2))}, r"sample of shape \(3, 2\) .*expected \[4, ...\]"),
+        ({"sample": np.array(["a"] * 4)}, "a sample of type <U1; expected numbers"),
+        ({"inputs": {"x": np.zeros((5, 2))}}, r"inputs\['x'\] of shape \(5, 2\)"),
+        ({"rollout_inputs": {"x": np.zeros(())}}, r"rollout_inputs\['x'\] of shape \(\)"),
+        ({"rollout_inputs": {"step": np.zeros(4)}}, "'step' both in inputs and in rollout_inputs"),
+        ({"term_steps": np.zeros(3, int)}, r"term_steps of int64 \(3,\); expected whole numbers \[2\] or \[4, 2\]"),
+        ({"term_steps": np.zeros(2)}, "term_steps of float64"),
+    ],
+)
+def test_a_chunk_whose_parts_do_not_fit_together_stops_the_run_with_expected_against_got(broken, complaint):
+    class Odd(FakePolicy):
+        def act(self, observation, generators, *, greedy=False):
+            return replace(super().act(observation, generators, greedy=greedy), **broken)
+
+    with pytest.raises(WorkerError, match=complaint):
+        run(requests(states=1), policy=Odd(), slots=4)
+
+
+def test_what_is_said_to_be_the_same_for_a_rollout_and_is_not_stops_the_run():
+    class Changing(FakePolicy):
+        def act(self, observation, generators, *, greedy=False):
+            chunk = super().act(observation, generators, greedy=greedy)
+            return replace(chunk, rollout_inputs={"step": observation.proprio[:, 1].copy()}, inputs={})
+
+    with pytest.raises(WorkerError, match=r"another 'step' in decision 2 of fake/plain, .*move it to inputs"):
+        run([replace(r, initial_state=fake_state(0, -1)) for r in requests(states=1)], policy=Changing())
+
+
 def test_a_policy_may_use_its_output_arrays_again():
     class Reusing(FakePolicy):
         def act(self, observation, generators, *, greedy=False):

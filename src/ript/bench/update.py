@@ -26,7 +26,8 @@ from ript.core.interfaces import EnvPool, PostTrainable
 from ript.core.metrics import values
 from ript.core.types import Group, InitialState, Status
 from ript.learn.batch import make_batch
-from ript.learn.update import make_optimiser, update
+from ript.learn.rate import make_optimiser
+from ript.learn.update import update
 from ript.rollout.sampling import Collection, collect_groups
 from ript.run.checkpoint import write_checkpoint
 from ript.run.progress import status

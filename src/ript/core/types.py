@@ -2,7 +2,8 @@
 
 Legend of shapes, used everywhere:
     B batch                          G rollouts in a group          D decisions in a rollout
-    K sampled variables a decision (QueST: skill tokens)            H actions in a chunk
+    K scored terms of a decision (a Gaussian: action dimensions; QueST: skill tokens; a flow: denoising steps)
+    H actions in a chunk
     A action dimensions              P proprioception               S simulator state
     O privileged object state        h, w image height and width
 """
@@ -14,15 +15,12 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
 from ript.core.errors import ConfigError, SimulatorError
-
-if TYPE_CHECKING:
-    import torch
 
 Split = Literal["train", "test", "validation", "demo"]
 """What initial states are for: to practise on, to report success on, to choose a policy by, to demonstrate from. The
@@ -216,16 +214,27 @@ class ActionChunk:
 
     Attributes:
         actions: float32 `[B, H, A]`, simulator units; H is what will be executed before the next look.
-        sample: int64 or float32 `[B, K]`, what was drawn.
-        log_prob: float32 `[B, K]`, of the sample, under the density that was drawn from; in greedy mode too, where
-            nothing learns from it: scores that are not finite show in it, while actions decoded from them look well.
+        sample: `[B, ...]`, what was drawn: numbers of any type and shape, opaque outside the policy. What the draw is
+            conditioned on, such as the denoising step that it was made at, belongs to the inputs.
+        log_prob: float32 `[B, K]`, of the sample's K terms, under the density that was drawn from; in greedy mode too,
+            where nothing learns from it: scores that are not finite show in it, while actions decoded from them look
+            well. Each term has a ratio of its own in the update, so K does not depend on the sample's shape: one for
+            each action dimension, for each step of a chunk, or for a whole chunk.
         inputs: name -> `[B, ...]`; what `log_prob` needs to recompute it; opaque outside the policy.
+        rollout_inputs: the same, of what cannot change during a rollout, such as an embedded instruction: it is kept
+            once a rollout, and every decision of it is given it again.
+        term_steps: int `[K]` or `[B, K]`, for each term the first step of the chunk (from 0) whose action it shaped.
+            A term counts when that step was executed: not after a success within the chunk, nor when the step lies
+            beyond what is executed (H and more: never). None: all shaped the first action already, as tokens do that
+            are decoded together.
     """
 
     actions: np.ndarray
     sample: np.ndarray
     log_prob: np.ndarray
     inputs: Mapping[str, np.ndarray]
+    rollout_inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    term_steps: np.ndarray | None = None
 
 
 class Status(enum.Enum):
@@ -243,7 +252,7 @@ class RolloutRequest:
         index: which of the group's rollouts, 0..G-1.
         seed: integers that, with the initial state's id and `index`, seed this rollout's generator: (run seed, step).
         greedy: take the most likely sample instead of drawing.
-        record: keep what the update needs (sample, log_prob, inputs).
+        record: keep what the update needs (sample, log_prob, mask, inputs, rollout_inputs).
         video: keep frames for a video.
         horizon: end as a failure after this many environment steps, if that is before the simulator's horizon.
     """
@@ -272,11 +281,11 @@ class Rollout:
         initial_state_id: id of its initial state.
         index: which of the group's rollouts.
         status: SUCCESS, FAILURE or ERROR.
-        sample: `[D, K]` or None when not recorded (always None for ERROR).
-        log_prob: float32 `[D, K]` or None.
-        mask: bool `[D, K]` or None; True where the variable acted on the simulator, up to and including the decision in
-            which success came.
-        inputs: name -> `[D, ...]`, or None.
+        sample: `[D, ...]`, or None when not recorded (always None for ERROR), as what follows.
+        log_prob: float32 `[D, K]`.
+        mask: bool `[D, K]`, True for terms that shaped an action that was executed (`ActionChunk.term_steps`).
+        inputs: name -> `[D, ...]`.
+        rollout_inputs: name -> `[...]`, the same for all its decisions.
         decisions: D.
         env_steps: environment steps spent, also when it ended in ERROR.
         policy_version: version of the policy that acted.
@@ -287,15 +296,20 @@ class Rollout:
     initial_state_id: str
     index: int
     status: Status
-    sample: np.ndarray | None
-    log_prob: np.ndarray | None
-    mask: np.ndarray | None
-    inputs: Mapping[str, np.ndarray] | None
     decisions: int
     env_steps: int
     policy_version: int
+    sample: np.ndarray | None = None
+    log_prob: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    inputs: Mapping[str, np.ndarray] | None = None
+    rollout_inputs: Mapping[str, np.ndarray] | None = None
     frames: np.ndarray | None = None
     error: str | None = None
+
+    def outcome(self) -> Rollout:
+        """The rollout without what only an update needs."""
+        return replace(self, sample=None, log_prob=None, mask=None, inputs=None, rollout_inputs=None)
 
     @property
     def reward(self) -> float | None:
@@ -344,34 +358,6 @@ class DemoBatch:
     actions: np.ndarray
     mask: np.ndarray
     privileged: np.ndarray | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateBatch:
-    """Decisions of all accepted rollouts, flattened: row r is one decision, and rows of a rollout are contiguous.
-
-    Attributes:
-        sample: `[R, K]`.
-        old_log_prob: float32 `[R, K]`.
-        mask: bool `[R, K]`.
-        advantage: float32 `[R]`, the rollout's advantage on each of its decisions.
-        trajectory: int64 `[R]`, which rollout (0..N-1) a row belongs to.
-        inputs: name -> `[R, ...]`.
-    """
-
-    sample: torch.Tensor
-    old_log_prob: torch.Tensor
-    mask: torch.Tensor
-    advantage: torch.Tensor
-    trajectory: torch.Tensor
-    inputs: Mapping[str, torch.Tensor]
-
-    def __len__(self) -> int:
-        return len(self.sample)
-
-    @property
-    def trajectories(self) -> int:
-        return int(self.trajectory[-1]) + 1 if len(self.trajectory) else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

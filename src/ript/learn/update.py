@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
 
-from ript.core.errors import ConfigError, NoSignalError, NotFiniteError, RatioError, TrainingError
+from ript.core.errors import ConfigError, NotFiniteError, RatioError
 from ript.core.interfaces import LikelihoodPolicy
 from ript.core.metrics import Max, Mean, Metrics, Sum, merge
-from ript.core.types import UpdateBatch
-from ript.learn.gradient import Gradient, Named, require_finite, step
-from ript.learn.objective import Reduction, check_clip, reduction_count, reduction_weights, weighted_objective
-
-Result = TypeVar("Result")
+from ript.learn.batch import UpdateBatch
+from ript.learn.gradient import require_finite, step
+from ript.learn.minibatches import Minibatch, Minibatches
+from ript.learn.objective import Reduction, check_clip, weighted_objective
+from ript.learn.passes import Passes
 
 RATIO_TOLERANCE = 1e-3
 """Largest |ratio - 1| before the first step that counts as rounding; QueST's is below 1e-5."""
@@ -122,208 +121,161 @@ def update(
             f"update: epochs ({epochs}), micro_batch ({micro_batch}) and threads ({threads}) must be at least 1, "
             f"max_grad_norm ({max_grad_norm}) positive"
         )
-    if isinstance(policy, torch.nn.Module):
-        policy.eval()
     if kl_to_start and start is None:
         raise ConfigError(f"update: kl_to_start is {kl_to_start}, but no policy to stay near was given as `start`")
     if ratio_tolerance is None:
         ratio_tolerance = getattr(policy, "ratio_tolerance", RATIO_TOLERANCE)
     if not ratio_tolerance > 0:
         raise ConfigError(f"update: ratio_tolerance is {ratio_tolerance}; expected a positive number, such as 1e-3")
+    if isinstance(policy, torch.nn.Module):
+        policy.eval()
+    minibatches = Minibatches(
+        batch,
+        epochs=epochs,
+        reduction=reduction,
+        decisions=minibatch_decisions,
+        trajectories=minibatch_trajectories,
+        generator=generator,
+    )
     objective = partial(
         weighted_objective, clip_low=clip_low, clip_high=clip_high, entropy_bonus=entropy_bonus, kl_to_start=kl_to_start
     )
-    plan = _Plan(batch, epochs, reduction, minibatch_decisions, minibatch_trajectories, generator)
-    parts: list[Metrics] = []
-    before: list[torch.Tensor] = []
-    kls: list[Mean] = []  # before each step
-    after: list[Mean] = []
-    steps, reason, names = 0, f"all {epochs} epochs done", _named(policy, optimiser)
-    with _Gradient(policy, objective, batch, plan.weight, optimiser, micro_batch, threads) as gradient:
+    with Passes(policy, objective, minibatches, optimiser, micro_batch, threads) as passes:
         if kl_to_start and start is not None:
-            gradient.stay_near(start)
-        for minibatch in plan:
-            optimiser.zero_grad(set_to_none=True)
-            try:
-                measured = gradient.of(minibatch)
-                if steps == 0:
-                    measured |= _first_ratio(measured, max(ratio_tolerance, _rounding(batch, minibatch.rows)))
-                parts.append(measured)
-                kls += _kl(measured)
-                if target_kl is not None and kls and kls[-1].value > target_kl:
-                    reason = f"KL {kls[-1].value:.3g} passed the target {target_kl:.3g} in {minibatch.place}"
-                    break
-                before = _copy(optimiser) if target_kl is not None else []
-                parts.append(_step(optimiser, gradient.parameters, max_grad_norm, names))
-            except NotFiniteError as error:
-                raise NotFiniteError(f"update, {minibatch.place}: {error}") from error
-            finally:
-                optimiser.zero_grad(set_to_none=True)
-            steps += 1
-            if on_minibatch is not None:
-                on_minibatch(steps, epochs * plan.per_epoch)
-        else:
-            try:
-                require_finite(names)
-                after = _kl(gradient.look(minibatch))
-            except NotFiniteError as error:
-                raise NotFiniteError(f"update, after the last step: {error}") from error
-    seen = [kl.value for kl in (*kls, *after)]
-    passed = target_kl is not None and seen[-1] > target_kl
-    if passed:
-        steps -= _restore(optimiser, before)
-        reason = reason if not after else f"KL {seen[-1]:.3g} passed the target {target_kl:.3g} after the last step"
-    kl_last, kl_max = seen[-2] if passed and len(seen) > 1 else seen[-1], max(seen)
-    kl_end = float(merge({"kl": kl} for kl in kls[-plan.per_epoch :])["kl"].value)
-    done: Metrics = {
-        "epochs_done": Mean(steps / plan.per_epoch),
-        "optimiser_steps": Sum(steps),
-        "learning_rate": Mean(optimiser.param_groups[0]["lr"]),
-        "kl_last": Mean(kl_last),
-        "kl_end": Mean(kl_end),
-        "kl_max": Max(kl_max),
-        "update_seconds": Sum(time.perf_counter() - began),
-    }
-    return UpdateResult(
-        metrics=merge([*parts, done]), kl_last=kl_last, kl_end=kl_end, kl_max=kl_max, stop_reason=reason
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Minibatch:
-    rows: torch.Tensor
-    normaliser: float
-    place: str
-
-
-class _Plan:
-    """The minibatches of all epochs, in order; each epoch's permutation is drawn when the epoch begins."""
-
-    def __init__(
-        self,
-        batch: UpdateBatch,
-        epochs: int,
-        reduction: Reduction,
-        decisions: int | None,
-        trajectories: int | None,
-        generator: torch.Generator | None,
-    ):
-        size = decisions if trajectories is None else trajectories
-        if (decisions is None) == (trajectories is None) or size is None or size < 1:
-            raise ConfigError(
-                f"give one of minibatch_decisions ({decisions}) and minibatch_trajectories ({trajectories}), at least 1"
-            )
-        tokens = torch.bincount(batch.trajectory, weights=batch.mask.sum(1)).long()
-        self.weight = reduction_weights(batch.mask, tokens[batch.trajectory], reduction)
-        self.total = reduction_count(tokens, reduction)
-        self.tokens, self.of_row, self.reduction = tokens, batch.trajectory, reduction
-        self.valid = batch.mask.sum(1)
-        if not self.total:
-            raise NoSignalError(f"update: none of the batch's {len(batch)} rows has a valid token")
-        self.units = len(batch) if trajectories is None else batch.trajectories
-        self.per_epoch = math.ceil(self.units / size)
-        self.epochs, self.generator = epochs, generator
-        self.trajectory = None if trajectories is None else batch.trajectory
-        self.over_batch = reduction == "trajectory" and trajectories is None
-
-    def __iter__(self) -> Iterator[_Minibatch]:
-        for epoch in range(self.epochs):
-            order = torch.arange(self.units)
-            if self.generator is not None:
-                order = torch.randperm(self.units, generator=self.generator)
-            for number, units in enumerate(order.tensor_split(self.per_epoch)):
-                rows = units if self.trajectory is None else torch.isin(self.trajectory, units).nonzero()[:, 0]
-                yield _Minibatch(
-                    rows=rows,
-                    normaliser=self.total / self.per_epoch if self.over_batch else self._count(rows),
-                    place=f"epoch {epoch + 1} of {self.epochs}, minibatch {number + 1} of {self.per_epoch}",
-                )
-
-    def _count(self, rows: torch.Tensor) -> float:
-        """Of these rows; with reduction "trajectory" they are whole trajectories."""
-        if self.reduction == "token":
-            return float(self.valid[rows].sum())
-        return reduction_count(self.tokens[self.of_row[rows].unique()], self.reduction)
-
-
-class _Gradient(Gradient):
-    """Adds minibatches' gradients to the parameters' `grad`, micro-batch after micro-batch or some side by side."""
-
-    def __init__(
-        self,
-        policy: LikelihoodPolicy,
-        objective: Callable[..., tuple[torch.Tensor, Metrics]],
-        batch: UpdateBatch,
-        weight: torch.Tensor,
-        optimiser: torch.optim.Optimizer,
-        micro_batch: int | None,
-        threads: int,
-    ):
-        self.policy, self.objective, self.batch, self.weight = policy, objective, batch, weight
-        self.device: torch.device = optimiser.param_groups[0]["params"][0].device
-        self.micro_batch = micro_batch
-        self.start_log_prob: torch.Tensor | None = None
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        super().__init__(parameters, threads if self.device.type == "cpu" else 1)
-
-    def of(self, minibatch: _Minibatch) -> Metrics:
-        """Add a minibatch's gradient; returns its metrics."""
-        return self.add(partial(self._loss, normaliser=minibatch.normaliser), self._parts(minibatch.rows))
-
-    def look(self, minibatch: _Minibatch) -> Metrics:
-        """A minibatch's metrics alone."""
-        return merge(self._each(lambda rows: self._loss(rows, minibatch.normaliser)[1], self._parts(minibatch.rows)))
-
-    def stay_near(self, start: LikelihoodPolicy) -> None:
-        """Compute the batch's log-probabilities under a policy, for losses that have the KL to it, from now on."""
-        if isinstance(start, torch.nn.Module):
-            start.eval()
-        parts = self._parts(torch.arange(len(self.batch)), limit=1024)
-        self.start_log_prob = torch.cat(list(self._each(lambda rows: self._density(start, rows)[0].cpu(), parts)))
-
-    def _parts(self, rows: torch.Tensor, limit: int | None = None) -> Sequence[torch.Tensor]:
-        size = math.ceil(len(rows) / self.threads)
-        return rows.split(min(size, self.micro_batch or limit or size))
-
-    def _each(self, work: Callable[[torch.Tensor], Result], parts: Iterable[torch.Tensor]) -> Iterator[Result]:
-        """`work` on every part, without gradients."""
-
-        def apart(rows: torch.Tensor) -> Result:
-            with torch.no_grad():  # a thread's own
-                return work(rows)
-
-        return map(apart, parts) if self.executor is None else self.executor.map(apart, parts)
-
-    def _density(self, policy: LikelihoodPolicy, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = {name: tensor[rows].to(self.device) for name, tensor in self.batch.inputs.items()}
-        return policy.log_prob(inputs, self.batch.sample[rows].to(self.device))
-
-    def _loss(self, rows: torch.Tensor, normaliser: float) -> tuple[torch.Tensor, Metrics]:
-        batch, device = self.batch, self.device
-        log_prob, entropy = self._density(self.policy, rows)
-        if torch.is_grad_enabled() and not log_prob.requires_grad:
-            raise TrainingError("policy.log_prob returned no gradient: no parameter that it depends on is trained")
-        return self.objective(
-            log_prob,
-            batch.old_log_prob[rows].to(device),
-            batch.advantage[rows].to(device),
-            batch.mask[rows].to(device),
-            self.weight[rows].to(device),
-            normaliser=normaliser,
-            entropy=entropy,
-            start_log_prob=None if self.start_log_prob is None else self.start_log_prob[rows].to(device),
+            passes.stay_near(start)
+        steps = _Steps(
+            passes,
+            optimiser,
+            named=_named(policy, optimiser),
+            max_grad_norm=max_grad_norm,
+            target_kl=target_kl,
+            ratio_tolerance=ratio_tolerance,
+            on_minibatch=on_minibatch,
         )
+        reason = steps.go(minibatches)
+    return steps.result(reason, minibatches.per_epoch, time.perf_counter() - began)
+
+
+class _Steps:
+    """The optimiser steps of an update, and what was measured on their way."""
+
+    def __init__(
+        self,
+        passes: Passes,
+        optimiser: torch.optim.Optimizer,
+        *,
+        named: list[tuple[str, torch.Tensor]],
+        max_grad_norm: float,
+        target_kl: float | None,
+        ratio_tolerance: float,
+        on_minibatch: Callable[[int, int], None] | None,
+    ):
+        self.passes, self.optimiser, self.named = passes, optimiser, named
+        self.max_grad_norm, self.target_kl, self.ratio_tolerance = max_grad_norm, target_kl, ratio_tolerance
+        self.on_minibatch = on_minibatch
+        self.steps = 0
+        self.parts: list[Metrics] = []
+        self.kls: list[Mean] = []  # before each step
+        self.after: list[Mean] = []  # of the last
+        self.before: list[torch.Tensor] = []  # weights before the last step
+        self.taken_back = False
+
+    def go(self, minibatches: Minibatches) -> str:
+        """All steps, or those until the KL passes the target. Returns why it ended."""
+        for minibatch in minibatches:
+            with _placed(minibatch.place), self._without_gradient():
+                measured = self._gradient(minibatch)
+                self.kls += _kl(measured)
+                if self._too_far(self.kls):
+                    return self._take_back(f"in {minibatch.place}")
+                self._step()
+            if self.on_minibatch is not None:
+                self.on_minibatch(self.steps, len(minibatches))
+        with _placed("after the last step"):
+            require_finite(self.named)
+            self.after = _kl(self.passes.look(minibatch))
+        if self._too_far(self.after):
+            return self._take_back("after the last step")
+        return f"all {minibatches.epochs} epochs done"
+
+    def result(self, reason: str, per_epoch: int, seconds: float) -> UpdateResult:
+        """What it came to, with `per_epoch` minibatches an epoch."""
+        seen = [kl.value for kl in (*self.kls, *self.after)]
+        kl_last, kl_max = seen[-2] if self.taken_back and len(seen) > 1 else seen[-1], max(seen)
+        kl_end = float(merge({"kl": kl} for kl in self.kls[-per_epoch:])["kl"].value)
+        done: Metrics = {
+            "epochs_done": Mean(self.steps / per_epoch),
+            "optimiser_steps": Sum(self.steps),
+            "learning_rate": Mean(self.optimiser.param_groups[0]["lr"]),
+            "kl_last": Mean(kl_last),
+            "kl_end": Mean(kl_end),
+            "kl_max": Max(kl_max),
+            "update_seconds": Sum(seconds),
+        }
+        metrics = merge([*self.parts, done])
+        return UpdateResult(metrics=metrics, kl_last=kl_last, kl_end=kl_end, kl_max=kl_max, stop_reason=reason)
+
+    def _gradient(self, minibatch: Minibatch) -> Metrics:
+        measured = self.passes.gradient(minibatch)
+        if self.steps == 0:
+            rounding = _rounding(*self.passes.batch.scores(minibatch.rows))
+            measured |= _first_ratio(measured, max(self.ratio_tolerance, rounding))
+        self.parts.append(measured)
+        return measured
+
+    def _step(self) -> None:
+        """Clip the gradient and step; see `gradient.step` for what is raised."""
+        self.before = [p.detach().clone() for p in self._weights()] if self.target_kl is not None else []
+        norm = step(self.optimiser, self.passes.parameters, self.max_grad_norm, self.named)
+        clipped = float(norm > self.max_grad_norm)
+        self.parts.append({"grad_norm": Mean(norm), "grad_norm_max": Max(norm), "grad_clip_fraction": Mean(clipped)})
+        self.steps += 1
+
+    def _too_far(self, kls: list[Mean]) -> bool:
+        return self.target_kl is not None and bool(kls) and kls[-1].value > self.target_kl
+
+    @torch.no_grad()
+    def _take_back(self, where: str) -> str:
+        """Take back the last step, if there was one; returns why, in words."""
+        kl = (self.after or self.kls)[-1].value
+        if self.before:
+            for parameter, old in zip(self._weights(), self.before, strict=True):
+                parameter.copy_(old)
+            self.steps -= 1
+        self.taken_back = True
+        return f"KL {kl:.3g} passed the target {self.target_kl:.3g} {where}"
+
+    def _weights(self) -> list[torch.Tensor]:
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
+
+    @contextlib.contextmanager
+    def _without_gradient(self) -> Iterator[None]:
+        """Before and after, whatever happens in between."""
+        self.optimiser.zero_grad(set_to_none=True)
+        try:
+            yield
+        finally:
+            self.optimiser.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def _placed(place: str) -> Iterator[None]:
+    """Say where in the update something was not finite."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"update, {place}: {error}") from error
 
 
 def _kl(measured: Metrics) -> list[Mean]:
-    """The KL of a minibatch; none when no token of it is valid."""
+    """The KL of a minibatch; none when no term of it is valid."""
     kl = measured.get("kl")
     return [kl] if isinstance(kl, Mean) else []
 
 
-def _rounding(batch: UpdateBatch, rows: torch.Tensor) -> float:
+def _rounding(old_log_prob: torch.Tensor, mask: torch.Tensor) -> float:
     """|ratio - 1| that two roundings of the largest log-probability can make, with a factor of two to spare."""
-    old = torch.where(batch.mask[rows], batch.old_log_prob[rows], 0.0)
+    old = torch.where(mask, old_log_prob, 0.0)
     return 4 * torch.finfo(old.dtype).eps * float(old.abs().max()) if old.numel() else 0.0
 
 
@@ -345,76 +297,8 @@ def _first_ratio(measured: Metrics, tolerance: float) -> Metrics:
     return {"first_ratio_deviation": Max(deviation)}
 
 
-def _step(
-    optimiser: torch.optim.Optimizer, trained: list[torch.nn.Parameter], max_grad_norm: float, names: Named
-) -> Metrics:
-    """Clip the gradient and step; see `gradient.step` for what is raised."""
-    norm = step(optimiser, trained, max_grad_norm, names)
-    return {
-        "grad_norm": Mean(norm),
-        "grad_norm_max": Max(norm),
-        "grad_clip_fraction": Mean(float(norm > max_grad_norm)),
-    }
-
-
 def _named(policy: LikelihoodPolicy, optimiser: torch.optim.Optimizer) -> list[tuple[str, torch.Tensor]]:
     """The optimiser's parameters, by the policy's names where it has some."""
     names = {id(p): name for name, p in policy.named_parameters()} if isinstance(policy, torch.nn.Module) else {}
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     return [(names.get(id(p), f"a parameter of shape {tuple(p.shape)}"), p) for p in parameters]
-
-
-def _copy(optimiser: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [p.detach().clone() for group in optimiser.param_groups for p in group["params"]]
-
-
-@torch.no_grad()
-def _restore(optimiser: torch.optim.Optimizer, weights: list[torch.Tensor]) -> int:
-    """Take back the last step; returns how many steps that were."""
-    if not weights:
-        return 0
-    for parameter, old in zip((p for group in optimiser.param_groups for p in group["params"]), weights, strict=True):
-        parameter.copy_(old)
-    return 1
-
-
-def make_optimiser(policy: LikelihoodPolicy, *, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
-    """AdamW over what post-training updates. A parameter group's own `lr` and `weight_decay` take precedence."""
-    optimiser = torch.optim.AdamW(policy.rl_parameters(), lr=learning_rate, weight_decay=weight_decay)
-    for group in optimiser.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimiser
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptiveRate:
-    """A learning-rate scale that follows the KL of each update (a frozen value: checkpoint `scale`).
-
-        rate = rate.after(result.kl_end)
-        scale_rate(optimiser, rate.scale)
-
-    Attributes:
-        target_kl: the KL that an update should end with.
-        scale: present factor on the optimiser's initial learning rates.
-        low, high: bounds of the scale.
-    """
-
-    target_kl: float
-    scale: float = 1.0
-    low: float = 0.1
-    high: float = 10.0
-
-    def __post_init__(self) -> None:
-        if not (self.target_kl > 0 and 0 < self.low <= self.scale <= self.high):
-            raise ConfigError(f"adaptive rate: need target_kl > 0 and 0 < low <= scale <= high, got {self}")
-
-    def after(self, kl: float) -> AdaptiveRate:
-        """The next rate: x0.67 when `kl` is above 1.5 target, x1.2 when below target / 1.5, within bounds."""
-        factor = 0.67 if kl > 1.5 * self.target_kl else 1.2 if kl < self.target_kl / 1.5 else 1.0
-        return replace(self, scale=min(max(self.scale * factor, self.low), self.high))
-
-
-def scale_rate(optimiser: torch.optim.Optimizer, scale: float) -> None:
-    """Set every parameter group's learning rate to its first one times `scale`; needs one of `make_optimiser`."""
-    for group in optimiser.param_groups:
-        group["lr"] = group["initial_lr"] * scale

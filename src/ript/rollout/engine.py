@@ -46,12 +46,17 @@ class Brain(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a rollout ended, as the simulator's side knows it. See `types.Rollout` for the fields."""
+    """How a rollout ended, as the simulator's side knows it. See `types.Rollout` for the fields.
+
+    Attributes:
+        executed: environment steps of each decision's chunk, the last one's up to the success; empty of an ERROR.
+    """
 
     ticket: int
     status: Status
     decisions: int
     env_steps: int
+    executed: tuple[int, ...] = ()
     frames: np.ndarray | None = None
     error: str | None = None
 
@@ -182,6 +187,7 @@ class _Slot:
     observation: Observation | None = None
     decisions: int = 0
     env_steps: int = 0
+    executed: list[int] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
 
 
@@ -298,6 +304,7 @@ class Slots:
             status=Status.SUCCESS if result.success else Status.FAILURE,
             decisions=slot.decisions,
             env_steps=slot.env_steps,
+            executed=tuple(slot.executed),
             frames=np.stack(slot.frames) if slot.frames else None,
         )
 
@@ -319,6 +326,7 @@ class Slots:
         if slot.request.horizon is not None:
             chunk = chunk[: slot.request.horizon - slot.env_steps]
         stride = self._frame_every if slot.request.video else len(chunk)
+        before = slot.env_steps
         for start in range(0, len(chunk), stride):
             if start:
                 self._watch(slot.ticket)
@@ -330,6 +338,7 @@ class Slots:
                 self._film(slot, simulator)
             if result.done:
                 break
+        slot.executed.append(slot.env_steps - before)
         return result
 
     def _film(self, slot: _Slot, simulator: Simulator) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,29 @@ class _Trace:
     sample: list[np.ndarray] = field(default_factory=list)
     log_prob: list[np.ndarray] = field(default_factory=list)
     inputs: list[dict[str, np.ndarray]] = field(default_factory=list)
+    rollout_inputs: dict[str, np.ndarray] | None = None
+    term_steps: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, chunk: ActionChunk, row: int) -> None:
+        """Keep a decision. Copies: a view would keep the whole batch alive until the update."""
+        self.sample.append(chunk.sample[row].copy())
+        self.log_prob.append(chunk.log_prob[row].copy())
+        self.inputs.append({name: value[row].copy() for name, value in chunk.inputs.items()})
+        if chunk.term_steps is not None:
+            self.term_steps.append(np.broadcast_to(chunk.term_steps, chunk.log_prob.shape)[row].copy())
+        if self.rollout_inputs is None:
+            self.rollout_inputs = {name: value[row].copy() for name, value in chunk.rollout_inputs.items()}
+        elif changed := _changed(self.rollout_inputs, chunk.rollout_inputs, row):
+            raise WorkerError(
+                f"the policy gave another {changed} in decision {self.decisions} of {_describe([self])} than in the "
+                "first: what is in rollout_inputs may not change during a rollout; move it to inputs"
+            )
+
+    def mask(self, executed: Sequence[int]) -> np.ndarray:
+        """bool `[D, K]`: which terms shaped an action that was executed, given the steps of each decision."""
+        if not self.term_steps:
+            return np.ones((self.decisions, *self.log_prob[0].shape), bool)
+        return np.stack(self.term_steps) < np.asarray(executed)[:, None]
 
 
 class Recorder:
@@ -59,7 +82,7 @@ class Recorder:
 
         Raises:
             NotFiniteError: NaN or infinity among the actions, the log-probabilities or what was drawn.
-            WorkerError: the policy raised, or returned another number of rows.
+            WorkerError: the policy raised, or returned something of another shape.
         """
         traces = [self._traces[ticket] for ticket in tickets]
         actions: np.ndarray | None = None
@@ -77,22 +100,25 @@ class Recorder:
     def rollout(self, outcome: Outcome) -> Rollout:
         """The complete record of a finished rollout; forgets it."""
         trace = self._traces.pop(outcome.ticket)
-        kept = trace.request.record and outcome.status is not Status.ERROR
-        sample = np.stack(trace.sample) if kept else None
-        names = trace.inputs[0] if kept else {}
+        kept: dict[str, Any] = {}
+        if trace.request.record and outcome.status is not Status.ERROR:
+            kept = {
+                "sample": np.stack(trace.sample),
+                "log_prob": np.stack(trace.log_prob),
+                "mask": trace.mask(outcome.executed),
+                "inputs": {name: np.stack([row[name] for row in trace.inputs]) for name in trace.inputs[0]},
+                "rollout_inputs": trace.rollout_inputs,
+            }
         return Rollout(
             initial_state_id=trace.request.initial_state.id,
             index=trace.request.index,
             status=outcome.status,
-            sample=sample,
-            log_prob=np.stack(trace.log_prob) if kept else None,
-            mask=np.ones(sample.shape, bool) if sample is not None else None,
-            inputs={name: np.stack([row[name] for row in trace.inputs]) for name in names} if kept else None,
             decisions=outcome.decisions,
             env_steps=outcome.env_steps,
             policy_version=trace.version,
             frames=outcome.frames,
             error=outcome.error,
+            **kept,
         )
 
     def forget(self, ticket: int) -> None:
@@ -114,11 +140,7 @@ class Recorder:
             ) from error
         finally:
             self.infer_seconds += time.perf_counter() - started
-        if chunk.actions.ndim != 3 or len(chunk.actions) != len(traces):
-            raise WorkerError(
-                f"the policy returned actions of shape {chunk.actions.shape} for {_describe(traces)}; "
-                f"expected [{len(traces)}, H, A]"
-            )
+        _require_shapes(chunk, traces)
         for what, array in (
             ("actions", chunk.actions),
             ("log-probabilities", chunk.log_prob),
@@ -128,11 +150,43 @@ class Recorder:
         for row, trace in enumerate(traces):
             trace.decisions += 1
             if trace.request.record:
-                # Copies: a view would keep the whole batch alive until the update.
-                trace.sample.append(chunk.sample[row].copy())
-                trace.log_prob.append(chunk.log_prob[row].copy())
-                trace.inputs.append({name: value[row].copy() for name, value in chunk.inputs.items()})
+                trace.add(chunk, row)
         return chunk
+
+
+def _require_shapes(chunk: ActionChunk, traces: Sequence[_Trace]) -> None:
+    """Raise WorkerError, saying expected against got, unless the parts of a chunk fit together."""
+    rows, terms = len(traces), chunk.log_prob.shape[1:]
+    arrays = {"actions": chunk.actions, "log_prob": chunk.log_prob, "sample": chunk.sample}
+    for kind, inputs in (("inputs", chunk.inputs), ("rollout_inputs", chunk.rollout_inputs)):
+        arrays |= {f"{kind}[{name!r}]": array for name, array in inputs.items()}
+    for what, array in arrays.items():
+        more = {"actions": ["H", "A"], "log_prob": ["K"]}.get(what)
+        if array.shape[:1] != (rows,) or (more is not None and array.ndim != 1 + len(more)):
+            expected = ", ".join([str(rows), *(more or ["..."])])
+            raise WorkerError(
+                f"the policy returned {what} of shape {array.shape} for {_describe(traces)}; expected [{expected}]"
+            )
+    if both := chunk.inputs.keys() & chunk.rollout_inputs.keys():
+        raise WorkerError(f"the policy returned {', '.join(map(repr, both))} both in inputs and in rollout_inputs")
+    if chunk.sample.dtype.kind not in _NUMBERS:
+        raise WorkerError(f"the policy returned a sample of type {chunk.sample.dtype}; expected numbers")
+    steps = chunk.term_steps
+    if steps is not None and (steps.dtype.kind not in "iu" or steps.shape not in (terms, (rows, *terms))):
+        raise WorkerError(
+            f"the policy returned term_steps of {steps.dtype} {steps.shape}; expected whole numbers {[*terms]} or "
+            f"{[rows, *terms]}: for each term the first step of the chunk that it shaped"
+        )
+
+
+_NUMBERS = "biufc"
+"""Kinds of numpy types that are numbers."""
+
+
+def _changed(before: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray], row: int) -> str:
+    """Which rollout inputs are others than before; empty when none is."""
+    differ = [name for name in before if name not in now or not np.array_equal(before[name], now[name][row])]
+    return ", ".join(map(repr, [*differ, *(name for name in now if name not in before)]))
 
 
 def _require_finite(what: str, array: np.ndarray, traces: Sequence[_Trace]) -> None:
@@ -140,8 +194,6 @@ def _require_finite(what: str, array: np.ndarray, traces: Sequence[_Trace]) -> N
 
     Scores of NaN may decode to actions that look well: an argmax of NaN is an index like any other.
     """
-    if len(array) != len(traces):
-        raise WorkerError(f"the policy returned {len(array)} rows of {what} for {_describe(traces)}")
     finite = np.isfinite(array)
     if finite.all():
         return

@@ -33,7 +33,7 @@ class Collection:
     Attributes:
         groups: accepted groups, in launch order; fewer than the quota when `max_attempts` or the states ran out.
         attempted: every group of the definition above, in launch order, accepted ones included; rejected ones without
-            sample, log_prob, mask and inputs.
+            what an update needs.
         position: how many initial states these took, those passed over included. The next collection goes on with the
             state after them.
         metrics:
@@ -304,10 +304,7 @@ def practice_horizons(
 
 def _stripped(group: Group) -> Group:
     """Without what only an update needs."""
-    return replace(
-        group,
-        rollouts=tuple(replace(r, sample=None, log_prob=None, mask=None, inputs=None) for r in group.rollouts),
-    )
+    return replace(group, rollouts=tuple(rollout.outcome() for rollout in group.rollouts))
 
 
 def _metrics(attempted: tuple[Group, ...], accepted: int, dynamic: bool) -> Metrics:

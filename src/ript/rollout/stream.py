@@ -90,7 +90,7 @@ class ErrorLimit:
         Raises:
             ErrorRateExceeded: names the commonest error, with one full example.
         """
-        self._recent.append(replace(rollout, sample=None, log_prob=None, mask=None, inputs=None, frames=None))
+        self._recent.append(replace(rollout.outcome(), frames=None))
         failed = [recent for recent in self._recent if recent.status is Status.ERROR]
         total = len(self._recent)
         if total < self._at_least or len(failed) <= self._rate * total:

@@ -13,7 +13,8 @@ from ript.core.errors import NoSignalError
 from ript.core.metrics import values
 from ript.core.types import Group
 from ript.learn.advantage import leave_one_out
-from ript.learn.update import AdaptiveRate, UpdateResult
+from ript.learn.rate import AdaptiveRate
+from ript.learn.update import UpdateResult
 from ript.rollout.sampling import Collection
 from ript.run.folder import RunFolder
 from ript.run.progress import status

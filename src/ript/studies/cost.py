@@ -14,7 +14,8 @@ from ript.config.sections import Config
 from ript.core import hooks
 from ript.core.types import Group, Rollout, RolloutRequest, Status
 from ript.learn.batch import make_batch
-from ript.learn.update import make_optimiser, update
+from ript.learn.rate import make_optimiser
+from ript.learn.update import update
 from ript.report.tables import count
 from ript.run.start import calibration_rollouts, learner
 from ript.studies.catalogue import Study, with_simulator
