@@ -4,6 +4,7 @@ config.json         kind, format version, configuration, simulator and render se
 model.safetensors   weights and statistics
 README.md           model card: how it was trained, what it measured
 NAME.safetensors    further tensors, such as instruction embeddings that were given
+NAME.json           further documents, such as a tokenizer
 """
 
 from __future__ import annotations
@@ -50,11 +51,13 @@ def save(
     simulator: SimulatorSpec,
     weights: Mapping[str, torch.Tensor],
     card: Mapping,
+    documents: Mapping[str, Mapping] | None = None,
     **further: Mapping[str, torch.Tensor],
 ) -> None:
     """Write a policy folder, whole or not at all: an existing one is replaced only when the new one is complete.
 
-    `further` tensors, when there are any, go into files of their own, named after the argument.
+    `further` tensors, when there are any, go into files of their own, named after the argument; so do `documents`, as
+    NAME.json.
 
     Raises:
         PolicyError: the disk is full, read-only or forbidden, or the folder holds anything but a policy; what was there
@@ -77,6 +80,8 @@ def save(
     try:
         with atomic_folder(folder, PolicyError) as temporary:
             _write(temporary, document, {"model": weights} | {k: v for k, v in further.items() if v})
+            for name, content in (documents or {}).items():
+                (temporary / f"{name}.json").write_bytes(encoded(json.dumps(content, indent=2) + "\n"))
     except SafetensorError as error:  # the library reports a full disk as its own error
         raise cannot_write(folder, OSError(number_in(error) or 0, str(error)), PolicyError) from error
 
@@ -93,7 +98,7 @@ def refuse_to_replace(folder: Path) -> None:
         if not folder.is_dir():
             raise PolicyError(f"{folder} is a file: a policy is saved as a folder, choose another name")
         names = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
-    ours = {name for name in names if name in ("config.json", "README.md") or name.endswith(".safetensors")}
+    ours = {name for name in names if name == "README.md" or name.endswith((".json", ".safetensors"))}
     strange = sorted(names - ours)
     if not strange and names:
         kind(folder)  # another library's model is none of ours

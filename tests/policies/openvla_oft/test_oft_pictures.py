@@ -36,22 +36,25 @@ def test_a_frame_is_prepared_as_published_bit_for_bit(golden, name):
 def test_resizing_equals_the_published_one_before_it_is_rounded(golden):
     for name in FRAMES:
         if f"{name}/lanczos_f32_rows" in golden:
-            x = pictures.decoded(pictures.encoded(golden[f"{name}/raw_u8"])).astype(np.float32)
-            x = pictures.resampled(pictures.resampled(x, 224).transpose(1, 0, 2), 224).transpose(1, 0, 2)
+            x = torch.from_numpy(pictures.decoded(pictures.encoded(golden[f"{name}/raw_u8"]))).float()
+            x = pictures.resampled(pictures.resampled(x, 224).transpose(0, 1), 224).transpose(0, 1)
             np.testing.assert_array_equal(x[golden["rows_index"]], golden[f"{name}/lanczos_f32_rows"])
+
+
+def forget():
+    for cached in (pictures._c_sine, pictures.kernel, pictures._taps):
+        cached.cache_clear()
 
 
 def test_without_the_c_library_a_pixel_in_a_hundred_thousand_moves_by_one(golden, monkeypatch):
     frame = pictures.decoded(pictures.encoded(golden["t0_agentview/raw_u8"]))
     monkeypatch.setattr(pictures.ctypes, "CDLL", lambda name: object())
-    pictures._c_sine.cache_clear()
-    pictures.kernel.cache_clear()
+    forget()
     try:
         moved = pictures.resized(frame, 224).astype(int) - golden["t0_agentview/resized_u8"]
     finally:
         monkeypatch.undo()
-        pictures._c_sine.cache_clear()
-        pictures.kernel.cache_clear()
+        forget()
     assert 0 < np.count_nonzero(moved) < 10 and np.abs(moved).max() == 1
 
 

@@ -1,7 +1,7 @@
 """From a simulator's picture to what the vision towers see, bit for bit as published checkpoints were trained.
 
 A frame is turned by 180 degrees (robosuite's are upside down), goes through JPEG as the training data did, is resized
-by a Lanczos kernel and cropped to its middle 90 % of area. All is done here in NumPy, but JPEG: the encoder is
+by a Lanczos kernel and cropped to its middle 90 % of area. All is done here, but JPEG: the encoder is
 Pillow's, the decoder libjpeg-turbo with its fast integer transform (`simplejpeg`).
 """
 
@@ -11,7 +11,7 @@ import ctypes
 import functools
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,20 +110,29 @@ def decoded(jpeg: bytes) -> np.ndarray:
 
 def resized(image: np.ndarray, size: int) -> np.ndarray:
     """uint8 `[size, size, 3]` by Lanczos resampling in float32, rows first, rounded half to even."""
-    x = resampled(image.astype(f32), size)
-    x = resampled(x.transpose(1, 0, 2), size).transpose(1, 0, 2)
-    return np.rint(x).clip(0, 255).astype(np.uint8)
+    x = resampled(resampled(torch.from_numpy(image).float(), size).transpose(0, 1), size).transpose(0, 1)
+    return x.round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
 
 
-def resampled(x: np.ndarray, size: int) -> np.ndarray:
+def resampled(x: torch.Tensor, size: int) -> torch.Tensor:
     """float32 `[size, ...]` of `[n, ...]`: each row a weighted sum, added up tap after tap."""
-    start, weights = kernel(len(x), size)
-    out = np.zeros((size, *x.shape[1:]), f32)
-    column = (slice(None), *[None] * (x.ndim - 1))
-    for tap in range(weights.shape[1]):
-        rows = np.minimum(start + tap, len(x) - 1)  # beyond the last row the weight is zero
-        out += weights[:, tap][column] * x[rows]
-    return out
+    flat = x.reshape(len(x), -1)  # products and sums in operations of their own: fused, they would round once less
+    total = torch.zeros(size, flat.shape[1])
+    product = torch.empty_like(total)
+    for rows, weights in _taps(len(x), size):
+        torch.index_select(flat, 0, rows, out=product)
+        total.add_(product.mul_(weights))
+    return total.reshape(size, *x.shape[1:])
+
+
+@functools.lru_cache(maxsize=16)
+def _taps(n: int, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(rows int64 `[size]`, weights float32 `[size, 1]`) of each tap; beyond the last row the weight is zero."""
+    start, weights = kernel(n, size)
+    return [
+        (torch.from_numpy(np.minimum(start + tap, n - 1)), torch.from_numpy(weights[:, tap : tap + 1].copy()))
+        for tap in range(weights.shape[1])
+    ]
 
 
 @functools.lru_cache(maxsize=16)
@@ -183,25 +192,25 @@ def cropped(image: np.ndarray) -> np.ndarray:
     Bilinear between corners that coincide, in float32; values are cut, not rounded, on the way back to uint8.
     """
     low, high, share = _crop(len(image))
-    x = image.astype(f32) * f32(1 / 255)
-    left, right = x[:, low], x[:, high]
-    x = left + (right - left) * share[None, :, None]
-    top, bottom = x[low], x[high]
-    x = top + (bottom - top) * share[:, None, None]
-    return (x.clip(0, 1) * f32(255.5)).astype(np.uint8)
+    x = torch.from_numpy(np.ascontiguousarray(image)).float().mul_(float(f32(1 / 255)))
+    x = _between(x.transpose(0, 1), low, high, share).transpose(0, 1)
+    x = _between(x, low, high, share)
+    return x.clamp_(0, 1).mul_(255.5).to(torch.uint8).contiguous().numpy()
+
+
+def _between(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """`x[low] + (x[high] - x[low]) * share`, rounded after each operation."""
+    first, second = x.index_select(0, low), x.index_select(0, high)
+    return second.sub_(first).mul_(share).add_(first)
 
 
 @functools.lru_cache(maxsize=16)
-def _crop(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _crop(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """For each of n samples: the pixels on its two sides, and how far it lies from the first to the second."""
     side, last = np.sqrt(f32(KEPT_AREA)), f32(n - 1)
     offset = (f32(1) - side) / f32(2)
     step = ((offset + side) - offset) * last / last
     place = offset * last + np.arange(n, dtype=f32) * step
-    low, high = np.floor(place).astype(int), np.ceil(place).astype(int)
-    return low, high, place - low.astype(f32)
-
-
-def stacked(pictures: Sequence[Sequence[np.ndarray]]) -> torch.Tensor:
-    """uint8 `[B, pictures, h, w, 3]` of B rows of prepared pictures."""
-    return torch.from_numpy(np.stack([np.stack(row) for row in pictures]))
+    low, high = np.floor(place), np.ceil(place)
+    share = torch.from_numpy(place - low)[:, None, None]
+    return torch.from_numpy(low.astype(np.int64)), torch.from_numpy(high.astype(np.int64)), share

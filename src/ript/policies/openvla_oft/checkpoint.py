@@ -1,0 +1,198 @@
+"""OpenVLA-OFT policies on disk: published folders read as they are, and our own, which hold what was trained.
+
+A folder of ours has, beside config.json and a model card:
+
+model.safetensors             heads; of a policy without a base, the whole network but its adapter
+adapter_model.safetensors     the adapter, with adapter_config.json, in PEFT's format
+tokenizer.json                of a policy without a base
+
+and config.json says whose weights the rest are: name, revision and hash of the index. Nothing is written into a base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ript.core.errors import ConfigError, PolicyError
+from ript.core.files import absolute, expanded, read_bytes
+from ript.core.types import SimulatorSpec
+from ript.policies import folder as policy_folder
+from ript.policies import hub
+from ript.policies.openvla_oft.adapters import load_adapter
+from ript.policies.openvla_oft.config import Base, OftConfig
+from ript.policies.openvla_oft.model import OpenVla
+from ript.policies.openvla_oft.policy import PUBLISHED_CAMERAS, OpenVlaPolicy
+from ript.policies.openvla_oft.prompt import Prompts, tokenizer_of
+from ript.policies.openvla_oft.published import (
+    add_scale_head,
+    document,
+    load_heads,
+    load_ript_heads,
+    load_scale_head,
+    read,
+    shards_of,
+)
+from ript.policies.openvla_oft.saving import HELD
+from ript.policies.openvla_oft.selftest import require_sound
+from ript.policies.openvla_oft.sizes import OpenVlaSizes
+from ript.policies.openvla_oft.weights import assign, checked, load_backbone, require_names
+
+PUBLISHED_SUITE = "libero"
+PUBLISHED_PROPRIO = {"eef_pos": 3, "eef_axis_angle": 3, "gripper_qpos": 2}
+PUBLISHED_FRAME = 256
+RIPT_HEADS = "openvla_headers.pt"
+
+
+def load(
+    folder: str | Path,
+    *,
+    suite: str | None = None,
+    adapter: str | Path | None = None,
+    alpha: float | None = None,
+    scale_head: str | Path | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    self_test: bool = True,
+) -> OpenVlaPolicy:
+    """The policy in a folder, published or ours.
+
+    Args:
+        folder: its path, or "hf://owner/name@revision".
+        suite: whose statistics a published folder is used with; needed where it holds several.
+        adapter: folder of an adapter in PEFT's format to put on a published policy; RIPT-VLA's brings both heads.
+        alpha: of that adapter, instead of what its file says: its updates are scaled by alpha / rank.
+        scale_head: RIPT-VLA's file of a scale head for a published policy.
+        device: where weights go, straight from their files.
+        dtype: of the base's weights; None: bfloat16 on a GPU, float32 on the CPU. What can be trained is float32.
+        self_test: see `selftest.require_sound`.
+
+    Raises:
+        PolicyError: a folder that cannot be used; says why.
+    """
+    dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
+    place = hub.fetch(str(folder)) if hub.on_hub(folder) else expanded(folder)
+    if "kind" in document(place, "config.json"):
+        if suite or adapter or scale_head or alpha is not None:
+            raise ConfigError(f"{folder} is a policy of ript's with its own statistics, adapter and heads: give none")
+        policy = _load_own(place, device, dtype)
+    else:
+        policy = _load_published(folder, place, suite, device, dtype)
+        if scale_head is not None:
+            load_scale_head(policy.network, expanded(scale_head), device=device)
+        if adapter is not None:
+            put_on(policy, expanded(adapter), alpha, device)
+    if self_test:
+        require_sound(policy.network, str(folder), policy.config.last)
+    return policy
+
+
+def put_on(policy: OpenVlaPolicy, folder: Path, alpha: float | None, device: str) -> None:
+    """Put an adapter on a policy, and the heads that lie beside it, if any."""
+    found = load_adapter(policy.network, folder, alpha=alpha, device=device)
+    policy.config = replace(policy.config, rank=found.rank, scaling=found.scaling)
+    if (folder / RIPT_HEADS).is_file():
+        load_ript_heads(policy.network, folder / RIPT_HEADS, device=device)
+
+
+def _load_published(
+    name: str | Path, folder: Path, suite: str | None, device: str, dtype: torch.dtype
+) -> OpenVlaPolicy:
+    found = read(folder, suite)
+    network = empty(found.sizes)
+    load_heads(network, folder, device=device)  # first: a wrong head is found before the long part
+    load_backbone(network, found.shards, device=device, dtype=dtype)
+    config = OftConfig(
+        sizes=found.sizes,
+        statistics=found.statistics,
+        normalisation=found.normalisation,
+        cameras=PUBLISHED_CAMERAS,
+        base=base_of(name, folder),
+    )
+    simulator = SimulatorSpec(
+        suite=PUBLISHED_SUITE,
+        cameras=dict.fromkeys(PUBLISHED_CAMERAS, (PUBLISHED_FRAME, PUBLISHED_FRAME)),
+        proprio=PUBLISHED_PROPRIO,
+        action_dim=found.sizes.action,
+        render={},
+    )
+    prompts = Prompts(tokenizer_of(folder), config.room, config.last, str(folder))
+    return OpenVlaPolicy(config, network.eval(), prompts, simulator)
+
+
+def empty(sizes: OpenVlaSizes) -> OpenVla:
+    """A network without memory, to be given its weights."""
+    with torch.device("meta"):
+        return OpenVla(sizes)
+
+
+def base_of(name: str | Path, folder: Path) -> Base:
+    """A reference to a base: a folder by its whole path, a name on the hub with its commit."""
+    if hub.on_hub(name):
+        text = str(name).partition("@")[0]
+        return Base(name=text, revision=hub.commit_of(str(name)), index=index_of(folder))
+    return Base(name=str(absolute(name)), revision=None, index=index_of(folder))
+
+
+def index_of(folder: Path) -> str:
+    """16 hex digits that tell one base from another: a hash of the index of its weights, or of its only file."""
+    index = folder / "model.safetensors.index.json"
+    content = read_bytes(index if index.is_file() else folder / "model.safetensors", PolicyError)
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------ our folders
+
+
+def _load_own(folder: Path, device: str, dtype: torch.dtype) -> OpenVlaPolicy:
+    saved = policy_folder.load(folder, OpenVlaPolicy.KIND)
+    try:
+        config = OftConfig.from_json(saved.config)
+    except (ConfigError, PolicyError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PolicyError(f"{folder / 'config.json'} describes no policy that can be built: {error}") from error
+    network = empty(config.sizes)
+    if any(name.startswith("scale_head.") for name in saved.weights):
+        add_scale_head(network)
+    base = base_folder(config.base) if config.base else folder
+    own = network.state_dict()
+    held = {name for name in own if config.base is None or name.partition(".")[0] in HELD}
+    require_names(held, set(saved.weights), str(folder))
+    for name, tensor in saved.weights.items():
+        checked(tensor, own[name], name, folder / "model.safetensors")
+        assign(network, name, tensor, device, torch.float32 if name.partition(".")[0] in HELD else dtype)
+    if config.base:
+        load_backbone(network, backbone_shards(base), device=device, dtype=dtype)
+    if config.rank:
+        load_adapter(network, folder, device=device)
+    prompts = Prompts(tokenizer_of(base), config.room, config.last, str(base))
+    return OpenVlaPolicy(config, network.eval(), prompts, saved.simulator, saved.card)
+
+
+def backbone_shards(base: Path) -> dict[str, Path]:
+    """Tensor name -> file of a base, heads of one of ours left out."""
+    return {name: path for name, path in shards_of(base).items() if name.partition(".")[0] not in HELD}
+
+
+def base_folder(base: Base) -> Path:
+    """Where a base lies.
+
+    Raises:
+        PolicyError: it is not there, or not the one that was meant.
+    """
+    if hub.on_hub(base.name):
+        folder = hub.fetch(hub.at_commit(base.name, base.revision) if base.revision else base.name)
+    else:
+        folder = expanded(base.name)
+    if not folder.is_dir():
+        raise PolicyError(
+            f"the policy's base is not there: {base.name}; put it there, or say where it lies in config.json"
+        )
+    if (got := index_of(folder)) != base.index:
+        raise PolicyError(
+            f"{folder} is not the base that this policy was trained on: the hash of its index is {got}, expected "
+            f"{base.index}"
+        )
+    return folder

@@ -1,0 +1,303 @@
+"""The OpenVLA-OFT policy: a network, its density and its numbers as one thing that acts, learns and is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ript.core.errors import ConfigError, PolicyError
+from ript.core.types import ActionChunk, Observation, SimulatorSpec
+from ript.policies.openvla_oft.config import OftConfig
+from ript.policies.openvla_oft.lora import lora_weights
+from ript.policies.openvla_oft.model import OpenVla
+from ript.policies.openvla_oft.pictures import prepared, require_picture
+from ript.policies.openvla_oft.prompt import Prompts
+from ript.policies.openvla_oft.saving import KIND, save
+from ript.policies.parameters import parameter_groups
+
+PADDING = -1
+"""Fills up rows of token ids."""
+PUBLISHED_CAMERAS = ("primary", "wrist")
+"""Of published policies, in their order."""
+WRIST = ("wrist", "hand")
+"""One of these is in the name of a camera that the robot carries."""
+
+
+class OpenVlaPolicy(nn.Module):
+    """A `PostTrainable` policy over chunks of continuous actions.
+
+    Args:
+        config: everything but weights.
+        network: with weights; a policy without a scale head acts greedily only.
+        prompts: reads instructions.
+        simulator: what it acts in; checked before it acts.
+        card: how it was trained and measured, plain values.
+    """
+
+    KIND = KIND
+
+    def __init__(
+        self,
+        config: OftConfig,
+        network: OpenVla,
+        prompts: Prompts,
+        simulator: SimulatorSpec,
+        card: Mapping | None = None,
+    ):
+        super().__init__()
+        self.config, self.network, self.prompts = config, network, prompts
+        self.simulator, self.card = simulator, dict(card or {})
+        self.eval()
+
+    # ------------------------------------------------------------------ what it sees
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.llama.norm.weight.device
+
+    def preprocess(self, image: np.ndarray) -> np.ndarray:
+        """A frame uint8 `[h, w, 3]` as the towers see it, uint8 `[size, size, 3]`, before pixels are normalised.
+
+        A frame of the towers' size counts as turned and resized already; see `pictures.prepared`.
+
+        Raises:
+            PolicyError: not such a picture, or, for a policy that takes frames as they are, not of its size.
+        """
+        size = self.config.sizes.image
+        if self.config.pictures == "published":
+            return prepared(image, size, turn=self.config.upside_down)
+        require_picture(image)
+        if image.shape[:2] != (size, size):
+            raise PolicyError(f"a picture of {image.shape[0]} x {image.shape[1]}: the policy takes {size} x {size}")
+        return image
+
+    def cameras_among(self, names: Sequence[str]) -> list[str]:
+        """Which of a simulator's cameras are the policy's, in its order: those of its names, or, where a published
+        policy meets a simulator with other names, the one camera of the wrist and the one that is not.
+
+        Raises:
+            PolicyError: it cannot be told.
+        """
+        own = self.config.cameras
+        if all(name in names for name in own):
+            return list(own)
+        if own == PUBLISHED_CAMERAS and len(names) == len(own):
+            wrist = [name for name in names if any(word in name.lower() for word in WRIST)]
+            if len(wrist) == 1:
+                return [name for name in names if name not in wrist] + wrist
+        missing = ", ".join(name for name in own if name not in names)
+        raise PolicyError(f"the policy looks through {', '.join(own)}: no {missing} among {', '.join(names)}")
+
+    def read(self, instructions: Sequence[str]) -> None:
+        """Prepare instructions once; see `core.hooks`. Raises `PolicyError` for one that cannot be read."""
+        self.prompts(instructions)
+
+    def remember(self, given: Mapping[str, Sequence[int]]) -> None:
+        """Use these token ids of instructions; see `Prompts.remember`."""
+        self.prompts.remember(given)
+
+    def inputs(self, observation: Observation) -> dict[str, np.ndarray]:
+        """What a decision depends on: "pictures" uint8 `[B, pictures, size, size, 3]`, "proprio" float32 `[B, P]`
+        normalised, "prompt" int32 `[B, room]` filled up with `PADDING` on the right, as wide whatever the batch.
+
+        Raises:
+            PolicyError: cameras, pictures, proprioception or an instruction that the policy cannot take.
+        """
+        config = self.config
+        cameras = self.cameras_among(list(observation.images))
+        proprio = np.asarray(observation.proprio)
+        if proprio.ndim != 2 or proprio.shape[1] != config.sizes.proprio:
+            raise PolicyError(f"expected proprioception [B, {config.sizes.proprio}], got {list(proprio.shape)}")
+        rows = range(len(observation))
+        pictures = [[self.preprocess(observation.images[name][row]) for name in cameras] for row in rows]
+        prompts = self.prompts(observation.instruction)
+        ids = np.full((len(rows), config.room), PADDING, np.int32)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        return {
+            "pictures": np.stack([np.stack(row) for row in pictures]),
+            "proprio": config.statistics.proprio(proprio).astype(np.float32),
+            "prompt": ids,
+        }
+
+    def hidden(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Hidden states of the chunk `[B, chunk * A, D]`, with gradient; `inputs` are arrays or tensors."""
+        pictures, proprio, ids = (torch.as_tensor(inputs[name]) for name in ("pictures", "proprio", "prompt"))
+        prompts = [[i for i in row if i != PADDING] for row in ids.tolist()]
+        pixels = self.config.normalisation.pixels(pictures.to(self.device))
+        seen = self.network.seen(pixels, proprio.to(self.device))
+        if self.config.forward == "two_pass":
+            return self.network.hidden_two_pass(seen, prompts)
+        return self.network.hidden(seen, prompts)
+
+    def heads(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(means, log-scales or None without a scale head), float32 `[B, chunk, A]` of normalised actions, with
+        gradient. Log-scales are the head's own: not clipped, and without the temperature."""
+        hidden = self.hidden(inputs)
+        scale = self.network.scale_head
+        return self.network.action_head(hidden).float(), None if scale is None else scale(hidden).float()
+
+    # ------------------------------------------------------------------ acting
+
+    @torch.no_grad()
+    def predict(self, observation: Observation) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`heads` of an observation with the simulator's frames, on the CPU."""
+        mean, log_scale = self.heads(self.inputs(observation))
+        return mean.cpu(), None if log_scale is None else log_scale.cpu()
+
+    @torch.no_grad()
+    def act(
+        self, observation: Observation, generators: Sequence[np.random.Generator], *, greedy: bool = False
+    ) -> ActionChunk:
+        """See `interfaces.Policy.act`. Rows may have different instructions.
+
+        The sample is float32 `[B, execute, A]` in normalised actions. Greedy decisions of a policy without a scale head
+        have a log-probability of 0.
+        """
+        inputs = self.inputs(observation)
+        mean, log_b = self.heads(inputs)
+        mean, log_b = mean[:, : self.config.execute], None if log_b is None else log_b[:, : self.config.execute]
+        if greedy:
+            sample = mean
+        else:
+            if len(generators) != len(observation):
+                raise ConfigError(
+                    f"act: {len(observation)} observations need as many generators, got {len(generators)}"
+                )
+            uniforms = torch.from_numpy(np.stack([g.random(mean.shape[1:]) for g in generators]))
+            sample = self.config.density.drawn(mean, self._scales(log_b), uniforms.to(mean.device))
+        if log_b is None:
+            log_prob = self.config.density.terms_of(torch.where(mean.isfinite(), 0.0, torch.nan))
+        else:
+            log_prob, _ = self.config.density.log_prob(mean, log_b, sample)
+        return ActionChunk(
+            actions=self.simulator_actions(sample.cpu().numpy()),
+            sample=sample.cpu().numpy(),
+            log_prob=log_prob.cpu().numpy(),
+            inputs=inputs,
+        )
+
+    def simulator_actions(self, normalised: np.ndarray) -> np.ndarray:
+        """Actions float32 `[..., A]` in the simulator's units, cut to [-1, 1], where its controller cuts them too."""
+        actions = self.config.statistics.simulator_actions(normalised).clip(-1, 1)
+        return np.where(np.isfinite(normalised), actions, np.nan).astype(np.float32)
+
+    def _scales(self, log_b: torch.Tensor | None) -> torch.Tensor:
+        if log_b is None:
+            raise PolicyError(
+                "the policy has no scale head, so there is no density to draw from: train one (`ript sft`) or load "
+                "RIPT-VLA's; greedy decisions need none"
+            )
+        return log_b
+
+    # ------------------------------------------------------------------ learning
+
+    def log_prob(self, inputs: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `interfaces.LikelihoodPolicy.log_prob`; K is the number of executed actions, or of their dimensions."""
+        mean, log_b = self.heads(inputs)
+        given = sample.to(mean.device)
+        steps = slice(given.shape[1])
+        return self.config.density.log_prob(mean[:, steps], self._scales(log_b)[:, steps], given)
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of what post-training updates."""
+        parts = self.config.rl_trains.split("+")
+        trained: dict[str, nn.Parameter] = {}
+        if "adapter" in parts:
+            trained |= {k: p for k, p in lora_weights(self.network).items() if k.startswith("language_model.")}
+        if "head" in parts:
+            trained |= {f"action_head.{k}": p for k, p in self.network.action_head.named_parameters()}
+        return trained
+
+    def rl_parameters(self) -> list[dict]:
+        """AdamW groups of what post-training updates; nothing else gets a gradient from now on."""
+        trained = self._trained()
+        if not trained:
+            raise ConfigError("the policy has no adapter, and nothing else is to be trained: give it one")
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        for parameter in trained.values():
+            parameter.requires_grad_(True)
+        return [group for group in parameter_groups([self.network]) if group["params"]]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach() for name, parameter in self._trained().items()}
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        own = dict(self.network.named_parameters())
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                own[name].copy_(tensor)
+
+    # ------------------------------------------------------------------ as others see it
+
+    @property
+    def temperature(self) -> float:
+        return self.config.temperature
+
+    def at_temperature(self, temperature: float) -> OpenVlaPolicy:
+        """The same policy, sharing its weights, at another temperature."""
+        return self.configured(temperature=temperature)
+
+    def configured(self, **changes: Any) -> OpenVlaPolicy:
+        """The same policy, sharing its weights, with other settings that do not change sizes."""
+        other = object.__new__(OpenVlaPolicy)
+        other.__dict__ = dict(self.__dict__)
+        other.config = dataclasses.replace(self.config, **changes)
+        return other
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        notes = []
+        if self.config.sampling == "published":
+            notes.append("Published sampling: draws with another scale than it scores with (a known mismatch).")
+        if self.config.forward == "two_pass":
+            notes.append("Two-pass forward: not the function that published checkpoints were trained for.")
+        return tuple(notes)
+
+    def settings(self) -> dict[str, Any]:
+        return self.config.to_json()
+
+    def check_simulator(self, spec: SimulatorSpec) -> None:
+        """Raise `PolicyError` unless the policy fits the simulator."""
+        sizes = self.config.sizes
+        cameras = self.cameras_among(list(spec.cameras))
+        expected, got = (sizes.proprio, sizes.action), (spec.proprio_dim, spec.action_dim)
+        for what, e, g in zip(("proprioception size", "action size"), expected, got, strict=True):
+            if e != g:
+                raise PolicyError(f"the policy does not fit simulator {spec.suite!r}: {what}: expected {e}, got {g}")
+        if self.config.pictures == "plain":
+            for name in cameras:
+                if spec.cameras[name] != (sizes.image, sizes.image):
+                    raise PolicyError(f"the policy takes pictures of {sizes.image}, {name} shows {spec.cameras[name]}")
+        if spec.suite != self.simulator.suite:
+            raise PolicyError(f"the policy was trained on {self.simulator.suite!r}, the simulator is {spec.suite!r}")
+        if self.simulator.render and dict(spec.render) != dict(self.simulator.render):
+            raise PolicyError(
+                f"the policy was trained on pictures of {self.simulator.suite} {dict(self.simulator.render)}, "
+                f"the simulator shows {dict(spec.render)}: use the same render settings"
+            )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write adapter and heads with a reference to the base, or, of a policy without one, everything."""
+        save(Path(folder), self.config, self.network, self.prompts, self.simulator, self.card)
+
+    def __eq__(self, other: object) -> bool:
+        """Same configuration, simulator and weights, to the bit."""
+        if not isinstance(other, OpenVlaPolicy):
+            return NotImplemented
+        mine, theirs = self.network.state_dict(), other.network.state_dict()
+        return (
+            self.config == other.config
+            and self.simulator == other.simulator
+            and mine.keys() == theirs.keys()
+            and all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+        )
+
+    __hash__ = nn.Module.__hash__
