@@ -6,6 +6,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,20 @@ def test_the_file_holds_the_same_demonstrations_whatever_the_number_of_workers(t
     for other in collected[1:]:
         assert len(other) == 12
         assert all(same(a, b) for a, b in zip(collected[0], other, strict=True))
+
+
+class Endless(Point):
+    """Never says that an episode is over."""
+
+    def step_chunk(self, actions):
+        self._done, self._steps = False, 0
+        result = super().step_chunk(actions)
+        return result if result.success else replace(result, done=False)
+
+
+def test_an_expert_that_fails_in_a_simulator_that_never_ends_is_given_up_at_the_horizon(tmp_path):
+    with pytest.raises(SimulatorError, match="the scripted expert of point/unlucky succeeded in"):
+        collect_demos(Endless, ["point/unlucky"], 50, tmp_path / "d.hdf5", max_tries_factor=0.1)
 
 
 def test_failed_tries_are_dropped_and_counted_on_the_demonstration_that_follows(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from ript.core.errors import ConfigError, ErrorRateExceeded, NotFiniteError, UnknownNameError, WorkerError
 from ript.core.metrics import values
@@ -336,6 +337,64 @@ def test_actions_that_are_not_finite_stop_the_run_and_name_the_row():
         run(requests(group=1), policy=FakePolicy(breaks="nan", at=2), slots=4)
 
 
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        ({"actions": np.zeros((4, 0, 2), np.float32)}, r"actions .*\(4, 0, 2\).*; expected \[4, H, A\]"),
+        ({"actions": np.zeros((4, CHUNK, 3), np.float32)}, "chunks of 3 numbers an action; .* takes 2"),
+        ({"actions": np.zeros((4, CHUNK), np.float32)}, r"actions .*; expected \[4, H, A\]"),
+        ({"actions": np.full((4, CHUNK, 2), "left")}, "actions .*<U4.*; expected numbers"),
+        ({"actions": torch.zeros(4, CHUNK, 2)}, "a Tensor for actions .*; expected a NumPy array"),
+        ({"log_prob": np.zeros((4, 0), np.float32)}, r"log_prob .*; expected \[4, K\]"),
+        ({"sample": [1, 2, 3, 4]}, "a list for sample .*; expected a NumPy array"),
+        ({"inputs": {"step": None}}, "a NoneType for step .*; expected a NumPy array"),
+        (None, "a tuple for 4 observations .*; expected an ActionChunk"),
+    ],
+)
+def test_what_a_policy_cannot_have_meant_stops_the_run_and_is_not_counted_as_the_simulators_error(broken, complaint):
+    class Broken(FakePolicy):
+        def act(self, observation, generators, *, greedy=False):
+            chunk = super().act(observation, generators, greedy=greedy)
+            return (chunk.actions, chunk.sample) if broken is None else replace(chunk, **broken)
+
+    with pytest.raises(WorkerError, match=f"the policy returned .*{complaint}"):
+        run(requests(group=1), policy=Broken(), slots=4)
+
+
+def test_a_policy_whose_greedy_chunks_are_longer_is_named():
+    class Longer(FakePolicy):
+        def act(self, observation, generators, *, greedy=False):
+            chunk = super().act(observation, generators, greedy=greedy)
+            return replace(chunk, actions=np.repeat(chunk.actions, 1 + greedy, axis=1))
+
+    with pytest.raises(WorkerError, match=r"chunks of \(8, 2\) in greedy mode and of \(4, 2\) when it draws"):
+        run([replace(request, greedy=request.index == 0) for request in requests()], policy=Longer())
+
+
+def test_actions_too_large_for_float32_are_not_finite():
+    class Large(FakePolicy):
+        def act(self, observation, generators, *, greedy=False):
+            chunk = super().act(observation, generators, greedy=greedy)
+            return replace(chunk, actions=chunk.actions.astype(np.float64) + 1e301)
+
+    with pytest.raises(NotFiniteError, match="the policy returned NaN or infinite actions for 4 of 4 observations"):
+        run(requests(group=1), policy=Large(), slots=4)
+
+
+def test_a_policy_that_draws_another_number_of_variables_than_before_is_named():
+    class Growing(FakePolicy):
+        def act(self, observation, generators, *, greedy=False):
+            chunk = super().act(observation, generators, greedy=greedy)
+            late = int(observation.proprio[0, 1] > 0)
+            return replace(chunk, sample=chunk.sample[:, late:], log_prob=chunk.log_prob[:, late:])
+
+    wanted = [RolloutRequest(initial_state=fake_state(0, -1), index=0, seed=(3,))]
+    with pytest.raises(
+        WorkerError, match=r"sample of shape \(1,\) in decision 2, and of shape \(2,\) in the first .*fake/plain"
+    ):
+        run(wanted, policy=Growing())
+
+
 @pytest.mark.parametrize("greedy", [False, True])
 def test_a_density_that_is_not_finite_stops_the_run_at_that_decision_recorded_or_not(greedy):
     class Later(FakePolicy):
@@ -583,3 +642,23 @@ def test_a_practice_horizon_ends_a_rollout_as_a_failure_and_never_changes_what_c
             assert (rollout.status, rollout.env_steps) == (Status.FAILURE, CHUNK + 1)
         else:
             assert rollout.status is free[key].status
+
+
+@pytest.mark.parametrize("horizon", [None, CHUNK + 1, 100])
+def test_an_episode_that_its_simulator_does_not_end_is_a_failure_at_the_tasks_horizon(horizon):
+    class Endless(FakeSimulator):
+        def step_chunk(self, actions):
+            result = super().step_chunk(actions)
+            return replace(result, env_steps=1 if result.success else len(actions), done=result.success)
+
+    wanted = requests(horizon=horizon)
+    with make_pool(lambda key: Endless(FakeFactory()(key).task), FakePolicy(), workers=0, slots=4) as pool:
+        done = {(r.initial_state_id, r.index): r for r in pool.run(iter(wanted))}
+    expected = run(wanted)
+    assert all(same(expected[key], done[key]) for key in expected)
+
+
+def test_a_task_without_a_horizon_is_an_error_of_its_rollouts():
+    with make_pool(lambda key: FakeSimulator(fake_task(horizon=0)), FakePolicy(), workers=0, max_error_rate=1) as pool:
+        (rollout,) = pool.run([RolloutRequest(initial_state=fake_state(0), index=0, seed=(3,))])
+    assert "SimulatorError: its task has horizon = 0; expected at least 1 step" in rollout.error

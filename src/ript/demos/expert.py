@@ -77,7 +77,7 @@ def _act(
         result = sim.step_chunk(executed[-1][None])
         if result.success:
             return _Attempt(np.stack(clean), np.stack(executed))
-        if result.done:
+        if result.done or len(clean) >= sim.task.horizon:
             return None
 
 

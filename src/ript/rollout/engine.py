@@ -20,7 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ript.core.errors import ConfigError, DependencyMissing, PolicyError, SimulatorError
+from ript.core.errors import ConfigError, DependencyMissing, PolicyError, SimulatorError, WorkerError
 from ript.core.interfaces import Simulator, SimulatorFactory
 from ript.core.types import ChunkResult, Observation, RolloutRequest, SimulatorSpec, Status
 
@@ -183,6 +183,7 @@ class SimulatorCache:
 class _Slot:
     ticket: int
     request: RolloutRequest
+    horizon: int = 0
     simulator: Simulator | None = None
     observation: Observation | None = None
     decisions: int = 0
@@ -240,6 +241,7 @@ class Slots:
         what = "building the simulator"
         try:
             slot.simulator = self._simulators.take(request.initial_state.task.key)
+            slot.horizon = _horizon(request, slot.simulator)
             what = "resetting"
             self._watch(ticket)
             slot.observation = _checked(slot.simulator.reset(request.initial_state), slot.simulator.spec)
@@ -259,7 +261,7 @@ class Slots:
             return
         self._watch(DECIDING)
         looks = Observation.concatenate([slot.observation for slot in active if slot.observation is not None])
-        actions = self._brain.decide([slot.ticket for slot in active], looks)
+        actions = _fitting(self._brain.decide([slot.ticket for slot in active], looks), active)
         # All chunks first, then all looks: physics and renderer would push each other out of the processor's cache.
         going_on = []
         for slot, chunk in zip(active, actions, strict=True):
@@ -294,8 +296,7 @@ class Slots:
             raise
         except Exception as error:
             return self._failed(slot, error, "stepping")
-        horizon = slot.request.horizon
-        if not result.done and (horizon is None or slot.env_steps < horizon):
+        if not result.done and slot.env_steps < slot.horizon:
             return None
         self._watch(slot.ticket)
         self._simulators.release(simulator)
@@ -323,8 +324,7 @@ class Slots:
     def _execute(self, slot: _Slot, simulator: Simulator, chunk: np.ndarray) -> ChunkResult:
         """A chunk, in one call; for a video in pieces, with a frame after each."""
         slot.decisions += 1
-        if slot.request.horizon is not None:
-            chunk = chunk[: slot.request.horizon - slot.env_steps]
+        chunk = chunk[: slot.horizon - slot.env_steps]
         stride = self._frame_every if slot.request.video else len(chunk)
         before = slot.env_steps
         for start in range(0, len(chunk), stride):
@@ -364,6 +364,25 @@ def address(request: RolloutRequest) -> str:
     """Which rollout, for messages."""
     state = request.initial_state
     return f"{state.task.key}, initial state {state.id}, rollout {request.index}"
+
+
+def _horizon(request: RolloutRequest, simulator: Simulator) -> int:
+    """Steps after which a rollout is a failure, whether its simulator ends the episode or not."""
+    if simulator.task.horizon < 1:
+        raise SimulatorError(f"its task has horizon = {simulator.task.horizon}; expected at least 1 step")
+    return min(request.horizon or simulator.task.horizon, simulator.task.horizon)
+
+
+def _fitting(actions: np.ndarray, slots: Sequence[_Slot]) -> np.ndarray:
+    """Raise WorkerError unless the policy's actions `[B, H, A]` are as long as the simulators' are: it is no error of
+    theirs."""
+    for chunk, slot in zip(actions, slots, strict=True):
+        if slot.simulator is not None and chunk.shape[1] != (takes := slot.simulator.spec.action_dim):
+            raise WorkerError(
+                f"the policy returned chunks of {chunk.shape[1]} numbers an action; the simulator of "
+                f"{slot.request.initial_state.task.key} takes {takes}"
+            )
+    return actions
 
 
 def _executed(result: ChunkResult, steps: int) -> ChunkResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,11 @@ class _Trace:
 
     def add(self, chunk: ActionChunk, row: int) -> None:
         """Keep a decision. Copies: a view would keep the whole batch alive until the update."""
+        if self.sample and (other := _unlike(self, chunk)):
+            raise WorkerError(
+                f"the policy returned {other} in the first decision of {_describe([self])}; decisions of a rollout are "
+                "of one shape"
+            )
         self.sample.append(chunk.sample[row].copy())
         self.log_prob.append(chunk.log_prob[row].copy())
         self.inputs.append({name: value[row].copy() for name, value in chunk.inputs.items()})
@@ -81,8 +86,8 @@ class Recorder:
         """Actions float32 `[B, H, A]` for B slots; greedy and sampled ones each make one batch.
 
         Raises:
-            NotFiniteError: NaN or infinity among the actions, the log-probabilities or what was drawn.
-            WorkerError: the policy raised, or returned something of another shape.
+            NotFiniteError: NaN or infinity, in float32, among the actions, the log-probabilities or what was drawn.
+            WorkerError: the policy raised, or returned something else than an `ActionChunk` of so many rows.
         """
         traces = [self._traces[ticket] for ticket in tickets]
         actions: np.ndarray | None = None
@@ -93,6 +98,11 @@ class Recorder:
             chunk = self._act([traces[i] for i in rows], _take(observation, rows), greedy)
             if actions is None:
                 actions = np.empty((len(traces), *chunk.actions.shape[1:]), np.float32)
+            if chunk.actions.shape[1:] != actions.shape[1:]:
+                raise WorkerError(
+                    f"the policy returned chunks of {chunk.actions.shape[1:]} in greedy mode and of "
+                    f"{actions.shape[1:]} when it draws; expected one length"
+                )
             actions[rows] = chunk.actions
         assert actions is not None
         return actions
@@ -140,7 +150,10 @@ class Recorder:
             ) from error
         finally:
             self.infer_seconds += time.perf_counter() - started
+        _require_arrays(chunk, traces)
         _require_shapes(chunk, traces)
+        with np.errstate(over="ignore"):  # what float32 does not hold is found below
+            chunk = replace(chunk, actions=chunk.actions.astype(np.float32, copy=False))
         for what, array in (
             ("actions", chunk.actions),
             ("log-probabilities", chunk.log_prob),
@@ -154,6 +167,24 @@ class Recorder:
         return chunk
 
 
+def _require_arrays(chunk: ActionChunk, traces: Sequence[_Trace]) -> None:
+    """Raise WorkerError unless it is a chunk at all, of NumPy arrays, and of numbers where it is not opaque."""
+    if not isinstance(chunk, ActionChunk):
+        raise WorkerError(
+            f"the policy returned a {type(chunk).__name__} for {_describe(traces)}; expected an ActionChunk"
+        )
+    parts = [("actions", chunk.actions), ("log_prob", chunk.log_prob), ("sample", chunk.sample)]
+    for what, part in (*parts, *chunk.inputs.items(), *chunk.rollout_inputs.items()):
+        if not isinstance(part, np.ndarray):
+            raise WorkerError(
+                f"the policy returned a {type(part).__name__} for {what} of {_describe(traces)}; expected a NumPy array"
+            )
+        if part.dtype.kind not in "iuf" and (part is chunk.actions or part is chunk.log_prob):
+            raise WorkerError(
+                f"the policy returned {what} of type {part.dtype} for {_describe(traces)}; expected numbers"
+            )
+
+
 def _require_shapes(chunk: ActionChunk, traces: Sequence[_Trace]) -> None:
     """Raise WorkerError, saying expected against got, unless the parts of a chunk fit together."""
     rows, terms = len(traces), chunk.log_prob.shape[1:]
@@ -162,7 +193,7 @@ def _require_shapes(chunk: ActionChunk, traces: Sequence[_Trace]) -> None:
         arrays |= {f"{kind}[{name!r}]": array for name, array in inputs.items()}
     for what, array in arrays.items():
         more = {"actions": ["H", "A"], "log_prob": ["K"]}.get(what)
-        if array.shape[:1] != (rows,) or (more is not None and array.ndim != 1 + len(more)):
+        if array.shape[:1] != (rows,) or (more is not None and (array.ndim != 1 + len(more) or not array.size)):
             expected = ", ".join([str(rows), *(more or ["..."])])
             raise WorkerError(
                 f"the policy returned {what} of shape {array.shape} for {_describe(traces)}; expected [{expected}]"
@@ -181,6 +212,18 @@ def _require_shapes(chunk: ActionChunk, traces: Sequence[_Trace]) -> None:
 
 _NUMBERS = "biufc"
 """Kinds of numpy types that are numbers."""
+
+
+def _unlike(trace: _Trace, chunk: ActionChunk) -> str:
+    """The first part of a decision that has another shape than in the first one, in words; empty when none has."""
+    first = {"sample": trace.sample[0], "log_prob": trace.log_prob[0], **trace.inputs[0]}
+    now = {"sample": chunk.sample, "log_prob": chunk.log_prob, **chunk.inputs}
+    for what in (*first, *now):
+        have, had = (x[what].shape if what in x else () for x in (now, first))
+        if what not in now or what not in first or have[1:] != had:
+            there, was = (f"of shape {shape}" if what in x else "none" for shape, x in ((have[1:], now), (had, first)))
+            return f"{what} {there} in decision {trace.decisions}, and {was}"
+    return ""
 
 
 def _changed(before: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray], row: int) -> str:

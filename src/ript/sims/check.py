@@ -332,9 +332,9 @@ def errors_have_an_address(subject: _Subject) -> None:
         }.items():
             with _refused(task, state, what):
                 simulator.step_chunk(actions)
-        done = False
-        while not done:
-            done = simulator.step_chunk(still).done
+        for _ in range(task.horizon):
+            if simulator.step_chunk(still).done:
+                break
         with _refused(task, state, "a step after the end"):
             simulator.step_chunk(still)
 

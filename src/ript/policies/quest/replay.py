@@ -38,7 +38,7 @@ def replay_autoencoded(
             sim.reset(state)
             executed: list[np.ndarray] = []
             result = None
-            while result is None or not result.done:
+            while result is None or not (result.done or sum(map(len, executed)) >= sim.task.horizon):
                 chunk = _plan(ahead, state, executed, policy.config.chunk)
                 with torch.no_grad():
                     tokens = policy.autoencoder.encode(torch.from_numpy(chunk)[None])
