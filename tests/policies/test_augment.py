@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ript.core.noise import Noise, drawing_from
-from ript.policies.quest.augment import JITTERED, augment, grey, jitter, turn_hue
+from ript.policies.augment import JITTERED, augment, grey, jitter, turn_hue
 
 
 def test_augmentation_shifts_each_picture_by_up_to_two_pixels_and_repeats_its_edges() -> None:

@@ -19,11 +19,12 @@ from ript.core.files import expanded
 from ript.core.hooks import Decisions
 from ript.core.metrics import Distinct, Mean, Metrics
 from ript.core.noise import uniform
-from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec, same_proprio
+from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 from ript.policies import folder as policy_folder
 from ript.policies import language
+from ript.policies.augment import augment
+from ript.policies.fit import require_fit
 from ript.policies.parameters import parameter_groups
-from ript.policies.quest.augment import augment
 from ript.policies.quest.autoencoder import SkillAutoencoder
 from ript.policies.quest.config import SIZED, SIZES, QuestConfig
 from ript.policies.quest.encoders import Adapter, PrefixEncoder
@@ -102,20 +103,11 @@ class QuestPolicy(nn.Module):
 
     def check_simulator(self, spec: SimulatorSpec) -> None:
         """Raise `PolicyError` unless the policy fits the simulator."""
-        c, proprio = self.config, same_proprio(self.config.proprio, spec.proprio)
-        for what, fits, expected, got in (
-            ("cameras (name: height, width)", dict(c.cameras) == dict(spec.cameras), c.cameras, spec.cameras),
-            ("proprioception (name: size, in order)", proprio, c.proprio, spec.proprio),
-            ("action size", c.action_dim == spec.action_dim, c.action_dim, spec.action_dim),
-        ):
-            if not fits:
-                e, g = (dict(x) if isinstance(x, Mapping) else x for x in (expected, got))
-                raise PolicyError(f"the policy does not fit simulator {spec.suite!r}: {what}: expected {e}, got {g}")
-        if spec.suite != self.simulator.suite or dict(spec.render) != dict(self.simulator.render):
-            raise PolicyError(
-                f"the policy was trained on pictures of {self.simulator.suite} {dict(self.simulator.render)}, "
-                f"the simulator shows {spec.suite} {dict(spec.render)}: use the same render settings"
-            )
+        c = self.config
+        made_for = dataclasses.replace(
+            self.simulator, cameras=dict(c.cameras), proprio=dict(c.proprio), action_dim=c.action_dim
+        )
+        require_fit(made_for, spec)
 
     def read(self, instructions: Sequence[str]) -> None:
         """Embed instructions once, before the policy is copied into workers."""
