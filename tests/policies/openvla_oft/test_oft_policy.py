@@ -55,7 +55,7 @@ def test_what_is_drawn_is_what_is_scored(policy, forward, terms, size):
     policy = policy.configured(forward=forward, terms=terms, temperature=1.7)
     chunk = policy.act(observation("s1", "s2"), generators(2))
     assert chunk.sample.shape == (2, 8, 7) and chunk.log_prob.shape == (2, size)
-    inputs = {name: torch.from_numpy(array) for name, array in chunk.inputs.items()}
+    inputs = {name: torch.from_numpy(array) for name, array in (chunk.inputs | chunk.rollout_inputs).items()}
     log_prob, entropy = policy.log_prob(inputs, torch.from_numpy(chunk.sample))
     np.testing.assert_allclose(log_prob.detach(), chunk.log_prob, atol=1e-4)
     assert entropy.shape == (2, size)
@@ -85,7 +85,7 @@ def test_actions_that_are_not_executed_are_no_terms(policy):
     assert policy.config == short
     chunk = policy.act(observation("s0"), generators(1))
     assert chunk.actions.shape == (1, 3, 7) and chunk.log_prob.shape == (1, 3)
-    inputs = {name: torch.from_numpy(array) for name, array in chunk.inputs.items()}
+    inputs = {name: torch.from_numpy(array) for name, array in (chunk.inputs | chunk.rollout_inputs).items()}
     log_prob, _ = policy.log_prob(inputs, torch.from_numpy(chunk.sample))
     np.testing.assert_allclose(log_prob.detach(), chunk.log_prob, atol=1e-4)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from ript.core.errors import ConfigError, UnknownNameError
-from ript.policies.openvla_oft.density import Density, Sampling, Terms
+from ript.policies.openvla_oft.density import CLIP, Density, Sampling, Terms
 from ript.policies.openvla_oft.numbers import Statistics
 from ript.policies.openvla_oft.pictures import Normalisation
 from ript.policies.openvla_oft.prompt import SPACE
@@ -54,7 +54,7 @@ class OftConfig:
         pictures: see `Pictures`.
         upside_down: frames stand upside down, as robosuite's do.
         forward: see `Forward`.
-        temperature, sampling, terms: of the density; see `density`.
+        temperature, sampling, terms, scale_clip: of the density; see `density`.
         rl_trains: see `Trains`.
         rank: of the adapter; 0 for none.
         scaling: factor on its updates.
@@ -73,6 +73,7 @@ class OftConfig:
     temperature: float = 1.0
     sampling: Sampling = "exact"
     terms: Terms = "action"
+    scale_clip: tuple[float, float] = CLIP
     rl_trains: Trains = "adapter+head"
     rank: int = 0
     scaling: float = 0.5
@@ -88,12 +89,14 @@ class OftConfig:
             raise ConfigError(f"execute = {self.execute}: expected 1 to {self.sizes.chunk}, the actions of a chunk")
         if len(self.cameras) != self.sizes.pictures or len(set(self.cameras)) != len(self.cameras):
             raise ConfigError(f"cameras = {self.cameras}: expected {self.sizes.pictures} different names")
+        if not self.scale_clip[0] < self.scale_clip[1]:
+            raise ConfigError(f"scale_clip = {self.scale_clip}: expected a least and a largest log-scale")
         if not 0 < self.temperature < float("inf"):
             raise ConfigError(f"temperature = {self.temperature}: expected a finite number above 0")
 
     @property
     def density(self) -> Density:
-        return Density(temperature=self.temperature, sampling=self.sampling, terms=self.terms)
+        return Density(temperature=self.temperature, sampling=self.sampling, terms=self.terms, clip=self.scale_clip)
 
     @property
     def room(self) -> int:
@@ -104,7 +107,7 @@ class OftConfig:
         parts: dict[str, Any] = {"sizes": self.sizes.to_json(), "statistics": self.statistics.to_json()}
         parts |= {"normalisation": asdict(self.normalisation), "base": asdict(self.base) if self.base else None}
         plain = {name: getattr(self, name) for name in self.__slots__ if name not in parts}
-        return parts | plain | {"cameras": list(self.cameras)}
+        return parts | plain | {"cameras": list(self.cameras), "scale_clip": list(self.scale_clip)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> OftConfig:
@@ -123,6 +126,7 @@ class OftConfig:
                 "statistics": Statistics.from_json(statistics, statistics["key"], statistics["gripper"]),
                 "normalisation": Normalisation(**rows),
                 "cameras": tuple(given["cameras"]),
+                "scale_clip": tuple(given["scale_clip"]),
                 "base": Base(**base) if base else None,
             }
         )

@@ -1,6 +1,6 @@
 """The density of actions: independent Laplace densities around the head's means.
 
-One density for drawing and scoring: scale b = temperature * exp(log_b clipped to [-2, 0.5]). RIPT-VLA's published code
+One density for drawing and scoring: scale b = temperature * exp(log_b clipped to a range). RIPT-VLA's published code
 draws with another scale (not clipped, times the factor) than it scores with (clipped, without it); `published` does
 the same, for comparison.
 """
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 CLIP = (-2.0, 0.5)
-"""Of log-scales."""
+"""Of log-scales, RIPT-VLA's."""
 SMALLEST = 2.0**-53
 """Of a tail's probability: what a uniform float64 can tell from zero."""
 Sampling = Literal["exact", "published"]
@@ -30,15 +30,17 @@ class Density:
         temperature: factor on the scale.
         sampling: see the module.
         terms: see `Terms`.
+        clip: least and largest log-scale.
     """
 
     temperature: float = 1.0
     sampling: Sampling = "exact"
     terms: Terms = "action"
+    clip: tuple[float, float] = CLIP
 
     def log_scale(self, log_b: torch.Tensor) -> torch.Tensor:
         """Log of the scale that samples are scored with."""
-        clipped = log_b.float().clamp(*CLIP)
+        clipped = log_b.float().clamp(*self.clip)
         return clipped if self.sampling == "published" else clipped + math.log(self.temperature)
 
     def drawn(self, mean: torch.Tensor, log_b: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from ript.core.errors import ConfigError, PolicyError
-from ript.core.types import ActionChunk, Observation, SimulatorSpec
+from ript.core.metrics import Mean, Metrics
+from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 from ript.policies.openvla_oft.config import OftConfig
+from ript.policies.openvla_oft.density import Density
 from ript.policies.openvla_oft.lora import lora_weights
 from ript.policies.openvla_oft.model import OpenVla
 from ript.policies.openvla_oft.pictures import prepared, require_picture
@@ -25,6 +27,8 @@ PADDING = -1
 """Fills up rows of token ids."""
 PUBLISHED_CAMERAS = ("primary", "wrist")
 """Of published policies, in their order."""
+LEARNED = Density(terms="dimension", clip=(-7.0, 3.0))
+"""What the scale head is trained by: its scales are hardly bounded, for beyond a bound there is no gradient."""
 WRIST = ("wrist", "hand")
 """One of these is in the name of a camera that the robot carries."""
 
@@ -180,7 +184,9 @@ class OpenVlaPolicy(nn.Module):
             actions=self.simulator_actions(sample.cpu().numpy()),
             sample=sample.cpu().numpy(),
             log_prob=log_prob.cpu().numpy(),
-            inputs=inputs,
+            inputs={name: inputs[name] for name in ("pictures", "proprio")},
+            rollout_inputs={"prompt": inputs["prompt"]},
+            term_steps=np.arange(log_prob.shape[1]) * sample.shape[1] // log_prob.shape[1],
         )
 
     def simulator_actions(self, normalised: np.ndarray) -> np.ndarray:
@@ -197,6 +203,50 @@ class OpenVlaPolicy(nn.Module):
         return log_b
 
     # ------------------------------------------------------------------ learning
+
+    @property
+    def chunk(self) -> int:
+        """Actions in a decision."""
+        return self.config.sizes.chunk
+
+    def loss(self, batch: DemoBatch, *, actions: int | None = None) -> tuple[torch.Tensor, Metrics]:
+        """Mean absolute error of normalised actions, over those that were executed.
+
+        Args:
+            batch: of demonstrations.
+            actions: executed actions that the mean is over: those of the whole batch when this is a part of it, so
+                that losses and gradients of parts add up. None: those of `batch`.
+        """
+        mean = self.network.action_head(self.hidden(self.inputs(batch.observation))).float()
+        target, mask = self._targets(batch)
+        error, own = ((mean - target).abs() * mask[..., None]).sum(), int(mask.sum())
+        size = mean.shape[-1]
+        return error / ((own if actions is None else actions) * size), {"action_l1": Mean(error.item(), own * size)}
+
+    def scale_loss(
+        self, hidden: torch.Tensor, mean: torch.Tensor, batch: DemoBatch, *, actions: int | None = None
+    ) -> tuple[torch.Tensor, Metrics]:
+        """Mean negative log-likelihood of normalised actions in each dimension; its gradient reaches the scale head
+        alone.
+
+        Args:
+            hidden, mean: of the batch's decisions, without gradient.
+            batch, actions: see `loss`.
+        """
+        target, mask = self._targets(batch)
+        scale = self.network.scale_head
+        log_b = self._scales(None if scale is None else scale(hidden).float())
+        each = LEARNED.log_prob(mean, log_b, target)[0].unflatten(1, mean.shape[1:]) * mask[..., None]
+        own, size = int(mask.sum()), mean.shape[-1]
+        return -each.sum() / ((own if actions is None else actions) * size), {
+            "action_nll": Mean(-each.sum().item(), own * size),
+            "log_scale": Mean((log_b.detach() * mask[..., None]).sum().item(), own * size),
+        }
+
+    def _targets(self, batch: DemoBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised actions float32 `[B, chunk, A]`, and which of them were executed, bool `[B, chunk]`."""
+        normalised = self.config.statistics.normalised(batch.actions)
+        return torch.from_numpy(normalised).to(self.device), torch.from_numpy(batch.mask).to(self.device)
 
     def log_prob(self, inputs: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `interfaces.LikelihoodPolicy.log_prob`; K is the number of executed actions, or of their dimensions."""

@@ -17,6 +17,10 @@ FIRST = 1
 SPACE = 29871
 """Token of an empty word, which published policies were trained to see behind the question."""
 FILE = "tokenizer.json"
+SMALL_SPECIAL = ("<unused>", "<s>", "</s>")
+"""First tokens of `small_tokenizer`; begin and end of a sequence have Llama's ids."""
+SMALL_LEAST = 256 + len(SMALL_SPECIAL)
+"""Tokens of a vocabulary without words."""
 
 
 def question(instruction: str) -> str:
@@ -93,3 +97,29 @@ def tokenizer_of(folder: Path) -> Tokenizer | None:
         raise
     except Exception as error:  # of the library, which has no class of its own
         raise PolicyError(f"{path} is no tokenizer: {error}; fetch it again") from error
+
+
+def small_tokenizer(instructions: Sequence[str], vocabulary: int) -> Tokenizer:
+    """A tokenizer for a policy that was never taught a language: bytes, and the words of its own instructions.
+
+    Whatever else it is asked later is read byte by byte. The same instructions give the same tokenizer.
+
+    Args:
+        instructions: to learn words from; their questions are read as a few tokens.
+        vocabulary: most tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SMALL_SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([question(sentence) for sentence in sorted({"", *instructions})], trainer)
+    first = SMALL_SPECIAL[FIRST]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{first} $A", special_tokens=[(first, FIRST)])
+    return tokenizer
