@@ -95,3 +95,12 @@ def test_without_the_jpeg_decoder_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
     with pytest.raises(DependencyMissing, match="simplejpeg"):
         pictures.decoded(b"")
+
+
+def test_frames_are_kept_as_jpegs_in_one_row_and_come_back_whole(golden):
+    jpegs = [pictures.encoded(golden[f"{name}/raw_u8"]) for name in ("t0_agentview", "noise")]
+    row = pictures.packed(jpegs)
+    assert row.shape == (pictures.ROOM,) and pictures.unpacked(row, 2) == jpegs
+    np.testing.assert_array_equal(pictures.prepared_jpeg(jpegs[0], 224), golden["t0_agentview/cropped_u8"])
+    with pytest.raises(PolicyError, match=r"2 frames of a decision take 154,978 bytes .* room for 131,072"):
+        pictures.packed([jpegs[1], jpegs[1]])

@@ -79,6 +79,29 @@ def test_a_batch_gives_the_rows_of_batches_of_one(policy):
         np.testing.assert_allclose(alone.log_prob[0], together.log_prob[i], atol=1e-4)
 
 
+def test_records_of_an_iteration_fit_into_two_gibibytes(policy):
+    """192 rollouts of LIBERO's longest suite, every one a failure."""
+    chunk = policy.act(observation("s1"), generators(1))
+    arrays_ = [chunk.sample, chunk.log_prob, *chunk.inputs.values()]
+    decisions = 192 * 520 // policy.config.execute
+    assert sum(array[0].nbytes for array in arrays_) * decisions < 2 * 2**30
+    assert chunk.rollout_inputs["prompt"].nbytes < 2048
+
+
+def test_several_threads_prepare_the_same_pictures(policy):
+    one = policy.inputs(observation("s1", "s2"))
+    torch.set_num_threads(2)
+    try:
+        assert all((array == one[name]).all() for name, array in policy.inputs(observation("s1", "s2")).items())
+        assert torch.equal(policy.pictures(one), torch.stack([policy.pictures(row_of(one, i))[0] for i in (0, 1)]))
+    finally:
+        torch.set_num_threads(1)
+
+
+def row_of(inputs, i):
+    return {name: array[i : i + 1] for name, array in inputs.items()}
+
+
 def test_actions_that_are_not_executed_are_no_terms(policy):
     short = dataclasses.replace(policy.config, execute=3)
     policy = policy.configured(execute=3)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +19,13 @@ from ript.policies.openvla_oft.config import OftConfig
 from ript.policies.openvla_oft.density import Density
 from ript.policies.openvla_oft.lora import lora_weights
 from ript.policies.openvla_oft.model import OpenVla
-from ript.policies.openvla_oft.pictures import prepared, require_picture
+from ript.policies.openvla_oft.pictures import encoded, packed, prepared, prepared_jpeg, require_picture, unpacked
 from ript.policies.openvla_oft.prompt import Prompts
 from ript.policies.openvla_oft.saving import KIND, save
 from ript.policies.parameters import parameter_groups
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 PADDING = -1
 """Fills up rows of token ids."""
@@ -107,8 +111,9 @@ class OpenVlaPolicy(nn.Module):
         self.prompts.remember(given)
 
     def inputs(self, observation: Observation) -> dict[str, np.ndarray]:
-        """What a decision depends on: "pictures" uint8 `[B, pictures, size, size, 3]`, "proprio" float32 `[B, P]`
-        normalised, "prompt" int32 `[B, room]` filled up with `PADDING` on the right, as wide whatever the batch.
+        """What a decision depends on: "frames" uint8 `[B, ROOM]`, packed JPEGs of frames that are to be resized, or
+        "pictures" uint8 `[B, pictures, size, size, 3]` otherwise; "proprio" float32 `[B, P]`, normalised; "prompt"
+        int32 `[B, room]` filled up with `PADDING` on the right, as wide whatever the batch.
 
         Raises:
             PolicyError: cameras, pictures, proprioception or an instruction that the policy cannot take.
@@ -119,20 +124,41 @@ class OpenVlaPolicy(nn.Module):
         if proprio.ndim != 2 or proprio.shape[1] != config.sizes.proprio:
             raise PolicyError(f"expected proprioception [B, {config.sizes.proprio}], got {list(proprio.shape)}")
         rows = range(len(observation))
-        pictures = [[self.preprocess(observation.images[name][row]) for name in cameras] for row in rows]
+        frames = [[observation.images[name][row] for name in cameras] for row in rows]
         prompts = self.prompts(observation.instruction)
         ids = np.full((len(rows), config.room), PADDING, np.int32)
         for row, prompt in zip(ids, prompts, strict=True):
             row[: len(prompt)] = prompt
         return {
-            "pictures": np.stack([np.stack(row) for row in pictures]),
+            **self._kept(frames),
             "proprio": config.statistics.proprio(proprio).astype(np.float32),
             "prompt": ids,
         }
 
+    def _kept(self, frames: Sequence[Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+        """What is kept of the frames of B decisions."""
+        size = self.config.sizes.image
+        if self.config.pictures == "published" and frames[0][0].shape[:2] != (size, size):
+            for frame in (frame for row in frames for frame in row):
+                require_picture(frame)
+            jpegs = in_threads(lambda row: [encoded(f, turn=self.config.upside_down) for f in row], frames)
+            return {"frames": np.stack([packed(row) for row in jpegs])}
+        return {"pictures": np.stack(in_threads(lambda row: np.stack([self.preprocess(f) for f in row]), frames))}
+
+    def pictures(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """uint8 `[B, pictures, size, size, 3]` of `inputs`."""
+        if "pictures" in inputs:
+            return torch.as_tensor(inputs["pictures"])
+        sizes, rows = self.config.sizes, torch.as_tensor(inputs["frames"]).cpu().numpy()
+        prepared = in_threads(
+            lambda row: np.stack([prepared_jpeg(j, sizes.image) for j in unpacked(row, sizes.pictures)]), list(rows)
+        )
+        return torch.from_numpy(np.stack(prepared))
+
     def hidden(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Hidden states of the chunk `[B, chunk * A, D]`, with gradient; `inputs` are arrays or tensors."""
-        pictures, proprio, ids = (torch.as_tensor(inputs[name]) for name in ("pictures", "proprio", "prompt"))
+        pictures = self.pictures(inputs)
+        proprio, ids = (torch.as_tensor(inputs[name]) for name in ("proprio", "prompt"))
         prompts = [[i for i in row if i != PADDING] for row in ids.tolist()]
         pixels = self.config.normalisation.pixels(pictures.to(self.device))
         seen = self.network.seen(pixels, proprio.to(self.device))
@@ -184,7 +210,7 @@ class OpenVlaPolicy(nn.Module):
             actions=self.simulator_actions(sample.cpu().numpy()),
             sample=sample.cpu().numpy(),
             log_prob=log_prob.cpu().numpy(),
-            inputs={name: inputs[name] for name in ("pictures", "proprio")},
+            inputs={name: array for name, array in inputs.items() if name != "prompt"},
             rollout_inputs={"prompt": inputs["prompt"]},
             term_steps=np.arange(log_prob.shape[1]) * sample.shape[1] // log_prob.shape[1],
         )
@@ -351,3 +377,12 @@ class OpenVlaPolicy(nn.Module):
         )
 
     __hash__ = nn.Module.__hash__
+
+
+def in_threads(work: Callable[[T], R], rows: Sequence[T]) -> list[R]:
+    """`work` of every row, several at a time where torch may use several threads: what it calls lets others run."""
+    threads = min(len(rows), torch.get_num_threads())
+    if threads < 2:
+        return [work(row) for row in rows]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, rows))
