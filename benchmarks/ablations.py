@@ -14,7 +14,6 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from ript.config import overrides
 from ript.config.recipes import quickstart as recipe
 from ript.config.recipes import with_tasks
 from ript.config.sections import Config
+from ript.core.options import replace
 from ript.core.statistics import over_seeds
 from ript.report.page import write_report
 from ript.run.files import read_lines

@@ -7,7 +7,6 @@ python benchmarks/inference.py --workers 16 --device cuda --sizes small paper --
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 import torch
 
@@ -15,6 +14,7 @@ from ript.bench.rollout import measure_ours
 from ript.build import Contexts, computing, make_policy, task_keys
 from ript.config.recipes import quickstart
 from ript.config.sections import Config
+from ript.core.options import replace
 
 
 def speed(config: Config, rollouts: int) -> tuple[float, dict[str, float]]:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ript.build import load_policy, sim_config_of, simulator_factory, task_keys
+from ript.build import load_policy, sim_options_of, simulator_factory, task_keys
 from ript.config.recipes import TARGET_TASKS
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.vision import ImageEncoder
@@ -78,7 +78,7 @@ def probe(x: np.ndarray, y: np.ndarray, fit: int) -> np.ndarray:
 
 def look_around(policy: QuestPolicy, tasks: list[str], states: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pictures `[N, h, w, 3]` and object positions `[N, 3]` of each task."""
-    sim = sim_config_of(policy)
+    sim = sim_options_of(policy)
     (camera,) = policy.config.cameras
     rng = np.random.default_rng(0)
     for key in task_keys(sim, tuple(tasks)):

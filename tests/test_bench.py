@@ -1,5 +1,4 @@
 import contextlib
-import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +15,7 @@ from ript.config.sections import Config
 from ript.core.errors import ConfigError
 from ript.core.machine import Cores
 from ript.core.metrics import Sum
+from ript.core.options import replace
 from ript.core.types import Status
 from ript.learn.update import update
 from ript.rollout.sampling import collect_groups
@@ -23,7 +23,7 @@ from ript.rollout.sampling import collect_groups
 
 def toy(**rollout: int) -> Config:
     config = recipes.get("smoke")
-    return dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, **rollout))
+    return replace(config, rollout=replace(config.rollout, **rollout))
 
 
 def test_the_actions_timed_for_the_limit_are_those_of_the_measured_rollouts() -> None:
@@ -68,10 +68,10 @@ def test_the_stock_speed_spreads_reset_and_decisions_over_a_whole_rollout() -> N
 
 def test_rollouts_of_meta_world_are_measured_beside_stock_and_limit() -> None:
     config = recipes.get("quickstart")
-    config = dataclasses.replace(
+    config = replace(
         config,
-        sim=dataclasses.replace(config.sim, horizon=20),
-        rollout=dataclasses.replace(config.rollout, workers=1, slots=2),
+        sim=replace(config.sim, horizon=20),
+        rollout=replace(config.rollout, workers=1, slots=2),
     )
     found = bench.bench_rollout(config, rollouts=3, stock_steps=3)
     keys = ["env_steps_per_second", "ratio_to_stock", "ratio_to_limit", "split", "workers", "stock", "limit"]
@@ -178,7 +178,7 @@ def test_an_iteration_is_timed_with_the_states_groups_and_update_that_were_asked
     start, after = updated["start"].weights(), updated["policy"].weights()
     assert all(torch.equal(start[name], before[name]) for name in start)
     assert any(not torch.equal(start[name], after[name]) for name in start)
-    first = dataclasses.replace(asked, sampling=dataclasses.replace(asked.sampling, dynamic=False, equal_tasks=False))
+    first = replace(asked, sampling=replace(asked.sampling, dynamic=False, equal_tasks=False))
     seen.clear()
     with contextlib.suppress(ConfigError):  # the first two groups may have no signal
         bench_update(first, policy)

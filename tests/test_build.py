@@ -15,22 +15,25 @@ from ript.build import (
     make_env_pool,
     make_policy,
     origin_of,
-    sim_config_of,
-    sim_config_of_spec,
+    sim_options_of,
+    sim_options_of_spec,
     simulator_factory,
-    simulator_options,
     task_keys,
 )
-from ript.config.sections import Config, PolicyConfig, RolloutConfig, SimConfig
+from ript.config.sections import Config, RolloutConfig, sim_options
 from ript.core.errors import ConfigError, DataError, PolicyError, UnknownNameError
+from ript.core.options import SimOptions
 from ript.core.types import SimulatorSpec
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
 from ript.evaluate import evaluate, run_evaluation
+from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
 from ript.run.folder import read_config
+from ript.sims.metaworld.options import MetaworldOptions
 from ript.sims.registry import make_simulator
+from ript.sims.toy.options import ToyOptions
 from ript.train_rl import train_rl
 from ript.train_sft import resume_sft, train_sft
 
@@ -43,7 +46,7 @@ SPEC = make_simulator("toy/reach", image_size=8).spec
 
 def test_tasks_are_found_by_name_key_or_without_the_version() -> None:
     names = ("drawer-open-v3", "metaworld/reach-v3", "window-open")
-    assert task_keys(SimConfig(), names) == (
+    assert task_keys(MetaworldOptions(), names) == (
         "metaworld/drawer-open-v3",
         "metaworld/reach-v3",
         "metaworld/window-open-v3",
@@ -55,22 +58,21 @@ def test_tasks_are_found_by_name_key_or_without_the_version() -> None:
 @pytest.mark.parametrize(
     ("sim", "name", "message"),
     [
-        (SimConfig(), "drawr-open-v3", r"unknown metaworld task 'drawr-open-v3': did you mean drawer-open-v3"),
-        (SimConfig(), "toy/reach", "unknown metaworld task 'toy/reach'"),
+        (MetaworldOptions(), "drawr-open-v3", r"unknown metaworld task 'drawr-open-v3': did you mean drawer-open-v3"),
+        (MetaworldOptions(), "toy/reach", "unknown metaworld task 'toy/reach'"),
         (TOY, "reach-centr", "did you mean reach-centre"),
-        (SimConfig(suite="metawrld"), "reach-v3", "unknown simulator suite 'metawrld': did you mean metaworld"),
     ],
 )
-def test_an_unknown_name_suggests_the_nearest(sim: SimConfig, name: str, message: str) -> None:
+def test_an_unknown_name_suggests_the_nearest(sim: SimOptions, name: str, message: str) -> None:
     with pytest.raises(UnknownNameError, match=message):
         task_keys(sim, (name,))
 
 
 def test_an_unknown_camera_or_suite_is_refused_before_anything_is_built() -> None:
     with pytest.raises(UnknownNameError, match="corner2"):
-        simulator_options(SimConfig(cameras=("corner22",)))
-    with pytest.raises(UnknownNameError, match="simulator suite"):
-        simulator_options(SimConfig(suite="libro"))
+        simulator_factory(MetaworldOptions(cameras=("corner22",)))
+    with pytest.raises(UnknownNameError, match="unknown simulator suite 'metawrld': did you mean metaworld"):
+        sim_options("metawrld")
 
 
 def test_the_factory_makes_the_configured_simulator_and_can_be_sent_to_workers() -> None:
@@ -81,20 +83,27 @@ def test_the_factory_makes_the_configured_simulator_and_can_be_sent_to_workers()
 
 
 @pytest.mark.parametrize("arm", ["boxes", "hidden"])
-def test_a_policy_remembers_the_simulator_options_it_was_made_for(arm: str) -> None:
-    sim = SimConfig(cameras=("near",), image_size=32, horizon=60, arm=arm)  # type: ignore[arg-type]
+def test_a_policy_remembers_the_simulator_settings_it_was_made_for(arm: str) -> None:
+    sim = MetaworldOptions(cameras=("near",), image_size=32, horizon=60, arm=arm)  # type: ignore[arg-type]
     with simulator_factory(sim)("metaworld/reach-v3") as simulator:
         spec = simulator.spec
-    assert sim_config_of_spec(spec, 60) == sim
-    assert sim_config_of(make_policy(Config(policy=PolicyConfig(size="tiny")), spec, 0), 60) == sim
-    assert sim_config_of_spec(SPEC, 16) == TOY
+    assert sim_options_of_spec(spec, 60) == sim
+    assert sim_options_of(make_policy(Config(policy=QuestOptions(size="tiny")), spec, 0), 60) == sim
+    assert sim_options_of_spec(SPEC, 16) == TOY
 
 
-@pytest.mark.parametrize("cameras", [{"a": (8, 8), "b": (16, 16)}, {"a": (8, 16)}])
-def test_cameras_of_different_or_oblong_sizes_are_refused(cameras: dict) -> None:
-    spec = SimulatorSpec(suite="toy", cameras=cameras, proprio={"proprio": 2}, action_dim=2, render={})
-    with pytest.raises(PolicyError, match="different or oblong sizes"):
-        sim_config_of_spec(spec)
+@pytest.mark.parametrize(
+    ("suite", "cameras", "says"),
+    [
+        ("toy", {"top": (8, 8), "b": (16, 16)}, "the toy shows one square picture"),
+        ("toy", {"top": (8, 16)}, "the toy shows one square picture"),
+        ("metaworld", {"near": (8, 8), "side": (16, 16)}, "Meta-World shows pictures of one size"),
+    ],
+)
+def test_pictures_that_a_suite_does_not_show_are_refused(suite: str, cameras: dict, says: str) -> None:
+    spec = SimulatorSpec(suite=suite, cameras=cameras, proprio={"proprio": 2}, action_dim=2, render={})
+    with pytest.raises(PolicyError, match=says):
+        sim_options_of_spec(spec)
 
 
 # ---------------------------------------------------------------------- policies
@@ -121,15 +130,15 @@ def test_new_policies_are_drawn_from_the_seed_alone() -> None:
     ],
 )
 def test_chunk_and_execute_follow_the_size_unless_set(settings: dict, chunk: int, execute: int) -> None:
-    policy = make_policy(Config(policy=PolicyConfig(size="tiny", **settings)), SPEC, 0)
+    policy = make_policy(Config(policy=QuestOptions(size="tiny", **settings)), SPEC, 0)
     assert (policy.config.chunk, policy.config.execute) == (chunk, execute)
 
 
 def test_chunks_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"chunk \(6\) must be a multiple of downsample"):
-        make_policy(Config(policy=PolicyConfig(size="tiny", chunk=6)), SPEC, 0)
+        make_policy(Config(policy=QuestOptions(size="tiny", chunk=6)), SPEC, 0)
     with pytest.raises(ConfigError, match=r"execute must be in 1\.\.chunk \(8\), got 9"):
-        make_policy(Config(policy=PolicyConfig(size="tiny", execute=9)), SPEC, 0)
+        make_policy(Config(policy=QuestOptions(size="tiny", execute=9)), SPEC, 0)
 
 
 def test_a_new_policy_fits_the_simulator_and_has_an_auxiliary_head_only_when_asked() -> None:
@@ -142,7 +151,7 @@ def test_a_new_policy_fits_the_simulator_and_has_an_auxiliary_head_only_when_ask
 def test_post_training_shares_the_weights_and_takes_the_configured_density_and_parts() -> None:
     policy = lively_policy(toy_config())
     original = copy.deepcopy(policy.config)
-    settings = PolicyConfig(size="tiny", temperature=0.6, top_k=5, sampling="published", rl_trains="prior")
+    settings = QuestOptions(size="tiny", temperature=0.6, top_k=5, sampling="published", rl_trains="prior")
     learner, told = policy.tuned(settings, None)
     c = learner.config
     assert (c.temperature, c.top_k, c.sampling, c.rl_trains) == (0.6, 5, "published", "prior")
@@ -150,7 +159,7 @@ def test_post_training_shares_the_weights_and_takes_the_configured_density_and_p
     ours, theirs = dict(policy.named_parameters()), dict(learner.named_parameters())
     assert ours.keys() == theirs.keys() and all(ours[name] is theirs[name] for name in ours)
     with pytest.raises(ConfigError, match=r"top_k must be in 0\.\.25, got 26"):
-        policy.tuned(PolicyConfig(size="tiny", top_k=26), None)
+        policy.tuned(QuestOptions(size="tiny", top_k=26), None)
 
 
 @pytest.fixture
@@ -331,7 +340,7 @@ def test_simulators_are_built_once_and_closed_at_the_end() -> None:
 
 def test_a_pool_refuses_a_policy_that_does_not_fit() -> None:
     policy = lively_policy(toy_config())
-    other = SimConfig(suite="toy", cameras=("top",), image_size=16, horizon=16)
+    other = ToyOptions(image_size=16, horizon=16)
     pool = make_env_pool(other, RolloutConfig(workers=0), policy)
     with contexts("reach") as source:
         states = source.measured("test", 1)
@@ -341,7 +350,7 @@ def test_a_pool_refuses_a_policy_that_does_not_fit() -> None:
 
 
 def test_contexts_with_noise_are_moved_the_same_way_whenever_they_come_up() -> None:
-    sim = SimConfig(image_size=16)
+    sim = MetaworldOptions(image_size=16)
     with Contexts(sim, ("metaworld/drawer-open-v3",), 0) as contexts:
         plain = list(itertools.islice(contexts.training(0, 2), 4))
         moved = list(itertools.islice(contexts.training(0, 2, 0.02), 4))

@@ -182,7 +182,11 @@ def test_a_printed_recipe_is_a_file_that_recipe_reads_back(folder: Path, capsys)
         ("rl --recipe smoke --out OUT --seed 99999999999999999999", 2, "seed: must be in 0..2^63 - 1"),
         ("rl --recipe smoke --out OUT --eval.seed=-2", 2, "eval.seed: must be in 0..2^63 - 1, got -2"),
         ("rl --recipe smoke --out OUT --eval.videos=-2", 2, "eval.videos: must be at least 0, got -2"),
-        ("rl --recipe smoke --out OUT --sim.cameras=foo", 2, "the simulators of suite toy have no such setting"),
+        (
+            "rl --recipe smoke --out OUT --sim.cameras=foo",
+            2,
+            "setting of simulators of suite toy 'sim.cameras'",
+        ),
         pytest.param(
             "rl --recipe smoke --out OUT --device cuda",
             2,
@@ -200,7 +204,7 @@ def test_a_printed_recipe_is_a_file_that_recipe_reads_back(folder: Path, capsys)
         ),
         ("rl --recipe smoke --out OUT --demos.target=2", 2, "(`ript quickstart` and `ript study` use it)"),
         ("rl --recipe smoke --out OUT --pretrain_tasks=push", 2, "pretrain_tasks has no effect in `ript rl`"),
-        ("rl --recipe smoke --out OUT --sim.arm=mesh", 2, "simulators of suite toy have no such setting"),
+        ("rl --recipe smoke --out OUT --sim.arm=mesh", 2, "unknown setting of simulators of suite toy 'sim.arm'"),
         (
             "rl --recipe smoke --out OUT --policy.privileged=true",
             2,

@@ -1,12 +1,13 @@
-import dataclasses
 import json
 import re
 import tomllib
-from typing import Literal, get_args, get_origin
+import types
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from ript.config import overrides, recipes
 from ript.config.sections import (
@@ -14,22 +15,29 @@ from ript.config.sections import (
     DemoConfig,
     EvalConfig,
     LearnConfig,
-    PolicyConfig,
     RolloutConfig,
     SamplingConfig,
-    SFTConfig,
-    SimConfig,
     describe,
-    field_meanings,
 )
 from ript.core.errors import ConfigError, UnknownNameError
+from ript.core.options import TrainingOptions, replace
+from ript.policies.quest.options import QuestOptions, QuestTraining
+from ript.sims.metaworld.options import MetaworldOptions
+from ript.sims.toy.options import ToyOptions
 
-FIELDS = overrides.fields()
+CONFIG = Config()
+FIELDS = overrides.fields(CONFIG)
+UNBOUNDED = {"sampling.group_size", "learn.entropy_bonus"}
+"""Numbers of which something else is asked, in words of its own; or nothing."""
 WORDS = st.text("abcdefgh-v3", min_size=1, max_size=12).filter(lambda word: not word.startswith("--"))
 
 
 def value_of(hint: object) -> st.SearchStrategy:
     """Values of a field's type, whether or not they make sense."""
+    if get_origin(hint) is Annotated:
+        return value_of(get_args(hint)[0])
+    if get_origin(hint) in (types.UnionType, Union):
+        return st.one_of(*map(value_of, get_args(hint)))
     if hint is bool:
         return st.booleans()
     if hint is int:
@@ -38,6 +46,8 @@ def value_of(hint: object) -> st.SearchStrategy:
         return st.floats(allow_nan=False, allow_infinity=False)
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))
+    if get_origin(hint) is tuple and Ellipsis not in get_args(hint):
+        return st.tuples(*map(value_of, get_args(hint)))
     return st.lists(WORDS, max_size=4).map(tuple) if get_origin(hint) is tuple else WORDS
 
 
@@ -61,16 +71,19 @@ def test_the_description_names_every_field_once_and_says_what_it_means() -> None
     text = describe(Config())
     lines = [line.partition(" = ")[0] for line in text.splitlines() if " = " in line]
     assert sorted(lines) == sorted(name.rpartition(".")[2] for name in FIELDS)
-    assert "group_size = 16  # K, rollouts from the same initial state." in text
+    assert "group_size = 16  # K, rollouts from the same initial state, at least 2." in text
     assert "[sampling]  # Contexts and dynamic rollout sampling." in text
     without = [line for line in text.splitlines() if line and not re.search(r"  # \S.*\w\W*$", line)]
     assert not without, "settings that nobody can understand"
 
 
-def test_meanings_are_the_strings_under_the_fields() -> None:
-    meanings = field_meanings(SamplingConfig)
-    assert meanings["groups"] == "Quota of accepted groups per iteration."
-    assert set(meanings) <= {f.name for f in dataclasses.fields(SamplingConfig)}
+def test_every_field_has_a_meaning_a_type_and_where_it_is_a_number_a_range() -> None:
+    for name in FIELDS:
+        section, _, inner = name.rpartition(".")
+        field = type(getattr(CONFIG, section) if section else CONFIG).model_fields[inner]
+        assert field.description, name
+        bounded = [m for m in field.metadata if any(hasattr(m, bound) for bound in ("ge", "gt", "le", "lt"))]
+        assert bounded or field.annotation not in (int, float) or name in UNBOUNDED, name
 
 
 # ------------------------------------------------------------------ what cannot be
@@ -83,20 +96,20 @@ def test_meanings_are_the_strings_under_the_fields() -> None:
         (lambda: SamplingConfig(groups=9, max_attempts=8), "sampling.max_attempts: the quota of 9 .* with 8 attempts"),
         (lambda: SamplingConfig(groups=0), "sampling.groups"),
         (lambda: SamplingConfig(contexts=-1), "sampling.contexts"),
-        (lambda: EvalConfig(trials=0), "eval.trials: at least one trial is needed, got 0"),
+        (lambda: EvalConfig(trials=0), r"eval.trials: must be in 1..100000, got 0"),
         (lambda: EvalConfig(every_trials=0), "eval.every_trials"),
         (lambda: EvalConfig(every=-1), "eval.every"),
-        (lambda: SimConfig(horizon=-1), "sim.horizon: must be in 0..1000000, got -1"),
-        (lambda: SimConfig(image_size=4), "sim.image_size"),
-        (lambda: SimConfig(cameras=()), "sim.cameras"),
+        (lambda: MetaworldOptions(horizon=-1), "sim.horizon: must be in 0..1000000, got -1"),
+        (lambda: MetaworldOptions(image_size=4), "sim.image_size"),
+        (lambda: MetaworldOptions(cameras=()), "sim.cameras"),
         (lambda: DemoConfig(per_task=0), "demos"),
         (lambda: DemoConfig(noise=-0.1), "demos.noise"),
-        (lambda: SFTConfig(finetune_share=0), "sft.finetune_share"),
-        (lambda: SFTConfig(policy_batch=0), "sft.policy_batch"),
+        (lambda: QuestTraining(finetune_share=0), "sft.finetune_share"),
+        (lambda: QuestTraining(policy_batch=0), "sft.policy_batch"),
         (lambda: RolloutConfig(workers=-1), "rollout.workers"),
         (lambda: RolloutConfig(slots=0), "rollout.slots"),
         (lambda: RolloutConfig(max_error_rate=1.5), "rollout.max_error_rate"),
-        (lambda: LearnConfig(learning_rate=0), "learn.learning_rate: must be at least 1e-12, got 0"),
+        (lambda: LearnConfig(learning_rate=0), "learn.learning_rate: must be above 0, got 0"),
         (lambda: LearnConfig(clip_low=0), "learn.clip_low"),
         (lambda: LearnConfig(clip_low=1.5), "learn.clip_low"),
         (lambda: LearnConfig(threads=100_000), r"learn.threads: must be in 1\.\.256, got 100000"),
@@ -116,17 +129,17 @@ def test_meanings_are_the_strings_under_the_fields() -> None:
             )
         ),
         *(
-            (lambda name=name: SFTConfig(**{name: -1}), f"sft.{name}: must be")
+            (lambda name=name: QuestTraining(**{name: -1}), f"sft.{name}: must be")
             for name in ("weight_decay", "autoencoder_learning_rate", "policy_steps", "finetune_epochs", "threads")
         ),
         (lambda: RolloutConfig(max_retries=-1), "rollout.max_retries: must be at least 0, got -1"),
         (lambda: SamplingConfig(horizon=-1), "sampling.horizon: must be at least 0, got -1"),
         (lambda: SamplingConfig(context_noise=100), r"sampling.context_noise: must be in 0\.\.1, got 100"),
-        (lambda: PolicyConfig(entropy=-100), "policy.entropy"),
-        (lambda: PolicyConfig(entropy=100), "policy.entropy"),
-        (lambda: PolicyConfig(temperature=float("inf")), "policy.temperature: must be a finite number, got inf"),
+        (lambda: QuestOptions(entropy=-100), "policy.entropy"),
+        (lambda: QuestOptions(entropy=100), "policy.entropy"),
+        (lambda: QuestOptions(temperature=float("inf")), "policy.temperature: must be a finite number, got inf"),
         (lambda: EvalConfig(trials=10**20), "eval.trials"),
-        (lambda: SimConfig(cameras=("a", "a")), "sim.cameras: named twice: a, a"),
+        (lambda: MetaworldOptions(cameras=("a", "a")), "sim.cameras: named twice: a, a"),
         (lambda: Config(iterations=-1), "iterations"),
         (lambda: Config(stop_at=0), "stop_at"),
         (lambda: Config(tasks=("a", "a")), "tasks: named twice"),
@@ -148,13 +161,66 @@ def test_a_value_that_cannot_work_is_refused_at_construction_by_the_name_of_its_
         ({"learn": {"epochs": True}}, "learn.epochs: expected int, got True"),
         ({"learn": {"learning_rate": True}}, "learn.learning_rate: expected float, got True"),
         ({"policy": {"size": "huge"}}, "policy.size: 'huge' is not one of 'tiny', 'small', 'paper'"),
-        ({"tasks": "reach"}, "config.tasks: expected a list of words, got 'reach'"),
-        ({"tasks": [1]}, r"config.tasks: expected a list of words, got \[1\]"),
+        ({"tasks": "reach"}, "tasks: expected a list of words, got 'reach'"),
+        ({"tasks": [1]}, r"tasks: expected a list of words, got \[1\]"),
     ],
 )
 def test_a_document_that_is_not_a_configuration_is_refused_by_the_name_of_its_field(data: dict, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Config.from_json(data)
+
+
+# ------------------------------------------------------------------ whose settings they are
+
+
+def test_settings_of_simulator_policy_and_training_are_those_of_the_suite_and_kind_that_they_name() -> None:
+    config = Config.from_json({"sim": {"suite": "toy", "image_size": 24}, "policy": {"size": "tiny"}})
+    assert (config.sim, config.policy) == (ToyOptions(image_size=24), QuestOptions(size="tiny"))
+    assert config.sft == QuestTraining() and Config().sim == MetaworldOptions()
+    assert config.to_json()["sim"] == {"suite": "toy", "horizon": 0, "image_size": 24}
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"sim": {"suite": "toi"}}, "unknown simulator suite 'toi': did you mean toy"),
+        ({"sim": {"suite": "toy", "arm": "mesh"}}, r"unknown field of sim \(suite toy\) 'arm'"),
+        ({"sim": {"suite": 3}}, "sim.suite: expected one word, got 3"),
+        ({"policy": {"kind": "qest"}}, "unknown kind of policy 'qest': did you mean quest"),
+        ({"sft": {"steps": 3}}, "unknown field of sft 'steps'"),
+        ({"sft": TrainingOptions()}, r"sft: expected the training settings of quest \(QuestTraining\), got Training"),
+    ],
+)
+def test_settings_of_another_suite_or_kind_are_refused(data: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Config.from_json(data)
+
+
+def test_another_suite_begins_with_its_own_defaults_and_what_was_given_for_it() -> None:
+    words = ["--sim.suite=metaworld", "--sim.arm=hidden", "--sim.image_size", "48", "64"]
+    changed = overrides.apply(recipes.get("smoke"), overrides.split_words(words))
+    assert changed.sim == MetaworldOptions(arm="hidden", image_size=(48, 64))
+    same = overrides.apply(recipes.get("smoke"), overrides.split_words(["--sim.suite=toy", "--policy.kind=quest"]))
+    assert same == recipes.get("smoke")
+    with pytest.raises(UnknownNameError, match=r"suite toy 'sim.arm': known: sim.horizon, sim.image_size, sim.suite"):
+        overrides.apply(recipes.get("smoke"), {"sim.arm": ["hidden"]})
+
+
+def test_records_of_0_1_0_are_read() -> None:
+    old = {"recipe": "smoke", "sim": {"suite": "toy", "cameras": ["top"], "arm": "boxes", "image_size": 16}}
+    assert Config.from_record(old) == Config(recipe="smoke", sim=ToyOptions(image_size=16))
+    other = {"sim": {"suite": "metaworld", "cameras": ["near"], "arm": "mesh"}, "policy": {"size": "tiny"}}
+    assert Config.from_record(other).sim == MetaworldOptions(cameras=("near",), arm="mesh")
+    assert Config.from_record(other).policy == QuestOptions(size="tiny") and Config.from_record({}) == Config()
+
+
+def test_settings_cannot_be_changed_and_a_copy_with_others_is_validated() -> None:
+    config = Config()
+    with pytest.raises(ValidationError):
+        config.seed = 3  # type: ignore[misc]
+    with pytest.raises(ConfigError, match=r"learn.epochs: must be at least 1, got 0"):
+        replace(config.learn, epochs=0)
+    assert replace(config, seed=3) == Config(seed=3) and config.seed == 0
 
 
 # ------------------------------------------------------------------ from the command line
@@ -183,15 +249,15 @@ def test_a_value_written_as_words_is_read_back_whichever_way_it_is_written(data:
 def test_overrides_change_their_fields_and_no_others(
     epochs: int, rate: float, cameras: list[str], dynamic: bool
 ) -> None:
-    base = recipes.get("smoke")
+    base = recipes.get("quickstart")
     words = [f"--learn.epochs={epochs}", "--learn.learning_rate", repr(rate), "--sim.cameras", *cameras]
     changed = overrides.apply(base, overrides.split_words([*words, f"--sampling.dynamic={dynamic}", "--workers", "3"]))
-    assert changed == dataclasses.replace(
+    assert changed == replace(
         base,
-        learn=dataclasses.replace(base.learn, epochs=epochs, learning_rate=rate),
-        sim=dataclasses.replace(base.sim, cameras=tuple(cameras)),
-        sampling=dataclasses.replace(base.sampling, dynamic=dynamic),
-        rollout=dataclasses.replace(base.rollout, workers=3),
+        learn=replace(base.learn, epochs=epochs, learning_rate=rate),
+        sim=replace(base.sim, cameras=tuple(cameras)),
+        sampling=replace(base.sampling, dynamic=dynamic),
+        rollout=replace(base.rollout, workers=3),
     )
 
 

@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,8 @@ from ript.bench.policy import _random_look, _random_policy
 from ript.build import simulator_factory
 from ript.cli.main import make_parser
 from ript.config import overrides
+from ript.config.sections import Config
+from ript.core.options import replace
 from ript.rollout.stream import ErrorLimit
 from ript.run.rl_progress import PATIENCE, TRIED
 
@@ -186,7 +187,7 @@ def command_options(words: list[str]) -> tuple[str, set[str]]:
         named.append(words.pop(0))
     options = {option for action in parser._actions for option in action.option_strings}
     if parser.get_default("overrides"):
-        options |= {f"--{name}" for name in [*overrides.fields(), *overrides.SHORT]}
+        options |= {f"--{name}" for name in [*overrides.fields(Config()), *overrides.SHORT]}
     return " ".join(named), options
 
 
@@ -205,7 +206,7 @@ def test_commands_and_options_that_a_page_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_fields_that_a_page_names_exist(page: Path) -> None:
-    known = overrides.fields()
+    known = overrides.fields(Config())
     sections = {name.partition(".")[0] for name in known if "." in name}
     for code in re.findall(r"`(?:--)?([a-z]+\.[a-z_]+)(?:=[^`]*)?`", page.read_text()):
         if code.partition(".")[0] in sections and not code.endswith((".py", ".json", ".md")):

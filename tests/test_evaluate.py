@@ -1,7 +1,6 @@
 """Success rates: intervals by hand, errors apart, fixed states, and results that depend on nothing else."""
 
 import contextlib
-import dataclasses
 import math
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from fakes import FakeFactory, FakePolicy, Fault, fake_state, fake_task
 from toy_runs import lively_policy, toy_config
 
 from ript.build import Contexts, load_policy, make_env_pool, simulator_factory
-from ript.config.sections import PolicyConfig, RolloutConfig
+from ript.config.sections import RolloutConfig
 from ript.core.errors import ConfigError, ErrorRateExceeded, PolicyError, SimulatorError, UnknownNameError
+from ript.core.options import replace
 from ript.core.statistics import wilson
 from ript.core.types import EvalResult, InitialState, RolloutRequest, Split, Status
 from ript.evaluate import (
@@ -23,6 +23,7 @@ from ript.evaluate import (
     run_evaluation,
     tally,
 )
+from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.replay import replay_autoencoded
 from ript.policies.temperature import TEMPERATURES, choose_temperature
@@ -111,7 +112,7 @@ def test_videos_are_of_each_tasks_first_states_in_the_first_mode() -> None:
 
 def test_an_evaluation_is_reproducible_and_its_seed_matters(policy: QuestPolicy) -> None:
     first = evaluate(policy, ["reach-centre"], trials=12, horizon=16, rollout=HERE)
-    again = evaluate(policy, ["toy/reach-centre"], trials=12, horizon=16, rollout=dataclasses.replace(HERE, slots=3))
+    again = evaluate(policy, ["toy/reach-centre"], trials=12, horizon=16, rollout=replace(HERE, slots=3))
     assert first.to_json() == again.to_json() and first.per_state == again.per_state
     assert 0 < first.total.successes < 12
     other = evaluate(policy, ["reach-centre"], trials=12, horizon=16, seed=1, rollout=HERE)
@@ -303,7 +304,7 @@ def test_the_entropy_of_a_density_may_be_negative() -> None:
     temperature, reached = choose_temperature(lambda t: math.log(0.1 * t) + 1.4189385, -1.2)
     assert temperature == pytest.approx(10 * math.exp(-1.2 - 1.4189385), abs=0.02)
     assert reached == pytest.approx(math.log(0.1 * temperature) + 1.4189385)
-    assert PolicyConfig(entropy=-1.2).entropy == -1.2
+    assert QuestOptions(entropy=-1.2).entropy == -1.2
 
 
 def test_without_a_rollout_no_temperature_is_chosen(policy: QuestPolicy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 from toy_runs import toy_config
 
-from ript.build import load_policy, sim_config_of
+from ript.build import load_policy, sim_options_of
 from ript.cli.main import main
-from ript.config.sections import PolicyConfig
 from ript.core.house import Suite
 from ript.core.options import Words
 from ript.core.registry import suites
 from ript.core.types import ChunkResult, Observation, SimulatorSpec, Task
 from ript.policies.quest.checkpoint import export_quest, import_quest
 from ript.policies.quest.config import QuestConfig
+from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.page import write_report
 from ript.run.folder import RunFolder
@@ -107,7 +107,7 @@ def test_an_imported_checkpoint_is_post_trained_and_exported_again(sampling: str
         sampling={"group_size": 8, "groups": 1, "max_attempts": 24},
         eval={"trials": 2, "every": 0},
         learn={"learning_rate": 1e-4, "target_kl": 0.0},
-        policy=PolicyConfig(temperature=0.7, top_k=3) if sampling == "exact" else PolicyConfig(),
+        policy=QuestOptions(temperature=0.7, top_k=3) if sampling == "exact" else QuestOptions(),
     )
     result = train_rl(config, tmp_path / "policy", tmp_path / "run")
     with RunFolder.open(tmp_path / "run") as run:
@@ -177,7 +177,7 @@ def test_a_checkpoint_of_meta_world_practises_from_the_command_line(tmp_path: Pa
     assert not (tmp_path / "no").exists()
     embeddings = ("--embeddings", tmp_path / "clip.safetensors")
     assert run(*given, "--cameras", "corner2", "--arm", "boxes", *embeddings, "--out", tmp_path / "policy") == 0
-    assert sim_config_of(load_policy(tmp_path / "policy")).cameras == ("corner_rgb=corner2",)
+    assert sim_options_of(load_policy(tmp_path / "policy")).cameras == ("corner_rgb=corner2",)
     practise = (
         "rl",
         "--recipe",

@@ -3,7 +3,6 @@
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from ript.build import load_policy
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, RunError, UnknownNameError
 from ript.core.files import make_folder
+from ript.core.options import replace
 from ript.core.places import cache_folder
 from ript.demos.demo_set import open_demos
 from ript.run.files import write_json

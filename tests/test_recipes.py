@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,6 +5,7 @@ import pytest
 from ript.build import task_keys
 from ript.config import recipes
 from ript.core.errors import UnknownNameError
+from ript.core.options import replace
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.sims.metaworld.tasks import CAMERAS
 from ript.train_rl import train_rl
@@ -15,7 +15,7 @@ from ript.train_rl import train_rl
 def test_a_recipe_is_complete_knows_its_name_and_names_things_that_exist(name: str) -> None:
     config = recipes.get(name)
     assert config.recipe == name
-    assert recipes.RECIPES[name].__doc__
+    assert recipes.ABOUT[name].endswith(".")
     assert config.policy.size in SIZES
     assert task_keys(config.sim, config.tasks + config.pretrain_tasks)
     assert not set(config.tasks) & set(config.pretrain_tasks)

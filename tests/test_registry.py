@@ -149,7 +149,7 @@ def test_oblong_pictures_come_back_from_a_spec() -> None:
 @pytest.mark.parametrize(
     ("name", "given", "says"),
     [
-        ("toy", {"arm": "hidden"}, "unknown field of sim 'arm'"),
+        ("toy", {"arm": "hidden"}, r"unknown field of sim \(suite toy\) 'arm'"),
         ("toy", {"image_size": 4}, r"sim.image_size: must be in 8..1024, got 4"),
         ("toy", {"suite": "metaworld"}, "sim.suite: 'metaworld' is not one of 'toy'"),
         ("metaworld", {"arm": "hiden"}, "sim.arm: 'hiden' is not one of 'boxes', 'mesh', 'hidden'"),

@@ -1,6 +1,5 @@
 """Settings that cannot have an effect are refused when asked for, and never recorded as used."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,12 @@ from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, wei
 from ript import recipe
 from ript.build import load_quest
 from ript.cli import main as cli
-from ript.config.sections import Config, PolicyConfig
+from ript.config.sections import Config
 from ript.core.errors import ConfigError
+from ript.core.options import replace
 from ript.evaluate import evaluate
 from ript.policies.quest.config import SIZES, QuestConfig
+from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
 from ript.run.folder import read_config
 from ript.run.settings import asked_for, leaves, nested, recorded
@@ -154,7 +155,7 @@ def test_a_server_for_workers_that_there_are_not_is_refused_wherever_it_was_aske
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "recipe.toml").write_text(
-        'recipe = "smoke"\n[sim]\nsuite = "toy"\ncameras = ["top"]\n[rollout]\nworkers = 0\ninference = "central"\n'
+        'recipe = "smoke"\n[sim]\nsuite = "toy"\n[rollout]\nworkers = 0\ninference = "central"\n'
     )
     assert run("rl", "--recipe", tmp_path / "recipe.toml", *QUICK, "--out", tmp_path / "out") == 2
     config = toy_config(rollout={"workers": 2, "inference": "central"}, eval={"trials": 1, "every": 0}, iterations=0)
@@ -163,7 +164,7 @@ def test_a_server_for_workers_that_there_are_not_is_refused_wherever_it_was_aske
     told = "rollout.inference = central has no effect without workers"
     assert capsys.readouterr().err.count(told) == 2 and settings(tmp_path / "run")["rollout.workers"] == 2
     with pytest.raises(ConfigError, match="central"):
-        alone = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, workers=0))
+        alone = replace(config, rollout=replace(config.rollout, workers=0))
         train_rl(alone, lively_policy(config), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert run("rl", "--resume", tmp_path / "run", "--workers", 0, "--rollout.inference=local") == 0
@@ -198,13 +199,13 @@ def test_the_rate_of_a_stage_without_steps_is_refused(stage: str, folder: Path, 
 def test_a_script_asks_for_what_it_changes_in_a_recipe_and_for_nothing_else(folder: Path, tmp_path: Path) -> None:
     smoke = recipe("smoke")
     assert asked_for(smoke) == set() and asked_for(smoke, ["policy.size"]) == {"policy.size"}
-    other = dataclasses.replace(smoke, policy=dataclasses.replace(smoke.policy, execute=2))
+    other = replace(smoke, policy=replace(smoke.policy, execute=2))
     assert asked_for(other) == {"policy.execute"} and asked_for(Config(seed=3)) == {"seed"}
     with pytest.raises(ConfigError, match=r"policy.execute = 2 \(the policy has execute = 4\)"):
         train_rl(other, folder / "sft" / "policy", tmp_path / "rl")
     with pytest.raises(ConfigError, match=r"policy.execute = 2 \(the base has execute = 4\)"):
         train_sft(
-            dataclasses.replace(other, tasks=("reach-centre",)),
+            replace(other, tasks=("reach-centre",)),
             [folder / "demos.hdf5"],
             tmp_path / "sft",
             base=folder / "sft" / "policy",
@@ -277,7 +278,7 @@ def test_the_temperature_that_the_entropy_chooses_is_not_recorded_as_given(tmp_p
 def test_a_size_of_no_name_is_left_out_of_the_record(tmp_path: Path) -> None:
     config = toy_config(iterations=0, eval={"trials": 1, "every": 0})
     tiny = lively_policy(config)
-    policy = QuestPolicy(dataclasses.replace(tiny.config, width=64, language_dim=7), tiny.simulator)
+    policy = QuestPolicy(replace(tiny.config, width=64, language_dim=7), tiny.simulator)
     with pytest.raises(ConfigError, match=r"policy.size = tiny \(the policy has no such setting\)"):
         train_rl(config, policy, tmp_path / "out")
     assert recorded("rl", config, policy).keys().isdisjoint({"policy.size", "policy.language"})
@@ -289,7 +290,7 @@ def test_a_policy_knows_the_name_of_its_size(name: str) -> None:
     fitted = {"cameras": dict(spec.cameras), "proprio": dict(spec.proprio), "action_dim": spec.action_dim}
     policy = QuestPolicy(QuestConfig(**SIZES[name] | fitted), spec)
     assert policy.made_with()["size"] == name
-    assert {f.name for f in dataclasses.fields(PolicyConfig)} >= policy.made_with().keys()
+    assert QuestOptions.model_fields.keys() >= policy.made_with().keys()
 
 
 def test_the_record_of_settings_reads_back() -> None:
@@ -360,7 +361,7 @@ def test_a_finished_run_that_is_given_more_iterations_ends_as_if_it_had_had_them
     """Its end need not have been an iteration that is validated in a longer run."""
     config = toy_config(eval={"every": every})
     whole = train_rl(config, lively_policy(config), tmp_path / "whole")
-    short = dataclasses.replace(config, iterations=1)
+    short = replace(config, iterations=1)
     train_rl(short, lively_policy(config), tmp_path / "run")
     assert run("rl", "--resume", tmp_path / "run", "--iterations", 3) == 0
     assert weights(tmp_path / "run") == weights(whole.folder)
@@ -413,7 +414,7 @@ def test_every_other_setting_is_refused_by_its_name_when_a_run_goes_on(
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
     if words == ["--learn.epochs=5"]:  # in a script alike
         with pytest.raises(ConfigError, match=r"learn.epochs = 5 \(the run has 2\)"):
-            other = dataclasses.replace(config, learn=dataclasses.replace(config.learn, epochs=5))
+            other = replace(config, learn=replace(config.learn, epochs=5))
             train_rl(other, None, tmp_path / "run", resume=True)
 
 
@@ -426,7 +427,7 @@ def test_supervised_training_goes_on_with_its_own_settings(
         train_sft(config, demos, tmp_path / "run")
     assert run("sft", "--resume", tmp_path / "run", "--sft.policy_steps=30") == 2
     assert "sft.policy_steps = 30 (the run has 20)" in capsys.readouterr().err
-    other = dataclasses.replace(config, sft=dataclasses.replace(config.sft, finetune_learning_rate=1.0))
+    other = replace(config, sft=replace(config.sft, finetune_learning_rate=1.0))
     with pytest.raises(ConfigError, match=r"sft.finetune_learning_rate = 1.0 \(the run has 0.0002\)"):
         train_sft(other, demos, tmp_path / "run", resume=True)
     assert resume_sft(tmp_path / "run") == train_sft(config, demos, tmp_path / "whole")
@@ -462,7 +463,7 @@ def test_a_run_a_script_and_the_command_measure_at_one_horizon_and_say_it(
     assert measured_at(tmp_path / "suite") == {40}
     assert "within 40 steps" in capsys.readouterr().err
     # a run with another horizon is measured with that, and so is its policy, wherever
-    shorter = dataclasses.replace(config, sim=dataclasses.replace(config.sim, horizon=7))
+    shorter = replace(config, sim=replace(config.sim, horizon=7))
     policy = train_rl(shorter, tmp_path / "own", tmp_path / "short").policy
     assert measured_at(tmp_path / "short") == {7}
     for folder in (policy, tmp_path / "short" / "start"):

@@ -1,6 +1,5 @@
 """The loop: exact resume, the choice of the best policy, and how runs end."""
 
-import dataclasses
 import importlib
 import json
 import math
@@ -30,6 +29,7 @@ from ript.core.errors import (
     WorkerError,
 )
 from ript.core.interfaces import EnvPool
+from ript.core.options import replace
 from ript.core.types import ChunkResult, EvalResult, InitialState, Rollout, Status, Task
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
@@ -152,7 +152,7 @@ def test_groups_do_not_depend_on_the_number_of_slots() -> None:
     found: list[Collection] = []
     with Contexts(config.sim, ("toy/reach-centre",), config.seed) as contexts:
         for slots in (1, 5, 64):
-            pool = make_env_pool(config.sim, dataclasses.replace(config.rollout, slots=slots), learner)
+            pool = make_env_pool(config.sim, replace(config.rollout, slots=slots), learner)
             found.append(collect(pool, contexts))
             pool.close()
     for other in found[1:]:
@@ -389,9 +389,9 @@ def test_without_a_policy_a_run_starts_from_weights_of_the_seed(
     torch.set_num_threads(2)  # as a process may have that was started otherwise
     again = train_rl(config, None, tmp_path / "again")
     torch.set_num_threads(1)
-    other = train_rl(dataclasses.replace(config, seed=1), None, tmp_path / "other")
+    other = train_rl(replace(config, seed=1), None, tmp_path / "other")
     assert weights(first.folder) == weights(again.folder) != weights(other.folder)
-    threads = dataclasses.replace(config, learn=dataclasses.replace(config.learn, threads=3))
+    threads = replace(config, learn=replace(config.learn, threads=3))
     assert weights(train_rl(threads, None, tmp_path / "threads").folder) == weights(first.folder)
     assert first.iterations == 0 and first.rollouts == 0
 
@@ -489,7 +489,7 @@ def solving(result: EvalResult, good: int) -> EvalResult:
     ((task, states),) = result.per_state.items()
     ends = [Status.SUCCESS if i < good else Status.FAILURE for i in range(len(states))]
     outcomes = [(state, end.value) for (state, _), end in zip(states, ends, strict=True)]
-    return dataclasses.replace(result, total=tally(ends), tasks={task: tally(ends)}, per_state={task: outcomes})
+    return replace(result, total=tally(ends), tasks={task: tally(ends)}, per_state={task: outcomes})
 
 
 def pool_policy(pool: EnvPool) -> QuestPolicy:
@@ -771,7 +771,7 @@ def test_a_run_whose_logs_are_lost_says_so_before_it_trains(
     train_rl(config, lively_policy(config), tmp_path / "run")
     evals = (tmp_path / "run" / "evals.jsonl").read_bytes()
     (tmp_path / "run" / "metrics.jsonl").unlink()
-    more = dataclasses.replace(config, iterations=2)
+    more = replace(config, iterations=2)
     for content in (b"", None, b"junk"):
         (tmp_path / "run" / "evals.jsonl").unlink()
         if content is not None:

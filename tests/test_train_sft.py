@@ -5,7 +5,6 @@ import json
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ript.build import load_policy, make_policy, simulator_factory
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
 from ript.core.metrics import Metrics, values
+from ript.core.options import replace
 from ript.core.types import DemoBatch
 from ript.demos.demo_set import open_demos
 from ript.demos.windows import Windows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,14 @@ import pytest
 import torch
 
 from ript.build import make_policy, simulator_factory, task_keys
-from ript.config.sections import (
-    Config,
-    DemoConfig,
-    EvalConfig,
-    LearnConfig,
-    PolicyConfig,
-    RolloutConfig,
-    SamplingConfig,
-    SFTConfig,
-    SimConfig,
-)
+from ript.config.sections import Config, DemoConfig, EvalConfig, LearnConfig, RolloutConfig, SamplingConfig, sim_options
+from ript.core.options import replace
 from ript.demos.collect import collect_demos
+from ript.policies.quest.options import QuestOptions, QuestTraining
 from ript.policies.quest.policy import QuestPolicy
 from ript.run.folder import RunFolder
 from ript.sims.registry import make_simulator
+from ript.sims.toy.options import ToyOptions
 
 torch.set_num_threads(1)
 
@@ -41,10 +33,10 @@ def toy_config(**changes: Any) -> Config:
         recipe="toy",
         tasks=("reach-centre",),
         iterations=3,
-        sim=SimConfig(suite="toy", cameras=("top",), image_size=8, horizon=16),
-        policy=PolicyConfig(size="tiny", chunk=4),
+        sim=ToyOptions(image_size=8, horizon=16),
+        policy=QuestOptions(size="tiny", chunk=4),
         demos=DemoConfig(per_task=2, every=1),
-        sft=SFTConfig(
+        sft=QuestTraining(
             autoencoder_steps=20,
             autoencoder_batch=32,
             policy_steps=20,
@@ -59,9 +51,10 @@ def toy_config(**changes: Any) -> Config:
         eval=EvalConfig(trials=6, every=1, every_trials=5, videos=0),
     )
     for name, value in changes.items():
-        config = replace(
-            config, **{name: replace(getattr(config, name), **value) if isinstance(value, dict) else value}
-        )
+        if isinstance(value, dict):
+            other = name == "sim" and value.get("suite", "toy") != "toy"
+            value = sim_options(**value) if other else replace(getattr(config, name), **value)
+        config = replace(config, **{name: value})
     return config
 
 

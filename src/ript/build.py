@@ -4,77 +4,62 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import typing
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ript.config.sections import Config, LearnConfig, PolicyConfig, RolloutConfig, SimConfig
+from ript.config.sections import Config, LearnConfig, RolloutConfig
 from ript.core.errors import ConfigError, PolicyError, SimulatorError, UnknownNameError
 from ript.core.files import absolute, expanded
 from ript.core.hooks import kind_of
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, Perturbable, PostTrainable, Simulator, SimulatorFactory
 from ript.core.options import SimOptions
-from ript.core.registry import suites
+from ript.core.registry import kinds, suites
 from ript.core.types import InitialState, SimulatorSpec, Split, Task
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
 from ript.policies import folder as policy_folder
-from ript.policies import hub, language
-from ript.policies.quest.config import SIZES, QuestConfig
+from ript.policies import hub
+from ript.policies.quest.config import chunk_and_execute as chunk_and_execute
 from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
 from ript.run.progress import status
-from ript.sims.metaworld.tasks import camera_words, metaworld_spec, resolve_cameras
+from ript.sims.metaworld.tasks import metaworld_spec, resolve_cameras
 from ript.sims.mujoco.rendering import ARMS
 from ript.sims.registry import find_task
 
 
-def simulator_options(sim: SimConfig) -> SimOptions:
-    """The suite's own options for this configuration.
+def simulator_factory(sim: SimOptions) -> SimulatorFactory:
+    """Task key -> simulator; picklable, and whole: a worker process need not know a suite that was registered here.
 
     Raises:
         UnknownNameError: no such suite or camera.
-        ConfigError: a value that the suite's simulators cannot have.
     """
     suite = suites.get(sim.suite)
-    given = {name: value for name, value in asdict(sim).items() if name in suite.options.model_fields}
-    options = suite.options(**given)
     if suite.spec is not None:
-        suite.spec(options)  # here already, not once in each worker: it names an unknown camera
-    return options
+        suite.spec(sim)  # here already, not once in each worker: it names an unknown camera
+    return functools.partial(suite.make, options=sim)
 
 
-def simulator_factory(sim: SimConfig) -> SimulatorFactory:
-    """Task key -> simulator; picklable, and whole: a worker process need not know a suite that was registered here."""
-    options = simulator_options(sim)  # first: it names an unknown suite
-    return functools.partial(suites.get(sim.suite).make, options=options)
-
-
-def sim_config_of(policy: PostTrainable, horizon: int = 0) -> SimConfig:
+def sim_options_of(policy: PostTrainable, horizon: int = 0) -> SimOptions:
     """The simulator settings that a policy was trained with."""
-    return sim_config_of_spec(policy.simulator, horizon)
+    return sim_options_of_spec(policy.simulator, horizon)
 
 
-def sim_config_of_spec(spec: SimulatorSpec, horizon: int = 0) -> SimConfig:
-    """The simulator settings that give this spec."""
-    sizes = set(spec.cameras.values())
-    if len(sizes) != 1 or len(set(next(iter(sizes)))) != 1:
-        raise PolicyError(f"the cameras have different or oblong sizes ({dict(spec.cameras)}): not supported here")
-    known = {"arm": spec.render["arm"]} if "arm" in spec.render else {}
-    described = spec.render.get("cameras")
-    cameras = camera_words(described) if isinstance(described, Mapping) else tuple(spec.cameras)
-    return SimConfig(
-        suite=spec.suite,
-        cameras=cameras,
-        image_size=next(iter(sizes))[0],
-        horizon=horizon,
-        **known,  # type: ignore[arg-type]
-    )
+def sim_options_of_spec(spec: SimulatorSpec, horizon: int = 0) -> SimOptions:
+    """The simulator settings that give this spec.
+
+    Raises:
+        UnknownNameError: its suite is not here.
+        PolicyError: the suite's simulators cannot show such pictures.
+    """
+    return suites.get(spec.suite).options_of(spec).replaced(horizon=horizon)
 
 
 def for_metaworld(policy: QuestPolicy, views: Sequence[str], arm: str) -> None:
@@ -98,13 +83,12 @@ def for_metaworld(policy: QuestPolicy, views: Sequence[str], arm: str) -> None:
     policy.check_simulator(policy.simulator)
 
 
-def task_keys(sim: SimConfig, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names or keys of tasks -> keys, with unknown names refused and the nearest suggested."""
-    suite = suites.get(sim.suite)
-    return tuple(suite.task(name).key for name in names)
+def task_keys(sim: SimOptions, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names or keys of tasks, and named lists of them -> keys, each once; unknown names are refused."""
+    return tuple(task.key for task in suites.get(sim.suite).expanded(names))
 
 
-def horizons(sim: SimConfig, keys: Sequence[str]) -> dict[str, int]:
+def horizons(sim: SimOptions, keys: Sequence[str]) -> dict[str, int]:
     """Task key -> environment steps after which a rollout without success is a failure."""
     return {key: sim.horizon or find_task(key).horizon for key in keys}
 
@@ -122,31 +106,11 @@ def some_task_keys(config: Config) -> tuple[str, ...]:
     return keys
 
 
-def chunk_and_execute(settings: PolicyConfig) -> tuple[int, int]:
-    """Actions in a chunk and executed before the next look, as these settings or their size say."""
-    size = QuestConfig(**SIZES[settings.size])
-    chunk = settings.chunk or size.chunk
-    return chunk, settings.execute or (chunk if settings.chunk else size.execute)
-
-
 def make_policy(config: Config, spec: SimulatorSpec, privileged_dim: int, seed: int | None = None) -> QuestPolicy:
     """A new policy with weights drawn from the seed."""
-    import torch
-
-    p = config.policy
-    chunk, execute = chunk_and_execute(p)
-    changes: dict[str, Any] = SIZES[p.size] | {
-        "chunk": chunk,
-        "execute": execute,
-        "action_dim": spec.action_dim,
-        "cameras": dict(spec.cameras),
-        "proprio": dict(spec.proprio),
-        "language_dim": language.DIMS[p.language],
-        "privileged_dim": privileged_dim if p.privileged else 0,
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed if seed is None else seed)
-        return QuestPolicy(QuestConfig(**changes), spec)
+    make = kinds.get(config.policy.kind).make
+    policy = make(config.policy, spec, config.seed if seed is None else seed, privileged_dim)
+    return typing.cast(QuestPolicy, policy)
 
 
 POLICIES: dict[str, Callable[[str | Path], PostTrainable]] = {QuestPolicy.KIND: QuestPolicy.from_pretrained}
@@ -258,7 +222,7 @@ def computing(device: str, threads: int) -> Iterator[str]:
         torch.backends.cudnn.allow_tf32 = rounded
 
 
-def make_env_pool(sim: SimConfig, rollout: RolloutConfig, policy: LikelihoodPolicy) -> EnvPool:
+def make_env_pool(sim: SimOptions, rollout: RolloutConfig, policy: LikelihoodPolicy) -> EnvPool:
     """A pool of simulators with the policy in the loop."""
     return make_pool(
         simulator_factory(sim),
@@ -304,7 +268,7 @@ class Contexts:
         DataError: a task has no demonstration in `demos`, or a file is damaged.
     """
 
-    def __init__(self, sim: SimConfig, tasks: tuple[str, ...], seed: int, demos: Sequence[str] = ()):
+    def __init__(self, sim: SimOptions, tasks: tuple[str, ...], seed: int, demos: Sequence[str] = ()):
         self.tasks, self.seed = tasks, seed
         shown = open_demos(demos) if demos else None
         self._demonstrated = {} if shown is None else {task: demo_initial_states(shown, [task]) for task in tasks}

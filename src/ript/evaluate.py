@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ript.build import Contexts, load_policy, make_env_pool, origin_of, sim_config_of, task_keys
-from ript.config.sections import RolloutConfig, SimConfig, need_seed
+from ript.build import Contexts, load_policy, make_env_pool, origin_of, sim_options_of, task_keys
+from ript.config.sections import RolloutConfig, need_seed
 from ript.core import hooks
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import EnvPool, PostTrainable
+from ript.core.options import SimOptions, replace
 from ript.core.statistics import wilson
 from ript.core.types import EvalResult, InitialState, Rollout, RolloutRequest, Status, Task, TaskResult
 from ript.learn.batch import UpdateBatch
@@ -108,7 +108,7 @@ def run_evaluation(
 
 def own_decisions(
     policy: PostTrainable,
-    sim: SimConfig,
+    sim: SimOptions,
     states: Sequence[InitialState],
     *,
     horizon: int | None,
@@ -190,7 +190,7 @@ def evaluate(
     name, loaded = named_policy(policy)
     if temperature is not None:
         loaded = hooks.at_temperature(loaded, temperature)
-    sim = sim_config_of(loaded, horizon or horizon_in(loaded.card))
+    sim = sim_options_of(loaded, horizon or horizon_in(loaded.card))
     keys = task_keys(sim, (tasks,) if isinstance(tasks, str) else tuple(tasks))
     with Contexts(sim, keys, seed) as contexts:
         states = contexts.measured("test", trials, seed)

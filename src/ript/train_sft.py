@@ -5,7 +5,6 @@ Resumable: a stage's data order, dropout and augmentation continue exactly where
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from ript.build import (
     load_quest,
     make_policy,
     origin_of,
-    sim_config_of_spec,
+    sim_options_of_spec,
     task_keys,
 )
 from ript.config.sections import Config
@@ -27,6 +26,7 @@ from ript.core import hooks
 from ript.core.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
 from ript.core.files import absolute
 from ript.core.interpreter import load_torch_where_it_can_be
+from ript.core.options import SimOptions
 from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.windows import Windows
 from ript.learn.stages import StageSettings, run_stages
@@ -148,10 +148,10 @@ def train_sft(
 def _simulator_of(demos: DemoSet) -> dict[str, Any]:
     """Field of the simulator settings -> what the demonstrations were made with, if the section has a word for it."""
     try:
-        sim = dataclasses.asdict(sim_config_of_spec(demos.spec))
-    except PolicyError:  # pictures of several sizes
+        sim = sim_options_of_spec(demos.spec)
+    except PolicyError:  # the suite's simulators do not show that
         return {}
-    return {name: sim[name] for name in ("cameras", "image_size", "arm")}
+    return {name: value for name, value in sim.values().items() if name not in SimOptions.model_fields}
 
 
 def resume_sft(out: str | Path, changes: Mapping[str, Any] | None = None) -> QuestPolicy:
@@ -172,7 +172,7 @@ def resume_sft(out: str | Path, changes: Mapping[str, Any] | None = None) -> Que
             f"{out} is not a run of supervised training: go on with `ript {document['kind']} --resume {out}`"
         )
     asked = document["config"]
-    config = Config.from_json(nested(leaves(asked["recipe_config"]) | dict(changes or {})))
+    config = Config.from_record(nested(leaves(asked["recipe_config"]) | dict(changes or {})))
     base = None if asked["base"] is None else Origin(asked["base"], asked.get("base_revision"))
     return train_sft(config, asked["demos"], out, base=base, resume=True)
 

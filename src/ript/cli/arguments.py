@@ -5,13 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ript.config import overrides, recipes
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, DependencyMissing
+from ript.core.options import SimOptions, replace
 from ript.run.settings import refuse_unused
 
 
@@ -33,7 +33,7 @@ def configure(args: Namespace) -> Config:
     given = given_fields(args)
     config = overrides.apply(overrides.load_recipe(args.recipe), given)
     if "tasks" in given:
-        config = recipes.with_tasks(config, task_names(config, config.tasks))
+        config = recipes.with_tasks(config, task_names(config.sim, config.tasks))
     refuse_unused(args.run.replace("_", " "), config, given)
     return config
 
@@ -50,27 +50,23 @@ def resumed(args: Namespace, command: str) -> tuple[Config, dict[str, list[str]]
     if not given:
         return Config(), given
     held = read_config(args.resume, to_resume=True)
-    config = overrides.apply(Config.from_json(held["config"].get("recipe_config", {})), given)
+    config = overrides.apply(Config.from_record(held["config"].get("recipe_config", {})), given)
     if "tasks" in given:
-        config = replace(config, tasks=task_names(config, config.tasks))
+        config = replace(config, tasks=task_names(config.sim, config.tasks))
     refuse_unused(command, config, given)
     return config, given
 
 
-def task_names(config: Config, words: Sequence[str]) -> tuple[str, ...]:
-    """Task names of the configuration's suite from names, keys, comma-separated lists and named lists.
+def task_names(sim: SimOptions, words: Sequence[str]) -> tuple[str, ...]:
+    """Task names of the suite from names, keys, comma-separated lists and named lists.
 
     Raises:
         UnknownNameError: no such task; the nearest are suggested.
     """
     from ript.build import task_keys
-    from ript.sims.metaworld.tasks import LISTS
 
-    parts = [part.strip() for word in words for part in word.split(",") if part.strip()]
-    if config.sim.suite == "metaworld":
-        parts = [name for part in parts for name in LISTS.get(part, (part,))]
-    keys = task_keys(config.sim, tuple(parts))
-    return tuple(key.partition("/")[2] for key in dict.fromkeys(keys))
+    parts = tuple(part.strip() for word in words for part in word.split(",") if part.strip())
+    return tuple(key.partition("/")[2] for key in task_keys(sim, parts))
 
 
 def require(args: Namespace, *names: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import time
 from argparse import Namespace
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,9 @@ from ript.cli.arguments import (
     task_names,
 )
 from ript.config import overrides, recipes
-from ript.config.sections import Config, describe, first_line
+from ript.config.sections import Config, describe
 from ript.core.errors import ConfigError, RunError, UnknownNameError
+from ript.core.options import replace
 from ript.report.tables import change, count, eval_table, modes, points, rate, table
 from ript.run.settings import refuse_unused
 
@@ -95,7 +96,7 @@ def show_recipes(args: Namespace) -> Answer:
     if args.name is not None:
         config = overrides.load_recipe(args.name)
         return Answer(text=describe(config), document=config.to_json())
-    known = {name: first_line(make) for name, make in recipes.RECIPES.items()}
+    known = recipes.ABOUT
     studies = {name: get_study(name, "paper").question for name in STUDIES}
     text = f"{table(list(known.items()))}\n\nstudies of the paper (run with `ript study NAME`):\n"
     return Answer(text=text + table(list(studies.items())), document=known | studies)
@@ -140,7 +141,7 @@ def demos_collect(args: Namespace) -> Answer:
     if args.noise is not None and "demos.noise" in given:
         raise ConfigError("--noise and --demos.noise are the same: give one of them")
     refuse_unused("demos collect", config, given)
-    names = task_names(config, args.tasks)
+    names = task_names(config.sim, args.tasks)
     keys = [f"{config.sim.suite}/{name}" for name in names]
     noise = config.demos.noise if args.noise is None else args.noise
     if args.per_task < 1:
@@ -191,13 +192,13 @@ def demos_info(args: Namespace) -> Answer:
 
 
 def demos_verify(args: Namespace) -> Answer:
-    from ript.build import sim_config_of_spec, simulator_factory
+    from ript.build import sim_options_of_spec, simulator_factory
     from ript.demos.demo_set import open_demos
     from ript.demos.verify import verify
     from ript.run.progress import progress
 
     demos = open_demos(args.file)
-    sim = sim_config_of_spec(demos.spec, max(task.horizon for task in demos.tasks))
+    sim = sim_options_of_spec(demos.spec, max(task.horizon for task in demos.tasks))
     results = []
     with progress[object](len(demos), "replaying demonstrations") as bar:
         for result in verify(args.file, simulator_factory(sim)):
@@ -321,7 +322,7 @@ def quickstart(args: Namespace) -> Answer:
     if args.target and "tasks" in given_fields(args):
         raise ConfigError("--target and --tasks are the same: give one of them")
     if args.target:
-        config = recipes.with_tasks(config, task_names(config, [args.target]))
+        config = recipes.with_tasks(config, task_names(config.sim, [args.target]))
     out = output_folder(config, args.fresh, args.out)
     need_a_working_machine(out, needs_cache=lambda: not (args.fresh or base_is_made(base_folder(config))))
 
@@ -342,7 +343,7 @@ def quickstart(args: Namespace) -> Answer:
 
 
 def evaluate(args: Namespace) -> Answer:
-    from ript.build import sim_config_of
+    from ript.build import sim_options_of
     from ript.config.sections import EvalConfig, RolloutConfig
     from ript.core.places import require_writable_folder
     from ript.evaluate import evaluate as measure
@@ -355,7 +356,7 @@ def evaluate(args: Namespace) -> Answer:
     EvalConfig(trials=args.trials)
     rollout = RolloutConfig(workers=args.workers)
     name, policy = named_policy(args.policy)
-    names = task_names(replace(Config(), sim=sim_config_of(policy)), args.tasks)
+    names = task_names(sim_options_of(policy), args.tasks)
     if args.videos:
         require_encoder()
         require_writable_folder(args.video_dir)

@@ -1,37 +1,41 @@
 """Command-line words that change a configuration: `--learn.epochs=2`, `--learn.epochs 2`, `--tasks reach push`.
 
-Types come from the dataclasses of `sections`; a message names the field, what was expected and what was given.
+Types come from the settings themselves; a message names the field, what was expected and what was given.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ript.config import recipes
-from ript.config.sections import Config
+from ript.config.sections import Config, policy_options, sim_options, training_options
 from ript.core.documents import toml_value
 from ript.core.errors import ConfigError, DataError, UnknownNameError
 from ript.core.files import read_text
+from ript.core.options import Settings
 
 SHORT = {"workers": "rollout.workers"}
 """Names that stand for a field of a section."""
 
+_SUITE, _KIND = "sim.suite", "policy.kind"
+"""They say whose settings `sim` are, and `policy` and `sft`."""
+
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
-def fields() -> dict[str, Any]:
+def fields(config: Config) -> dict[str, Any]:
     """Every field by its dotted name -> its type."""
     known: dict[str, Any] = {}
-    for name, hint in typing.get_type_hints(Config).items():
-        if dataclasses.is_dataclass(hint):
-            known |= {f"{name}.{inner}": kind for inner, kind in typing.get_type_hints(hint).items()}
+    for name, value in config.values().items():
+        if isinstance(value, Settings):
+            known |= {f"{name}.{inner}": field.annotation for inner, field in type(value).model_fields.items()}
         else:
-            known[name] = hint
-    return known
+            known[name] = Config.model_fields[name].annotation
+    return known | dict.fromkeys((_SUITE, _KIND), str)
 
 
 def split_words(words: Sequence[str]) -> dict[str, list[str]]:
@@ -61,36 +65,45 @@ def parse_value(name: str, hint: Any, words: Sequence[str]) -> Any:
     Raises:
         ConfigError: names the field, what is expected and what was given.
     """
-    expected = _expected(hint)
     got = " ".join(words)
-    wrong = ConfigError(
-        f"{name}: expected {expected}, got {got!r}" if words else f"{name}: expected {expected}, got nothing"
-    )
-    if typing.get_origin(hint) is tuple:
-        return tuple(part.strip() for word in words for part in word.split(",") if part.strip())
-    if hint is bool:
-        if not words or got.lower() in _TRUE:
-            return True
-        if got.lower() in _FALSE:
-            return False
-        raise wrong
-    if len(words) != 1:
-        raise wrong
-    if typing.get_origin(hint) is Literal:
-        if got not in typing.get_args(hint):
-            raise wrong
-        return got
     try:
-        value = hint(got)
+        return _value(hint, words, got)
     except ValueError:
-        raise wrong from None
+        given = repr(got) if words else "nothing"
+        raise ConfigError(f"{name}: expected {_expected(hint)}, got {given}") from None
+
+
+def _value(hint: Any, words: Sequence[str], got: str) -> Any:
+    """Raises `ValueError` for words that the type does not have."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Annotated:
+        return _value(parts[0], words, got)
+    if kind is tuple:
+        values = tuple(part.strip() for word in words for part in word.split(",") if part.strip())
+        if parts[-1] is Ellipsis:
+            return values
+        return tuple(_value(part, [value], value) for part, value in zip(parts, values, strict=True))
+    if kind in (types.UnionType, typing.Union):
+        for part in parts[:-1]:
+            try:
+                return _value(part, words, got)
+            except ValueError:
+                continue
+        return _value(parts[-1], words, got)
+    if hint is bool and (not words or got.lower() in (*_TRUE, *_FALSE)):
+        return not words or got.lower() in _TRUE
+    if hint is bool or len(words) != 1 or (kind is Literal and got not in parts):
+        raise ValueError(got)
+    value = got if kind is Literal else hint(got)
     if isinstance(value, float) and not math.isfinite(value):
-        raise wrong
+        raise ValueError(got)
     return value
 
 
 def apply(config: Config, given: Mapping[str, Sequence[str]]) -> Config:
     """The configuration with other values; contradictions are judged when all of them are in.
+
+    Another suite, or another kind of policy, begins with its own defaults.
 
     Args:
         config: a recipe.
@@ -100,16 +113,38 @@ def apply(config: Config, given: Mapping[str, Sequence[str]]) -> Config:
         UnknownNameError: no such field; the nearest are suggested.
         ConfigError: a value that cannot be.
     """
-    known = fields()
-    data = config.to_json()
+    given = {SHORT.get(name, name): words for name, words in given.items()}
+    config = _of_other_names(config, given)
+    known = fields(config)
+    changed: dict[str, dict[str, Any]] = {}
     for name, words in given.items():
-        name = SHORT.get(name, name)
         if name not in known:
-            raise UnknownNameError("option or field", name, known)
-        value = parse_value(name, known[name], words)
+            raise _unknown(config, name, known)
         section, _, inner = name.rpartition(".")
-        (data[section] if section else data)[inner] = value
-    return Config.from_json(data)
+        changed.setdefault(section, {})[inner] = parse_value(name, known[name], words)
+    plain = changed.pop("", {})
+    sections = {section: getattr(config, section).replaced(**values) for section, values in changed.items()}
+    return config.replaced(**sections, **plain)
+
+
+def _of_other_names(config: Config, given: Mapping[str, Sequence[str]]) -> Config:
+    suite, kind = (parse_value(name, str, given[name]) if name in given else None for name in (_SUITE, _KIND))
+    if suite not in (None, config.sim.suite):
+        config = config.replaced(sim=sim_options(suite))
+    if kind not in (None, config.policy.kind):
+        config = config.replaced(policy=policy_options(kind), sft=training_options(kind))
+    return config
+
+
+def _unknown(config: Config, name: str, known: Mapping[str, Any]) -> UnknownNameError:
+    """Of a section that a suite or a kind brings, only its own settings are suggested."""
+    whose = {"sim": f"simulators of suite {config.sim.suite}", "policy": f"policies of kind {config.policy.kind}"}
+    whose["sft"] = f"the supervised training of {whose['policy']}"
+    section = name.partition(".")[0]
+    if "." in name and section in whose:
+        own = [other for other in known if other.startswith(f"{section}.")]
+        return UnknownNameError(f"setting of {whose[section]}", name, own)
+    return UnknownNameError("option or field", name, known)
 
 
 def load_recipe(name: str) -> Config:
@@ -134,6 +169,13 @@ def load_recipe(name: str) -> Config:
 
 
 def _expected(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(typing.get_args(hint))
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Annotated:
+        return _expected(parts[0])
+    if kind is Literal:
+        return "one of " + ", ".join(parts)
+    if kind in (types.UnionType, typing.Union):
+        return " or ".join(map(_expected, parts))
+    if kind is tuple:
+        return "words" if parts[-1] is Ellipsis else f"{len(parts)} numbers"
     return {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "one word")

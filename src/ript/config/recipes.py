@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from ript.config.sections import (
     Config,
     DemoConfig,
     EvalConfig,
     LearnConfig,
-    PolicyConfig,
     RolloutConfig,
     SamplingConfig,
-    SFTConfig,
-    SimConfig,
+    policy_options,
+    sim_options,
+    training_options,
 )
 from ript.core.errors import UnknownNameError
+from ript.core.options import replace
+
+RECIPES: dict[str, Callable[[], Config]] = {}
+"""Name -> what makes the configuration."""
+
+ABOUT: dict[str, str] = {}
+"""Name -> one sentence."""
+
+
+def recipe(about: str) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
+    """Makes a function a recipe of its name."""
+
+    def add(make: Callable[[], Config]) -> Callable[[], Config]:
+        RECIPES[make.__name__], ABOUT[make.__name__] = make, about
+        return make
+
+    return add
+
 
 PRETRAIN_TASKS = tuple(
     f"{name}-v3"
@@ -67,14 +84,16 @@ TUNED_ON = TARGET_TASKS[:2]
 """Targets on which the settings of `quickstart` were chosen: means are given without them."""
 
 
+@recipe("One demonstration of a new task, then interactive post-training; Meta-World on two CPU cores, in minutes.")
 def quickstart() -> Config:
-    """One demonstration of a new task, then interactive post-training; Meta-World on two CPU cores, in minutes."""
     return Config(
         recipe="quickstart",
         tasks=("faucet-open-v3",),
         pretrain_tasks=PRETRAIN_TASKS,
-        policy=PolicyConfig(size="small", privileged=True, entropy=0.8, top_k=16, rl_trains="prior+adapter"),
-        sft=SFTConfig(
+        sim=sim_options("metaworld"),
+        policy=policy_options("quest", size="small", privileged=True, entropy=0.8, top_k=16, rl_trains="prior+adapter"),
+        sft=training_options(
+            "quest",
             autoencoder_steps=1000,
             autoencoder_learning_rate=2e-3,
             policy_steps=1300,
@@ -88,8 +107,8 @@ def quickstart() -> Config:
     )
 
 
+@recipe("One policy on eight new tasks at once, five demonstrations each.")
 def multitask() -> Config:
-    """One policy on eight new tasks at once, five demonstrations each."""
     base = quickstart()
     return replace(
         base,
@@ -104,16 +123,16 @@ def multitask() -> Config:
     )
 
 
+@recipe("A tiny policy from the seed learns 2-D reaching from pictures in under a minute; nothing else is needed.")
 def smoke() -> Config:
-    """A tiny policy from the seed learns 2-D reaching from pictures in under a minute; nothing else is needed."""
     return Config(
         recipe="smoke",
         tasks=("reach",),
         iterations=4,
-        sim=SimConfig(suite="toy", cameras=("top",), image_size=16, horizon=24),
-        policy=PolicyConfig(size="tiny", rl_trains="prior+encoders"),
+        sim=sim_options("toy", image_size=16, horizon=24),
+        policy=policy_options("quest", size="tiny", rl_trains="prior+encoders"),
         demos=DemoConfig(per_task=4, every=1),
-        sft=SFTConfig(autoencoder_steps=50, policy_steps=50, finetune_steps=20, threads=1),
+        sft=training_options("quest", autoencoder_steps=50, policy_steps=50, finetune_steps=20, threads=1),
         rollout=RolloutConfig(workers=0, slots=64),
         sampling=SamplingConfig(group_size=16, groups=64, max_attempts=64),
         learn=LearnConfig(
@@ -121,9 +140,6 @@ def smoke() -> Config:
         ),  # two tokens
         eval=EvalConfig(mode="greedy", trials=50, every=2, every_trials=20, videos=1),
     )
-
-
-RECIPES: dict[str, Callable[[], Config]] = {f.__name__: f for f in (quickstart, multitask, smoke)}
 
 
 def get(name: str) -> Config:

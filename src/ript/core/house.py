@@ -16,7 +16,7 @@ from ript.core.interfaces import PostTrainable, Simulator
 from ript.core.types import SimulatorSpec, Task
 
 if TYPE_CHECKING:
-    from ript.core.options import Settings, SimOptions
+    from ript.core.options import PolicyOptions, SimOptions, TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,18 +117,20 @@ class PolicyKind:
     Attributes:
         kind: as in a policy folder and in `policy.kind`.
         summary: one line of what it is.
-        options: class of the policy's settings: sizes, density, what post-training updates.
+        options: class of the policy's settings, a subclass of `PolicyOptions`: sizes, density, what post-training
+            updates.
         make: (options, spec, seed, size of privileged information) -> a new policy.
         load: folder -> the policy in it.
-        training: class of the settings of its supervised stages; None: it has no supervised training.
+        training: class of the settings of its supervised stages, a subclass of `TrainingOptions`; None: it has no
+            supervised training.
         stages: (policy, training settings, windows, targets, fresh) -> its supervised stages, in order; None: as
             `training`.
     """
 
     kind: str
     summary: str
-    options: type[Settings]
+    options: type[PolicyOptions]
     make: Callable[..., PostTrainable]
     load: Callable[..., PostTrainable]
-    training: type[Settings] | None = None
+    training: type[TrainingOptions] | None = None
     stages: Callable[..., Sequence[Any]] | None = None

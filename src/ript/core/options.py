@@ -6,21 +6,25 @@ that cannot be raises `ConfigError` naming the field by its dotted name, the val
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from ript.core.errors import ConfigError, UnknownNameError
 
+R = TypeVar("R")
 S = TypeVar("S", bound="Settings")
 
 Words = Annotated[tuple[str, ...], Field(strict=False)]
 """A tuple of words, made of a list as well: JSON and TOML have no tuples."""
 
+MOST_SEEDS = 2**63 - 1
+"""Random generators take no larger seed."""
 Pixels = Annotated[int, Field(ge=8, le=1024)]
 Size = Pixels | Annotated[tuple[Pixels, Pixels], Field(strict=False)]
 """Of a picture: one number, or height and width."""
@@ -29,17 +33,26 @@ Size = Pixels | Annotated[tuple[Pixels, Pixels], Field(strict=False)]
 class Settings(BaseModel):
     """Base of every group of settings: nothing can be changed, and nothing given that there is not.
 
-    A subclass sets `SECTION`, where its fields stand in a configuration ("sim": `sim.horizon`); "" is the top.
+    Attributes:
+        ABOUT: one line of what they are about; without it the docstring's first, which `python -OO` does not have.
+        SECTION: where they stand in a configuration ("sim": `sim.horizon`); "" is the top.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    ABOUT: ClassVar[str] = ""
     SECTION: ClassVar[str] = ""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if "ABOUT" not in cls.__dict__ and cls.__doc__:
+            cls.ABOUT = cls.__doc__.partition("\n")[0]
+        cls.__doc__ = cls.__doc__ or cls.ABOUT
 
     def __init__(self, **given: Any) -> None:
         try:
             super().__init__(**given)
         except ValidationError as error:
-            raise translated(type(self), error) from None
+            raise translated(type(self), given, error) from None
 
     def replaced(self: S, **changes: Any) -> S:
         """The same settings with other values of some fields, validated again.
@@ -49,6 +62,8 @@ class Settings(BaseModel):
             ConfigError: a value that cannot be.
         """
         return type(self)(**{**self.values(), **changes})
+
+    __replace__ = replaced  # of `copy.replace`, from Python 3.13 on
 
     def values(self) -> dict[str, Any]:
         """Field -> value, as it is: groups of settings stay records."""
@@ -69,6 +84,17 @@ class Settings(BaseModel):
         return f"{cls.SECTION}.{name}" if cls.SECTION else name
 
 
+def replace(record: R, **changes: Any) -> R:
+    """The same record with other values of some fields: settings, validated again, or any dataclass.
+
+    Raises:
+        ConfigError: settings that cannot be.
+    """
+    if isinstance(record, Settings):
+        return record.replaced(**changes)
+    return dataclasses.replace(record, **changes)  # type: ignore[type-var]
+
+
 def need(ok: bool, where: str, what: str) -> None:
     """Raise `ConfigError` unless all is well.
 
@@ -81,12 +107,14 @@ def need(ok: bool, where: str, what: str) -> None:
         raise ConfigError(f"{where}: {what}")
 
 
-def translated(kind: type[Settings], error: ValidationError) -> ConfigError:
+def translated(kind: type[Settings], given: Mapping[str, Any], error: ValidationError) -> ConfigError:
     """The first thing that pydantic found, as an error of ours."""
     found = error.errors(include_url=False)[0]
-    name, value = str(found["loc"][0]) if found["loc"] else "", found.get("input")
+    name = str(found["loc"][0]) if found["loc"] else ""
+    value = given.get(name)
     if found["type"] == "extra_forbidden":
-        return UnknownNameError(f"field of {kind.SECTION or 'config'}", name, kind.model_fields)
+        whose = [f" ({who} {field.default})" for who, field in kind.model_fields.items() if who in ("suite", "kind")]
+        return UnknownNameError(f"field of {kind.SECTION or 'config'}{''.join(whose)}", name, kind.model_fields)
     where, field = kind.named(name), kind.model_fields.get(name)
     if field is None:
         return ConfigError(f"{where or kind.__name__}: {found['msg']}, got {value!r}")
@@ -111,7 +139,8 @@ def _range(field: FieldInfo, passed: Mapping[str, Any]) -> str:
         if getattr(bound, name, None) is not None
     } or passed
     if bounds.keys() == {"ge", "le"}:
-        return f"in {bounds['ge']}..{bounds['le']}"
+        top = "2^63 - 1" if bounds["le"] == MOST_SEEDS else bounds["le"]
+        return f"in {bounds['ge']}..{top}"
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     return " and ".join(f"{words[name]} {value}" for name, value in bounds.items())
 
@@ -127,9 +156,10 @@ def _kind_of(hint: Any) -> str:
 class SimOptions(Settings):
     """What every suite's simulators can be told. A suite brings a subclass with settings of its own."""
 
+    ABOUT: ClassVar[str] = "The simulator and what it shows."
     SECTION: ClassVar[str] = "sim"
 
-    suite: str = Field(description="Simulator suite, by name (`ript doctor` lists those that are here).")
+    suite: str = Field(description="Simulator suite (`ript doctor` names those that are here).")
     horizon: int = Field(
         0,
         ge=0,
@@ -137,3 +167,62 @@ class SimOptions(Settings):
         description="Environment steps after which a rollout without success is a failure; 0: as the policy was "
         "measured before, or else as the suite says of the task.",
     )
+
+    if TYPE_CHECKING:  # a subclass's own, for its own code
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+class PolicyOptions(Settings):
+    """What can be chosen of every policy. A kind of policy brings a subclass with settings of its own."""
+
+    ABOUT: ClassVar[str] = "The policy."
+    SECTION: ClassVar[str] = "policy"
+
+    kind: str = Field(description="Kind of policy (`ript doctor` names those that are here).")
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+class TrainingOptions(Settings):
+    """What can be chosen of any supervised training. A kind of policy brings a subclass with what its stages need."""
+
+    ABOUT: ClassVar[str] = "Supervised training."
+    SECTION: ClassVar[str] = "sft"
+
+    weight_decay: float = Field(
+        0.0001,
+        ge=0,
+        le=1,
+        description="AdamW's weight decay in all stages; biases and norms have none.",
+    )
+    max_grad_norm: float = Field(
+        10.0,
+        gt=0,
+        description="Norm above which a gradient is scaled down to it, in all stages.",
+    )
+    warmup: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of a stage's steps over which its learning rate rises, before a cosine takes it "
+        "down to a tenth.",
+    )
+    threads: int = Field(
+        2,
+        ge=1,
+        le=256,
+        description="Parts of a batch worked on side by side on a CPU; torch's threads where a batch must "
+        "stay whole (batch norms).",
+    )
+    checkpoint_every: int = Field(
+        200,
+        ge=1,
+        description="Steps between checkpoints.",
+    )
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...

@@ -6,7 +6,6 @@ is recorded is what the policy has instead, or nothing.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from ript.config import recipes
 from ript.config.sections import Config
 from ript.core.errors import ConfigError
 from ript.core.hooks import made_with
+from ript.core.options import replace
 from ript.run.cards import horizon_in
 
 if TYPE_CHECKING:
@@ -62,9 +62,6 @@ _STAGES = {
 _TOLERATED = ("eval.every_trials",)
 """Settings that are not refused when they have no effect: they belong to one that is switched on and off."""
 
-_SIMULATORS = {"metaworld": ("cameras", "arm"), "toy": ()}
-"""Suite -> what its simulators can be told besides the horizon and the size of pictures."""
-
 
 def leaves(data: Mapping[str, Any]) -> Leaves:
     """The settings of a configuration's JSON form."""
@@ -96,8 +93,8 @@ def asked_for(config: Config, given: Iterable[str] = ()) -> set[str]:
         given: dotted names from the command line.
     """
     plain = recipes.get(config.recipe) if config.recipe in recipes.RECIPES else Config()
-    before = leaves(plain.to_json())
-    return set(given) | {name for name, value in leaves(config.to_json()).items() if value != before[name]}
+    before, missing = leaves(plain.to_json()), object()
+    return set(given) | {name for name, value in leaves(config.to_json()).items() if value != before.get(name, missing)}
 
 
 # ------------------------------------------------------------------ what has no effect
@@ -110,9 +107,6 @@ def idle(config: Config) -> dict[str, str]:
         for name, by in _OVERRULED.items()
         if (value := _value(config, by))
     }
-    for name in ("sim.cameras", "sim.arm"):
-        if not _simulator_has(config.sim.suite, name):
-            found[name] = f": the simulators of suite {config.sim.suite} have no such setting; leave it out"
     if not config.rollout.workers:
         for name in ("rollout.inference", "rollout.request_timeout", "rollout.max_retries"):
             found[name] = " without workers, for the policy acts in this process: leave it out, or give --workers N"
@@ -166,11 +160,6 @@ def _value(config: Config, name: str) -> Any:
     return getattr(getattr(config, section) if section else config, inner)
 
 
-def _simulator_has(suite: str, name: str) -> bool:
-    special = name.removeprefix("sim.") in ("cameras", "arm")
-    return not special or name.removeprefix("sim.") in _SIMULATORS.get(suite, ())
-
-
 def refuse_unused_stages(given: Iterable[str], *, base: bool, targets: bool, others: bool = True) -> None:
     """Raise `ConfigError` for a setting of a supervised stage that there will not be.
 
@@ -217,10 +206,10 @@ def settled(config: Config, policy: PostTrainable, asked: Collection[str], whose
     Raises:
         ConfigError: a setting was asked for that cannot be changed any more; names each, and the policy's own value.
     """
-    from ript.build import chunk_and_execute  # torch and simulators, which a command that is mistyped need not wait for
+    from ript.build import chunk_and_execute
 
     chunk, execute = chunk_and_execute(config.policy)
-    own, wanted = made_with(policy), dataclasses.asdict(config.policy) | {"chunk": chunk, "execute": execute}
+    own, wanted = made_with(policy), config.policy.values() | {"chunk": chunk, "execute": execute}
     refused, changes = [], {}
     for name in dict.fromkeys((*BUILT, *(name for name in own if name in wanted))):
         if wanted[name] == own.get(name):
@@ -234,7 +223,7 @@ def settled(config: Config, policy: PostTrainable, asked: Collection[str], whose
         raise ConfigError(
             f"{'; '.join(refused)}: cannot be changed any more; leave it out, or train a policy with it (`ript sft`)"
         )
-    return dataclasses.replace(config, policy=dataclasses.replace(config.policy, **changes))
+    return replace(config, policy=replace(config.policy, **changes))
 
 
 def _word(value: object) -> str:
@@ -246,7 +235,7 @@ def measured(config: Config, policy: PostTrainable, asked: Collection[str]) -> C
     horizon = horizon_in(policy.card)
     if not horizon or "sim.horizon" in asked:
         return config
-    return dataclasses.replace(config, sim=dataclasses.replace(config.sim, horizon=horizon))
+    return replace(config, sim=replace(config.sim, horizon=horizon))
 
 
 def shown(config: Config, sim: Mapping[str, Any], asked: Collection[str]) -> Config:
@@ -267,7 +256,7 @@ def shown(config: Config, sim: Mapping[str, Any], asked: Collection[str]) -> Con
                 f"sim.{name} = {_listed(wanted)}, but the demonstrations have {_listed(value)}: leave it out, or "
                 "collect others"
             )
-    return dataclasses.replace(config, sim=dataclasses.replace(config.sim, **sim))
+    return replace(config, sim=replace(config.sim, **sim))
 
 
 def _listed(value: object) -> str:
@@ -354,7 +343,7 @@ def differing(command: str, held: Mapping[str, Any], config: Config) -> list[str
         held: the run's settings, as its config.json has them; one that is not there had its default.
         config: to compare with.
     """
-    ours, theirs = recorded(command, Config.from_json(held)), recorded(command, config)
+    ours, theirs = recorded(command, Config.from_record(held)), recorded(command, config)
     return [
         name
         for name, value in theirs.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from ript.core import hooks
 from ript.core.errors import ConfigError, RunError, SimulatorError
 from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable
+from ript.core.options import replace
+from ript.core.registry import suites
 from ript.evaluate import own_decisions
 from ript.policies.quest.stages import babble
 from ript.run.cards import begin_practice, set_horizon
@@ -80,7 +82,7 @@ def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config
             f"({read_json(out / 'result.json').get('reason')}): it would do no more. To practise on, start another run "
             f"from its policy: ript rl --policy {out / 'policy'}"
         )
-    config = Config.from_json(nested(leaves(held) | changed))
+    config = Config.from_record(nested(leaves(held) | changed))
     if (out / "start").exists():
         return config, load_policy(out / "start"), changed
     if start == IN_MEMORY:
@@ -261,8 +263,7 @@ def document(config: Config, policy: PostTrainable, start: Start, idle: Mapping[
     """What the run folder records as its configuration. `idle` is what `solved_by_nothing` found."""
     notes = list(hooks.caveats_of(policy))
     notes += [f"{task}: solved by doing nothing from initial states {', '.join(ids)}." for task, ids in idle.items()]
-    if config.sim.arm == "hidden":
-        notes.append("The robot's arm is not drawn.")
+    notes += suites.get(config.sim.suite).caveats(config.sim)
     given = {"start": None if start is None else IN_MEMORY}
     where = start.record("start") if isinstance(start, Origin) else given
     settings = nested(recorded("rl", _with_absolute_paths(config), policy))

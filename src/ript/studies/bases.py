@@ -5,12 +5,10 @@ They lie in a cache: `$RIPT_CACHE`, or `ript` in the user's cache folder.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,9 @@ from ript.config.sections import Config
 from ript.core.errors import DataError, RunError
 from ript.core.files import make_folder
 from ript.core.interfaces import SimulatorFactory
+from ript.core.options import replace
 from ript.core.places import CACHE, cache_folder
+from ript.core.registry import suites
 from ript.demos import collect as collecting
 from ript.policies.language import embed
 from ript.run.lock import locked
@@ -45,22 +45,22 @@ def base_fingerprint(config: Config) -> str:
     parts = {
         "format": BASE_FORMAT,
         "tasks": config.pretrain_tasks,
-        "simulator": dataclasses.asdict(config.sim) | {"horizon": sorted(set(steps.values()))},
+        "simulator": config.sim.to_json() | {"horizon": sorted(set(steps.values()))},
         "demos": [config.demos.per_task, config.demos.noise, config.demos.every],
         "policy": {name: getattr(config.policy, name) for name in _POLICY},
         "sft": {
             name: value
-            for name, value in dataclasses.asdict(config.sft).items()
+            for name, value in config.sft.to_json().items()
             if not name.startswith(("finetune", "checkpoint"))
         },
         "device": config.device,
-        "versions": [_version(package) for package in ("ript", "metaworld", "mujoco", "torch")],
+        "versions": [_version(package) for package in ("ript", *suites.get(config.sim.suite).packages, "torch")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _version(package: str) -> str | None:
-    """None when it is not installed: other simulators need no Meta-World."""
+    """None when it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -73,7 +73,7 @@ def sft_fingerprint(config: Config) -> str:
         "base": base_fingerprint(config),
         "tasks": config.tasks,
         "target": config.demos.target,
-        "sft": {name: value for name, value in dataclasses.asdict(config.sft).items() if name.startswith("finetune")},
+        "sft": {name: value for name, value in config.sft.to_json().items() if name.startswith("finetune")},
         "seed": config.seed,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

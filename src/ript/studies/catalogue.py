@@ -8,8 +8,10 @@ instead of weeks, and says what was shrunk.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from pydantic import Field
 
 from ript.config.recipes import quickstart
 from ript.config.sections import (
@@ -17,12 +19,13 @@ from ript.config.sections import (
     DemoConfig,
     EvalConfig,
     LearnConfig,
-    PolicyConfig,
     SamplingConfig,
-    SFTConfig,
-    SimConfig,
+    policy_options,
+    sim_options,
+    training_options,
 )
 from ript.core.errors import DependencyMissing, UnknownNameError
+from ript.core.options import SimOptions, Words, replace
 from ript.core.registry import suites
 from ript.report.tables import count
 from ript.sims.metaworld.tasks import LISTS
@@ -32,6 +35,14 @@ Scale = Literal["paper", "small"]
 
 ML45_TRAIN, ML45_TEST = LISTS["ML45-train"], LISTS["ML45-test"]
 """The 45 training tasks of ML45 and the five that it holds out."""
+
+
+class LiberoOptions(SimOptions):
+    """LIBERO's simulators as in the paper, until the suite is here and brings its own settings."""
+
+    suite: Literal["libero"] = Field("libero", description=SimOptions.meaning("suite"))
+    cameras: Words = Field(("agentview_rgb", "eye_in_hand_rgb"), description="Names of the cameras.")
+    image_size: int = Field(128, description="Height and width of the pictures in pixels.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,12 +159,13 @@ def paper_metaworld(tasks: tuple[str, ...], *, multitask: bool) -> Config:
         pretrain_tasks=ML45_TRAIN,
         iterations=30 if multitask else 15,
         stop_at=1.0,
-        sim=SimConfig(cameras=("corner2",), image_size=128, arm="mesh", horizon=500),
-        policy=PolicyConfig(
-            size="paper", language="clip", standardise=False, temperature=1.0, top_k=5, rl_trains="prior"
+        sim=sim_options("metaworld", cameras=("corner2",), image_size=128, arm="mesh", horizon=500),
+        policy=policy_options(
+            "quest", size="paper", language="clip", standardise=False, temperature=1.0, top_k=5, rl_trains="prior"
         ),
         demos=DemoConfig(per_task=100, target=5, noise=0.2, every=1),
-        sft=SFTConfig(
+        sft=training_options(
+            "quest",
             autoencoder_epochs=100,
             autoencoder_batch=256,
             autoencoder_learning_rate=1e-4,
@@ -374,7 +386,7 @@ def paper_libero(
         recipe=f"paper-{tasks}",
         iterations=15 if single else 30,
         pretrain_tasks=(pretrain,),
-        sim=SimConfig(suite="libero", cameras=("agentview_rgb", "eye_in_hand_rgb"), image_size=128, horizon=600),
+        sim=LiberoOptions(horizon=600),
         demos=replace(config.demos, per_task=per_task, target=target),
         sft=replace(config.sft, policy_epochs=policy_epochs),
         sampling=replace(config.sampling, contexts=0 if tasks == pretrain else 50),

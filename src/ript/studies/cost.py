@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from ript.build import Contexts, computing, horizons, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config.sections import Config
 from ript.core import hooks
+from ript.core.options import replace
 from ript.core.types import Group, Rollout, RolloutRequest, Status
 from ript.learn.batch import make_batch
 from ript.learn.rate import make_optimiser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ript.config.sections import Config
+from ript.core.options import SimOptions
 from ript.policies.quest.config import SIZES, QuestConfig
 
 Settings = dict[str, dict[str, str]]
@@ -52,12 +53,19 @@ def _policy(c: Config) -> dict[str, str]:
     return {
         "parameters": PARAMETERS[p.size],
         "pictures seen by": "ResNet-18" if quest.vision == "resnet18" else "three convolutions",
-        "cameras": f"{', '.join(c.sim.cameras)} of {c.sim.image_size} pixels",
-        "arm drawn as": c.sim.arm,
+        **_simulator(c.sim),
         "actions executed": f"{p.execute or (chunk if p.chunk else quest.execute)} of {chunk}",
         "instructions by": MODELS[p.language],
         "proprioception": "standardised" if p.standardise else "as it is",
     }
+
+
+def _simulator(sim: SimOptions) -> dict[str, str]:
+    """What the suite's own settings say, the cameras with the size of their pictures."""
+    own = {name: value for name, value in sim.to_json().items() if name not in SimOptions.model_fields}
+    if "cameras" in own and "image_size" in own:
+        own["cameras"] = f"{', '.join(own['cameras'])} of {own.pop('image_size')} pixels"
+    return {name.replace("_", " "): str(value) for name, value in own.items()}
 
 
 def _supervised(c: Config) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ript.config.recipes import with_tasks
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, RiptError, RunError
 from ript.core.files import expanded, make_folder
+from ript.core.options import replace
 from ript.policies.quest.replay import replay_autoencoded
 from ript.report.page import report_or_say
 from ript.report.tables import change

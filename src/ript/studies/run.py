@@ -17,7 +17,6 @@ import re
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from ript.config import overrides
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, DataError, NoSignalError, RiptError, RunError
 from ript.core.files import expanded, make_folder, read_text, write_text
+from ript.core.options import replace
 from ript.core.places import cache_folder
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors

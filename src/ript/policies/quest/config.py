@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ript.core.errors import ConfigError, UnknownNameError
+from ript.core.options import PolicyOptions
 
 Sampling = Literal["exact", "published"]
 Vision = Literal["resnet18", "cnn"]
@@ -173,3 +174,10 @@ SIZES: dict[str, dict] = {
 """What each named size changes from the defaults of `QuestConfig`."""
 SIZED = sorted({name for size in SIZES.values() for name in size} - {"chunk", "execute", "language_dim"})
 """Fields that belong to a size alone."""
+
+
+def chunk_and_execute(options: PolicyOptions) -> tuple[int, int]:
+    """Actions in a chunk and executed before the next look, as these settings or their size say."""
+    size = QuestConfig(**SIZES[options.size])
+    chunk = options.chunk or size.chunk
+    return chunk, options.execute or (chunk if options.chunk else size.execute)

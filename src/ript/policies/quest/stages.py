@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 
 from ript.core.errors import PolicyError
 from ript.core.metrics import Metrics
+from ript.core.options import replace
 from ript.core.supervised import DemoSource, Stage
 from ript.policies.parameters import parameter_groups
 from ript.policies.quest.policy import QuestPolicy
@@ -57,7 +57,7 @@ def make_stages(
     """The stages on these windows: all three of a fresh policy, or fine-tuning alone; that only with targets."""
     s = training
     if {task.key for task in windows.tasks} <= set(targets):  # which take every batch then
-        s = dataclasses.replace(s, finetune_share=1.0)
+        s = replace(s, finetune_share=1.0)
     chunks, mask = windows.action_chunks()
     steps = stage_steps(s, steps=len(chunks), looks=len(windows), target_looks=windows.windows_of(targets))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,7 +10,7 @@ from ript.core.options import SimOptions, Size, Words, need
 
 
 class MetaworldOptions(SimOptions):
-    """Meta-World: which cameras the policy sees, how large, and how the arm is drawn."""
+    ABOUT: ClassVar[str] = "Meta-World: which cameras the policy sees, how large, and how the arm is drawn."
 
     suite: Literal["metaworld"] = Field("metaworld", description=SimOptions.meaning("suite"))
     cameras: Words = Field(

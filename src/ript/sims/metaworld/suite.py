@@ -65,6 +65,10 @@ def find(name: str) -> Task | None:
     return next((task for task in metaworld_tasks() if task.name == f"{name}-v3"), None)
 
 
+def caveats(options: MetaworldOptions) -> tuple[str, ...]:
+    return ("The robot's arm is not drawn.",) if options.arm == "hidden" else ()
+
+
 def available() -> str | None:
     missing = [package for package in ("metaworld", "mujoco") if util.find_spec(package) is None]
     return f'{" and ".join(missing)} missing: pip install "ript[metaworld]"' if missing else None
@@ -82,6 +86,7 @@ SUITE = Suite(
     lists=lambda: LISTS,
     protocols={"default": Protocol(horizon=HORIZON)},
     demonstrations="expert",
-    packages=("metaworld", "mujoco", "gymnasium"),
+    packages=("metaworld", "mujoco"),
     available=available,
+    caveats=caveats,
 )

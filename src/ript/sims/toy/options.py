@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,7 +10,7 @@ from ript.core.options import Pixels, SimOptions
 
 
 class ToyOptions(SimOptions):
-    """The toy: how large its one picture is."""
+    ABOUT: ClassVar[str] = "The toy: how large its one picture is."
 
     suite: Literal["toy"] = Field("toy", description=SimOptions.meaning("suite"))
     image_size: Pixels = Field(16, description="Height and width of the picture in pixels.")
