@@ -23,7 +23,6 @@ from ript.learn.stages import StageSettings, run_stages
 from ript.learn.update import update
 from ript.policies.openvla_oft.checkpoint import load
 from ript.policies.openvla_oft.fresh import new_policy, take_statistics
-from ript.policies.openvla_oft.lora import add_lora, lora_layers
 from ript.policies.openvla_oft.stages import make_stages
 from ript.rollout.pool import make_pool
 from ript.rollout.sampling import collect_groups
@@ -82,12 +81,8 @@ def trained(windows):
 
 
 def with_adapter(policy, **settings):
-    """A copy of it."""
-    policy = copy.deepcopy(policy)
-    names = [name for name in lora_layers(policy.network) if name.startswith("language_model.")]
-    torch.manual_seed(0)
-    add_lora(policy.network, names, 2, 1.0)
-    return policy.configured(rank=2, scaling=1.0, **settings)
+    """A copy of it with one."""
+    return copy.deepcopy(policy).with_adapter(2, 1.0).configured(**settings)
 
 
 def test_actions_and_then_their_scales_are_learned_from_demonstrations(trained):
@@ -129,6 +124,17 @@ def rollouts(policy, groups=4):
             pool, states, group_size=4, quota=groups, max_attempts=groups, seed=(0, 0), dynamic=False
         )
     return found.groups
+
+
+def test_an_adapter_is_put_beside_shared_weights_and_acts_as_before(windows, trained):
+    policy, _ = trained
+    adapted = policy.with_adapter(2, 1.0)
+    observed = windows.batch(np.arange(2)).observation
+    np.testing.assert_array_equal(adapted.predict(observed)[0], policy.predict(observed)[0])
+    assert policy.config.rank == 0 and not any(".lora_" in name for name in policy.network.state_dict())
+    mine, theirs = policy.network.state_dict(), adapted.network.state_dict()
+    assert all(tensor.data_ptr() == theirs[name].data_ptr() for name, tensor in mine.items())
+    assert adapted == policy.with_adapter(2, 1.0)
 
 
 @pytest.mark.parametrize("terms, size", [("action", 4), ("dimension", 8)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from ript.policies.openvla_oft.heads import ScaleHead
 from ript.policies.openvla_oft.model import OpenVla
 from ript.policies.openvla_oft.numbers import Statistics
 from ript.policies.openvla_oft.policy import OpenVlaPolicy
+from ript.policies.openvla_oft.presets import PRESETS
 from ript.policies.openvla_oft.prompt import Prompts, small_tokenizer
-from ript.policies.openvla_oft.sizes import LlamaSizes, OpenVlaSizes, TowerSizes
+from ript.policies.openvla_oft.sizes import OpenVlaSizes
 
 DEVIATIONS = 3.0
 """Of proprioception, on each side of its mean, that are normalised to [-1, 1]."""
@@ -26,41 +27,6 @@ NARROWEST = 1e-3
 """Range of an action dimension, below which it counts as one that is never used."""
 SPREAD = 0.02
 """Standard deviation of new embeddings."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preset:
-    """A named size.
-
-    Attributes:
-        side: patches along one side of a picture.
-        dino, siglip, llama: see `sizes`.
-        chunk: actions of a decision.
-    """
-
-    side: int
-    dino: TowerSizes
-    siglip: TowerSizes
-    llama: LlamaSizes
-    chunk: int
-
-
-PRESETS = {
-    "tiny": Preset(
-        side=4,
-        dino=TowerSizes(width=16, blocks=2, heads=2, hidden=32, prefix=5, layer_scale=True),
-        siglip=TowerSizes(width=16, blocks=2, heads=2, hidden=32),
-        llama=LlamaSizes(width=32, hidden=64, layers=2, heads=2, vocabulary=384),
-        chunk=4,
-    ),
-    "small": Preset(
-        side=8,
-        dino=TowerSizes(width=96, blocks=4, heads=3, hidden=384, prefix=5, layer_scale=True),
-        siglip=TowerSizes(width=96, blocks=4, heads=3, hidden=384),
-        llama=LlamaSizes(width=192, hidden=512, layers=4, heads=6, vocabulary=512),
-        chunk=8,
-    ),
-}
 
 
 def new_policy(

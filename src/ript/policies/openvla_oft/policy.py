@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,10 @@ from ript.core.metrics import Mean, Metrics
 from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 from ript.policies.openvla_oft.config import OftConfig
 from ript.policies.openvla_oft.density import Density
-from ript.policies.openvla_oft.lora import lora_weights
+from ript.policies.openvla_oft.lora import add_lora, lora_layers, lora_weights
 from ript.policies.openvla_oft.model import OpenVla
 from ript.policies.openvla_oft.pictures import encoded, packed, prepared, prepared_jpeg, require_picture, unpacked
+from ript.policies.openvla_oft.presets import PRESETS
 from ript.policies.openvla_oft.prompt import Prompts
 from ript.policies.openvla_oft.saving import KIND, save
 from ript.policies.parameters import parameter_groups
@@ -327,6 +329,36 @@ class OpenVlaPolicy(nn.Module):
         other.__dict__ = dict(self.__dict__)
         other.config = dataclasses.replace(self.config, **changes)
         return other
+
+    def tuned(self, options: Any, decisions: Any) -> tuple[OpenVlaPolicy, str]:
+        """See `core.hooks`. Post-training that updates an adapter gives one to a policy that has none: it acts exactly
+        as before."""
+        names = ("temperature", "sampling", "terms", "scale_clip", "forward", "rl_trains")
+        policy = self.configured(**{name: getattr(options, name) for name in names})
+        if "adapter" in options.rl_trains and not policy.config.rank:
+            policy = policy.with_adapter(options.rank, options.alpha / options.rank)
+        return policy, ""
+
+    def with_adapter(self, rank: int, scaling: float) -> OpenVlaPolicy:
+        """The same policy, sharing its weights, with updates of the language model's layers that are zero."""
+        other = self.configured(rank=rank, scaling=scaling)
+        network = copy.deepcopy(self.network, {id(part): part for part in self.network.parameters()})
+        layers = [name for name in lora_layers(network) if name.startswith("language_model.")]
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            add_lora(network, layers, rank, scaling)
+        other._modules = {**self._modules, "network": network}
+        return other
+
+    def made_with(self) -> dict[str, Any]:
+        """See `core.hooks`."""
+        sizes = self.config.sizes
+        same = [
+            name
+            for name, preset in PRESETS.items()
+            if (preset.dino, preset.siglip, preset.llama) == (sizes.dino, sizes.siglip, sizes.llama)
+        ]
+        return {"size": same[0] if same else None, "chunk": sizes.chunk, "execute": self.config.execute}
 
     @property
     def caveats(self) -> tuple[str, ...]:
