@@ -24,7 +24,6 @@ from ript.demos.collect import Plan, collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.formats.writer import _Disk
 from ript.demos.records import Demo
-from ript.demos.workers import TASKS_PER_PROCESS
 
 TASKS = ["point/red", "point/unlucky", "point/blue"]
 HERE = Path(__file__).parent
@@ -234,19 +233,35 @@ def test_progress_grows_to_what_was_wanted(tmp_path):
     assert end.demos == end.demos_wanted == 6
 
 
-def test_a_worker_that_has_served_many_tasks_is_replaced_so_that_its_memory_is_bounded(tmp_path):
-    keys = [f"point/{i}" for i in range(2 * TASKS_PER_PROCESS + 1)]
-    seen = []
+def test_a_process_has_one_simulator_open_at_a_time(tmp_path):
+    keys, log = [f"point/{i}" for i in range(5)], tmp_path / "log"
+    make = functools.partial(Logged, log=str(log))
+    for workers in (0, 2):
+        log.write_text("")
+        collect_demos(make, keys, 2, tmp_path / f"{workers}.hdf5", workers=workers)
+        steps: dict[str, list[str]] = {}
+        for line in log.read_text().splitlines():
+            pid, what = line.split()
+            steps.setdefault(pid, []).append(what)
+        assert len(steps) == max(1, workers)
+        assert all(what == ["made", "closed"] * (len(what) // 2) for what in steps.values())
 
-    def look(progress):
-        seen.append({child.pid for child in running()})
 
-    collect_demos(Point, keys, 1, tmp_path / "many.hdf5", workers=1, progress=look)
-    assert all(len(pids) <= 1 for pids in seen)
-    assert len(set.union(*seen)) == 3
-    collect_demos(Point, keys, 1, tmp_path / "inline.hdf5")
-    pairs = zip(open_demos(tmp_path / "many.hdf5").demos(), open_demos(tmp_path / "inline.hdf5").demos(), strict=True)
-    assert all(same(a, b) for a, b in pairs)
+class Logged(Point):
+    """Says when it is made and closed, and where."""
+
+    def __init__(self, key, log):
+        super().__init__(key)
+        self._log = log
+        self._say("made")
+
+    def close(self):
+        self._say("closed")
+        super().close()
+
+    def _say(self, what):
+        with open(self._log, "a") as log:
+            log.write(f"{os.getpid()} {what}\n")
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------
@@ -281,16 +296,17 @@ def test_a_simulator_that_shows_nan_is_found_out_before_it_is_written(tmp_path, 
 @pytest.mark.parametrize(
     ("fault", "patience", "message"),
     [
-        ("raise", 60, r"worker 0, point/red, try 0: ValueError: the table broke\nTraceback"),
-        ("die", 60, r"worker 0, point/red, try 0: the process died \(exit code 7\)"),
-        ("hang", 2, r"worker 0, point/red, try 0: no sign of life for 2 s"),
+        ("raise", 60, r"worker 0, point/red, try 0: ValueError: the table broke"),
+        ("die", 60, r"worker 0, point/red, try 0: died with exit code 7"),
+        ("hang", 2, r"worker 0, point/red, try 0: hung: no sign of life for 2 s"),
     ],
 )
 def test_a_worker_that_fails_is_reported_with_its_address_and_leaves_nothing_behind(tmp_path, fault, patience, message):
     make = functools.partial(Point, fault=fault)
     started = time.monotonic()
-    with pytest.raises(WorkerError, match=message):
+    with pytest.raises(WorkerError, match=message) as caught:
         collect_demos(make, ["point/red"], 3, tmp_path / "d.hdf5", workers=1, try_seconds=patience)
+    assert fault != "raise" or "in step_chunk" in caught.value.__notes__[0]
     assert time.monotonic() - started < 30
     assert leftovers(tmp_path) == []
     assert not running()

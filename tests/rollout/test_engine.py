@@ -11,8 +11,8 @@ import torch
 
 from ript.core.errors import ConfigError, ErrorRateExceeded, NotFiniteError, UnknownNameError, WorkerError
 from ript.core.metrics import values
+from ript.core.simulators import SimulatorCache
 from ript.core.types import ChunkResult, Observation, Rollout, RolloutRequest, Status
-from ript.rollout.engine import SimulatorCache
 from ript.rollout.pool import InlinePool, make_pool
 from tests.fakes import CHUNK, SPEC, TOKENS, FakeFactory, FakePolicy, FakeSimulator, Fault, fake_state, fake_task, same
 
@@ -490,10 +490,17 @@ def test_simulators_of_different_layouts_are_refused():
             super().__init__(fake_task("wide"))
             self.spec = replace(SPEC, cameras={"front": (6, 9)})
 
-    cache = SimulatorCache(lambda key: Wide() if key == "fake/wide" else FakeSimulator(fake_task()), limit=2, tasks=9)
-    cache.take("fake/plain")
-    with pytest.raises(ConfigError, match=r"fake/wide has cameras = .*9.* others have .*8|fake/wide has cameras"):
-        cache.take("fake/wide")
+    def factory(key: str) -> FakeSimulator:
+        return Wide() if key == "fake/wide" else FakeSimulator(fake_task())
+
+    wanted = [
+        RolloutRequest(initial_state=fake_state(0, 0.0, task), index=0, seed=(0,)) for task in (None, Wide().task)
+    ]
+    with (
+        make_pool(factory, FakePolicy(), workers=0, slots=2) as pool,
+        pytest.raises(ConfigError, match=r"fake/wide has cameras = .*9.* others have .*8|fake/wide has cameras"),
+    ):
+        list(pool.run(wanted))
 
 
 def test_the_cache_reuses_instances_of_a_task_and_closes_the_least_recently_used():

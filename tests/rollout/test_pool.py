@@ -18,7 +18,7 @@ from ript.core.metrics import values
 from ript.core.types import Rollout, RolloutRequest
 from ript.rollout.local import limits
 from ript.rollout.local.placement import Load, place
-from ript.rollout.local.processes import make_payload
+from ript.rollout.local.processes import pack_policy
 from ript.rollout.pool import make_pool
 from ript.rollout.stream import Flight
 from tests.fakes import SPEC, FakeFactory, FakePolicy, FakeSimulator, fake_state, fake_task, same
@@ -85,7 +85,7 @@ def test_workers_never_see_a_policy_that_is_trained_in_place():
 
     policy = FakePolicy()
     policy.weight = torch.zeros(1000)
-    make_payload(FakeFactory(), policy)
+    pack_policy(policy)
     assert not policy.weight.is_shared()
 
 

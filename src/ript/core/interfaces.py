@@ -14,6 +14,7 @@ from ript.core.types import (
     ActionChunk,
     ChunkResult,
     DemoBatch,
+    Errand,
     InitialState,
     Observation,
     Rollout,
@@ -179,6 +180,24 @@ class EnvPool(Protocol):
 
     saturation: int
     """Rollouts in flight below which workers run idle or in small batches: worth filling with work on speculation."""
+
+    def use(self, policy: Policy) -> None:
+        """The policy of all rollouts requested from now on, with its present weights; simulators stay as they are.
+
+        Raises:
+            ConfigError: it cannot be sent to a process, or rollouts are in flight.
+        """
+        ...
+
+    def ask(self, errands: Sequence[Errand]) -> list[Any]:
+        """Run errands on simulators; their answers, in order. Also while rollouts are in flight.
+
+        One whose worker died is run again up to a limit.
+
+        Raises:
+            WorkerError: its work raised, or its workers die; other errors of `errors` come as they are.
+        """
+        ...
 
     def set_policy(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         """Weights for all rollouts requested from now on."""

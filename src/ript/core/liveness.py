@@ -53,10 +53,11 @@ def interval(limit: float) -> float:
 class Cell:
     """Where a worker leaves signs of life: two float64 that its parent sees, what it does and since when (monotonic).
 
-    Leaving one is a write to memory, no system call.
+    Leaving one is a write to memory, no system call. It is the beginning of a file without a name, closed with it.
     """
 
     SIZE = mmap.ALLOCATIONGRANULARITY
+    """Bytes; what follows in the file begins here."""
 
     def __init__(self, fileno: int):
         self.fileno = fileno

@@ -14,9 +14,9 @@ import enum
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -241,6 +241,20 @@ class Status(enum.Enum):
     SUCCESS = "success"
     FAILURE = "failure"
     ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """Something to be found out from a simulator of a task, by whichever process has one.
+
+    Attributes:
+        task: key of the task.
+        work: simulator -> answer. It leaves nothing behind, so that it may be run again elsewhere; picklable, and so is
+            its answer. The simulator may be a stand-in for one: ask what it has (`hasattr`), not what it is.
+    """
+
+    task: str
+    work: Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

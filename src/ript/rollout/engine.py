@@ -10,27 +10,26 @@ the policy in this process (`recorder.Recorder`) or the one in the parent (`work
 
 from __future__ import annotations
 
-import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from ript.core.errors import ConfigError, DependencyMissing, PolicyError, SimulatorError, WorkerError
-from ript.core.interfaces import Simulator, SimulatorFactory
+from ript.core.interfaces import Simulator
+from ript.core.simulators import SimulatorCache
 from ript.core.types import ChunkResult, Observation, RolloutRequest, SimulatorSpec, Status
+from ript.core.workers import RESTING
 
-DECIDING, RESTING, LOADING = -1, -2, -3
+DECIDING, LOADING, ANSWERING = -1, -3, -4
 """What a process does when it does not work on a rollout's simulator (see `Watch`)."""
 
 Watch = Callable[[int], None]
 """Called when a unit of work begins; whatever may take long is one of its own. With a ticket (that rollout's simulator
-is built, reset, stepped by a chunk, looked at, filmed or closed), DECIDING (a call of the policy), LOADING (weights) or
-RESTING."""
+is built, reset, stepped by a chunk, looked at, filmed or closed), DECIDING (a call of the policy), LOADING (a policy or
+its weights), ANSWERING (an errand's use of its simulator) or RESTING."""
 
 FATAL = (ConfigError, DependencyMissing, PolicyError)
 """Raised by a simulator, these concern every rollout: the run stops instead of counting an ERROR."""
@@ -59,124 +58,6 @@ class Outcome:
     executed: tuple[int, ...] = ()
     frames: np.ndarray | None = None
     error: str | None = None
-
-
-class SimulatorCache:
-    """Simulator instances of one process: a free list, most recently used last, closed when it grows too long.
-
-    What is heavy, a task's model and renderer, is shared by its instances and goes with the last one; so the number of
-    tasks that have instances bounds memory.
-
-    Args:
-        make_simulator: builds an instance for a task key.
-        limit: free instances kept (at least one a slot, or every refill would build), besides one of each task.
-        tasks: tasks that have instances at a time; another takes the place of the one that was used least recently.
-        check: called with each new instance's spec; raises when the policy does not fit it.
-    """
-
-    def __init__(
-        self,
-        make_simulator: SimulatorFactory,
-        *,
-        limit: int,
-        tasks: int,
-        check: Callable[[SimulatorSpec], None] | None = None,
-    ):
-        self._make = make_simulator
-        self._limit, self._tasks = limit, tasks
-        self._check = check
-        self._recent: dict[str, None] = {}
-        self._free: list[tuple[str, Simulator]] = []
-        self._taken: list[Simulator] = []
-        self._closed = {"simulate": 0.0, "render": 0.0}
-        self._build_seconds = 0.0
-        self.spec: SimulatorSpec | None = None
-
-    def has_room(self, key: str) -> bool:
-        """Whether an instance of this task can be had now without more tasks than there may be."""
-        taken = {simulator.task.key for simulator in self._taken}
-        return key in taken or len(taken) < self._tasks
-
-    def take(self, key: str) -> Simulator:
-        """A free instance of this task, or a new one; see `has_room`.
-
-        Raises:
-            ConfigError: its observations or actions are of another layout than those of the pool's other simulators.
-        """
-        self._recent.pop(key, None)
-        self._recent[key] = None
-        for position in range(len(self._free) - 1, -1, -1):
-            if self._free[position][0] == key:
-                simulator = self._free.pop(position)[1]
-                self._taken.append(simulator)
-                return simulator
-        started = time.perf_counter()
-        self._make_room(key)
-        simulator = self._make(key)
-        self._build_seconds += time.perf_counter() - started
-        self._taken.append(simulator)
-        self._admit(key, simulator.spec)
-        return simulator
-
-    def release(self, simulator: Simulator) -> None:
-        """Give an instance back for the next rollout of its task."""
-        self._taken.remove(simulator)
-        self._free.append((simulator.task.key, simulator))
-        keys = Counter([key for key, _ in self._free] + [other.task.key for other in self._taken])
-        spare = [number for number, (key, _) in enumerate(self._free) if keys[key] > 1]
-        if len(self._free) > self._limit and spare:
-            self._close(self._free.pop(spare[0])[1])
-
-    def discard(self, simulator: Simulator) -> None:
-        """Close an instance that failed: its state cannot be trusted."""
-        self._taken.remove(simulator)
-        with suppress(Exception):  # it is broken already; its first error was reported
-            self._close(simulator)
-
-    def seconds(self) -> dict[str, float]:
-        """Cumulative seconds in "simulate", "render" and "build" of all instances, closed ones included."""
-        total = {**self._closed, "build": self._build_seconds}
-        for simulator in [*self._taken, *(free for _, free in self._free)]:
-            for name in ("simulate", "render"):
-                total[name] += simulator.seconds.get(name, 0.0)
-        return total
-
-    def close(self) -> None:
-        """Close every instance (renderers must not wait for interpreter exit). Taken ones become unusable too."""
-        for simulator in [*self._taken, *(free for _, free in self._free)]:
-            with suppress(Exception):
-                self._close(simulator)
-        self._taken, self._free = [], []
-
-    def _make_room(self, key: str) -> None:
-        """Close the free instances of the tasks used least recently, so that another task may have one."""
-        taken = {simulator.task.key for simulator in self._taken}
-        free = {task for task, _ in self._free} - taken
-        oldest = [task for task in self._recent if task in free and task != key]
-        while oldest and len(taken | free | {key}) > self._tasks:
-            free.remove(task := oldest.pop(0))
-            del self._recent[task]
-            closing = [simulator for name, simulator in self._free if name == task]
-            self._free = [(name, simulator) for name, simulator in self._free if name != task]
-            for simulator in closing:
-                self._close(simulator)
-
-    def _admit(self, key: str, spec: SimulatorSpec) -> None:
-        if self._check is not None:
-            self._check(spec)
-        first = self.spec = self.spec or spec
-        for name in ("cameras", "proprio_dim", "action_dim"):
-            have, want = getattr(spec, name), getattr(first, name)
-            if have != want:
-                raise ConfigError(
-                    f"{key} has {name} = {have}, but the pool's other simulators have {want}: one policy acts "
-                    f"on all of them in one batch; use one configuration of cameras for all tasks"
-                )
-
-    def _close(self, simulator: Simulator) -> None:
-        for name in ("simulate", "render"):
-            self._closed[name] += simulator.seconds.get(name, 0.0)
-        simulator.close()
 
 
 @dataclass(slots=True)
@@ -215,6 +96,8 @@ class Slots:
         watch: Watch = lambda ticket: None,
     ):
         self._brain, self._simulators = brain, simulators
+        self._check: Callable[[SimulatorSpec], None] = lambda spec: None
+        self.spec: SimulatorSpec | None = None
         self._size, self._where, self._frame_every, self._watch = size, where, frame_every, watch
         self._slots: list[_Slot] = []
         self.env_steps = 0
@@ -226,6 +109,10 @@ class Slots:
     def free(self) -> int:
         return self._size - len(self._slots)
 
+    def follow(self, brain: Brain, check: Callable[[SimulatorSpec], None]) -> None:
+        """Another brain decides from now on; `check` raises where it does not fit a rollout's simulator."""
+        self._brain, self._check = brain, check
+
     def has_room(self, request: RolloutRequest) -> bool:
         """Whether a place is free, and a simulator of its task can be had; see `SimulatorCache.has_room`."""
         return bool(self.free) and self._simulators.has_room(request.initial_state.task.key)
@@ -234,13 +121,15 @@ class Slots:
         """Build or take a simulator, reset it and look. Returns an Outcome only when that failed (ERROR).
 
         Raises:
-            ConfigError, DependencyMissing, PolicyError: from the simulator; no rollout could work.
+            ConfigError, DependencyMissing, PolicyError: from the simulator, or it does not fit the policy or the pool's
+            other simulators; no rollout could work.
         """
         slot = _Slot(ticket, request)
         self._watch(ticket)
         what = "building the simulator"
         try:
             slot.simulator = self._simulators.take(request.initial_state.task.key)
+            self._admit(request.initial_state.task.key, slot.simulator.spec)
             slot.horizon = _horizon(request, slot.simulator)
             what = "resetting"
             self._watch(ticket)
@@ -248,11 +137,25 @@ class Slots:
             if request.video:
                 self._film(slot, slot.simulator)
         except FATAL:
+            if slot.simulator is not None:
+                self._simulators.discard(slot.simulator)
             raise
         except Exception as error:
             return self._failed(slot, error, what)
         self._slots.append(slot)
         return None
+
+    def _admit(self, key: str, spec: SimulatorSpec) -> None:
+        """Raise unless the policy fits a simulator, and that shows and takes what the others do."""
+        self._check(spec)
+        first = self.spec = self.spec or spec
+        for name in ("cameras", "proprio", "action_dim"):
+            have, want = getattr(spec, name), getattr(first, name)
+            if have != want:
+                raise ConfigError(
+                    f"{key} has {name} = {have}, but the pool's other simulators have {want}: one policy acts "
+                    f"on all of them in one batch; use one configuration of cameras for all tasks"
+                )
 
     def cycle(self) -> Iterator[Outcome]:
         """One decision for every slot, executed; yields the rollouts that ended, as they end."""

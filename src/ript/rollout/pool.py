@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ript.core.errors import ConfigError
 from ript.core.interfaces import EnvPool, Policy, SimulatorFactory
 from ript.core.metrics import Metrics, Sum
-from ript.core.types import Rollout, RolloutRequest
-from ript.rollout.engine import SimulatorCache, Slots
-from ript.rollout.local.process_pool import BUSY, Inference, ProcessPool
+from ript.core.simulators import SimulatorCache, run_errand
+from ript.core.types import Errand, Rollout, RolloutRequest
+from ript.rollout.engine import Slots
+from ript.rollout.local.process_pool import BUSY, NO_POLICY, Inference, ProcessPool
 from ript.rollout.recorder import Recorder
 from ript.rollout.stream import ErrorLimit, Stream, refuse_if
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def make_pool(
     make_simulator: SimulatorFactory,
-    policy: Policy,
+    policy: Policy | None = None,
     *,
     workers: int = 2,
     slots: int = 32,
@@ -51,7 +52,8 @@ def make_pool(
     Args:
         make_simulator: task key -> simulator; with workers, picklable.
         policy: with workers and local inference, picklable; each worker gets a copy. Otherwise used as it is. Scripts
-            and notebooks may define both; no worker runs the script again.
+            and notebooks may define both; no worker runs the script again. None: only errands can be run, until the
+            pool is given one to `use`.
         workers: processes; 0 runs everything in this one.
         slots: rollouts in progress in each worker, hence the largest batch.
         inference: "local": a copy of the policy in every worker, on one thread; fastest for a small policy on a CPU.
@@ -117,7 +119,7 @@ class InlinePool:
     def __init__(
         self,
         make_simulator: SimulatorFactory,
-        policy: Policy,
+        policy: Policy | None,
         *,
         slots: int,
         max_error_rate: float = 0.2,
@@ -126,37 +128,61 @@ class InlinePool:
         loaded_tasks: int = 16,
     ):
         self.saturation = min(slots, BUSY)
-        self._recorder = Recorder(policy)
         limit = 2 * slots if free_simulators is None else free_simulators
-        self._simulators = SimulatorCache(make_simulator, limit=limit, tasks=loaded_tasks, check=policy.check_simulator)
-        self._slots = Slots(self._recorder, self._simulators, size=slots, where="this process", frame_every=frame_every)
+        self._simulators = SimulatorCache(make_simulator, limit=limit, tasks=loaded_tasks)
+        self._size, self._frame_every = slots, frame_every
         self._errors = ErrorLimit(max_error_rate)
         self._running = False
         self._rollouts = 0
         self._reported: dict[str, float] = {}
+        self._recorder: Recorder | None = None
+        self._slots: Slots | None = None
+        if policy is not None:
+            self.use(policy)
+
+    def use(self, policy: Policy) -> None:
+        refuse_if(self._running, "use")
+        recorder, slots = Recorder(policy), self._slots
+        if self._recorder is not None:
+            recorder.infer_seconds = self._recorder.infer_seconds
+        if slots is None:
+            slots = Slots(
+                recorder, self._simulators, size=self._size, where="this process", frame_every=self._frame_every
+            )
+        slots.follow(recorder, policy.check_simulator)
+        self._recorder, self._slots = recorder, slots
 
     def set_policy(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         refuse_if(self._running, "set_policy")
-        self._recorder.load(weights, version)
+        self._acting()[0].load(weights, version)
 
     def run(self, requests: Iterable[RolloutRequest | None]) -> Generator[Rollout, None, None]:
         refuse_if(self._running, "run")
+        recorder, slots = self._acting()
         self._running = True
         try:
-            for rollout in run_slots(Stream(requests), self._recorder, self._slots):
+            for rollout in run_slots(Stream(requests), recorder, slots):
                 self._rollouts += 1
                 self._errors.add(rollout)
                 yield rollout
         finally:
             self._running = False
 
+    def _acting(self) -> tuple[Recorder, Slots]:
+        if self._recorder is None or self._slots is None:
+            raise ConfigError(NO_POLICY)
+        return self._recorder, self._slots
+
+    def ask(self, errands: Sequence[Errand]) -> list[Any]:
+        return [run_errand(errand, self._simulators) for errand in errands]
+
     def timings(self) -> Metrics:
         now = {
             **self._simulators.seconds(),
-            "infer": self._recorder.infer_seconds,
+            "infer": 0.0 if self._recorder is None else self._recorder.infer_seconds,
             "wait": 0.0,
             "rollouts": float(self._rollouts),
-            "env_steps": float(self._slots.env_steps),
+            "env_steps": 0.0 if self._slots is None else float(self._slots.env_steps),
             "retries": 0.0,
             "worker_restarts": 0.0,
         }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ript.core import errors
-from ript.core.errors import RiptError, WorkerError
-from ript.core.types import Rollout, RolloutRequest, SimulatorSpec
+from ript.core.types import Errand, Rollout, RolloutRequest, SimulatorSpec
+from ript.core.workers import Crashed
 from ript.rollout.engine import Outcome
 from ript.rollout.local.shared import Layout
 
@@ -35,6 +34,13 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Use:
+    """Act with this policy (packed) from now on."""
+
+    policy: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
     data: bytes
     version: int
@@ -42,7 +48,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The run is over: drop what is in flight and answer `Stopped`."""
+    """The run is over: drop what is in flight and answer `Stopped`. Errands are not part of it."""
 
     run: int
 
@@ -59,6 +65,14 @@ class Answer:
     """The actions are in shared memory, `steps` of them a row."""
 
     steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """Run this errand."""
+
+    number: int
+    errand: Errand
 
 
 # ---------------------------------------------------------------------------------------------- worker -> parent
@@ -99,26 +113,16 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Crashed:
+class Back:
+    """From an errand, with its answer, or with why there is none."""
+
+    number: int
+    answer: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
     """An error that concerns the whole run (`run`), or every run (None)."""
 
     run: int | None
-    kind: str
-    message: str
-    traceback: str
-
-    @staticmethod
-    def of(error: BaseException, where: str, run: int | None) -> Crashed:
-        message = str(error) if isinstance(error, RiptError) else f"{type(error).__name__}: {error}"
-        trace = "".join(traceback.format_exception(error))
-        return Crashed(run, type(error).__name__, f"{where}: {message}", trace)
-
-    def rebuild(self) -> RiptError:
-        """The same class of `errors` (WorkerError for any other), with the worker's traceback as a note."""
-        kind = getattr(errors, self.kind, None)
-        if not (isinstance(kind, type) and issubclass(kind, RiptError)):
-            kind = WorkerError
-        error: RiptError = kind.__new__(kind)
-        error.args = (self.message,)
-        error.add_note(f"raised in a worker process:\n{self.traceback}")
-        return error
+    crash: Crashed

@@ -35,6 +35,10 @@ class Load:
         """It has this to do as well."""
         task = flight.request.initial_state.task.key
         self.flights[flight.ticket] = flight
+        self.use(task)
+
+    def use(self, task: str) -> None:
+        """It works on this task, and so has it loaded soon."""
         self.loaded.pop(task, None)
         self.loaded[task] = None
         in_use = self._in_use()

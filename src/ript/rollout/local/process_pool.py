@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Generator, Iterable, Mapping
-from multiprocessing.connection import wait
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from ript.core.errors import WorkerError
+from ript.core import children
+from ript.core.errors import ConfigError, WorkerError
 from ript.core.interfaces import Policy, SimulatorFactory
-from ript.core.liveness import interval
 from ript.core.metrics import Metrics, Sum
-from ript.core.types import Observation, Rollout, RolloutRequest, SimulatorSpec, Status
+from ript.core.types import Errand, Observation, Rollout, RolloutRequest, SimulatorSpec, Status
+from ript.core.workers import close_all, receive
 from ript.rollout.engine import address
+from ript.rollout.local.errands import AT_A_TIME, Errands
 from ript.rollout.local.limits import open_files
 from ript.rollout.local.messages import (
     Answer,
     Ask,
     Attach,
-    Crashed,
+    Back,
+    Failure,
     Finished,
+    Go,
     Measure,
     Ready,
     Settings,
     Stop,
     Stopped,
+    Use,
     Weights,
     Work,
 )
 from ript.rollout.local.placement import place
-from ript.rollout.local.processes import WorkerProcess, close_all, make_payload
+from ript.rollout.local.processes import RolloutWorker, pack_policy
 from ript.rollout.local.shared import Layout
 from ript.rollout.local.worker import dump_weights
 from ript.rollout.recorder import Recorder
@@ -45,6 +49,7 @@ _log.addHandler(logging.NullHandler())
 Inference = Literal["local", "central"]
 BUSY = 8
 """Rollouts in flight per worker that make good batches; below, the policy's fixed cost of a call shows."""
+NO_POLICY = "rollout pool: it has no policy yet; give it one with `use`"
 SPENT = ("simulate", "render", "infer", "wait", "build", "rollouts", "env_steps", "retries", "worker_restarts")
 
 
@@ -59,7 +64,7 @@ class ProcessPool:
     def __init__(
         self,
         make_simulator: SimulatorFactory,
-        policy: Policy,
+        policy: Policy | None,
         *,
         workers: int,
         slots: int,
@@ -78,11 +83,12 @@ class ProcessPool:
         self._capacity = slots + max(1, slots // 8)
         self._slots, self._max_retries = slots, max_retries
         self._timeout, self._start_timeout = request_timeout, start_timeout
-        self._policy = policy
-        self._central = Recorder(policy) if inference == "central" else None
-        spec = getattr(policy, "simulator", None) if self._central else None
-        self._layout = Layout.of(spec, slots) if isinstance(spec, SimulatorSpec) else None
-        self._payload = make_payload(make_simulator, None if self._central else policy)
+        self._is_central = inference == "central"
+        self._factory = children.pack(make_simulator)
+        self._packed: bytes | None = None
+        self._central: Recorder | None = None
+        self._layout: Layout | None = None
+        self._spec: SimulatorSpec | None = None
         self._weights: Weights | None = None
         self._errors = ErrorLimit(max_error_rate)
         self._spent: Counter[str] = Counter()
@@ -91,13 +97,18 @@ class ProcessPool:
         self._ticket = 0
         self._running = False
         self._barren = 0
-        self._workers: list[WorkerProcess] = []
+        self._stream: Stream | None = None
+        self._done: deque[Rollout] = deque()
+        self._errands = Errands(max_retries)
+        self._workers: list[RolloutWorker] = []
+        if policy is not None:
+            self._adopt(policy)
         try:
             for index in range(workers):
                 settings = Settings(
                     index=index,
                     slots=slots,
-                    central=self._central is not None,
+                    central=self._is_central,
                     frame_every=frame_every,
                     free_simulators=free_simulators,
                     loaded_tasks=loaded_tasks,
@@ -108,8 +119,34 @@ class ProcessPool:
             self.close()
             raise
 
+    def use(self, policy: Policy) -> None:
+        refuse_if(self._running, "use")
+        self._adopt(policy)
+        if self._layout is not None:
+            for worker in self._workers:
+                worker.memory.make_room(self._layout)
+        if self._packed is not None:
+            self._settle()
+            for worker in self._workers:
+                worker.send(Use(self._packed))
+
+    def _adopt(self, policy: Policy) -> None:
+        """Make this the policy of all workers that are started from now on."""
+        if not self._is_central:
+            self._packed, self._weights = pack_policy(policy), None
+            return
+        if self._spec is not None:
+            policy.check_simulator(self._spec)
+        recorder = Recorder(policy)
+        if self._central is not None:
+            recorder.infer_seconds = self._central.infer_seconds
+        self._policy, self._central = policy, recorder
+        spec = getattr(policy, "simulator", None)
+        self._layout = Layout.of(spec, self._slots) if isinstance(spec, SimulatorSpec) else None
+
     def set_policy(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         refuse_if(self._running, "set_policy")
+        self._need_policy()
         if self._central is not None:
             self._central.load(weights, version)
             return
@@ -120,16 +157,20 @@ class ProcessPool:
 
     def run(self, requests: Iterable[RolloutRequest | None]) -> Generator[Rollout, None, None]:
         refuse_if(self._running, "run")
+        self._need_policy()
         self._settle()
         self._running = True
         self._run += 1
-        stream = Stream(requests, self._ticket)
+        stream = self._stream = Stream(requests, self._ticket)
         try:
             while True:
                 self._assign(stream)
-                if not any(worker.flights for worker in self._workers) and stream.finished():
-                    return
-                for rollout in [*self._listen(), *self._replace_lost(stream)]:
+                if not self._done:
+                    if not any(worker.flights for worker in self._workers) and stream.finished():
+                        return
+                    self._turn()
+                while self._done:
+                    rollout = self._done.popleft()
                     self._spent["rollouts"] += 1
                     self._errors.add(rollout)
                     stream.delivered()
@@ -137,6 +178,13 @@ class ProcessPool:
         finally:
             self._ticket = stream.ticket
             self._stop()
+
+    def ask(self, errands: Sequence[Errand]) -> list[Any]:
+        numbers = self._errands.begin(errands)
+        while (answers := self._errands.answers(numbers)) is None:
+            self._send_out()
+            self._turn()
+        return answers
 
     def timings(self) -> Metrics:
         if not self._running:
@@ -149,7 +197,9 @@ class ProcessPool:
 
     def close(self, grace: float = 2.0) -> None:
         """End the workers. One that is not gone after `grace` seconds (its cycle is long, or it hangs) is killed."""
-        close_all(self._workers, grace)
+        close_all([worker.process for worker in self._workers], grace)
+        for worker in self._workers:
+            worker.kill()
         self._workers = []
 
     def __enter__(self) -> ProcessPool:
@@ -158,56 +208,90 @@ class ProcessPool:
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self.close(grace=2.0 if kind is None else 0.5)
 
-    # ------------------------------------------------------------------------------------------ one run
+    # ------------------------------------------------------------------------------------------ work
+
+    def _need_policy(self) -> None:
+        if self._packed is None and self._central is None:
+            raise ConfigError(NO_POLICY)
 
     def _assign(self, stream: Stream) -> None:
         """Give requests to workers while there is room."""
-        given: dict[int, list[tuple[int, RolloutRequest]]] = {}
-        while True:
+        room = sum(max(0, self._capacity - len(worker.flights)) for worker in self._workers if worker.ready)
+        drawn: list[Flight] = []
+        while len(drawn) < room and (flight := stream.draw()) is not None:
+            drawn.append(flight)
+        given: dict[int, list[tuple[int, RolloutRequest]]] = {}  # from here on: to draw may have replaced workers
+        held = []
+        for flight in drawn:
             open_workers = [w for w in self._workers if w.ready and len(w.flights) < self._capacity]
-            if not open_workers:
-                break
-            flight = stream.draw()
-            if flight is None:
-                break
             task = flight.request.initial_state.task.key
             chosen = place(task, [worker.load for worker in open_workers], self._slots)
             if chosen is None:
-                stream.back(flight)
-                break
+                held.append(flight)
+                continue
             worker = open_workers[chosen]
             worker.load.give(flight)
             given.setdefault(worker.settings.index, []).append((flight.ticket, flight.request))
             if self._central is not None:
                 self._central.begin(flight.ticket, flight.request, worker.name)
+        for flight in reversed(held):
+            stream.back(flight)
         for index, requests in given.items():
             self._workers[index].send(Work(self._run, requests))
 
-    def _listen(self) -> list[Rollout]:
-        """Wait for messages, answer the workers' questions, return what has finished."""
-        rollouts: list[Rollout] = []
-        asked: list[tuple[WorkerProcess, Ask]] = []
-        for worker, message in self._receive():
-            if isinstance(message, Finished):
-                self._barren = 0
-                for ticket, result in message.results:
-                    del worker.flights[ticket]
-                    rollouts.append(result if isinstance(result, Rollout) else self._recorder.rollout(result))
-            elif isinstance(message, Ask):
+    def _send_out(self) -> None:
+        """Give errands to workers that have next to none."""
+        for worker in self._workers:
+            elsewhere = {task for other in self._workers if other is not worker for task in other.load.loaded}
+            while worker.ready and len(worker.errands) < AT_A_TIME:
+                trip = self._errands.next(worker.load.loaded, elsewhere)
+                if trip is None:
+                    break
+                worker.errands[trip.number] = trip
+                worker.load.use(trip.errand.task)
+                worker.send(Go(trip.number, trip.errand))
+
+    def _turn(self) -> None:
+        """Wait for messages, take in what has finished, answer the workers' questions, replace those that are lost."""
+        asked: list[tuple[RolloutWorker, Ask]] = []
+        for worker, message in receive(self._workers, self._timeout):
+            if isinstance(message, Ready):
+                worker.process.ready = True
+            elif isinstance(message, Back):
+                worker.errands.pop(message.number, None)
+                self._errands.back(message.number, message.answer)
+            elif isinstance(message, Stopped):
+                worker.stopping = None
+                self._spent.update(message.spent)
+            elif isinstance(message, Finished):
+                self._spent.update(message.spent)
+                self._finish(worker, message)
+            elif isinstance(message, Ask) and worker.stopping is None:
                 asked.append((worker, message))
-            elif isinstance(message, Measure):
-                self._policy.check_simulator(message.spec)
-                layout = Layout.of(message.spec, self._slots)
-                worker.memory.make_room(layout)
-                worker.block = worker.memory.block(layout)
-                worker.send(Attach(layout))
-            elif isinstance(message, Crashed):
-                raise message.rebuild()
+            elif isinstance(message, Measure) and worker.stopping is None:
+                self._attach(worker, message.spec)
+            elif isinstance(message, Failure) and (message.run is None or self._running):
+                raise message.crash.rebuild()
         if asked:
             self._answer(asked)
-        return rollouts
+        self._replace_lost()
 
-    def _answer(self, asked: list[tuple[WorkerProcess, Ask]]) -> None:
+    def _finish(self, worker: RolloutWorker, message: Finished) -> None:
+        for ticket, result in message.results:
+            if worker.flights.pop(ticket, None) is not None:  # else it is of a run that was stopped
+                self._barren = 0
+                self._done.append(result if isinstance(result, Rollout) else self._recorder.rollout(result))
+
+    def _attach(self, worker: RolloutWorker, spec: SimulatorSpec) -> None:
+        """Let a worker that has its first simulator have shared memory for what that shows."""
+        self._policy.check_simulator(spec)
+        self._spec = spec
+        layout = Layout.of(spec, self._slots)
+        worker.memory.make_room(layout)
+        worker.block = worker.memory.block(layout)
+        worker.send(Attach(layout))
+
+    def _answer(self, asked: list[tuple[RolloutWorker, Ask]]) -> None:
         """One decision for all workers that wait for one."""
         blocks = [worker.block for worker, _ in asked if worker.block is not None]
         looks = [block.read(ask.instruction) for block, (_, ask) in zip(blocks, asked, strict=True)]
@@ -226,7 +310,8 @@ class ProcessPool:
 
     def _stop(self) -> None:
         """End a run: workers drop what is in flight. They confirm later (`_settle`), while the caller goes on."""
-        self._running = False
+        self._running, self._stream = False, None
+        self._done.clear()
         if self._central is not None:
             self._central.clear()
         for worker in self._workers:
@@ -237,63 +322,43 @@ class ProcessPool:
     def _settle(self) -> None:
         """Wait until every worker has started and has left the last run."""
         while not all(worker.ready and worker.stopping is None for worker in self._workers):
-            for _, message in self._receive():
-                if isinstance(message, Crashed) and message.run is None:
-                    raise message.rebuild()
-            self._replace_lost(None)
+            self._turn()
 
     # ------------------------------------------------------------------------------------------ workers
 
-    def _worker(self, settings: Settings) -> WorkerProcess:
-        return WorkerProcess(
+    def _worker(self, settings: Settings) -> RolloutWorker:
+        return RolloutWorker(
             settings,
-            self._payload,
+            self._factory,
+            self._packed,
             pipe_timeout=self._timeout,
             start_timeout=self._start_timeout,
             layout=self._layout,
         )
 
-    def _receive(self) -> list[tuple[WorkerProcess, Any]]:
-        """Messages of all workers; blocks until there are some, or until it is time to look for hung workers."""
-        connections = [worker.connection for worker in self._workers if not worker.connection.closed]
-        arrived = wait(connections, timeout=interval(self._timeout))
-        messages = []
-        for worker in self._workers:
-            if worker.connection not in arrived:
-                continue
-            for message in worker.receive():
-                if isinstance(message, Ready):
-                    worker.ready = True
-                elif isinstance(message, Stopped):
-                    worker.stopping = None
-                if isinstance(message, Finished | Stopped):
-                    self._spent.update(message.spent)
-                messages.append((worker, message))
-        return messages
-
-    def _replace_lost(self, stream: Stream | None) -> list[Rollout]:
+    def _replace_lost(self) -> None:
         """Replace dead and hung workers. What they had in flight goes back to the stream, or becomes ERROR."""
-        given_up = []
         for index, worker in enumerate(self._workers):
             cause = worker.loss(self._timeout, self._start_timeout)
             if cause is None:
                 continue
-            blamed, flights = worker.blamed(), list(worker.flights.values())
+            blamed, flights, trips = worker.blamed(), list(worker.flights.values()), list(worker.errands.values())
             _log.warning("%s; it is replaced, and the %d rollouts it had are run again", cause, len(flights))
             worker.kill()
             self._workers[index] = self._worker(worker.settings)
             self._spent["worker_restarts"] += 1
             if self._weights is not None:
                 self._workers[index].send(self._weights)
+            for trip in trips:
+                self._errands.lost(trip, cause, blamed is None or blamed is trip)
             for flight in flights:
                 flight.lost += blamed is None or blamed is flight
                 if flight.lost > self._max_retries:
-                    given_up.append(self._give_up(flight, cause))
-                elif stream is not None:
-                    stream.again(flight)
+                    self._done.append(self._give_up(flight, cause))
+                elif self._stream is not None:
+                    self._stream.again(flight)
                     self._spent["retries"] += 1
-            self._limit_restarts(cause, useless=not flights)
-        return given_up
+            self._limit_restarts(cause, useless=not flights and not trips)
 
     def _limit_restarts(self, cause: str, useless: bool) -> None:
         """Raise when workers die without doing anything, one after the other."""

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ript.core.errors import ConfigError
+from ript.core.liveness import Cell
 from ript.core.types import Observation, SimulatorSpec
 from ript.rollout.local.limits import make_room, open_memory
 
 MAX_CHUNK = 128
 """Actions a decision that the shared memory has room for (2 kB a slot)."""
-
-_CELL = mmap.ALLOCATIONGRANULARITY
-"""Bytes before the block, which must begin at a multiple of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +49,12 @@ class Layout:
 class Memory:
     """A file without a name that both processes have open; gone when both are, however they end.
 
-    It begins with `cell`, two float64: what the worker does (see `engine.Watch`), and since when (monotonic seconds).
-    A `Block` may follow.
+    It begins with the worker's cell, which tells what it does (see `engine.Watch`). A `Block` may follow.
     """
 
     def __init__(self, fileno: int):
         self.fileno = fileno
-        self._map = mmap.mmap(fileno, _CELL)
-        self.cell = memoryview(self._map).cast("d")
+        self.cell = Cell(fileno)
 
     @staticmethod
     def create(layout: Layout | None) -> Memory:
@@ -68,7 +64,7 @@ class Memory:
             WorkerError: there is not so much.
             OSError: too many files are open.
         """
-        fileno = open_memory(_CELL + (layout.size() if layout else 0))
+        fileno = open_memory(Cell.SIZE + (layout.size() if layout else 0))
         try:
             return Memory(fileno)
         except BaseException:
@@ -77,7 +73,7 @@ class Memory:
 
     def block(self, layout: Layout) -> Block:
         """The block, for which there is room."""
-        return Block(mmap.mmap(self.fileno, layout.size(), offset=_CELL), layout)
+        return Block(mmap.mmap(self.fileno, layout.size(), offset=Cell.SIZE), layout)
 
     def make_room(self, layout: Layout) -> None:
         """Reserve memory for this block, unless that is done.
@@ -85,12 +81,7 @@ class Memory:
         Raises:
             WorkerError: there is not so much.
         """
-        make_room(self.fileno, _CELL + layout.size())
-
-    def close(self) -> None:
-        self.cell.release()
-        self._map.close()
-        os.close(self.fileno)
+        make_room(self.fileno, Cell.SIZE + layout.size())
 
 
 class Block:

@@ -1,15 +1,8 @@
-"""A worker process: slots of simulators, with a copy of the policy or with a line to the parent's.
-
-A thread reads the pipe, so that the parent's sends never wait for a cycle to end, and so that the worker notices at
-once when the parent is gone.
-"""
+"""A worker process: slots of simulators, with a copy of the policy or with a line to the parent's."""
 
 from __future__ import annotations
 
 import io
-import queue
-import threading
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -18,19 +11,24 @@ from typing import Any
 import numpy as np
 
 from ript.core import children
+from ript.core.simulators import SimulatorCache, run_errand
 from ript.core.types import Observation, Rollout, RolloutRequest
-from ript.rollout.engine import LOADING, RESTING, Outcome, SimulatorCache, Slots, Watch
+from ript.core.workers import RESTING, Crashed, Link, ParentGone
+from ript.rollout.engine import ANSWERING, LOADING, Outcome, Slots, Watch
 from ript.rollout.local.messages import (
     Answer,
     Ask,
     Attach,
-    Crashed,
+    Back,
+    Failure,
     Finished,
+    Go,
     Measure,
     Ready,
     Settings,
     Stop,
     Stopped,
+    Use,
     Weights,
     Work,
 )
@@ -38,78 +36,8 @@ from ript.rollout.local.shared import Block, Memory
 from ript.rollout.recorder import Recorder
 
 
-class ParentGone(Exception):
-    """The parent closed the pipe or died."""
-
-
 class Interrupted(Exception):
     """The run was stopped while this worker waited for the parent's policy."""
-
-
-class Link:
-    """The worker's end of the pipe. `waited` counts the seconds blocked on it during a run."""
-
-    def __init__(self, connection: Connection, watch: Watch):
-        self._connection, self._watch = connection, watch
-        self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._deferred: deque[Any] = deque()
-        self.running = False
-        self.waited = 0.0
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def receive(self, *, block: bool) -> Any | None:
-        """The next message, or None when there is none and `block` is False."""
-        if self._deferred:
-            return self._deferred.popleft()
-        return self._take(block)
-
-    def expect(self, kind: type) -> Any:
-        """Wait for one kind of message; others are kept for `receive`.
-
-        Raises:
-            Interrupted: a `Stop` came instead.
-        """
-        while True:
-            message = self._take(block=True)
-            if isinstance(message, kind):
-                return message
-            self._deferred.append(message)
-            if isinstance(message, Stop):
-                raise Interrupted
-
-    def send(self, message: Any) -> None:
-        self._watch(RESTING)
-        started = time.perf_counter()
-        try:
-            self._connection.send(message)
-        except OSError:
-            raise ParentGone from None
-        self.waited += time.perf_counter() - started
-
-    def _take(self, block: bool) -> Any | None:
-        try:
-            message = self._arrived.get_nowait()
-        except queue.Empty:
-            if not block:
-                return None
-            self._watch(RESTING)
-            started = time.perf_counter()
-            message = self._arrived.get()
-            if self.running:
-                self.waited += time.perf_counter() - started
-        if isinstance(message, Exception):
-            raise message
-        return message
-
-    def _read(self) -> None:
-        while True:
-            try:
-                self._arrived.put(self._connection.recv())
-            except (EOFError, OSError):
-                self._arrived.put(ParentGone())
-                return
-            except Exception as error:  # such as a message that cannot be unpickled here
-                self._arrived.put(error)
 
 
 class RemoteBrain:
@@ -118,17 +46,17 @@ class RemoteBrain:
     def __init__(self, link: Link, memory: Memory):
         self._link, self._memory = link, memory
         self._block: Block | None = None
-        self.simulators: SimulatorCache | None = None
+        self.slots: Slots | None = None
 
     def decide(self, tickets: Sequence[int], observation: Observation) -> np.ndarray:
         if self._block is None:
-            assert self.simulators is not None
-            assert self.simulators.spec is not None
-            self._link.send(Measure(self.simulators.spec))
-            self._block = self._memory.block(self._link.expect(Attach).layout)
+            assert self.slots is not None
+            assert self.slots.spec is not None
+            self._link.send(Measure(self.slots.spec))
+            self._block = self._memory.block(self._link.expect(Attach, Stop, Interrupted).layout)
         self._block.write(observation)
         self._link.send(Ask(tuple(tickets), observation.instruction))
-        answer = self._link.expect(Answer)
+        answer = self._link.expect(Answer, Stop, Interrupted)
         return self._block.actions[: len(tickets), : answer.steps].copy()
 
     def close(self) -> None:
@@ -140,37 +68,31 @@ class Worker:
     """Serves until the parent is gone."""
 
     def __init__(
-        self,
-        link: Link,
-        memory: Memory,
-        settings: Settings,
-        make_simulator: Any,
-        policy: Any | None,
-        watch: Watch,
+        self, link: Link, memory: Memory, settings: Settings, make_simulator: Any, policy: Any | None, watch: Watch
     ):
         self._link, self._watch = link, watch
         self._where = f"worker {settings.index}"
-        self._recorder = None if settings.central else Recorder(policy, watch=watch)  # type: ignore[arg-type]
+        self._recorder: Recorder | None = None
+        self.simulators = SimulatorCache(make_simulator, limit=settings.free_simulators, tasks=settings.loaded_tasks)
         self._remote = RemoteBrain(link, memory)
-        check = None if policy is None else policy.check_simulator
-        self.simulators = SimulatorCache(
-            make_simulator, limit=settings.free_simulators, tasks=settings.loaded_tasks, check=check
-        )
-        self._remote.simulators = self.simulators
         self._slots = Slots(
-            self._recorder or self._remote,
+            self._remote,
             self.simulators,
             size=settings.slots,
             where=self._where,
             frame_every=settings.frame_every,
             watch=watch,
         )
+        self._remote.slots = self._slots
         self._backlog: deque[tuple[int, RolloutRequest]] = deque()
+        self._errands: deque[Go] = deque()
         self._run: int | None = None
         self._reported: dict[str, float] = {}
+        if policy is not None:
+            self._use(policy)
 
     def serve(self) -> None:
-        """Alternate between messages and cycles.
+        """Alternate between messages, errands and cycles.
 
         Raises:
             ParentGone: the only way out.
@@ -178,6 +100,8 @@ class Worker:
         while True:
             try:
                 self._messages()
+                if self._errands:
+                    self._go(self._errands.popleft())
                 outcomes = self._fill()
                 outcomes += self._slots.cycle()
                 if outcomes:
@@ -189,22 +113,45 @@ class Worker:
                 raise
             except Exception as error:
                 self._drop()
-                self._link.send(Crashed.of(error, self._where, self._run))
+                self._link.send(Failure(self._run, Crashed.of(error, self._where)))
 
     def _messages(self) -> None:
-        while (message := self._link.receive(block=not (len(self._slots) or self._backlog))) is not None:
+        while (message := self._link.receive(block=not self._busy())) is not None:
             if isinstance(message, Work):
                 self._run = message.run
                 self._link.running = True
                 self._backlog.extend(message.requests)
+            elif isinstance(message, Go):
+                self._errands.append(message)
             elif isinstance(message, Stop):
                 self._drop()
                 self._run = None
                 self._link.running = False
                 self._link.send(Stopped(message.run, self._spent()))
+            elif isinstance(message, Use):
+                self._watch(LOADING)
+                self._use(children.unpack(message.policy))
             elif isinstance(message, Weights) and self._recorder is not None:
                 self._watch(LOADING)
                 self._recorder.load(load_weights(message.data), message.version)
+
+    def _busy(self) -> bool:
+        return bool(len(self._slots) or self._backlog or self._errands)
+
+    def _use(self, policy: Any) -> None:
+        recorder = Recorder(policy, watch=self._watch)
+        if self._recorder is not None:
+            recorder.infer_seconds = self._recorder.infer_seconds
+        self._recorder = recorder
+        self._slots.follow(recorder, policy.check_simulator)
+
+    def _go(self, message: Go) -> None:
+        errand = message.errand
+        try:
+            answer = run_errand(errand, self.simulators, lambda: self._watch(ANSWERING))
+        except Exception as error:
+            answer = Crashed.of(error, f"{self._where}, for {errand.task}")
+        self._link.send(Back(message.number, answer))
 
     def _fill(self) -> list[Outcome]:
         failed = []
@@ -259,32 +206,28 @@ def load_weights(data: bytes) -> dict[str, Any]:
     return loaded
 
 
-def main(connection: Connection, fileno: int, settings: Settings, payload: bytes) -> None:
+def main(connection: Connection, fileno: int, settings: Settings, factory: bytes, policy: bytes | None) -> None:
     """What a worker process runs.
 
     Args:
         connection: this end of the pipe.
         fileno: of the memory shared with the parent.
-        payload: pickled (simulator factory, policy or None).
+        settings: of the pool.
+        factory: packed simulator factory.
+        policy: packed, when each worker has its own and there is one yet.
     """
     memory = Memory(fileno)
-    cell = memory.cell
-
-    def watch(ticket: int) -> None:
-        cell[1] = time.monotonic()
-        cell[0] = ticket
-
-    link = Link(connection, watch)
+    link = Link(connection, memory.cell.mark)
     worker = None
     try:
         try:
             import torch
 
             torch.set_num_threads(1)
-            make_simulator, policy = children.unpack(payload)
-            worker = Worker(link, memory, settings, make_simulator, policy, watch)
+            own = None if policy is None else children.unpack(policy)
+            worker = Worker(link, memory, settings, children.unpack(factory), own, memory.cell.mark)
         except Exception as error:
-            link.send(Crashed.of(error, f"worker {settings.index} while starting", None))
+            link.send(Failure(None, Crashed.of(error, f"worker {settings.index} while starting")))
             return
         link.send(Ready())
         worker.serve()

@@ -1,0 +1,142 @@
+"""Simulators of one process: instances that are used again, and errands that are run on them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, cast
+
+from ript.core.interfaces import Simulator, SimulatorFactory
+from ript.core.types import Errand
+
+
+class SimulatorCache:
+    """Simulator instances of one process: a free list, most recently used last, closed when it grows too long.
+
+    What is heavy, a task's model and renderer, is shared by its instances and goes with the last one; so the number of
+    tasks that have instances bounds memory.
+
+    Args:
+        make_simulator: builds an instance for a task key.
+        limit: free instances kept (at least one a slot, or every refill would build), besides one of each task.
+        tasks: tasks that have instances at a time; another takes the place of the one that was used least recently.
+    """
+
+    def __init__(
+        self,
+        make_simulator: SimulatorFactory,
+        *,
+        limit: int,
+        tasks: int,
+    ):
+        self._make = make_simulator
+        self._limit, self._tasks = limit, tasks
+        self._recent: dict[str, None] = {}
+        self._free: list[tuple[str, Simulator]] = []
+        self._taken: list[Simulator] = []
+        self._closed = {"simulate": 0.0, "render": 0.0}
+        self._build_seconds = 0.0
+
+    def has_room(self, key: str) -> bool:
+        """Whether an instance of this task can be had now without more tasks than there may be. (An errand may have one
+        all the same, and gives it back soon.)"""
+        taken = {simulator.task.key for simulator in self._taken}
+        return key in taken or len(taken) < self._tasks
+
+    def take(self, key: str) -> Simulator:
+        """A free instance of this task, or a new one; see `has_room`."""
+        self._recent.pop(key, None)
+        self._recent[key] = None
+        for position in range(len(self._free) - 1, -1, -1):
+            if self._free[position][0] == key:
+                simulator = self._free.pop(position)[1]
+                self._taken.append(simulator)
+                return simulator
+        started = time.perf_counter()
+        self._make_room({key})
+        simulator = self._make(key)
+        self._build_seconds += time.perf_counter() - started
+        self._taken.append(simulator)
+        return simulator
+
+    def release(self, simulator: Simulator) -> None:
+        """Give an instance back for the next rollout of its task."""
+        self._taken.remove(simulator)
+        self._free.append((simulator.task.key, simulator))
+        keys = Counter([key for key, _ in self._free] + [other.task.key for other in self._taken])
+        spare = [number for number, (key, _) in enumerate(self._free) if keys[key] > 1]
+        if len(self._free) > self._limit and spare:
+            self._close(self._free.pop(spare[0])[1])
+        self._make_room(set())
+
+    def discard(self, simulator: Simulator) -> None:
+        """Close an instance that failed: its state cannot be trusted."""
+        self._taken.remove(simulator)
+        with suppress(Exception):  # it is broken already; its first error was reported
+            self._close(simulator)
+
+    def seconds(self) -> dict[str, float]:
+        """Cumulative seconds in "simulate", "render" and "build" of all instances, closed ones included."""
+        total = {**self._closed, "build": self._build_seconds}
+        for simulator in [*self._taken, *(free for _, free in self._free)]:
+            for name in ("simulate", "render"):
+                total[name] += simulator.seconds.get(name, 0.0)
+        return total
+
+    def close(self) -> None:
+        """Close every instance (renderers must not wait for interpreter exit). Taken ones become unusable too."""
+        for simulator in [*self._taken, *(free for _, free in self._free)]:
+            with suppress(Exception):
+                self._close(simulator)
+        self._taken, self._free = [], []
+
+    def _make_room(self, coming: set[str]) -> None:
+        """Close free instances of the tasks used least recently, until these tasks may have some."""
+        taken = {simulator.task.key for simulator in self._taken} | coming
+        free = {task for task, _ in self._free} - taken
+        oldest = [task for task in self._recent if task in free]
+        while oldest and len(taken | free) > self._tasks:
+            free.remove(task := oldest.pop(0))
+            del self._recent[task]
+            closing = [simulator for name, simulator in self._free if name == task]
+            self._free = [(name, simulator) for name, simulator in self._free if name != task]
+            for simulator in closing:
+                self._close(simulator)
+
+    def _close(self, simulator: Simulator) -> None:
+        for name in ("simulate", "render"):
+            self._closed[name] += simulator.seconds.get(name, 0.0)
+        simulator.close()
+
+
+def run_errand(errand: Errand, simulators: SimulatorCache, mark: Callable[[], None] | None = None) -> Any:
+    """Its answer.
+
+    Args:
+        errand: to run.
+        simulators: where its simulator comes from; one on which the errand failed is closed.
+        mark: leaves a sign of life, before each use of the simulator.
+    """
+    if mark is not None:
+        mark()
+    simulator = simulators.take(errand.task)
+    try:
+        answer = errand.work(simulator if mark is None else cast(Simulator, _Watched(simulator, mark)))
+    except BaseException:
+        simulators.discard(simulator)
+        raise
+    simulators.release(simulator)
+    return answer
+
+
+class _Watched:
+    """A simulator each use of which is a sign of life."""
+
+    def __init__(self, simulator: Simulator, mark: Callable[[], None]):
+        self._simulator, self._mark = simulator, mark
+
+    def __getattr__(self, name: str) -> Any:
+        self._mark()
+        return getattr(self._simulator, name)
