@@ -23,8 +23,9 @@ from ript.cli import commands
 from ript.cli import main as cli
 from ript.cli.arguments import need_a_working_machine
 from ript.cli.doctor import check_cache
-from ript.core.errors import ConfigError, DependencyMissing
+from ript.core.errors import ConfigError, DependencyMissing, SimulatorError
 from ript.run.folder import RunFolder
+from ript.sims.toy.simulator import ToySimulator
 from ript.studies.bases import base_is_made
 
 RIPT = [sys.executable, "-m", "ript"]
@@ -458,7 +459,7 @@ def test_sft_writes_a_policy_that_eval_measures(demos: Path, tmp_path: Path, cap
     options = ("--policy", document["policy"], "--tasks", "toy/reach,reach-left", "--trials", 3, "--workers", 0)
     assert run("eval", *options, "--seed", 5, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["policy", "seed", "mode", "horizon", "tasks", "total"]
+    assert list(found) == ["policy", "seed", "mode", "horizon", "tasks", "total", "reasons"]
     assert (found["policy"], found["seed"], list(found["tasks"])) == (document["policy"], 5, ["reach", "reach-left"])
     for row in (*found["tasks"].values(), found["total"]):
         assert list(row) == ["successes", "trials", "errors", "interval"]
@@ -470,6 +471,25 @@ def test_sft_writes_a_policy_that_eval_measures(demos: Path, tmp_path: Path, cap
     assert "95 % interval" in out
     assert f"2 videos in {videos}" in out
     assert sorted(path.name.split("__")[0] for path in videos.iterdir()) == ["reach", "reach-left"]
+
+
+def test_an_evaluation_of_errors_alone_says_why_and_is_no_success(rl: Path, monkeypatch, capsys) -> None:
+    def broken(self: ToySimulator, actions: object) -> None:
+        raise SimulatorError("the table fell over")
+
+    monkeypatch.setattr(ToySimulator, "step_chunk", broken)
+    words = ("eval", "--policy", rl / "policy", "--tasks", "reach-centre", "--trials", 2, "--workers", 0)
+    assert run(*words) == 1
+    said = capsys.readouterr()
+    for part in (
+        "not measured, for every trial ended in ERROR: reach-centre",
+        "toy/reach-centre, initial state",
+        "Trace",
+    ):
+        assert part in said.out
+    assert "2 of 2 rollouts ended in ERROR: 2 with SimulatorError: the table fell over (while stepping:" in said.err
+    assert run(*words, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["reasons"][0]["count"] == 2
 
 
 def test_an_evaluation_whose_videos_have_no_place_does_not_begin(rl: Path, tmp_path: Path, capsys) -> None:

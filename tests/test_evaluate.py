@@ -1,6 +1,7 @@
 """Success rates: intervals by hand, errors apart, fixed states, and results that depend on nothing else."""
 
 import contextlib
+import json
 import math
 from pathlib import Path
 
@@ -75,6 +76,21 @@ def test_errors_of_the_simulator_are_counted_apart_and_named_by_state() -> None:
     assert result.per_state["plain"][3][0] == fake_state(3, 0.05).id
 
 
+def test_why_trials_ended_in_error_is_said_and_part_of_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    faults = (Fault(kind="raise", state=2), Fault(kind="raise", state=3), Fault(kind="raise", state=11, decision=0))
+    result = fake_evaluation(faults)["sampled"]
+    (reason,) = result.reasons
+    assert (reason.message, reason.count) == ("ValueError: injected fault", 3)
+    for part in ("fake/plain", fake_state(2, 0.05).id, "rollout 0", "decision 1", "fault.strike()"):
+        assert part in reason.example
+    document = json.loads(json.dumps(result.to_json()))
+    assert document["reasons"] == [reason.to_json()]
+    assert list(EvalResult.from_json(document, result.per_state).reasons) == [reason]
+    said = capsys.readouterr().err
+    assert "evaluating (sampled): 3 of 9 rollouts ended in ERROR: 3 with ValueError: injected fault (while step" in said
+    assert fake_evaluation()["sampled"].reasons == () and not capsys.readouterr().err
+
+
 def test_totals_add_up_over_tasks_and_states() -> None:
     result = fake_evaluation()["sampled"]
     assert 0 < result.total.successes < result.total.trials == 9
@@ -129,7 +145,7 @@ def test_more_trials_or_tasks_extend_an_evaluation_without_changing_it(policy: Q
 
 def test_the_document_is_the_documented_one(policy: QuestPolicy) -> None:
     document = evaluate(policy, ["reach-left"], trials=3, greedy=True, horizon=8, rollout=HERE).to_json()
-    assert list(document) == ["policy", "seed", "mode", "horizon", "tasks", "total"]
+    assert list(document) == ["policy", "seed", "mode", "horizon", "tasks", "total", "reasons"]
     assert document["horizon"] == {"reach-left": 8}
     assert document["mode"] == "greedy" and document["policy"] == "policy" and document["seed"] == 0
     row = document["tasks"]["reach-left"]

@@ -30,17 +30,18 @@ from ript.core.errors import (
 )
 from ript.core.interfaces import EnvPool
 from ript.core.options import replace
-from ript.core.types import ChunkResult, EvalResult, InitialState, Rollout, Status, Task
+from ript.core.types import ChunkResult, EvalResult, InitialState, Reason, Rollout, Status, Task
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
 from ript.evaluate import evaluate, tally
 from ript.policies.quest.policy import QuestPolicy
+from ript.report.read import read_run
 from ript.report.tables import change, points
 from ript.rollout.sampling import Collection, collect_groups
 from ript.run import measure as measuring
 from ript.run import start as starting
 from ript.run.checkpoint import list_checkpoints, read_checkpoint
-from ript.run.folder import RunFolder
+from ript.run.folder import RunFolder, read_rows
 from ript.sims.toy import simulator as toy
 from ript.sims.toy.simulator import ToySimulator
 from ript.train_rl import RLResult, train_rl
@@ -623,6 +624,30 @@ def test_errors_of_the_simulator_are_counted_and_not_learned_from(
     assert sum(r.total.errors for r in (*result.before.values(), *result.after.values())) > 0
     for results in (result.before, result.after):
         assert all(r.total.trials + r.total.errors == 6 for r in results.values())
+
+
+def test_why_rollouts_ended_in_error_is_in_the_run_folder_on_the_screen_and_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken_steps(monkeypatch, 25)
+    result = run(tmp_path / "run", toy_config(rollout={"max_error_rate": 1.0}, iterations=2))
+    said, counted = capsys.readouterr().err, {row["iteration"]: row["rollout/errors"] for row in rows(result.folder)}
+    kept = read_rows(result.folder / "errors.jsonl")
+    assert {row["iteration"]: sum(reason["count"] for reason in row["reasons"]) for row in kept} == {
+        iteration: errors for iteration, errors in counted.items() if errors
+    }
+    (reason,) = kept[0]["reasons"]
+    assert reason["message"] == "SimulatorError: the table fell over"
+    assert "while stepping: toy/reach-centre, initial state" in reason["example"] and "Traceback" in reason["example"]
+    for line in ("iteration 1", "evaluating (sampled)", "evaluating (greedy)"):
+        assert re.search(
+            rf"{re.escape(line)}: \d+ of \d+ rollouts ended in ERROR: \d+ with SimulatorError: the t", said
+        )
+    assert any("errors.jsonl" in line and "the table fell over" in line for line in read_run(result.folder).missing)
+    with RunFolder.open(result.folder) as folder:
+        folder.log_errors(7, [Reason(message="later", count=1, example="later")])
+        folder.load_checkpoint()
+    assert read_rows(result.folder / "errors.jsonl") == kept
 
 
 def test_iterations_of_errors_alone_change_nothing_and_are_no_failures_of_the_policy(

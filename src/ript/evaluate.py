@@ -18,8 +18,9 @@ from ript.core.options import SimOptions, replace
 from ript.core.statistics import wilson
 from ript.core.types import EvalResult, InitialState, Rollout, RolloutRequest, Status, Task, TaskResult
 from ript.learn.batch import UpdateBatch
+from ript.rollout.reasons import in_a_line, reasons
 from ript.run.cards import horizon_in
-from ript.run.progress import progress
+from ript.run.progress import progress, status
 
 SEED_TAG = 0x6576616C
 """Keeps the generators of evaluation apart from those of training."""
@@ -86,12 +87,13 @@ def run_evaluation(
     results = {}
     for m, mode in enumerate(modes):
         rollouts = {task: [done[s.id, m] for s in group] for task, group in states.items()}
+        everything = [rollout for rs in rollouts.values() for rollout in rs]
         results[mode] = EvalResult(
             policy=name,
             seed=seed,
             mode=mode if mode == "greedy" or temperature is None else f"sampled (temperature {temperature:g})",
             tasks={task.name: tally([r.status for r in rs]) for task, rs in rollouts.items()},
-            total=tally([r.status for rs in rollouts.values() for r in rs]),
+            total=tally([r.status for r in everything]),
             per_state={t.name: [(r.initial_state_id, r.status.value) for r in rs] for t, rs in rollouts.items()},
             horizon={task.name: task.horizon for task in rollouts},
             videos=[
@@ -100,10 +102,18 @@ def run_evaluation(
                 for r in rs
                 if r.frames is not None
             ],
-            env_steps=sum(r.env_steps for rs in rollouts.values() for r in rs),
+            reasons=reasons(everything),
+            env_steps=sum(r.env_steps for r in everything),
             seconds=seconds,
         )
+        say_errors(f"evaluating ({mode})", everything)
     return results
+
+
+def say_errors(during: str, rollouts: Sequence[Rollout]) -> None:
+    """Say on the screen how many of these rollouts ended in ERROR, and why; nothing when none did."""
+    if said := in_a_line(rollouts):
+        status(f"  {during}: {said}")
 
 
 def own_decisions(
@@ -132,6 +142,7 @@ def own_decisions(
     with make_env_pool(sim, replace(rollout, slots=slots), policy) as pool:
         done = sorted(pool.run(iter(requests)), key=lambda r: (r.initial_state_id, r.index))
     kept = [rollout for rollout in done if rollout.sample is not None]
+    say_errors("preparing", done)
     if not kept:
         raise SimulatorError(f"no rollout to prepare post-training from: {done[0].error}")
     batch = UpdateBatch.of(kept)

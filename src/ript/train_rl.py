@@ -27,7 +27,7 @@ from ript.rollout.sampling import Collection, collect_groups, practice_horizons
 from ript.run.folder import RunFolder
 from ript.run.measure import Measurements
 from ript.run.progress import status
-from ript.run.rl_progress import Progress, iteration_line
+from ript.run.rl_progress import Progress, iteration_line, tell_errors
 from ript.run.start import beginning, document, learner, plan, practice_steps, ready, solved_by_nothing, to_stay_near
 
 
@@ -231,6 +231,7 @@ class _Run:
         row: dict[str, float] = sampled | metrics | totals
         row["time/total"] = time.perf_counter() - self.clock
         self.run.log(self.at.iteration, row)
+        tell_errors(self.run, self.at.iteration, collection)
         status(iteration_line(self.at.iteration, row))
 
     # ------------------------------------------------------------------ checkpoints

@@ -28,7 +28,7 @@ from ript.report.tables import change, count, eval_table, modes, points, rate, t
 from ript.run.settings import refuse_unused
 
 if TYPE_CHECKING:
-    from ript.core.types import Task
+    from ript.core.types import EvalResult, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +310,8 @@ def rl(args: Namespace) -> Answer:
     lines += [f"before   {modes(result.before)}", f"after    {modes(result.after)}"]
     lines += [f"change   {mode} {points(found)}" for mode, found in document["change"].items()]
     lines += [f"look at  {report or result.folder} (policy: {result.policy})"]
-    return Answer(text="\n".join(lines), document=document, kept=str(out))
+    lines += (unmeasured := _unmeasured(*result.before.values(), *result.after.values()))
+    return Answer(text="\n".join(lines), document=document, code=1 if unmeasured else 0, kept=str(out))
 
 
 def quickstart(args: Namespace) -> Answer:
@@ -335,8 +336,9 @@ def quickstart(args: Namespace) -> Answer:
         f"after    {rate(after.total)} after {count(result.rl.iterations, 'iteration')} of practice; "
         f"{points(change(before, after))}",
         f"look at  {result.report or result.rl.folder} (policy: {result.rl.policy})",
+        *(unmeasured := _unmeasured(before, after)),
     )
-    return Answer(text="\n".join(lines), document=result.to_json(), kept=str(out))
+    return Answer(text="\n".join(lines), document=result.to_json(), code=1 if unmeasured else 0, kept=str(out))
 
 
 # ------------------------------------------------------------------ results
@@ -381,7 +383,17 @@ def evaluate(args: Namespace) -> Answer:
         text += f"\n\n{count(len(written), 'video')} in {args.video_dir}"
     for line in missing:
         status(line)
-    return Answer(text=text, document=result.to_json(), code=1 if missing else 0, costly=True)
+    unmeasured = _unmeasured(result)
+    text += "".join(f"\n\n{line}" for line in unmeasured)
+    if result.reasons:
+        text += f"\n\nan ERROR in full:\n{result.reasons[0].example}"
+    return Answer(text=text, document=result.to_json(), code=1 if missing or unmeasured else 0, costly=True)
+
+
+def _unmeasured(*results: EvalResult) -> list[str]:
+    """A line that names the tasks of which nothing was measured; none when there are none."""
+    found = [task for result in results for task, of_task in result.tasks.items() if not of_task.trials]
+    return [f"not measured, for every trial ended in ERROR: {', '.join(dict.fromkeys(found))}"] if found else []
 
 
 def report(args: Namespace) -> Answer:

@@ -389,6 +389,24 @@ class TaskResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why rollouts ended in ERROR.
+
+    Attributes:
+        message: class and first line of what was raised, "ValueError: injected fault".
+        count: rollouts that ended so.
+        example: one of them in full: what was raised, at which task, initial state and rollout, and where in the code.
+    """
+
+    message: str
+    count: int
+    example: str
+
+    def to_json(self) -> dict:
+        return {"message": self.message, "count": self.count, "example": self.example}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
     """A policy measured on fixed initial states.
 
@@ -401,6 +419,7 @@ class EvalResult:
         per_state: task name -> [(initial state id, status value)], in order.
         horizon: task name -> environment steps after which a rollout without success was a failure.
         videos: [(task name, initial state id, status value, uint8 frames `[T, h, w, 3]`)].
+        reasons: why rollouts ended in ERROR, the commonest first.
         env_steps: environment steps spent.
         seconds: wall clock.
     """
@@ -413,6 +432,7 @@ class EvalResult:
     per_state: Mapping[str, Sequence[tuple[str, str]]]
     horizon: Mapping[str, int] = field(default_factory=dict)
     videos: Sequence[tuple[str, str, str, np.ndarray]] = ()
+    reasons: Sequence[Reason] = ()
     env_steps: int = 0
     seconds: float = 0.0
 
@@ -429,6 +449,7 @@ class EvalResult:
             "horizon": dict(self.horizon),
             "tasks": {name: row(r) for name, r in self.tasks.items()},
             "total": row(self.total),
+            "reasons": [reason.to_json() for reason in self.reasons],
         }
 
     @classmethod
@@ -447,4 +468,5 @@ class EvalResult:
             total=result(data["total"]),
             per_state={name: [(state, status) for state, status in rows] for name, rows in per_state.items()},
             horizon=data.get("horizon", {}),
+            reasons=[Reason(**reason) for reason in data.get("reasons", ())],
         )

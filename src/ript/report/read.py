@@ -113,7 +113,8 @@ def read_run(path: str | Path, name: str | None = None) -> RunData:
     evals = _lines(path / "evals.jsonl", left_out)
     result = _result(path / "result.json", left_out)
     videos = _pair_videos(path / "videos", left_out)
-    missing = list(left_out.values())
+    errors = _lines(path / "errors.jsonl", left_out)
+    missing = [*left_out.values(), *_errors(errors)]
     if document["kind"] == "rl":
         missing.extend(_gaps(metrics, evals, result, videos, left_out))
     elif not metrics and "metrics.jsonl" not in left_out:
@@ -143,6 +144,19 @@ def _lines(path: Path, left_out: _LeftOut) -> list[Row]:
         left_out[path.name] = f"A log is left out: {error}."
         return []
     return sorted(rows, key=lambda row: row["iteration"])
+
+
+def _errors(rows: Sequence[Row]) -> list[str]:
+    """A sentence about the rollouts that ended in ERROR, if any did."""
+    found = [reason for row in rows for reason in row["reasons"]]
+    if not found:
+        return []
+    most = max(found, key=lambda reason: reason["count"])
+    number, iterations = sum(reason["count"] for reason in found), len(rows)
+    return [
+        f"{number} practice rollouts of {iterations} iterations ended in ERROR and count nowhere, most of them with "
+        f"{most['message']} (errors.jsonl has examples)."
+    ]
 
 
 def _result(path: Path, left_out: _LeftOut) -> Row | None:

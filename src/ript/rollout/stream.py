@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ript.core.errors import ConfigError, ErrorRateExceeded
 from ript.core.types import Rollout, RolloutRequest, Status
+from ript.rollout.reasons import reasons
 
 
 @dataclass(slots=True)
@@ -97,13 +98,11 @@ class ErrorLimit:
             return
         if len({rollout.initial_state_id for rollout in failed}) == 1 and len(failed) < total:
             return
-        errors = [rollout.error or "unknown" for rollout in failed]
-        summary, count = Counter(error.splitlines()[0] for error in errors).most_common(1)[0]
-        example = next(error for error in errors if error.startswith(summary))
+        commonest = reasons(failed)[0]
         self._recent.clear()
         raise ErrorRateExceeded(
-            f"{len(errors)} of the last {total} rollouts ended in ERROR (limit {self._rate:.0%}); "
-            f"{count} of them with:\n{example.rstrip()}"
+            f"{len(failed)} of the last {total} rollouts ended in ERROR (limit {self._rate:.0%}); "
+            f"{commonest.count} of them with:\n{commonest.example}"
         )
 
 

@@ -3,6 +3,7 @@
     config.json         what was asked for; versions and command line
     metrics.jsonl       one line an iteration
     evals.jsonl         one line an evaluation, with the outcome on every initial state
+    errors.jsonl        one line an iteration in whose practice rollouts ended in ERROR: why
     checkpoints/NNNNNN  the newest two
     result.json         written when the run ends: why, and which iteration became the policy
     tracked.json        what trackers were sent, if there are any; tensorboard/ or wandb/ are theirs
@@ -29,7 +30,7 @@ from ript.core import interpreter, machine
 from ript.core.disk import cannot_write, reading, writing
 from ript.core.errors import DataError, RunError
 from ript.core.files import absolute, atomic_folder, clean_leftovers, encoded, expanded, make_folder, remove, write_text
-from ript.core.types import EvalResult
+from ript.core.types import EvalResult, Reason
 from ript.run.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
 from ript.run.files import append_line, dumps, now, read_json, read_lines, write_json
 from ript.run.lock import Lock, acquire, release
@@ -50,6 +51,7 @@ _OWN = (
     "videos",
     "metrics.jsonl",
     "evals.jsonl",
+    "errors.jsonl",
     "result.json",
     "tracked.json",
 )
@@ -203,7 +205,15 @@ class RunFolder:
 
         A line of the same iteration, left by an earlier attempt, is replaced.
         """
-        self._append("metrics.jsonl", {"iteration": iteration, **metrics}, ("iteration",))
+        row = {"iteration": iteration, **metrics}
+        self._append("metrics.jsonl", row, ("iteration",))
+        self._tracking().send(row)
+
+    def log_errors(self, iteration: int, reasons: Sequence[Reason]) -> None:
+        """Append a line to errors.jsonl: why practice rollouts ended in ERROR; none when none did."""
+        if reasons:
+            row = {"iteration": iteration, "reasons": [reason.to_json() for reason in reasons]}
+            self._append("errors.jsonl", row, ("iteration",))
 
     def log_eval(
         self,
@@ -238,6 +248,7 @@ class RunFolder:
             "per_state": {task: [list(pair) for pair in pairs] for task, pairs in result.per_state.items()},
         }
         self._append("evals.jsonl", row, ("iteration", "mode", "states"))
+        self._tracking().send(row)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
@@ -342,7 +353,6 @@ class RunFolder:
             self._rewrite(name, lambda other: any(other[field] != row[field] for field in key))
         newest = max(row["iteration"], self._newest.pop(name))
         append_line(self.path / name, dumps(row))
-        self._tracking().send(row)
         self._newest[name] = newest  # not known after a line that was torn by a full disk
 
     def _tracking(self) -> Trackers:
@@ -352,7 +362,8 @@ class RunFolder:
         return self._trackers
 
     def _cut(self, iteration: int) -> None:
-        self._rewrite("metrics.jsonl", lambda row: row["iteration"] <= iteration)
+        for name in ("metrics.jsonl", "errors.jsonl"):
+            self._rewrite(name, lambda row: row["iteration"] <= iteration)
         # What was measured of the checkpoint's policy came after it, and is measured again, unless it is no longer due.
         self._rewrite("evals.jsonl", lambda row: row["iteration"] < iteration)
         with writing(self.path / "result.json"):
@@ -369,10 +380,10 @@ class RunFolder:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl or evals.jsonl.
+    """The lines of a run's metrics.jsonl, evals.jsonl or errors.jsonl.
 
     Raises:
-        DataError: a line that `log` or `log_eval` cannot have written; names it.
+        DataError: a line that `log`, `log_eval` or `log_errors` cannot have written; names it.
     """
     rows = read_lines(path)
     for number, row in enumerate(rows, start=1):
@@ -385,6 +396,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 if row["states"] == "held-out":  # as version 0.1.0 named the test states
                     row["states"] = "test"
                 EvalResult.from_json(row["eval"], row["per_state"])
+            elif path.name == "errors.jsonl":
+                for reason in row["reasons"]:
+                    Reason(**reason)
             elif odd := [name for name, value in row.items() if not isinstance(value, int | float | None)]:
                 raise TypeError(f"{', '.join(odd)}: no number")
         except (LookupError, TypeError, ValueError, AttributeError) as error:

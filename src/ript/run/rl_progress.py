@@ -15,6 +15,7 @@ from ript.core.types import Group
 from ript.learn.advantage import leave_one_out
 from ript.learn.rate import AdaptiveRate
 from ript.learn.update import UpdateResult
+from ript.rollout.reasons import in_a_line, reasons
 from ript.rollout.sampling import Collection
 from ript.run.folder import RunFolder
 from ript.run.progress import status
@@ -125,6 +126,14 @@ class Progress:
 def has_signal(group: Group, least: float = 0.0) -> bool:
     """Whether rollouts of a group differ, and one has an advantage of `least` (`learn.min_abs_advantage`)."""
     return group.has_signal and bool(np.nanmax(np.abs(leave_one_out(group.rewards))) >= least)
+
+
+def tell_errors(run: RunFolder, iteration: int, collection: Collection) -> None:
+    """Keep why rollouts of an iteration ended in ERROR, and say it; nothing when none did."""
+    rollouts = [rollout for group in collection.attempted for rollout in group.rollouts]
+    run.log_errors(iteration, reasons(rollouts))
+    if said := in_a_line(rollouts):
+        status(f"  iteration {iteration}: {said}")
 
 
 def iteration_line(iteration: int, row: Mapping[str, float]) -> str:
