@@ -14,6 +14,7 @@ import textwrap
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from disks import as_ordinary_user, modes, open_to_all, umask
@@ -349,6 +350,56 @@ def test_a_file_system_without_locks_is_used_with_a_warning_and_still_knows_its_
     with pytest.raises(RunError, match=r"by another process, and the file system has no locks.*remove .*owner"):
         RunFolder.open(tmp_path)
     assert run.path == tmp_path
+
+
+def without_locks(monkeypatch):
+    def flock(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_without_locks_a_process_that_was_given_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path, monkeypatch):
+    without_locks(monkeypatch)
+    with make(tmp_path):
+        owner = json.loads((tmp_path / ".owner.json").read_text())
+    for other in (
+        {"process": owner["process"] | {"started": "1"}},  # killed, and its number is this process's now
+        {"process": owner["process"] | {"boot": "before"}},  # and the machine was started again
+        {"process": None},  # of an earlier version
+        {"process": owner["process"] | {"started": "1"}, "pid": os.getppid()},
+    ):
+        (tmp_path / ".owner.json").write_text(json.dumps(owner | other))
+        RunFolder.open(tmp_path).close()
+    parent = subprocess.Popen(["sleep", "60"])
+    try:
+        (tmp_path / ".owner.json").write_text(json.dumps(owner | {"process": None, "pid": parent.pid}))
+        with pytest.raises(RunError, match=f"in use by process {parent.pid}"):
+            RunFolder.open(tmp_path)
+        parent.kill()  # and nobody has asked how it ended
+        RunFolder.open(tmp_path).close() if gone(parent.pid) else pytest.fail("still there")
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has come to its end, within five seconds."""
+    for _ in range(50):
+        if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_without_locks_a_process_of_another_namespace_may_well_be_at_work(tmp_path, monkeypatch):
+    without_locks(monkeypatch)
+    with make(tmp_path):
+        owner = json.loads((tmp_path / ".owner.json").read_text())
+    elsewhere = owner | {"process": owner["process"] | {"namespace": "pid:[1]"}}
+    (tmp_path / ".owner.json").write_text(json.dumps(elsewhere))
+    with pytest.raises(RunError, match=r"in use by process .*once that has ended, remove .*\.owner\.json"):
+        RunFolder.open(tmp_path)
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_keeps_the_last_good_one(tmp_path, monkeypatch):

@@ -7,10 +7,11 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ript.core.disk import writing
 from ript.core.errors import DataError, RunError
@@ -82,7 +83,8 @@ def acquire(path: Path, *, wait: bool = False) -> Lock:
             time.sleep(POLL)
             lock = _try(path)
     try:
-        write_json(path / ".owner.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now(), "process": _identity(os.getpid())}
+        write_json(path / ".owner.json", owner)
     except BaseException:
         lock.drop()
         raise
@@ -109,15 +111,17 @@ def _try(path: Path) -> Lock | _Held:
 def _without_locks(path: Path, error: OSError) -> Lock | _Held:
     """What stands in for a lock where the file system has none: `.owner.json`, which only one process can create.
 
-    It may be of a process that has died: one of this machine is known to have, and its file is removed.
+    It may be of a process that has died: one of this machine is known to have, and its file is removed. Of one on
+    another machine, or in another container of this one, that cannot be known.
     """
     owner = path / ".owner.json"
     unknown, remedy = f", and the file system has no locks ({error.strerror})", f"once that has ended, remove {owner}"
-    with suppress(DataError, KeyError, TypeError, ValueError):
+    with suppress(DataError, KeyError, TypeError, ValueError, AttributeError):
         held = read_json(owner)
-        if held["host"] != socket.gethostname():
+        ended = _has_ended(held)
+        if ended is None:
             return _Held(f"was in use{_holder(path)}{unknown}", remedy)
-        if _alive(int(held["pid"])):
+        if not ended:
             return _Held(f"is in use{_holder(path)}")
         owner.unlink(missing_ok=True)
     try:
@@ -128,7 +132,49 @@ def _without_locks(path: Path, error: OSError) -> Lock | _Held:
     return Lock(None)
 
 
-def _alive(pid: int) -> bool:
+def _has_ended(held: Mapping[str, Any]) -> bool | None:
+    """Whether the process that took a lock has ended; None where that cannot be known from here."""
+    pid, theirs, mine = int(held["pid"]), held.get("process") or {}, _identity(os.getpid())
+
+    def differs(name: str) -> bool:
+        return None not in (theirs.get(name), mine[name]) and theirs[name] != mine[name]
+
+    if held["host"] != socket.gethostname():
+        return None
+    if differs("boot"):
+        return True
+    if differs("namespace"):
+        return None
+    if not theirs and pid == os.getpid():  # this one says what it is
+        return True
+    found = _identity(pid)["started"]
+    if found is None:
+        return not _answers(pid)
+    return found == ENDED or theirs.get("started", found) != found
+
+
+ENDED = "ended"
+
+
+def _identity(pid: int) -> dict[str, str | None]:
+    """What tells a process from others that have or had its number; None where the system does not say it.
+
+    Returns:
+        {"boot": of this start of the machine, "namespace": in which numbers are unique, "started": in clock ticks since
+        the machine was, or `ENDED` of one of which only the outcome is left}
+    """
+    found: dict[str, str | None] = dict.fromkeys(("boot", "namespace", "started"))
+    with suppress(OSError):
+        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with suppress(OSError):
+        found["namespace"] = os.readlink("/proc/self/ns/pid")
+    with suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # a name may hold anything
+        found["started"] = ENDED if fields[0] in (b"Z", b"X") else fields[19].decode()
+    return found
+
+
+def _answers(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
