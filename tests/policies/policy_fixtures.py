@@ -86,4 +86,5 @@ def generators(rows: int, seed: int = 0) -> list[np.random.Generator]:
 
 def tensors(chunk: ActionChunk) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Inputs and sample as `log_prob` takes them."""
-    return {name: torch.from_numpy(value) for name, value in chunk.inputs.items()}, torch.from_numpy(chunk.sample)
+    inputs = {**chunk.inputs, **chunk.rollout_inputs}
+    return {name: torch.from_numpy(value) for name, value in inputs.items()}, torch.from_numpy(chunk.sample)

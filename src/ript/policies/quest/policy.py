@@ -211,12 +211,15 @@ class QuestPolicy(nn.Module):
         log_prob = density.gather(-1, tokens[..., None])[..., 0]
         decoded = self.autoencoder.decode(tokens)[:, : self.config.execute]
         actions = torch.where(decoded.isinf(), torch.nan, decoded.clamp(-1, 1))  # clamped, infinity would look well
-        kept = {"prefix": prefix} if self.config.rl_trains == "prior" else inputs
+        once = {"language": inputs.pop("language")}
+        if self.config.rl_trains == "prior":
+            inputs, once = {"prefix": prefix}, {}
         return ActionChunk(
             actions=actions.cpu().numpy(),
             sample=tokens.cpu().numpy(),
             log_prob=log_prob.cpu().numpy(),
-            inputs={name: tensor.cpu().numpy() for name, tensor in kept.items()},
+            inputs={name: tensor.cpu().numpy() for name, tensor in inputs.items()},
+            rollout_inputs={name: tensor.cpu().numpy() for name, tensor in once.items()},
         )
 
     @torch.no_grad()
