@@ -130,6 +130,11 @@ def test_the_positions_are_the_reference_tables(policy: QuestPolicy) -> None:
     assert_equal(policy.prior.positions, IO["prior_posenc"])
 
 
+def two_tokens(prefix: torch.Tensor) -> dict[str, torch.Tensor]:
+    """As rollouts keep a prefix `[B, 2, width]` where the prior alone is trained."""
+    return {"task_token": prefix[:, 0], "observation_token": prefix[:, 1]}
+
+
 def test_the_encoders_give_the_reference_prefix(policy: QuestPolicy, prefix: torch.Tensor) -> None:
     inputs = observation(policy)
     for name, encoder in policy.encoder.images.items():
@@ -171,10 +176,10 @@ def test_the_prior_gives_the_reference_logits_and_log_probabilities(policy: Ques
         x = block(x)
         assert_equal(x, IO[f"prior_layer{i}"], f"layer {i}")
     assert_equal(policy.prior_logits(prefix, tokens), IO["prior_logits"])
-    log_prob, _ = policy.log_prob({"prefix": prefix}, tokens)
+    log_prob, _ = policy.log_prob(two_tokens(prefix), tokens)
     assert_equal(log_prob, IO["prior_logprobs"])
     assert_equal(log_prob, IO["prior_logprobs_rl_path"])
-    cross_entropy = -policy.log_prob({"prefix": prefix}, tensor("ae_indices"))[0].mean()
+    cross_entropy = -policy.log_prob(two_tokens(prefix), tensor("ae_indices"))[0].mean()
     assert_equal(cross_entropy, IO["prior_ce_from_actions"])
 
 
@@ -201,7 +206,7 @@ def test_every_gradient_norm_is_the_reference(policy: QuestPolicy, prefix: torch
     if loss == "ae_l1":
         policy.autoencoder_loss(tensor("actions"), torch.ones(4, 32, dtype=torch.bool))[0].backward()
     else:
-        (-policy.log_prob({"prefix": prefix}, tensor("ae_indices"))[0].mean()).backward()
+        (-policy.log_prob(two_tokens(prefix), tensor("ae_indices"))[0].mean()).backward()
     parameters = dict(policy.named_parameters())
     norms = json.loads((HERE / "tiny_grads.json").read_text())
     reference = norms[loss]
@@ -309,7 +314,7 @@ def test_a_small_ppo_run_ends_at_the_reference_weights(policy: QuestPolicy) -> N
     mask = (torch.arange(steps)[None] < torch.from_numpy(valid)[:, None])[..., None].expand(-1, -1, 8)
 
     def log_prob(rows: slice) -> torch.Tensor:
-        flat = policy.log_prob({"prefix": prefix[rows].flatten(0, 1)}, tokens[rows].flatten(0, 1))[0]
+        flat = policy.log_prob(two_tokens(prefix[rows].flatten(0, 1)), tokens[rows].flatten(0, 1))[0]
         return flat.view(-1, steps, 8)
 
     def masked(x: torch.Tensor) -> torch.Tensor:

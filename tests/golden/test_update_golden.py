@@ -22,8 +22,11 @@ def reference_groups(policy):
     for n, reward in enumerate(LOOP["e2e_rewards"].flatten()):
         d, valid = int(LOOP["e2e_recorded_steps"][n]), int(LOOP["e2e_valid_steps"][n])
         prefix, sample = LOOP["e2e_context"][n, :d], LOOP["e2e_tokens"][n, :d]
+        inputs = {"task_token": prefix[:, 0], "observation_token": prefix[:, 1]}
         with torch.no_grad():
-            log_prob, _ = policy.log_prob({"prefix": torch.from_numpy(prefix)}, torch.from_numpy(sample))
+            log_prob, _ = policy.log_prob(
+                {name: torch.from_numpy(token) for name, token in inputs.items()}, torch.from_numpy(sample)
+            )
         mask = np.repeat(np.arange(d)[:, None] < valid, sample.shape[1], 1)
         rollouts.append(
             Rollout(
@@ -33,7 +36,7 @@ def reference_groups(policy):
                 sample=sample,
                 log_prob=log_prob.numpy(),
                 mask=mask,
-                inputs={"prefix": prefix},
+                inputs=inputs,
                 decisions=d,
                 env_steps=8 * valid,
                 policy_version=0,

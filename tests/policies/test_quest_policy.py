@@ -3,6 +3,7 @@
 import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_the_inputs_hold_what_the_trained_part_needs_and_no_more(rl_trains: str)
     policy = with_adapter(make_policy(rl_trains=rl_trains))
     chunk = policy.act(make_observation(3), generators(3))
     kept = {
-        "prior": ({"prefix"}, set()),
+        "prior": ({"observation_token"}, {"task_token"}),
         "prior+adapter": ({"features"}, {"language"}),
         "prior+encoders": ({"image/front", "image/wrist", "proprio"}, {"language"}),
     }
@@ -58,6 +59,18 @@ def test_the_inputs_hold_what_the_trained_part_needs_and_no_more(rl_trains: str)
     log_prob.sum().backward()
     touched = {name.split(".")[0] for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
     assert touched == ({"prior"} if rl_trains == "prior" else {"prior", "encoder"})
+
+
+@pytest.mark.parametrize("rl_trains", ["prior", "prior+adapter", "prior+encoders"])
+def test_what_is_kept_once_a_rollout_is_the_same_in_every_batch_to_the_bit(rl_trains: str) -> None:
+    policy, look = make_policy(language_dim=384, width=64, rl_trains=rl_trains), make_observation(33)
+    look = replace(look, instruction=tuple(f"task {i % 3}" for i in range(33)))
+    whole = policy.act(look, generators(33)).rollout_inputs
+    for rows in ([0], [5, 2], list(range(0, 33, 3))):
+        part = policy.act(take(look, rows), generators(len(rows))).rollout_inputs
+        for name, array in part.items():
+            np.testing.assert_array_equal(array, whole[name][rows])
+
 
 
 def joint(policy: QuestPolicy, **density: object) -> np.ndarray:
@@ -316,7 +329,7 @@ def test_the_policy_loss_is_the_cross_entropy_of_the_encoded_tokens() -> None:
     policy, batch = make_policy(), demo_batch(6)
     loss, metrics = policy.loss(batch)
     targets = policy.autoencoder.encode(torch.from_numpy(batch.actions))
-    log_prob = policy.log_prob({"prefix": policy.prefix(batch.observation)}, targets)[0]
+    log_prob = policy.log_prob(policy.inputs(batch.observation), targets)[0]
     assert float(loss.detach()) == pytest.approx(-float(log_prob.detach().mean()), rel=1e-5)
     assert set(metrics) == {"token_loss", "token_accuracy"}
     loss.backward()

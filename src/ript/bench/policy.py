@@ -128,7 +128,8 @@ def _decisions(
         prefix = policy.prefix(look)
     generator = torch.Generator().manual_seed(0)
     sample = torch.randint(0, policy.config.codebook, (rows, policy.config.tokens), generator=generator)
-    return {"prefix": prefix[torch.arange(rows) % len(prefix)]}, sample.to(device)
+    repeated = prefix[torch.arange(rows) % len(prefix)]
+    return {"task_token": repeated[:, 0], "observation_token": repeated[:, 1]}, sample.to(device)
 
 
 # ------------------------------------------------------------------ the three things a policy does

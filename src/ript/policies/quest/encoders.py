@@ -92,10 +92,12 @@ class PrefixEncoder(nn.Module):
         return torch.cat(parts, -1)
 
     def tokens(self, features: torch.Tensor, language: torch.Tensor) -> torch.Tensor:
-        observation = self.observation(features)
-        if self.adapter is not None:
-            observation = observation + self.adapter(features)
-        return torch.stack([self.task(language), observation], 1)
+        return torch.stack([self.task(language), self.observation_token(features)], 1)
+
+    def observation_token(self, features: torch.Tensor) -> torch.Tensor:
+        """`[B, width]`."""
+        token = self.observation(features)
+        return token if self.adapter is None else token + self.adapter(features)
 
     def forward(
         self, images: Mapping[str, torch.Tensor], proprio: torch.Tensor, language: torch.Tensor

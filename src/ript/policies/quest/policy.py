@@ -152,8 +152,8 @@ class QuestPolicy(nn.Module):
         change is computed once.
         """
         x = self.inputs(observation) if isinstance(observation, Observation) else observation
-        if "prefix" in x:
-            return x["prefix"]
+        if "observation_token" in x:
+            return torch.stack([x["task_token"], x["observation_token"]], 1)
         features = x["features"] if "features" in x else self.features(x)
         return self.encoder.tokens(features, x["language"])
 
@@ -189,15 +189,30 @@ class QuestPolicy(nn.Module):
         density = kept.log_softmax(-1)
         return density.gather(-1, place)[..., 0], -(density.exp() * density).sum(-1)
 
+    def _kept(self, observation: Observation) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """What post-training cannot change of an observation, computed: of each decision, and of its whole rollout."""
+        inputs = self.inputs(observation)
+        once = {"language": inputs.pop("language")}
+        if self.config.rl_trains == "prior+encoders":
+            return inputs, once
+        features = self.features(inputs)
+        if self.config.rl_trains == "prior+adapter":
+            return {"features": features}, once
+        return {"observation_token": self.encoder.observation_token(features)}, {"task_token": self._task(observation)}
+
+    def _task(self, observation: Observation) -> torch.Tensor:
+        """Task tokens `[B, width]`. Sentence by sentence: the last digits of a product depend on its batch, and a
+        rollout has one token."""
+        tokens = {s: self.encoder.task(self.embed([s]))[0] for s in dict.fromkeys(observation.instruction)}
+        return torch.stack([tokens[s] for s in observation.instruction])
+
     @torch.no_grad()
     def act(
         self, observation: Observation, generators: Sequence[np.random.Generator], *, greedy: bool = False
     ) -> ActionChunk:
         """See `interfaces.Policy.act`. Rows may be of different tasks."""
-        inputs = self.inputs(observation)
-        if self.config.rl_trains != "prior+encoders":
-            inputs = {"features": self.features(inputs), "language": inputs["language"]}
-        prefix = self.prefix(inputs)
+        inputs, once = self._kept(observation)
+        prefix = self.prefix(inputs | once)
         uniforms = None
         if not greedy:
             if len(generators) != len(observation):
@@ -211,9 +226,6 @@ class QuestPolicy(nn.Module):
         log_prob = density.gather(-1, tokens[..., None])[..., 0]
         decoded = self.autoencoder.decode(tokens)[:, : self.config.execute]
         actions = torch.where(decoded.isinf(), torch.nan, decoded.clamp(-1, 1))  # clamped, infinity would look well
-        once = {"language": inputs.pop("language")}
-        if self.config.rl_trains == "prior":
-            inputs, once = {"prefix": prefix}, {}
         return ActionChunk(
             actions=actions.cpu().numpy(),
             sample=tokens.cpu().numpy(),
