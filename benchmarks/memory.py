@@ -1,87 +1,143 @@
-"""Memory of an iteration's rollout records, from an act of the real policy: 180 groups of 16 rollouts of 500 steps.
+"""Memory of an update beside the rollout records that it learns from, for everything that post-training may train.
 
     python benchmarks/memory.py
-    python benchmarks/memory.py --size small --groups 48 --steps 200
+    python benchmarks/memory.py --size paper --groups 40 --trained prior prior+adapter
 
-Bytes of a decision are counted from what `act` returns; the resident set is measured as records and then the update's
-batch are made. Rollouts keep what the encoders made of frames, unless post-training trains the encoders
-(`prior+encoders`, not measured here): then the frames themselves, 100 kB a decision at paper size.
+Records are made from an act of the real policy, as the recorder lays them out; every rollout has memory of its own.
+Then one epoch of the real update is run on them. Columns: bytes of a decision; the records, counted, and as the
+growth of the resident set; the largest resident set during the update above what there was before the records, less
+what an update of a single minibatch takes (weights, gradients, activations); and that in records: 1 is no copy of
+anything, 2 a second copy. Each row is measured in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import math
 import multiprocessing
+from pathlib import Path
 
 import numpy as np
-import psutil
+import torch
 
 from ript.bench.policy import _random_look, _random_policy
 from ript.core.types import ActionChunk, Group, InitialState, Rollout, Status, Task
 from ript.learn.batch import make_batch
+from ript.learn.rate import make_optimiser
+from ript.learn.update import update
+from ript.policies.quest.policy import QuestPolicy
 
 MIB = 2**20
+TRAINED = ("prior", "prior+adapter", "prior+encoders")
 
 
-def resident() -> float:
-    return psutil.Process().memory_info().rss / MIB
+def resident(what: str = "VmRSS") -> float:
+    """MiB of this process, now or at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
+
+
+def settle() -> None:
+    """Give back what is free, and forget how large the process was."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def record(chunk: ActionChunk, decisions: int, index: int) -> Rollout:
-    """A rollout of that many decisions, each with its own memory as the engine's records have."""
+    """A rollout of that many decisions."""
 
     def rows(array: np.ndarray) -> np.ndarray:
         return np.repeat(array[:1], decisions, axis=0)
 
-    sample = rows(chunk.sample)
     return Rollout(
         initial_state_id="synthetic",
         index=index,
         status=Status.SUCCESS if index % 2 else Status.FAILURE,
-        sample=sample,
-        log_prob=rows(chunk.log_prob),
-        mask=np.ones(sample.shape, bool),
-        inputs={name: rows(array) for name, array in chunk.inputs.items()},
         decisions=decisions,
         env_steps=decisions,
         policy_version=0,
+        sample=rows(chunk.sample),
+        log_prob=rows(chunk.log_prob),
+        mask=np.ones((decisions, chunk.log_prob.shape[1]), bool),
+        inputs={name: rows(array) for name, array in chunk.inputs.items()},
+        rollout_inputs={name: array[0].copy() for name, array in chunk.rollout_inputs.items()},
     )
+
+
+def decision_bytes(rollout: Rollout) -> float:
+    """Of a rollout's records."""
+    arrays = [rollout.sample, rollout.log_prob, rollout.mask, *(rollout.inputs or {}).values()]
+    once = sum(array.nbytes for array in (rollout.rollout_inputs or {}).values())
+    return (once + sum(array.nbytes for array in arrays if array is not None)) / rollout.decisions
+
+
+def made(chunk: ActionChunk, groups: int, size: int, decisions: int) -> list[Group]:
+    task = Task(suite="none", name="none", instruction="", index=0, horizon=decisions)
+    state = InitialState(task=task, state=np.zeros(1), origin="sampled")
+    return [
+        Group(initial_state=state, rollouts=tuple(record(chunk, decisions, i) for i in range(size)))
+        for _ in range(groups)
+    ]
+
+
+def peak(policy: QuestPolicy, optimiser: torch.optim.Optimizer, groups: list[Group], minibatch: int) -> float:
+    """The largest resident set while the policy learns from the groups for an epoch, MiB."""
+    settle()
+    generator = torch.Generator().manual_seed(0)
+    batch = make_batch(groups)
+    update(policy, optimiser, batch, epochs=1, generator=generator, minibatch_decisions=minibatch)
+    return resident("VmHWM")
 
 
 def measure(args: argparse.Namespace, trained: str) -> None:
     """Print a row."""
-    policy = _random_policy(args.size).configured(rl_trains=trained)
-    chunk = policy.act(_random_look(policy, 2), [np.random.default_rng(i) for i in range(2)])
+    torch.set_num_threads(1)
+    policy = _random_policy(args.size)
+    look, generators = _random_look(policy, 64), [np.random.default_rng(i) for i in range(64)]
+    policy = policy.configured(rl_trains=trained)
+    if trained == "prior+adapter":
+        seen = policy.act(look, generators)
+        inputs = {name: torch.from_numpy(array) for name, array in {**seen.inputs, **seen.rollout_inputs}.items()}
+        policy = policy.with_adapter(inputs)
+    chunk = policy.act(look, generators)
     decisions = math.ceil(args.steps / policy.config.execute)
-    one = record(chunk, 1, 0)
-    arrays = [one.sample, one.log_prob, one.mask, *(one.inputs or {}).values()]
-    size = sum(array.nbytes for array in arrays if array is not None)
-    task = Task(suite="none", name="none", instruction="", index=0, horizon=args.steps)
-    state = InitialState(task=task, state=np.zeros(1), origin="synthetic")
-    before = resident()
-    groups = [
-        Group(initial_state=state, rollouts=tuple(record(chunk, decisions, i) for i in range(args.group_size)))
-        for _ in range(args.groups)
-    ]
-    records = resident() - before
-    batch = make_batch(groups)
-    both = resident() - before
-    assert len(batch) == args.groups * args.group_size * decisions
-    counted = size * len(batch) / MIB
-    print(f"| {trained} | {size:,} | {counted:,.0f} MiB | {records:,.0f} MiB | {both:,.0f} MiB |", flush=True)
+    optimiser = make_optimiser(policy, learning_rate=0.0)  # weights that stay, as records of theirs do
+    few = made(chunk, math.ceil(args.minibatch / (args.group_size * decisions)), args.group_size, decisions)
+    peak(policy, optimiser, few, args.minibatch)  # once, so that all is there that stays
+    settle()
+    started = resident()
+    alone = peak(policy, optimiser, few, args.minibatch) - started
+    del few
+    settle()
+    started = resident()
+    groups = made(chunk, args.groups, args.group_size, decisions)
+    settle()
+    records = resident() - started
+    most = peak(policy, optimiser, groups, args.minibatch) - started - alone
+    size = decision_bytes(groups[0].rollouts[0])
+    counted = size * args.groups * args.group_size * decisions / MIB
+    print(
+        f"| {args.size}, {trained} | {size:,.0f} | {counted:,.0f} MiB | {records:,.0f} MiB | {most:,.0f} MiB | "
+        f"{most / records:.2f} |",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="paper")
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--trained", nargs="+", choices=TRAINED, default=TRAINED)
     parser.add_argument("--groups", type=int, default=180)
     parser.add_argument("--group-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--minibatch", type=int, default=512, help="decisions of an optimiser step")
     args = parser.parse_args()
-    print("| post-training updates | bytes a decision | records counted | records | with the update's batch |")
-    print("|---|---|---|---|---|", flush=True)
-    for trained in ("prior", "prior+adapter"):  # each in a process of its own: freed memory would be used again
+    print("| size, what is trained | bytes a decision | records counted | records | update, at most | in records |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for trained in args.trained:
         process = multiprocessing.get_context("spawn").Process(target=measure, args=(args, trained))
         process.start()
         process.join()

@@ -72,7 +72,6 @@ def test_what_is_kept_once_a_rollout_is_the_same_in_every_batch_to_the_bit(rl_tr
             np.testing.assert_array_equal(array, whole[name][rows])
 
 
-
 def joint(policy: QuestPolicy, **density: object) -> np.ndarray:
     """Probability of every pair under a density, `[81]`, for the first observation."""
     other = policy.configured(**density)
