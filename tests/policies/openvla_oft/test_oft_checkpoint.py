@@ -339,6 +339,24 @@ def test_a_policy_whose_base_is_gone_or_another_says_so(folder, tmp_path):
         load(tmp_path / "saved")
 
 
+def test_a_base_on_the_hub_is_referred_to_by_its_commit(folder, tmp_path, monkeypatch):
+    asked = []
+    commit = tmp_path / ("c" * 40)
+    folder.rename(commit)
+
+    def snapshot_download(repository, revision=None):
+        asked.append((repository, revision))
+        return str(commit)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    policy = load("hf://someone/openvla")
+    assert (policy.config.base.name, policy.config.base.revision) == ("hf://someone/openvla", "c" * 40)
+    policy.save_pretrained(tmp_path / "saved")
+    asked.clear()
+    assert load(tmp_path / "saved") == policy
+    assert asked == [("someone/openvla", "c" * 40)]
+
+
 def test_saving_into_a_base_is_refused(folder):
     with pytest.raises(PolicyError, match="holds more than a policy"):
         load(folder).save_pretrained(folder)
