@@ -122,18 +122,25 @@ def encoded(image: np.ndarray, *, turn: bool = True) -> bytes:
 
 
 def decoded(jpeg: bytes) -> np.ndarray:
-    """uint8 `[h, w, 3]`.
+    """uint8 `[h, w, 3]`, by the fast integer transform: Pillow's decoder differs by up to 16.
 
     Raises:
-        DependencyMissing: `simplejpeg` is not installed. Pillow's decoder is not the same: it differs by up to 16.
+        DependencyMissing: `simplejpeg` is not installed.
     """
+    require_decoder()
+    import simplejpeg
+
+    return simplejpeg.decode_jpeg(jpeg, "RGB", fastdct=True, fastupsample=False)
+
+
+def require_decoder() -> None:
+    """Raise `DependencyMissing` unless frames can go through JPEG as published policies' do."""
     try:
-        import simplejpeg
+        import simplejpeg  # noqa: F401
     except ImportError as error:
         raise DependencyMissing(
             "OpenVLA-OFT's pictures need the package simplejpeg: `pip install 'ript[openvla]'`"
         ) from error
-    return simplejpeg.decode_jpeg(jpeg, "RGB", fastdct=True, fastupsample=False)
 
 
 # ------------------------------------------------------------------ resizing
