@@ -65,3 +65,17 @@ def test_nothing_heavy_is_imported_with_the_registry():
         "import sys, ript.sims.registry; print([m for m in ('mujoco', 'metaworld', 'gymnasium') if m in sys.modules])"
     )
     assert run(code).stdout == "[]\n"
+
+
+GYM = """
+import gymnasium.envs.mujoco
+from ript.sims.registry import make_simulator
+with make_simulator("gym/InvertedPendulum-v5", success="reward>=1") as simulator:
+    picture = simulator.reset(simulator.initial_states(1)[0]).images["default"]
+    print("renders", picture.max() > 0)
+"""
+
+
+def test_a_gymnasium_environment_renders_without_a_window_system_although_mujoco_was_imported_before():
+    done = run(GYM, DISPLAY="", WAYLAND_DISPLAY="")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "renders True\n", ""), done

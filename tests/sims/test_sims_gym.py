@@ -44,11 +44,12 @@ def test_an_environment_keeps_the_contract_and_goes_the_way_of_a_new_one(name):
 
 
 @pytest.mark.parametrize("name", ["FetchReach-v4", "FetchPush-v4", "FetchPickAndPlace-v4", "FetchSlide-v4"])
-def test_fetch_keeps_the_contract_with_physics_for_a_state(name):
+def test_fetch_keeps_the_contract_with_physics_for_a_state_and_has_views_of_its_own(name):
     pytest.importorskip("gymnasium_robotics")
     with GymSimulator(name) as simulator:
         assert simulator.exact == ""
-    assert check_simulator(lambda: GymSimulator(name), steps=15) == list(CHECKS)
+    found = check_simulator(lambda: GymSimulator(name, cameras=("front", "side"), image_size=32), steps=15)
+    assert found == list(CHECKS)
 
 
 def test_an_environment_that_ends_by_itself_is_over_then():
@@ -398,8 +399,11 @@ def test_a_simulator_that_cannot_be_made_leaves_nothing_behind():
 
 
 def test_views_are_read_as_they_are_written():
-    assert cameras.named_views(["a=0 -1.5 2. to 0 0 0 fovy 30", "above"]) == {
+    known = {"front": "2 0 1 to 1 0 0"}
+    assert cameras.named_views(["a=0 -1.5 2. to 0 0 0 fovy 30", "above", "front", "b=front"], known) == {
         "a": "0 -1.5 2. to 0 0 0 fovy 30",
         "above": "above",
+        "front": "2 0 1 to 1 0 0",
+        "b": "2 0 1 to 1 0 0",
     }
     assert gymnasium.registry  # the tests above registered what they use

@@ -7,6 +7,7 @@ A word is NAME=VIEW, or VIEW alone, which then is the name too. A view is one of
     1.9 0.75 0.9 to 1.3 0.75 0.4  a free view of a MuJoCo model: place and point looked at, metres; `fovy 30` after it
     render                        the picture of the environment's own render(), uint8 [h, w, 3]
     pixels                        a key of the observation that is a picture
+    front                         a view of `tasks.VIEWS`
 """
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ _NUMBER = r"(-?\d+(?:\.\d*)?)"
 _FREE = re.compile(rf"{_NUMBER} {_NUMBER} {_NUMBER} to {_NUMBER} {_NUMBER} {_NUMBER}(?: fovy {_NUMBER})?")
 
 
-def named_views(words: Collection[str]) -> dict[str, str]:
-    """Camera name -> view, as they are written.
+def named_views(words: Collection[str], known: Mapping[str, str]) -> dict[str, str]:
+    """Camera name -> view.
+
+    Args:
+        words: as they are written.
+        known: the task's own views by name -> as they would be written.
 
     Raises:
         ConfigError: none, or one name for two.
@@ -41,7 +46,7 @@ def named_views(words: Collection[str]) -> dict[str, str]:
             raise ConfigError(f"sim.cameras: {name} is named twice")
         if not name or (_FREE.fullmatch(name) and not view):
             raise ConfigError(f"sim.cameras: {word!r} has no name: write NAME={word}")
-        views[name] = view or name
+        views[name] = known.get(view or name, view or name)
     if not views:
         raise ConfigError("sim.cameras: a policy needs at least one camera")
     return views

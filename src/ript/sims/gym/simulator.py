@@ -20,7 +20,7 @@ from ript.sims.gym.environment import taken as numbers_of
 from ript.sims.gym.instances import SHELF, Environment, OwnInstance, Request, SharedInstance, States
 from ript.sims.gym.numbers import numbers
 from ript.sims.gym.pictures import Meshes, ModelPictures, checked, resized
-from ript.sims.gym.tasks import NAME, task_of
+from ript.sims.gym.tasks import NAME, VIEWS, task_of
 from ript.sims.mujoco import gl
 from ript.sims.mujoco.rendering import CameraView, image_shape
 from ript.sims.sequences import numbers as seeds_of
@@ -83,7 +83,8 @@ class GymSimulator:
         self.seconds = {"simulate": 0.0, "render": 0.0}
         self._success = Success(self.task.key, success)
         self._size, self._meshes, self._repeat = image_shape(image_size), meshes, repeat
-        request = Request(task_name, arguments, tuple(named_views(cameras).items()), states, rebuild)
+        views = named_views(cameras, VIEWS.get(task_name, {}))
+        request = Request(task_name, arguments, tuple(views.items()), states, rebuild)
         self._environment, self._let_go = SHELF.take(request, lambda: Environment(request), self)
         try:
             self._success(*self._environment.first_step)

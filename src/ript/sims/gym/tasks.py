@@ -16,6 +16,20 @@ KNOWN: dict[str, tuple[str, int]] = {
     "FetchPickAndPlace-v4": ("Pick up the block and bring it to the red target.", 50),
 }
 """Id -> (instruction, horizon)."""
+_TABLE = {
+    "front": "2.15 0.75 0.95 to 1.33 0.75 0.5 fovy 36",
+    "side": "1.35 0 0.65 to 1.35 0.75 0.5 fovy 40",
+}
+VIEWS: dict[str, dict[str, str]] = {
+    "FetchReach-v4": _TABLE,
+    "FetchPush-v4": _TABLE,
+    "FetchPickAndPlace-v4": _TABLE,
+    "FetchSlide-v4": {
+        "front": "2.75 0.75 1.4 to 1.4 0.75 0.4 fovy 40",
+        "side": "1.45 -0.55 1 to 1.45 0.75 0.35 fovy 50",
+    },
+}
+"""Id -> views by name, beside those of `cameras`: closer than the environment's own."""
 
 
 def known_tasks() -> tuple[Task, ...]:
