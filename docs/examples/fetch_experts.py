@@ -43,6 +43,21 @@ def push(simulator: Any, generator: np.random.Generator) -> np.ndarray:
     return _go(np.array([*away, height - hand[2]]))
 
 
-def _go(displacement: np.ndarray) -> np.ndarray:
+def pick_and_place(simulator: Any, generator: np.random.Generator) -> np.ndarray:
+    """Above the block with an open gripper, down, close it, and carry the block to the target."""
+    seen = simulator.observation
+    hand, block, goal = seen["observation"][:3], seen["achieved_goal"], seen["desired_goal"]
+    rest, opening = block - hand, seen["observation"][9:11].sum()
+    beside = np.linalg.norm(rest[:2])
+    if np.linalg.norm(rest) < 0.03 and opening < 0.055:
+        return _go((goal - block) / 2, grip=-1)
+    if np.linalg.norm(rest) < 0.02:
+        return _go(rest, grip=-1)
+    if beside < 0.015:
+        return _go(rest, grip=1)
+    return _go(rest + [0, 0, 0.08], grip=1)
+
+
+def _go(displacement: np.ndarray, grip: float = 0.0) -> np.ndarray:
     """The action that moves the hand this far, or in this direction: float32 `[4]`."""
-    return np.array([*np.clip(displacement / REACH, -1, 1), 0], np.float32)
+    return np.array([*np.clip(displacement / REACH, -1, 1), grip], np.float32)

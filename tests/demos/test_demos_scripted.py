@@ -124,7 +124,10 @@ def test_what_an_expert_does_wrong_has_an_address(experts, name, message):
         collected(name, experts / "a.hdf5")
 
 
-@pytest.mark.parametrize(("expert", "task"), [("reach", "FetchReach-v4"), ("push", "FetchPush-v4")])
+@pytest.mark.parametrize(
+    ("expert", "task"),
+    [("reach", "FetchReach-v4"), ("push", "FetchPush-v4"), ("pick_and_place", "FetchPickAndPlace-v4")],
+)
 def test_the_experts_for_fetch_that_the_pages_show_solve_their_tasks(expert, task, tmp_path, monkeypatch):
     pytest.importorskip("gymnasium_robotics")
     monkeypatch.chdir(EXAMPLES)
