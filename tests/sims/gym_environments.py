@@ -105,12 +105,34 @@ class Point(MujocoEnv):
         mujoco.mj_forward(self.model, self.data)
 
 
-class HeavyPoint(Point):
-    """Draws how heavy the ball is at each reset: a change in the model."""
+class StickyPoint(Point):
+    """Draws how much the joints brake at each reset: a change in the model."""
 
     def reset_model(self) -> np.ndarray:
-        self.model.body("point").mass[:] = self.np_random.uniform(0.5, 2)
+        self.model.dof_damping[:] = self.np_random.uniform(1, 4)
         return super().reset_model()
+
+
+class TiringPoint(Point):
+    """Brakes more with each step: a change in the model within an episode."""
+
+    def reset_model(self) -> np.ndarray:
+        self.model.dof_damping[:] = 1
+        return super().reset_model()
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        self.model.dof_damping[:] *= 1.1
+        return super().step(action)
+
+
+class SecretPoint(Point):
+    """Counts where no instance can be asked for it."""
+
+    secret: ClassVar = [0]
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        self.secret[0] += 1
+        return super().step(action * (1 + 0.001 * self.secret[0]))
 
 
 class NoisyPoint(Point):
@@ -150,6 +172,18 @@ class Restless(Dot):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         super().reset(seed=seed)
         self.place = np.random.default_rng().uniform(-1, 1, 2)
+        return self._see(), {}
+
+
+class Counting(Dot):
+    """Each reset is a little different from the one before."""
+
+    resets = 0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.resets += 1
+        self.place = self.place * 0.9 + 0.01 * (self.resets % 10)
         return self._see(), {}
 
 
@@ -234,7 +268,22 @@ class Pixels(Dot):
 
 
 for kind in (
-    *(Dot, Point, HeavyPoint, NoisyPoint, HiddenPoint, Restless, Leaky, Discrete, Unbounded, Silent, Blind, Bright),
+    *(
+        Dot,
+        Point,
+        StickyPoint,
+        TiringPoint,
+        SecretPoint,
+        NoisyPoint,
+        HiddenPoint,
+        Restless,
+        Leaky,
+        Discrete,
+        Unbounded,
+        Silent,
+        Blind,
+        Bright,
+    ),
     *(NoRender, Breaks, Solved, Falls, Pixels),
 ):
     gymnasium.register(f"{kind.__name__}-v0", entry_point=kind, max_episode_steps=30)

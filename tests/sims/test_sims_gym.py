@@ -38,7 +38,7 @@ def nothing_is_left_on_the_shelf():
 # ------------------------------------------------------------------------------------------------------ the contract
 
 
-@pytest.mark.parametrize("name", ["Dot", "Point", "HeavyPoint", "NoisyPoint", "Pixels"])
+@pytest.mark.parametrize("name", ["Dot", "Point", "StickyPoint", "TiringPoint", "NoisyPoint", "Pixels"])
 def test_an_environment_keeps_the_contract_and_goes_the_way_of_a_new_one(name):
     assert check(name) == list(CHECKS)
 
@@ -65,7 +65,9 @@ def test_an_environment_that_ends_by_itself_is_over_then():
     [
         ("Dot", "not a MuJoCo environment"),
         ("HiddenPoint", "attribute 'hidden' holds a builtins.range_iterator"),
+        ("SecretPoint", "put into the state after a reset, it shows something else at step 1"),
         ("Point", ""),
+        ("TiringPoint", ""),
         ("NoisyPoint", ""),
     ],
 )
@@ -95,6 +97,13 @@ def test_a_leak_is_found_by_the_check_and_mended_by_building_anew():
     assert check("Leaky", rebuild=True) == list(CHECKS)
 
 
+def test_resets_that_are_not_alike_are_an_error_and_mended_by_building_anew():
+    with made("Counting") as simulator, pytest.raises(SimulatorError, match=r"--sim\.rebuild=true"):
+        for state in simulator.initial_states(3):
+            simulator.reset(state)
+    assert check("Counting", rebuild=True) == list(CHECKS)
+
+
 def test_instances_share_one_model_and_one_renderer():
     with made("Point") as a, made("Point") as b:
         assert len(SHELF) == 1
@@ -106,11 +115,11 @@ def test_instances_share_one_model_and_one_renderer():
 
 
 def test_a_state_puts_what_was_drawn_back_into_the_model():
-    with made("HeavyPoint") as a, made("HeavyPoint") as b:
+    with made("StickyPoint") as a, made("StickyPoint") as b:
         first, second = a.initial_states(2)
         a.reset(first), b.reset(second)
-        heavy = [simulator.env.model.body("point").mass[0] for simulator in (a, b, a)]
-        assert heavy[0] == heavy[2] != heavy[1]
+        brakes = [simulator.env.model.dof_damping[0] for simulator in (a, b, a)]
+        assert brakes[0] == brakes[2] != brakes[1]
 
 
 def test_the_goal_that_is_shown_by_a_callback_is_in_the_picture_and_physics_is_left_alone():
@@ -246,6 +255,16 @@ def test_a_picture_in_another_size_holds_the_means_of_what_it_covers():
     assert np.array_equal(halved, np.rint(picture.reshape(3, 2, 3, 3, 3).mean(axis=(1, 3), dtype=np.float64)))
     assert np.array_equal(pictures.resized(picture, (12, 18)), picture.repeat(2, 0).repeat(2, 1))
     assert pictures.resized(picture, (4, 5)).shape == (4, 5, 3)
+
+
+def test_what_changes_in_a_model_is_drawn_and_what_changes_back_too():
+    with made("Point", cameras=("above",)) as simulator:
+        first = simulator.reset(simulator.initial_states(1)[0]).images["above"]
+        ball = simulator.env.model.geom(1).rgba
+        ball[:3] = (0, 0, 1)
+        blue = simulator.observe().images["above"]
+        ball[:3] = 1
+        assert np.array_equal(first, simulator.observe().images["above"]) and not np.array_equal(first, blue)
 
 
 def test_boxes_stand_where_meshes_are():
