@@ -267,24 +267,6 @@ class Pixels(Dot):
         return {"pixels": self.render(), "agent_pos": self.place.astype(np.float32)}
 
 
-for kind in (
-    *(
-        Dot,
-        Point,
-        StickyPoint,
-        TiringPoint,
-        SecretPoint,
-        NoisyPoint,
-        HiddenPoint,
-        Restless,
-        Leaky,
-        Discrete,
-        Unbounded,
-        Silent,
-        Blind,
-        Bright,
-    ),
-    *(NoRender, Breaks, Solved, Falls, Pixels),
-):
+for kind in [Dot, Point, *Dot.__subclasses__(), *Point.__subclasses__()]:
     gymnasium.register(f"{kind.__name__}-v0", entry_point=kind, max_episode_steps=30)
 gymnasium.register("Endless-v0", entry_point=Dot)
