@@ -22,6 +22,7 @@ from ript.cli.main import make_parser
 from ript.config import overrides
 from ript.config.sections import Config
 from ript.core.options import replace
+from ript.core.registry import suites
 from ript.rollout.stream import ErrorLimit
 from ript.run.rl_progress import PATIENCE, TRIED
 
@@ -175,6 +176,12 @@ def code_of(page: Path) -> list[str]:
     return re.findall(r"`([^`\n]+)`", text) + re.findall(r"^ {4}(.*)$", text, re.MULTILINE) + fenced.splitlines()
 
 
+def settings() -> set[str]:
+    """Dotted names of all settings, those of every suite among them."""
+    own = {f"sim.{name}" for suite in suites.all()[0].values() for name in suite.options.model_fields}
+    return {*overrides.fields(Config()), *own}
+
+
 def command_options(words: list[str]) -> tuple[str, set[str]]:
     """(the command that the words name, the options it takes)."""
     parser, named = make_parser(), ["ript"]
@@ -187,7 +194,7 @@ def command_options(words: list[str]) -> tuple[str, set[str]]:
         named.append(words.pop(0))
     options = {option for action in parser._actions for option in action.option_strings}
     if parser.get_default("overrides"):
-        options |= {f"--{name}" for name in [*overrides.fields(Config()), *overrides.SHORT]}
+        options |= {f"--{name}" for name in [*settings(), *overrides.SHORT]}
     return " ".join(named), options
 
 
@@ -206,7 +213,7 @@ def test_commands_and_options_that_a_page_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_fields_that_a_page_names_exist(page: Path) -> None:
-    known = overrides.fields(Config())
+    known = settings()
     sections = {name.partition(".")[0] for name in known if "." in name}
     for code in re.findall(r"`(?:--)?([a-z]+\.[a-z_]+)(?:=[^`]*)?`", page.read_text()):
         if code.partition(".")[0] in sections and not code.endswith((".py", ".json", ".md")):

@@ -24,6 +24,7 @@ from ript.core.registry import kinds, suites
 from ript.core.types import InitialState, SimulatorSpec, Split, Task
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
+from ript.demos.scripted import with_expert
 from ript.policies import folder as policy_folder
 from ript.policies import hub
 from ript.policies.quest.config import chunk_and_execute as chunk_and_execute
@@ -45,6 +46,16 @@ def simulator_factory(sim: SimOptions) -> SimulatorFactory:
     if suite.spec is not None:
         suite.spec(sim)  # here already, not once in each worker: it names an unknown camera
     return functools.partial(suite.make, options=sim)
+
+
+def demonstrator_factory(config: Config) -> SimulatorFactory:
+    """Task key -> a simulator with the expert that `demos.expert` names, or as it is.
+
+    Raises:
+        ConfigError, UnknownNameError: there is no such expert, suite or camera.
+    """
+    factory, expert = simulator_factory(config.sim), config.demos.expert
+    return with_expert(factory, expert) if expert else factory
 
 
 def sim_options_of(policy: PostTrainable, horizon: int = 0) -> SimOptions:

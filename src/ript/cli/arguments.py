@@ -21,7 +21,23 @@ def given_fields(args: Namespace) -> dict[str, list[str]]:
     for name, value in vars(args).items():
         if name.startswith("field_") and value is not None:
             given[name.removeprefix("field_")] = value if isinstance(value, list) else [value]
-    return {overrides.SHORT.get(name, name): words for name, words in given.items()}
+    given = {overrides.SHORT.get(name, name): words for name, words in given.items()}
+    return _suite_of_tasks([*given.get("tasks", []), *(getattr(args, "tasks", None) or [])]) | given
+
+
+def _suite_of_tasks(words: Sequence[str]) -> dict[str, list[str]]:
+    """The suite that tasks name, "gym/FetchReach-v4", as a setting; nothing where they name none.
+
+    Raises:
+        ConfigError: they name several.
+    """
+    from ript.core.registry import suites
+
+    parts = [part.strip() for word in words for part in word.split(",")]
+    named = {part.partition("/")[0] for part in parts if "/" in part} & set(suites.names())
+    if len(named) > 1:
+        raise ConfigError(f"tasks of several suites ({', '.join(sorted(named))}): name those of one")
+    return {"sim.suite": [*named]} if named else {}
 
 
 def configure(args: Namespace) -> Config:

@@ -133,7 +133,7 @@ def check(args: Namespace) -> Answer:
 
 
 def demos_collect(args: Namespace) -> Answer:
-    from ript.build import simulator_factory
+    from ript.build import demonstrator_factory
     from ript.studies.bases import collect
 
     given = given_fields(args)
@@ -148,7 +148,7 @@ def demos_collect(args: Namespace) -> Answer:
         raise ConfigError(f"--per-task must be at least 1, got {args.per_task}")
     with saying_what_is_kept(f"{args.out} was not written; run the command again"):
         made = collect(
-            simulator_factory(config.sim),
+            demonstrator_factory(config),
             keys,
             args.per_task,
             args.out,

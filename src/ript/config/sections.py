@@ -49,6 +49,10 @@ class DemoConfig(Settings):
         ge=1,
         description="Environment steps between looks.",
     )
+    expert: str = Field(
+        "",
+        description="Who demonstrates, MODULE:FUNCTION of your own, such as my_file:reach; empty: the suite's expert.",
+    )
 
 
 class RolloutConfig(Settings):

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ript.config import recipes
-from ript.config.sections import Config
+from ript.config.sections import Config, sim_options
 from ript.core.errors import ConfigError
 from ript.core.hooks import made_with
 from ript.core.options import replace
@@ -29,7 +29,7 @@ _BUILT = tuple(f"policy.{name}" for name in BUILT)
 _RUN = ("recipe", "tasks", "seed", "sim.")
 USED: dict[str, tuple[str, ...]] = {
     "check": ("sim.",),
-    "demos collect": ("sim.", "demos.noise", "demos.every", "rollout.workers"),
+    "demos collect": ("sim.", "demos.noise", "demos.every", "demos.expert", "rollout.workers"),
     "sft": (*_RUN, "device", "tracker", *_BUILT, "sft."),
     "rl": (*_RUN, "device", "tracker", "iterations", "stop_at", "policy.", "rollout.", "sampling.", "learn.", "eval."),
     "bench rollout": (*_RUN, *_BUILT, "rollout."),
@@ -38,6 +38,8 @@ USED: dict[str, tuple[str, ...]] = {
 """Command -> the settings that it uses, or the sections; those that are not here use all of them."""
 
 _BUT: dict[str, tuple[str, ...]] = {
+    "quickstart": ("demos.expert",),  # keeps what it made, and would not see that a file of a user's own changed
+    "study": ("demos.expert",),
     "bench rollout": ("policy.privileged", "policy.standardise"),  # without demonstrations
     "bench update": ("sampling.horizon_margin", "learn.adapt_kl"),  # act on the next iteration
 }
@@ -94,6 +96,9 @@ def asked_for(config: Config, given: Iterable[str] = ()) -> set[str]:
     """
     plain = recipes.get(config.recipe) if config.recipe in recipes.RECIPES else Config()
     before, missing = leaves(plain.to_json()), object()
+    if config.sim.suite != plain.sim.suite:  # whoever wants another suite wants its settings as they come
+        defaults = sim_options(config.sim.suite).to_json()
+        before |= {f"sim.{name}": value for name, value in defaults.items() if name != "suite"}
     return set(given) | {name for name, value in leaves(config.to_json()).items() if value != before.get(name, missing)}
 
 

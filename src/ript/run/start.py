@@ -20,14 +20,15 @@ from ript.build import (
     load_policy,
     make_policy,
     origin_of,
+    sim_options_of,
     some_task_keys,
 )
 from ript.config.sections import Config
 from ript.core import hooks
-from ript.core.errors import ConfigError, RunError, SimulatorError
+from ript.core.errors import ConfigError, PolicyError, RunError, SimulatorError
 from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable
-from ript.core.options import replace
+from ript.core.options import SimOptions, replace
 from ript.core.registry import suites
 from ript.evaluate import own_decisions
 from ript.policies.quest.stages import babble
@@ -145,7 +146,7 @@ def protocol(config: Config, policy: PostTrainable | None, asked: Collection[str
     Raises:
         ConfigError: a horizon of practice was asked for beyond that of the simulators.
     """
-    config = config if policy is None else measured(config, policy, asked)
+    config = config if policy is None else measured(_seen(config, policy, asked), policy, asked)
     longest = max(horizons(config.sim, some_task_keys(config)).values())
     if config.sampling.horizon <= longest:
         return config
@@ -155,6 +156,18 @@ def protocol(config: Config, policy: PostTrainable | None, asked: Collection[str
             "(sim.horizon); lower the one or raise the other"
         )
     return replace(config, sampling=replace(config.sampling, horizon=0))
+
+
+def _seen(config: Config, policy: PostTrainable, asked: Collection[str]) -> Config:
+    """The configuration with the simulator settings that the policy was trained with, but for those asked for."""
+    if policy.simulator.suite != config.sim.suite:
+        return config  # which the policy does not fit, and says so
+    try:
+        own = sim_options_of(policy).values()
+    except PolicyError:  # the suite's simulators do not show that
+        return config
+    changes = {name: own[name] for name in own if name not in SimOptions.model_fields and f"sim.{name}" not in asked}
+    return replace(config, sim=config.sim.replaced(**changes))
 
 
 def beginning(plan: Plan, contexts: Contexts) -> tuple[Config, PostTrainable]:

@@ -1,0 +1,75 @@
+"""A Gymnasium environment of a user's own, from the command line alone: the page's file and the page's commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from ript.cli.main import main
+from ript.demos.demo_set import open_demos
+
+PAGE = (Path(__file__).parents[1] / "docs" / "adding_a_simulator.md").read_text()
+SECTION = PAGE.partition("### An environment of your own")[2].partition("\n### ")[0]
+
+
+def commands() -> list[list[str]]:
+    """What the section tells to type."""
+    lines = re.sub(r"\\\n\s+", "", SECTION)
+    return [shlex.split(line) for line in re.findall(r"^    \$ ript (.*)$", lines, re.MULTILINE)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """One with the page's file, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (code,) = re.findall(r"^```python\n(# cart\.py\n.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
+    Path("cart.py").write_text(code)
+    yield tmp_path
+    sys.modules.pop("cart", None)
+
+
+@pytest.mark.timeout(240)
+def test_the_pages_environment_is_checked_demonstrated_learned_and_practised_in(folder, capsys):
+    check, collect, sft, rl = commands()
+    assert main([*check, "--states", "3"]) == 0
+    assert capsys.readouterr().out.endswith("sound: 11 of 11 checks that apply hold\n")
+
+    assert main(collect) == 0
+    demos = open_demos("cart.hdf5")
+    assert len(demos) == 4 and demos.spec.render["proprio"] == ["cart"]
+    assert main(["demos", "verify", "cart.hdf5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.partition("written to cart.hdf5\n")[2])["exact"] == 4
+
+    few = [f"--sft.{stage}_steps=4" for stage in ("autoencoder", "policy", "finetune")]
+    assert main([*sft, *few]) == 0
+    short = ["--iterations", "1", "--eval.trials=2", "--eval.every=0", "--eval.videos=1"]
+    short += ["--sampling.group_size=4", "--sampling.groups=4", "--sampling.max_attempts=8"]
+    capsys.readouterr()
+    assert main([*rl, *short, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["iterations"] == 1
+    assert main(["eval", "--policy", "runs/rl/policy", "--tasks", "gym/cart:Cart-v0", "--trials", "2"]) == 0
+    assert list(Path("runs/rl/videos/before").iterdir())
+
+
+def test_tasks_of_two_suites_are_refused(folder, capsys):
+    words = ["demos", "collect", "--tasks", "gym/cart:Cart-v0", "toy/reach", "--per-task", "1", "--out", "x.hdf5"]
+    assert main(words) == 2
+    assert "tasks of several suites (gym, toy)" in capsys.readouterr().err
+
+
+def test_an_expert_that_is_not_there_is_named_before_anything_is_made(folder, capsys):
+    collect = [word.replace("cart:expert", "cart:exprt") for word in commands()[1]]
+    assert main(collect) == 2
+    assert "did you mean expert" in capsys.readouterr().err and not Path("cart.hdf5").exists()
+
+
+def test_an_expert_has_no_effect_where_demonstrations_are_kept_in_a_cache(folder, capsys):
+    assert main(["quickstart", "--demos.expert=cart:expert"]) == 2
+    assert "demos.expert has no effect in `ript quickstart`" in capsys.readouterr().err
