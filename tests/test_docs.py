@@ -84,6 +84,29 @@ def test_the_example_of_a_simulator_keeps_the_contract_and_is_practised_in(tmp_p
     assert "all 1 iterations done" in printed
 
 
+def test_the_simulator_of_the_page_is_found_through_an_entry_point(tmp_path: Path) -> None:
+    """As the page says: a package with an entry point, and the command knows the suite."""
+    text = (DOCS / "adding_a_simulator.md").read_text()
+    (point,) = re.findall(
+        r'^    \[project\.entry-points\."(ript\.suites)"\]\n    (slider = )"(.*)"$', text, re.MULTILINE
+    )
+    (tmp_path / "slider.py").write_text(example_files("adding_a_simulator.md")["slider.py"])
+    info = tmp_path / "slider-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slider\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[{}]\n{}{}\n".format(*point))
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    for words, says in (("tasks slider", "slider/stop-at-mark"), ("check slider/stop-at-mark --states 3", "\nsound: ")):
+        done = subprocess.run(
+            [sys.executable, "-m", "ript", *words.split()],
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0 and says in done.stdout, done.stderr
+
+
 # ---------------------------------------------------------------------------------------------- what a run writes
 
 
