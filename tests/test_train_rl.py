@@ -729,9 +729,18 @@ def test_learning_from_another_density_than_the_one_that_acted_is_refused(
 def test_a_run_needs_a_task_and_a_policy_that_fits(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no task to practise on"):
         run(tmp_path / "run", toy_config(tasks=()))
-    with pytest.raises(PolicyError, match=r"expected \{'top': \(8, 8\)\}, got \{'top': \(16, 16\)\}"):
-        run(tmp_path / "run", toy_config(sim={"image_size": 16}), lively_policy(toy_config()))
+    with pytest.raises(PolicyError, match=r"expected \{'top': \(8, 8\)\}, got \{'top': \(24, 24\)\}"):
+        run(tmp_path / "run", toy_config(sim={"image_size": 24}), lively_policy(toy_config()))
     assert not (tmp_path / "run").exists()
+
+
+def test_practice_sees_what_its_policy_was_trained_on_unless_somebody_asks_for_something_else(tmp_path: Path) -> None:
+    policy = lively_policy(toy_config())
+    config = toy_config(iterations=0, sim={"image_size": 16})  # as in the recipe, so nobody asked for it
+    run(tmp_path / "run", config, policy)
+    assert read_config(tmp_path / "run")["config"]["recipe_config"]["sim"]["image_size"] == 8
+    with pytest.raises(PolicyError, match="24"):
+        run(tmp_path / "other", toy_config(iterations=0, sim={"image_size": 24}), policy)
 
 
 def test_a_place_that_cannot_be_used_is_refused_before_the_policy_is_measured(

@@ -55,7 +55,7 @@ def pick_and_place(simulator: Any, generator: np.random.Generator) -> np.ndarray
         return _go(rest, grip=-1)
     if beside < 0.015:
         return _go(rest, grip=1)
-    return _go(rest + [0, 0, 0.08], grip=1)
+    return _go(rest + np.array([0, 0, 0.08]), grip=1)
 
 
 def _go(displacement: np.ndarray, grip: float = 0.0) -> np.ndarray:
