@@ -41,7 +41,7 @@ from ript.rollout.sampling import Collection, collect_groups
 from ript.run import measure as measuring
 from ript.run import start as starting
 from ript.run.checkpoint import list_checkpoints, read_checkpoint
-from ript.run.folder import RunFolder, read_rows
+from ript.run.folder import RunFolder, read_config, read_rows
 from ript.sims.toy import simulator as toy
 from ript.sims.toy.simulator import ToySimulator
 from ript.train_rl import RLResult, train_rl
