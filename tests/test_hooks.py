@@ -29,6 +29,7 @@ class Warm(Plain):
 def test_a_policy_without_any_of_them_is_left_as_it_is() -> None:
     policy = Plain()
     assert hooks.kind_of(policy) is None and hooks.temperature_of(policy) is None
+    assert hooks.ratio_tolerance_of(policy) == 1e-3
     assert (hooks.caveats_of(policy), hooks.settings_of(policy), hooks.made_with(policy)) == ((), {}, {})
     hooks.read(policy, ["open the drawer"])
     hooks.pretend_to_read(policy, ["open the drawer"])

@@ -19,7 +19,7 @@ from ript.evaluate import tally
 from ript.rollout.sampling import Collection
 from ript.run.folder import read_config
 from ript.run.measure import Measurements
-from ript.run.rl_progress import Progress
+from ript.run.rl_progress import Progress, iteration_line
 from ript.sims.toy import simulator as toy
 from ript.sims.toy.simulator import ToySimulator
 from ript.train_rl import RLResult, train_rl
@@ -211,3 +211,16 @@ def test_errors_decide_neither_which_policy_is_the_best_nor_which_task_has_lost(
     assert not measured._is_best(result(good, bad, broken, broken), at)  # 1 of 2, and one state lost
     assert measured._is_best(result(broken, good, bad, bad), at)  # 1 of 3, and nothing lost
     assert not measured._is_best(result(broken, broken, broken, broken), at)
+
+
+def test_the_line_of_an_iteration_leaves_out_the_entropy_of_a_density_that_has_none() -> None:
+    row = {
+        "rollout/success": 0.5,
+        "rollout/accepted": 2,
+        "rollout/attempted": 3,
+        "time/rollout": 1.0,
+        "time/update": 2.0,
+    }
+    row |= {"update/kl_last": 0.1, "update/clip_fraction": 0.2}
+    assert "kl 0.100, clipped 0.20, 1.0 s rollouts" in iteration_line(1, row)
+    assert "clipped 0.20, entropy -1.25, 1.0 s" in iteration_line(1, row | {"update/entropy": -1.25})

@@ -262,6 +262,7 @@ def update_settings(learn: LearnConfig) -> dict[str, Any]:
         "target_kl": learn.target_kl or None,
         "entropy_bonus": learn.entropy_bonus,
         "kl_to_start": learn.kl_to_start,
+        "recompute": learn.recompute_log_prob,
         "threads": learn.threads,
     }
 

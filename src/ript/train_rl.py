@@ -114,7 +114,8 @@ class _Run:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.longest = practice_steps(config, contexts.tasks)
         self.at = Progress(horizons=dict(self.longest))
-        self.settings = update_settings(learn) | {"start": to_stay_near(config, run.path / "start")}
+        start = to_stay_near(config, run.path / "start")
+        self.settings = update_settings(learn) | {"start": start, "generator": self.generator}
         self.measurements = Measurements(config, policy, contexts, run, pool)
 
     def go(self) -> RLResult:
@@ -202,7 +203,7 @@ class _Run:
             generator=self.generator,
         )
         scale_rate(self.optimiser, self.at.rate_scale)
-        result = update(self.policy, self.optimiser, batch, generator=self.generator, **self.settings)
+        result = update(self.policy, self.optimiser, batch, version=self.at.iteration, **self.settings)
         self.at.adapt(result, learn)
         metrics = {f"update/{k}": v for k, v in values(result.metrics).items()}
         return metrics | times | {"time/update": time.perf_counter() - collected, "update/decisions": float(len(batch))}

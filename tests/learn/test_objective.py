@@ -194,7 +194,7 @@ def test_a_ratio_beyond_the_ceiling_is_clipped_where_it_would_gain_and_pushed_do
 
 def test_a_ratio_that_is_infinite_is_refused():
     log_prob = torch.full((1, 1, 1), 3e38)
-    with pytest.raises(NotFiniteError, match=r"ratio exp.* is inf at row 0, variable 0 \(1 of 1"):
+    with pytest.raises(NotFiniteError, match=r"ratio exp.* is inf at row 0, term 0 \(1 of 1"):
         clipped_objective(log_prob, torch.zeros(1, 1, 1), torch.ones(1), torch.ones(1, 1, 1, dtype=bool))
 
 

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import math
 import threading
 
@@ -428,8 +429,72 @@ def test_a_density_too_narrow_for_float32_is_said_to_be_and_may_have_a_tolerance
     done = update(policy, make_optimiser(policy, learning_rate=1e-9), batch, **options)
     assert 0.001 < done.metrics["first_ratio_deviation"].value < 0.1
     policy.ratio_tolerance = math.nan
-    with pytest.raises(ConfigError, match="ratio_tolerance is nan"):
+    with pytest.raises(ConfigError, match="this policy has ratio_tolerance = nan; expected a positive number, or None"):
         update(policy, make_optimiser(policy, learning_rate=1e-9), batch, **options)
+
+
+class Rounding(Bandit):
+    """Acts and learns in numbers that round differently: old log-probabilities are this far from its own."""
+
+    def off(self, batch, nats):
+        noise = torch.randn(everything(batch).old_log_prob.shape, generator=torch.Generator().manual_seed(5))
+        return changed(batch, old_log_prob=everything(batch).old_log_prob + nats * noise)
+
+
+@pytest.mark.parametrize("asked", [{"recompute": True}, {"recompute": True, "threads": 2}, {}])
+def test_old_log_probabilities_may_be_recomputed_as_the_update_rounds_them(asked):
+    policy = Rounding()
+    if not asked:
+        policy.ratio_tolerance = None  # it asks for it itself
+    batch = make_update_batch(policy)
+    clean, clean_metrics = gradients(policy, batch, minibatch_decisions=99, ratio_tolerance=None)
+    again, metrics = gradients(policy, policy.off(batch, 0.1), minibatch_decisions=99, ratio_tolerance=None, **asked)
+    torch.testing.assert_close(again, clean)
+    assert metrics["ratio_max"].value == pytest.approx(1, abs=1e-6)
+    assert 0.05 < metrics["first_ratio_deviation"].value < 0.5
+    assert clean_metrics["first_ratio_deviation"].value < 1e-6
+    steps = [make_optimiser(policy, learning_rate=0.01), {"epochs": 3, "minibatch_decisions": 8, "generator": None}]
+    update(policy, steps[0], policy.off(batch, 0.1), **steps[1], **asked)  # of the weights before the first step
+
+
+def test_what_no_rounding_explains_is_refused_where_old_log_probabilities_are_recomputed():
+    policy = Rounding()
+    far = policy.off(make_update_batch(policy), 1.0)
+    with pytest.raises(RatioError, match=r"recomputed log-probabilities are 0\.\d+ nats .*at most 0.5"):
+        gradients(policy, far, minibatch_decisions=99, recompute=True)
+
+
+def test_the_age_of_rollouts_is_told_in_versions_of_the_policy():
+    policy = Bandit()
+    batch = make_update_batch(policy, lengths=(1, 3))
+    batch = UpdateBatch.of(
+        [
+            dataclasses.replace(rollout, policy_version=version)
+            for rollout, version in zip(batch.rollouts, (7, 5), strict=True)
+        ]
+    )
+    _, metrics = gradients(policy, batch, minibatch_decisions=99, version=8)
+    assert metrics["age"].value == pytest.approx((1 * 1 + 3 * 3) / 4) and metrics["age_max"].value == 3
+    assert "age" not in gradients(policy, batch, minibatch_decisions=99)[1]
+    with pytest.raises(TrainingError, match="made by version 7 of the policy, which is at version 6 now"):
+        gradients(policy, batch, minibatch_decisions=99, version=6)
+
+
+class Formless(Bandit):
+    """A policy whose density has no entropy in closed form."""
+
+    def log_prob(self, inputs, sample):
+        return super().log_prob(inputs, sample)[0], None
+
+
+def test_a_policy_without_an_entropy_learns_all_the_same_and_can_have_no_bonus_on_it():
+    policy = Formless()
+    batch = make_update_batch(policy)
+    whole, metrics = gradients(policy, batch, minibatch_decisions=99)
+    assert torch.equal(whole, gradients(Bandit(), batch, minibatch_decisions=99)[0])
+    assert "entropy" not in metrics and "kl" in metrics
+    with pytest.raises(ConfigError, match=r"entropy_bonus is 0.01, but .*closed form .*set entropy_bonus to 0"):
+        gradients(policy, batch, minibatch_decisions=99, entropy_bonus=0.01)
 
 
 def test_log_probabilities_so_large_that_float32_cannot_tell_them_apart_are_no_other_density():
@@ -457,7 +522,7 @@ def test_a_loss_that_is_not_finite_is_refused_with_its_place_and_leaves_the_weig
     batch = make_update_batch(policy)
     batch.rollouts[batch.trajectory[9]].inputs["x"][batch.decision[9]] = math.nan
     before = copy.deepcopy(policy.state_dict())
-    with pytest.raises(NotFiniteError, match=r"epoch 1 of 2, minibatch 2 of 2: log_prob is nan at row 1, variable 0"):
+    with pytest.raises(NotFiniteError, match=r"epoch 1 of 2, minibatch 2 of 2: log_prob is nan at row 1, term 0"):
         update(policy, Recorder(policy, lr=0.0), batch, epochs=2, minibatch_decisions=8, generator=None)
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
     assert all(p.grad is None for p in policy.parameters())

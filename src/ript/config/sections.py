@@ -259,6 +259,12 @@ class LearnConfig(Settings):
         description="Weight in the loss of the KL to the policy that the run started from, nats a decision, "
         "over the decisions that an iteration learns from; 0: none, as published.",
     )
+    recompute_log_prob: bool = Field(
+        False,
+        description="Take ratios to log-probabilities that the update computes before its first step, instead of "
+        "those recorded when the policy acted: for one that acts in another precision, or on another device, than it "
+        "learns in. One more pass.",
+    )
     normalise_std: bool = Field(
         False,
         description="Divide advantages by their standard deviation (an ablation; LOOP reports that it hurts).",

@@ -12,6 +12,7 @@ looks for. A policy that is written for one task and one script needs none of th
     temperature                  of its sampling density                                 `temperature_of`
     at_temperature(t)            the same policy at another one                          `at_temperature`
     tuned(options, decisions)    made ready for post-training by its kind's options      `tuned`
+    ratio_tolerance              how far `act` and `log_prob` may round apart            `ratio_tolerance_of`
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from ript.core.interfaces import LikelihoodPolicy, PostTrainable
 
 if TYPE_CHECKING:
     import torch
+
+FLOAT32_RATIO_TOLERANCE = 1e-3
+"""QueST's ratios are within 1e-5 of 1."""
 
 P = TypeVar("P", bound=PostTrainable)
 
@@ -98,6 +102,22 @@ def tuned(policy: P, options: Any, decisions: Decisions | None) -> tuple[P, str]
         ConfigError: options that it cannot follow.
     """
     return policy.tuned(options, decisions) if hasattr(policy, "tuned") else (policy, "")
+
+
+def ratio_tolerance_of(policy: LikelihoodPolicy) -> float | None:
+    """Largest |new / old probability - 1| before the first step of an update that is rounding, not another density.
+
+    1e-3 of a policy that says nothing, which suits float32. One that computes in bfloat16, or whose density is narrow
+    beside its mean, says more; one whose `act` and `log_prob` round so differently that the update shall compute the
+    old log-probabilities again, as it rounds itself, says None.
+
+    Raises:
+        ConfigError: it says something else than a positive number or None.
+    """
+    tolerance = getattr(policy, "ratio_tolerance", FLOAT32_RATIO_TOLERANCE)
+    if tolerance is not None and not (isinstance(tolerance, int | float) and tolerance > 0):
+        raise ConfigError(f"{_named(policy)} has ratio_tolerance = {tolerance!r}; expected a positive number, or None")
+    return tolerance
 
 
 def _named(policy: LikelihoodPolicy) -> str:

@@ -139,14 +139,27 @@ class Policy(Protocol):
 class LikelihoodPolicy(Policy, Protocol):
     """A policy whose sampling density is known.
 
-    Contract: `log_prob(inputs, sample)` equals what `act` returned for them (ratio 1 before the first update); a batch
-    of one equals the row of a batch; a saved and loaded policy is equal. A policy whose density is too narrow for its
-    rounding may have an attribute `ratio_tolerance`, the largest |ratio - 1| that is rounding (1e-3 without it).
+    Contract: `log_prob(inputs, sample)` equals what `act` returned for them (ratio 1 before the first update, but for
+    rounding: see `core.hooks.ratio_tolerance_of`); a batch of one equals the row of a batch; a saved and loaded policy
+    is equal.
     """
 
-    def log_prob(self, inputs: Mapping[str, torch.Tensor], sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(log-probability, entropy of each variable's distribution), both `[R, K]`, nats, with gradient. The entropy
-        of a density may be negative. The update calls it from several threads at once unless told not to."""
+    def log_prob(
+        self, inputs: Mapping[str, torch.Tensor], sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Score samples again.
+
+        The update calls it from several threads at once unless told not to.
+
+        Args:
+            inputs: name -> `[R, ...]`, the inputs and the rollout inputs that `act` gave.
+            sample: `[R, ...]`.
+
+        Returns:
+            log_prob: `[R, K]`, nats, with gradient.
+            entropy: of each term's distribution, `[R, K]`, nats, with gradient; that of a density may be negative. None
+                of a policy whose density has none in closed form.
+        """
         ...
 
     def rl_parameters(self) -> list[dict]:

@@ -84,6 +84,19 @@ class UpdateBatch:
     def __len__(self) -> int:
         return len(self.trajectory)
 
+    def ages(self, version: int) -> torch.Tensor:
+        """How many versions of the policy lie between the one that acted and this one, for each row: int64 `[R]`.
+
+        Raises:
+            TrainingError: a rollout was made by a later one.
+        """
+        acted = torch.tensor([rollout.policy_version for rollout in self.rollouts])
+        if len(acted) and int(acted.max()) > version:
+            raise TrainingError(
+                f"a rollout was made by version {int(acted.max())} of the policy, which is at version {version} now"
+            )
+        return (version - acted)[self.trajectory]
+
     def take(self, rows: torch.Tensor, device: torch.device | str = "cpu") -> Rows:
         """The rows int64 `[r]`, copied to a device."""
         owners, decisions = self._places(rows)

@@ -1,4 +1,4 @@
-"""The clipped surrogate objective of PPO (Schulman et al. 2017, equation 7) on sampled variables ("tokens").
+"""The clipped surrogate objective of PPO (Schulman et al. 2017, equation 7) on the terms that decisions are scored by.
 
 One core, `weighted_objective`, works on flat rows `[R, K]`; the update calls it on micro-batches, and the public
 `clipped_objective` on whole trajectories `[B, D, K]`. Weights and normaliser are computed outside the core, over
@@ -22,7 +22,7 @@ LOG_RATIO_FLOOR = -20.0
 with a hard edge gives -inf beyond it (QueST's has none: see `QuestPolicy._density_of`)."""
 
 LOG_RATIO_CEILING = 20.0
-"""Above it the ratio goes on as a straight line in the log ratio (e^89 is infinite in float32). A token with a positive
+"""Above it the ratio goes on as a straight line in the log ratio (e^89 is infinite in float32). A term with a positive
 advantage is clipped there and has no gradient. One with a negative advantage is not (equation 7 takes the worse of the
 two terms): it is still pushed down, as hard as at the ceiling."""
 
@@ -53,20 +53,20 @@ def clipped_objective(
     Args:
         log_prob: `[B, D, K]`, under the policy being updated, with gradient.
         old_log_prob: `[B, D, K]`, under the policy that acted.
-        advantage: `[B]`, one a trajectory, on each of its tokens.
-        mask: bool `[B, D, K]`, True for tokens that acted on the simulator. What lies elsewhere, NaN included, is
+        advantage: `[B]`, one a trajectory, on each of its terms.
+        mask: bool `[B, D, K]`, True for terms that acted on the simulator. What lies elsewhere, NaN included, is
             ignored, and so is the advantage of a trajectory without any.
         clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-        reduction: "token", every valid token weighs the same; or "trajectory", the mean over each trajectory's valid
-            tokens first, so every trajectory weighs the same.
+        reduction: "token", every valid term weighs the same; or "trajectory", the mean over each trajectory's valid
+            terms first, so every trajectory weighs the same.
         entropy: `[B, D, K]` of each token's distribution, or None.
         entropy_bonus: subtract this times the mean entropy (same weights) from the loss.
-        normaliser: what the sum is divided by: the number of valid tokens, or of trajectories with any. By default that
+        normaliser: what the sum is divided by: the number of valid terms, or of trajectories with any. By default that
             of these arrays; give the global one when they are a part (a micro-batch, a rank) and add up the losses.
 
     Returns:
-        loss: scalar with gradient; 0 when no token is valid.
-        metrics: over valid tokens, see `weighted_objective`. They merge over parts.
+        loss: scalar with gradient; 0 when no term is valid.
+        metrics: over valid terms, see `weighted_objective`. They merge over parts.
 
     Raises:
         NotFiniteError: a valid place is NaN or infinite (a `log_prob` of -inf is a ratio of 0, and allowed; a large
@@ -103,13 +103,13 @@ def clipped_objective(
 def reduction_weights(
     mask: torch.Tensor, terms: torch.Tensor, reduction: Reduction, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """Weight of each token before normalisation: `[R, K]`, 0 where masked.
+    """Weight of each term before normalisation: `[R, K]`, 0 where masked.
 
-    "token": 1. "trajectory": 1 / (valid tokens of its trajectory). They sum to `reduction_count`.
+    "token": 1. "trajectory": 1 / (valid terms of its trajectory). They sum to `reduction_count`.
 
     Args:
         mask: bool `[R, K]`.
-        terms: int64 `[R]`, valid tokens of each row's trajectory.
+        terms: int64 `[R]`, valid terms of each row's trajectory.
     """
     weight = mask.to(dtype)
     if reduction == "token":
@@ -120,10 +120,10 @@ def reduction_weights(
 
 
 def reduction_count(terms: torch.Tensor, reduction: Reduction) -> float:
-    """What the mean is over, a whole number: valid tokens, or trajectories that have any.
+    """What the mean is over, a whole number: valid terms, or trajectories that have any.
 
     Args:
-        terms: int64 `[N]`, valid tokens of each trajectory.
+        terms: int64 `[N]`, valid terms of each trajectory.
     """
     return float(terms.sum() if reduction == "token" else (terms > 0).sum())
 
@@ -143,17 +143,17 @@ def weighted_objective(
     start_log_prob: torch.Tensor | None = None,
     kl_to_start: float = 0.0,
 ) -> tuple[torch.Tensor, Metrics]:
-    """The core: `sum(weight * token loss) / normaliser` over rows `[R, K]`, with advantage `[R]`.
+    """The core: `sum(weight * term loss) / normaliser` over rows `[R, K]`, with advantage `[R]`.
 
-    Metrics, all over valid tokens: `loss` (the weighted mean without the bonus), `clip_fraction` (tokens whose clipped
+    Metrics, all over valid terms: `loss` (the weighted mean without the bonus), `clip_fraction` (terms whose clipped
     term is the larger loss, so that they have no gradient), `ratio_mean`, `ratio_min`, `ratio_max`, and `entropy` when
-    given. And three estimates of KL(old || new) in nats a decision: a row's valid tokens together, mean over rows that
+    given. And three estimates of KL(old || new) in nats a decision: a row's valid terms together, mean over rows that
     have any. `kl_k3` sums `r - 1 - log r`, never negative, of which single large ratios are most; `kl_k1` sums
     `-log r`, noisier; `kl` is `kl_k3` with the tangent at log r = `KL_KNEE` above it: equal while no ratio is above e,
-    and less where one is. All are empty when no token is valid.
+    and less where one is. All are empty when no term is valid.
 
     With `start_log_prob` `[R, K]`, of a policy to stay near, `kl_to_start` times the mean of that last estimate with
-    r = start / new is added to the loss, in nats a decision with the tokens' weights, and `kl_to_start` is among the
+    r = start / new is added to the loss, in nats a decision with the terms' weights, and `kl_to_start` is among the
     metrics. On policy its gradient is that of KL(start || new).
     """
     check_clip(clip_low, clip_high)
@@ -174,7 +174,10 @@ def weighted_objective(
         entropy = torch.where(mask, entropy, 0.0)
         objective = total - entropy_bonus * (entropy * weight).sum()
     elif entropy_bonus:
-        raise ConfigError(f"entropy_bonus is {entropy_bonus}, but no entropy was given")
+        raise ConfigError(
+            f"entropy_bonus is {entropy_bonus:g}, but there is no entropy: a density that has none in closed form can "
+            "have no bonus on it; set entropy_bonus to 0"
+        )
     distance = None
     if start_log_prob is not None:
         _check_finite("start_log_prob", torch.where(torch.isneginf(start_log_prob), 0.0, start_log_prob), mask)
@@ -253,6 +256,6 @@ def _check_finite(name: str, tensor: torch.Tensor, mask: torch.Tensor) -> None:
     if bad.any():
         row, variable = bad.nonzero()[0].tolist()
         raise NotFiniteError(
-            f"{name} is {float(tensor[row, variable].detach())} at row {row}, variable {variable} "
+            f"{name} is {float(tensor[row, variable].detach())} at row {row}, term {variable} "
             f"({int(bad.sum())} of {int(mask.sum())} valid places are not finite)"
         )

@@ -64,9 +64,18 @@ class Passes(Gradient):
         """Compute the batch's log-probabilities under a policy, for losses that have the KL to it, from now on."""
         self.start_log_prob = self._log_prob_of_all(start)
 
-    def recompute(self) -> None:
-        """From now on the old log-probabilities are what the policy gives here and now, not what `act` recorded."""
+    def recompute(self) -> torch.Tensor:
+        """From now on the old log-probabilities are what the policy gives here and now, not what `act` recorded.
+
+        Returns:
+            the valid terms' log ratios of the two, `[T]`.
+        """
         self.old_log_prob = self._log_prob_of_all(self.policy)
+        apart = []
+        for rows in torch.arange(len(self.batch)).split(MOST_ROWS):
+            recorded, mask = self.batch.scores(rows)
+            apart.append((self.old_log_prob[rows] - recorded)[mask])
+        return torch.cat(apart)
 
     def _log_prob_of_all(self, policy: LikelihoodPolicy) -> torch.Tensor:
         """`[R, K]`, on the CPU."""

@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from ript.core import hooks
 from ript.core.errors import ConfigError, NotFiniteError, RatioError
 from ript.core.interfaces import LikelihoodPolicy
 from ript.core.metrics import Max, Mean, Metrics, Sum, merge
@@ -19,8 +20,8 @@ from ript.learn.minibatches import Minibatch, Minibatches
 from ript.learn.objective import Reduction, check_clip, weighted_objective
 from ript.learn.passes import Passes
 
-RATIO_TOLERANCE = 1e-3
-"""Largest |ratio - 1| before the first step that counts as rounding; QueST's is below 1e-5."""
+FAR_APART = 0.5
+"""Nats between recorded and recomputed log-probabilities, in the mean over terms, that are no rounding any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +32,9 @@ class UpdateResult:
         metrics: those of `weighted_objective` over all minibatches that were looked at, and: `grad_norm` (before
             clipping, mean over steps), `grad_norm_max`, `grad_clip_fraction` (steps that were clipped), `learning_rate`
             (of the first parameter group), `epochs_done` (may be a fraction), `optimiser_steps`,
-            `first_ratio_deviation` (largest |ratio - 1| on the first minibatch), `kl_last`, `kl_end`, `kl_max`,
-            `update_seconds`.
+            `first_ratio_deviation` (largest |ratio - 1| on the first minibatch; of all terms where old
+            log-probabilities are recomputed), `kl_last`, `kl_end`, `kl_max`, `update_seconds`; with `version` also
+            `age` and `age_max` (versions since the rollouts' own, mean over rows and largest).
         kl_last: `kl` of the weights that are left, on the last minibatch that they were seen on: how far the policy has
             moved.
         kl_end: mean `kl` of the last epoch's minibatches, before their steps, one that was taken back included: what
@@ -68,6 +70,8 @@ def update(
     start: LikelihoodPolicy | None = None,
     threads: int = 1,
     ratio_tolerance: float | None = None,
+    recompute: bool = False,
+    version: int | None = None,
     on_minibatch: Callable[[int, int], None] | None = None,
 ) -> UpdateResult:
     """Improve the policy on a batch, in place.
@@ -75,13 +79,13 @@ def update(
     An epoch visits every row once, in minibatches of nearly equal size (they differ by at most one decision or
     trajectory), each one optimiser step. Exactly one of the two minibatch sizes is given.
 
-    With reduction "token" a minibatch's loss is the mean over its valid tokens. With "trajectory" it is the mean over
-    trajectories of the mean over a trajectory's tokens: over the minibatch's own trajectories for
+    With reduction "token" a minibatch's loss is the mean over its valid terms. With "trajectory" it is the mean over
+    trajectories of the mean over a trajectory's terms: over the minibatch's own trajectories for
     `minibatch_trajectories`; for `minibatch_decisions`, which cut trajectories apart, it is the estimate
 
-        (minibatches an epoch) / N * sum over the minibatch's tokens of loss / (tokens of the token's trajectory)
+        (minibatches an epoch) / N * sum over the minibatch's terms of loss / (terms of the term's trajectory)
 
-    with N and the trajectories' token counts taken over the whole batch, so that the mean of these losses over an epoch
+    with N and the trajectories' term counts taken over the whole batch, so that the mean of these losses over an epoch
     (at fixed weights) is exactly the trajectory mean over the batch.
 
     Args:
@@ -103,13 +107,18 @@ def update(
         start: a policy to stay near, on the same device; it is not changed.
         threads: on a CPU, so many parts of a minibatch are worked on side by side (see `Gradient`). `policy.log_prob`
             must then be callable from several threads.
-        ratio_tolerance: largest |ratio - 1| allowed on the first minibatch, where nothing has changed yet. None: the
-            policy's own attribute `ratio_tolerance`, or `RATIO_TOLERANCE`. More is allowed where the log-probabilities
-            are so large that rounding them alone moves the ratio further.
+        ratio_tolerance: largest |ratio - 1| allowed on the first minibatch, where nothing has changed yet. None: what
+            the policy says (`hooks.ratio_tolerance_of`). More is allowed where the log-probabilities are so large that
+            rounding them alone moves the ratio further.
+        recompute: learn from ratios to what `policy.log_prob` gives before the first step instead of what `act`
+            recorded: where both round differently (another precision, device or kernel). One more pass over the batch.
+            A policy may ask for it by itself. Nothing is refused then unless the two are `FAR_APART`.
+        version: that the policy has now.
         on_minibatch: called with (minibatches done, minibatches in all) after each.
 
     Raises:
         RatioError: the first minibatch's ratio is not 1: the recomputed density differs from the one that acted.
+        TrainingError: the rollouts are of a later version than `version`.
         NotFiniteError: NaN or infinity in a loss or gradient, with its place; raised before the step, so the weights
             are those of the step before, and finite (after the last step: those of that step).
         ConfigError: sizes, epochs, a clip range or a tolerance that cannot work.
@@ -123,10 +132,10 @@ def update(
         )
     if kl_to_start and start is None:
         raise ConfigError(f"update: kl_to_start is {kl_to_start}, but no policy to stay near was given as `start`")
-    if ratio_tolerance is None:
-        ratio_tolerance = getattr(policy, "ratio_tolerance", RATIO_TOLERANCE)
-    if not ratio_tolerance > 0:
+    if ratio_tolerance is not None and not ratio_tolerance > 0:
         raise ConfigError(f"update: ratio_tolerance is {ratio_tolerance}; expected a positive number, such as 1e-3")
+    tolerance = hooks.ratio_tolerance_of(policy) if ratio_tolerance is None else ratio_tolerance
+    told: Metrics = {} if version is None else _age(batch.ages(version))
     if isinstance(policy, torch.nn.Module):
         policy.eval()
     minibatches = Minibatches(
@@ -143,17 +152,20 @@ def update(
     with Passes(policy, objective, minibatches, optimiser, micro_batch, threads) as passes:
         if kl_to_start and start is not None:
             passes.stay_near(start)
+        if recompute or tolerance is None:
+            told |= _apart(passes.recompute())
+            tolerance = None  # every ratio is 1 then
         steps = _Steps(
             passes,
             optimiser,
             named=_named(policy, optimiser),
             max_grad_norm=max_grad_norm,
             target_kl=target_kl,
-            ratio_tolerance=ratio_tolerance,
+            ratio_tolerance=tolerance,
             on_minibatch=on_minibatch,
         )
         reason = steps.go(minibatches)
-    return steps.result(reason, minibatches.per_epoch, time.perf_counter() - began)
+    return steps.result(reason, minibatches.per_epoch, told | {"update_seconds": Sum(time.perf_counter() - began)})
 
 
 class _Steps:
@@ -167,7 +179,7 @@ class _Steps:
         named: list[tuple[str, torch.Tensor]],
         max_grad_norm: float,
         target_kl: float | None,
-        ratio_tolerance: float,
+        ratio_tolerance: float | None,
         on_minibatch: Callable[[int, int], None] | None,
     ):
         self.passes, self.optimiser, self.named = passes, optimiser, named
@@ -198,8 +210,8 @@ class _Steps:
             return self._take_back("after the last step")
         return f"all {minibatches.epochs} epochs done"
 
-    def result(self, reason: str, per_epoch: int, seconds: float) -> UpdateResult:
-        """What it came to, with `per_epoch` minibatches an epoch."""
+    def result(self, reason: str, per_epoch: int, told: Metrics) -> UpdateResult:
+        """What it came to, with `per_epoch` minibatches an epoch; `told` is said of it besides."""
         seen = [kl.value for kl in (*self.kls, *self.after)]
         kl_last, kl_max = seen[-2] if self.taken_back and len(seen) > 1 else seen[-1], max(seen)
         kl_end = float(merge({"kl": kl} for kl in self.kls[-per_epoch:])["kl"].value)
@@ -210,14 +222,13 @@ class _Steps:
             "kl_last": Mean(kl_last),
             "kl_end": Mean(kl_end),
             "kl_max": Max(kl_max),
-            "update_seconds": Sum(seconds),
         }
-        metrics = merge([*self.parts, done])
+        metrics = merge([*self.parts, done, told])
         return UpdateResult(metrics=metrics, kl_last=kl_last, kl_end=kl_end, kl_max=kl_max, stop_reason=reason)
 
     def _gradient(self, minibatch: Minibatch) -> Metrics:
         measured = self.passes.gradient(minibatch)
-        if self.steps == 0:
+        if self.steps == 0 and self.ratio_tolerance is not None:
             rounding = _rounding(*self.passes.batch.scores(minibatch.rows))
             measured |= _first_ratio(measured, max(self.ratio_tolerance, rounding))
         self.parts.append(measured)
@@ -292,9 +303,27 @@ def _first_ratio(measured: Metrics, tolerance: float) -> Metrics:
             "top-k and dropout of the two, check that the inputs are what the policy saw, and that the rollouts were "
             "made with these weights. If all of that agrees, it is rounding: a density that is narrow beside its mean "
             "magnifies the mean's last digits, which depend on the batch. Give its width a floor, compute it in "
-            "float64, or let the policy say a `ratio_tolerance` of its own"
+            "float64, let the policy say a `ratio_tolerance` of its own, or let the update compute the old "
+            "log-probabilities again (learn.recompute_log_prob)"
         )
     return {"first_ratio_deviation": Max(deviation)}
+
+
+def _apart(log_ratios: torch.Tensor) -> Metrics:
+    """How far recomputed log-probabilities are from those recorded, over valid terms `[T]`."""
+    mean = float(log_ratios.abs().mean())
+    if mean >= FAR_APART:
+        raise RatioError(
+            f"recomputed log-probabilities are {mean:.3g} nats from those that act recorded, in the mean over terms "
+            f"(at most {FAR_APART:g} may be rounding). log_prob(inputs, sample) is another density than the one that "
+            "act drew from, or the rollouts were made with other weights"
+        )
+    return {"first_ratio_deviation": Max(float((log_ratios.double().exp() - 1).abs().max()))}
+
+
+def _age(ages: torch.Tensor) -> Metrics:
+    """Of rows, int64 `[R]`."""
+    return {"age": Mean(float(ages.sum()), len(ages)), "age_max": Max(float(ages.max()))}
 
 
 def _named(policy: LikelihoodPolicy, optimiser: torch.optim.Optimizer) -> list[tuple[str, torch.Tensor]]:

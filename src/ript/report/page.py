@@ -83,7 +83,7 @@ PANELS = (
     Panel(
         key="update/clip_fraction",
         title="Clip fraction",
-        says="Share of sampled variables whose gradient the clip has cut off.",
+        says="Share of terms whose gradient the clip has cut off (a term: a token, a step or dimension of an action).",
         scale="share",
     ),
     Panel(
@@ -94,7 +94,7 @@ PANELS = (
     Panel(
         key="update/entropy",
         title="Entropy",
-        says="How undecided the policy is, in nats a sampled variable. A discrete choice near zero explores nothing "
+        says="How undecided the policy is, in nats a term. A discrete choice near zero explores nothing "
         "any more; of a continuous variable it may be negative, and only a fall means less exploration.",
     ),
     Panel(key="update/grad_norm", title="Gradient norm", says="Before clipping."),
