@@ -228,3 +228,8 @@ def test_questions_are_asked_as_published():
 
     for name, entry in document("meta")["observations"].items():
         assert question(entry["task"]) == entry["prompt"], name
+
+
+def test_rounding_apart_is_refused_in_float32_and_recomputed_in_bfloat16(policy):
+    assert policy.ratio_tolerance == 1e-3
+    assert published(dtype=torch.bfloat16).ratio_tolerance is None

@@ -319,6 +319,12 @@ class OpenVlaPolicy(nn.Module):
     def temperature(self) -> float:
         return self.config.temperature
 
+    @property
+    def ratio_tolerance(self) -> float | None:
+        """See `core.hooks`. In bfloat16 a decision in a large batch and in a small one differ by more than any bound
+        that would tell anything: old log-probabilities are computed again by the update."""
+        return 1e-3 if self.network.dtype == torch.float32 else None
+
     def at_temperature(self, temperature: float) -> OpenVlaPolicy:
         """The same policy, sharing its weights, at another temperature."""
         return self.configured(temperature=temperature)
