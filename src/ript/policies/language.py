@@ -42,7 +42,7 @@ def embed(sentences: Sequence[str], model: str = "minilm") -> torch.Tensor:
     if not sentences:
         return torch.empty(0, DIMS[model])
     if model == "minilm":
-        return _minilm(sentences)
+        return _minilm(_load(), sentences)
     return _clip(_load_clip(), sentences)
 
 
@@ -71,6 +71,7 @@ def _attention(w: Weights, x: torch.Tensor, names: Sequence[str], heads: int, **
 
 @functools.lru_cache(maxsize=1)
 def _load() -> tuple:
+    """Read, and tried on a sentence. Raises `DependencyMissing` when it is not installed, `DataError` when damaged."""
     from safetensors.torch import load_file
     from tokenizers import Tokenizer
 
@@ -81,17 +82,20 @@ def _load() -> tuple:
         with utf8_name(folder / "model.safetensors") as name:
             weights = load_file(name)
         tokenizer = Tokenizer.from_str(read_text(folder / "tokenizer.json"))
+        tokenizer.enable_padding()  # to the longest of the batch, not to 128
+        loaded = config, weights, tokenizer
+        tried = _minilm(loaded, ["a sentence"])
+        if tried.shape[1] != DIMS["minilm"] or not torch.isfinite(tried).all():
+            raise ValueError(f"it gives {tried.shape[1]} numbers, or others than finite ones")
     except Exception as error:
-        raise DataError(
-            f"cannot read the sentence-embedding model in {folder}: {error}; reinstall the package"
-        ) from error
-    tokenizer.enable_padding()  # to the longest of the batch, not to 128
-    return config, weights, tokenizer
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"cannot use the sentence-embedding model in {folder}: {why}; reinstall the package") from error
+    return loaded
 
 
-def _minilm(sentences: Sequence[str]) -> torch.Tensor:
+def _minilm(loaded: tuple, sentences: Sequence[str]) -> torch.Tensor:
     """Of unit length: mean of BERT's last hidden states over the words."""
-    config, w, tokenizer = _load()
+    config, w, tokenizer = loaded
     encoded = tokenizer.encode_batch(list(sentences))
     ids = torch.tensor([e.ids for e in encoded])
     mask = torch.tensor([e.attention_mask for e in encoded], dtype=torch.bool)

@@ -72,9 +72,13 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 20) -> Pat
     return path
 
 
-def require_encoder() -> None:
-    """Raise `DependencyMissing` where no video can be encoded: before anything is measured that shall have some."""
-    _codec(_import_av())
+def require_encoder() -> str:
+    """The name of the encoder that videos are made with.
+
+    Raises:
+        DependencyMissing: there is none; before anything is measured that shall have videos.
+    """
+    return _codec(_import_av())[0]
 
 
 def write_videos(folder: str | Path, videos: Videos, *, fps: float = 20) -> tuple[list[Path], list[str]]:
