@@ -15,9 +15,9 @@ import torch
 
 from ript.build import Contexts, computing, make_env_pool, some_task_keys, update_settings
 from ript.config.sections import Config
-from ript.core.errors import NotFiniteError
 from ript.core.files import expanded
 from ript.core.interfaces import EnvPool, PostTrainable
+from ript.core.memory import enough_memory
 from ript.core.metrics import values
 from ript.core.types import EvalResult
 from ript.learn.batch import make_batch
@@ -78,6 +78,7 @@ def train_rl(
 
     Raises:
         ConfigError, UnknownNameError, PolicyError, DependencyMissing: what was given cannot work.
+        OutOfMemory: names what to lower, and the checkpoint that is kept.
         NoSignalError: no group of rollouts had both successes and failures for several iterations in a row.
         RunError: `out` is in use, holds another run, or cannot be resumed.
     """
@@ -130,13 +131,10 @@ class _Run:
         clock.append(time.perf_counter())
         began = clock[-1] - self.at.seconds
         while self.at.iteration < self.config.iterations and not self.at.ended:
-            validated = measured.validate(self.at)
-            collection = self.collect()
-            try:
+            with self.run.saying_what_is_kept(f"iteration {self.at.iteration + 1}"):
+                validated = measured.validate(self.at)
+                collection = self.collect()
                 metrics = self.learn(collection) | {"time/eval": validated}
-            except NotFiniteError as error:
-                kept = f"the last good checkpoint is kept in {self.run.path / 'checkpoints'}"
-                raise NotFiniteError(f"iteration {self.at.iteration + 1}: {error}; {kept}") from error
             self.count(collection, time.perf_counter() - began)
             self.log(collection, metrics)
             self.save()
@@ -203,7 +201,8 @@ class _Run:
             generator=self.generator,
         )
         scale_rate(self.optimiser, self.at.rate_scale)
-        result = update(self.policy, self.optimiser, batch, version=self.at.iteration, **self.settings)
+        with enough_memory("in the update", "learn.micro_batch"):
+            result = update(self.policy, self.optimiser, batch, version=self.at.iteration, **self.settings)
         self.at.adapt(result, learn)
         metrics = {f"update/{k}": v for k, v in values(result.metrics).items()}
         return metrics | times | {"time/update": time.perf_counter() - collected, "update/decisions": float(len(batch))}

@@ -5,8 +5,8 @@ Resumable: a stage's data order, dropout and augmentation continue exactly where
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from ript.build import (
 )
 from ript.config.sections import Config
 from ript.core import hooks
-from ript.core.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
+from ript.core.errors import ConfigError, DataError, PolicyError, RunError
 from ript.core.files import absolute
 from ript.core.interpreter import load_torch_where_it_can_be
+from ript.core.memory import enough_memory
 from ript.core.options import SimOptions
 from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.windows import Windows
@@ -33,7 +34,7 @@ from ript.learn.stages import StageSettings, run_stages
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.stages import make_stages, take_statistics
 from ript.run.cards import add_supervised
-from ript.run.checkpoint import Checkpoint, list_checkpoints
+from ript.run.checkpoint import Checkpoint
 from ript.run.folder import RunFolder, read_config
 from ript.run.progress import progress, status
 from ript.run.settings import (
@@ -78,6 +79,7 @@ def train_sft(
         ConfigError: a base, but no task to fine-tune it toward; or a setting that can have no effect.
         DataError: the files are unusable or lack a target task.
         DependencyMissing: a tracker's package.
+        OutOfMemory: names what to lower, and the checkpoint that is kept.
         NotFiniteError: loss, gradient or weights became NaN or infinite; the last checkpoint is kept.
         RunError: `out` is in use or holds another run.
     """
@@ -107,7 +109,8 @@ def train_sft(
     with computing(config.device, torch.get_num_threads()) as device:
         origin = base if isinstance(base, Origin | None) else origin_of(base)
         policy = load_quest(origin.place) if origin else new_policy(config, demo_set)
-        windows = Windows(demo_set, policy.config.chunk)
+        with enough_memory("reading the demonstrations", "their number or the size of their pictures"):
+            windows = Windows(demo_set, policy.config.chunk)
         if origin:
             config = settled(measured(config, policy, wanted), policy, wanted, "the base")
         else:
@@ -128,7 +131,8 @@ def train_sft(
         with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
             run.change_settings(changed)
             run.track(config.trackers)
-            with _keeping_the_last_checkpoint(run), computing("cpu", config.sft.threads):
+            batches = enough_memory("in training", "sft.policy_batch, sft.autoencoder_batch or sft.threads")
+            with run.saying_what_is_kept(), batches, computing("cpu", config.sft.threads):
                 run_stages(_Journal(run), policy, stages, stage_settings(config))
             policy.eval()
             add_supervised(
@@ -225,14 +229,3 @@ class _Journal:
 
     def say(self, line: str) -> None:
         status(line)
-
-
-@contextmanager
-def _keeping_the_last_checkpoint(run: RunFolder) -> Iterator[None]:
-    """Training that cannot go on says what is left of it."""
-    try:
-        yield
-    except NotFiniteError as error:
-        there = list_checkpoints(run.path / "checkpoints")
-        kept = f"the last checkpoint in {run.path} is kept" if there else "there was no checkpoint yet"
-        raise NotFiniteError(f"{error}; {kept}") from error

@@ -11,6 +11,7 @@ from typing import Any
 from ript.config import overrides, recipes
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, DependencyMissing
+from ript.core.memory import ran_out
 from ript.core.options import SimOptions, replace
 from ript.run.settings import refuse_unused
 
@@ -106,11 +107,15 @@ def kept_of_run(folder: str | Path, command: str) -> str:
 
 @contextmanager
 def saying_what_is_kept(kept: Any) -> Iterator[None]:
-    """Ctrl-C (or SIGTERM) inside says what was kept and how to go on: a sentence, or a function that makes it then."""
+    """Ctrl-C (or SIGTERM) inside says what was kept and how to go on: a sentence, or a function that makes it then.
+
+    So does memory that runs out.
+    """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as stop:
-        stop.add_note(kept() if callable(kept) else kept)
+    except BaseException as stop:
+        if isinstance(stop, KeyboardInterrupt | SystemExit) or ran_out(stop):
+            stop.add_note(kept() if callable(kept) else kept)
         raise
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ript.core import interpreter, streams
 from ript.core.disk import unexpected
 from ript.core.errors import ConfigError, RiptError, UnknownNameError
+from ript.core.memory import ANYWHERE, out_of_memory, ran_out
 
 if TYPE_CHECKING:
     from ript.cli.commands import Answer
@@ -476,8 +477,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: cannot write to standard output: {error}", 1, debug)
     except RiptError as error:
         return _fail(f"error: {error}", error.exit_code, debug)
-    except OSError as error:
-        return _fail(f"error: {unexpected(error)}", 1, debug)
+    except Exception as error:
+        if ran_out(error):
+            said = [f"error: {out_of_memory(error, 'on the way', ANYWHERE)}", *getattr(error, "__notes__", [])]
+            return _fail("; ".join(said), 1, debug)
+        if isinstance(error, OSError):
+            return _fail(f"error: {unexpected(error)}", 1, debug)
+        raise
 
 
 def _run(words: list[str]) -> int:

@@ -14,6 +14,7 @@
     │   ├── NoSignalError       no group had a signal for several iterations in a row
     │   ├── NotFiniteError      NaN or infinity in a loss, a gradient, an action or its log-probability
     │   └── RatioError          the importance ratio was not 1 before the first update
+    ├── OutOfMemory             memory ran out; says while doing what, and what to lower
     └── RunError                a run folder that is in use, incomplete or of another version
 
 Errors of third-party packages are translated once, where they are called. The command line prints the message of a
@@ -121,6 +122,10 @@ class NotFiniteError(TrainingError):
 
 
 class RatioError(TrainingError):
+    pass
+
+
+class OutOfMemory(RiptError):
     pass
 
 

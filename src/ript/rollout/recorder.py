@@ -11,6 +11,7 @@ import numpy as np
 
 from ript.core.errors import NotFiniteError, RiptError, WorkerError
 from ript.core.interfaces import Policy
+from ript.core.memory import out_of_memory, ran_out
 from ript.core.types import ActionChunk, Observation, Rollout, RolloutRequest, Status
 from ript.rollout.engine import DECIDING, Outcome, Watch
 
@@ -87,6 +88,7 @@ class Recorder:
 
         Raises:
             NotFiniteError: NaN or infinity, in float32, among the actions, the log-probabilities or what was drawn.
+            OutOfMemory: memory ran out in the policy.
             WorkerError: the policy raised, or returned something else than an `ActionChunk` of so many rows.
         """
         traces = [self._traces[ticket] for ticket in tickets]
@@ -145,6 +147,8 @@ class Recorder:
         except RiptError:
             raise
         except Exception as error:
+            if ran_out(error):
+                raise out_of_memory(error, f"acting on {_describe(traces)}", "rollout.slots or --workers") from error
             raise WorkerError(
                 f"the policy raised {type(error).__name__} when acting on {_describe(traces)}: {error}"
             ) from error

@@ -28,8 +28,9 @@ from typing import Any, Literal, get_args
 
 from ript.core import interpreter, machine
 from ript.core.disk import cannot_write, reading, writing
-from ript.core.errors import DataError, RunError
+from ript.core.errors import DataError, NotFiniteError, OutOfMemory, RunError
 from ript.core.files import absolute, atomic_folder, clean_leftovers, encoded, expanded, make_folder, remove, write_text
+from ript.core.memory import ANYWHERE, enough_memory
 from ript.core.types import EvalResult, Reason
 from ript.run.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
 from ript.run.files import append_line, dumps, now, read_json, read_lines, write_json
@@ -193,6 +194,22 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @contextmanager
+    def saying_what_is_kept(self, when: str = "") -> Iterator[None]:
+        """Within, an error that ends training says what is left of it; memory that runs out is an `OutOfMemory`.
+
+        Args:
+            when: where training is, such as "iteration 3".
+        """
+        try:
+            with enough_memory("in training", ANYWHERE):
+                yield
+        except (NotFiniteError, OutOfMemory) as error:
+            there = self.path / "checkpoints"
+            kept = f"the last good checkpoint is kept in {there}"
+            kept = kept if list_checkpoints(there) else "there was no checkpoint yet"
+            raise type(error)(f"{when}{when and ': '}{error}; {kept}") from error
 
     @contextmanager
     def replace(self, folder: Path) -> Iterator[Path]:
