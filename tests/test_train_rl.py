@@ -1,10 +1,12 @@
 """The loop: exact resume, the choice of the best policy, and how runs end."""
 
+import dataclasses
 import importlib
 import json
 import math
 import re
 import resource
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,58 @@ def test_a_finished_run_that_is_resumed_stays_what_it_is(reference: RLResult) ->
     before = weights(reference.folder), without_times(reference.folder)
     train_rl(Config(), None, reference.folder, resume=True)
     assert (weights(reference.folder), without_times(reference.folder)) == before
+
+
+@pytest.mark.parametrize("more", [{}, {"iterations": 4}])
+def test_a_finished_run_without_its_checkpoints_is_refused_and_stays_what_it_is(
+    reference: RLResult, tmp_path: Path, more: dict[str, int]
+) -> None:
+    folder = shutil.copytree(reference.folder, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    before = weights(folder), without_times(folder)
+    with pytest.raises(RunError, match=r"run has ended, and its checkpoints are gone.*ript rl --policy .*/run/policy"):
+        train_rl(toy_config(**more), None, folder, resume=True, asked=list(more))
+    assert (weights(folder), without_times(folder)) == before and (folder / "result.json").exists()
+
+
+def test_a_run_whose_best_policy_is_gone_goes_on_with_it_where_it_is_elsewhere(
+    reference: RLResult, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(reference.folder, tmp_path / "run")
+    shutil.rmtree(folder / "best")  # the policy is the same one
+    train_rl(Config(), None, folder, resume=True)
+    assert (weights(folder), without_times(folder)) == (weights(reference.folder), without_times(reference.folder))
+
+
+def test_a_run_whose_best_policy_is_lost_says_so_and_chooses_among_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    successes = iter([2, 4, 1, 0, 0, 0, 0, 0])
+
+    def scripted(self: measuring.Measurements, states: object, modes: tuple[str, ...], at: Any, *rest: Any) -> Any:
+        results = evaluated(self, states, modes, at, *rest)
+        if states is not self.validation:
+            return results
+        (result,), n = results.values(), next(successes)
+        statuses = ["success"] * n + ["failure"] * (5 - n)
+        (ids,) = ([state for state, _ in rows] for rows in result.per_state.values())
+        total = tally([Status(status) for status in statuses])
+        found = {"per_state": {"reach-centre": list(zip(ids, statuses, strict=True))}}
+        return {modes[0]: dataclasses.replace(result, total=total, tasks={"reach-centre": total}, **found)}
+
+    evaluated = measuring.Measurements._evaluate
+    monkeypatch.setattr(measuring.Measurements, "_evaluate", scripted)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 3)
+        run(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "best")
+    resumed = train_rl(Config(), None, tmp_path / "run", resume=True)
+    said = capsys.readouterr().err
+    assert "is gone, and with it the best policy so far, of iteration 1 (80% of validation states)" in said
+    assert resumed.iterations == 3 and json.loads((resumed.folder / "result.json").read_text())["policy_iteration"] in (
+        2,
+        3,
+    )
 
 
 def test_workers_give_the_groups_and_the_evaluation_of_this_process(reference: RLResult, tmp_path: Path) -> None:

@@ -123,6 +123,19 @@ class RunFolder:
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise cannot_write(path, OSError(errno.EACCES, "permission denied"))
 
+    @staticmethod
+    def require_unended(path: Path) -> None:
+        """Refuse to begin a run again that has ended and has no checkpoint to go on from: its logs would be lost.
+
+        Raises:
+            RunError: it has, and has none.
+        """
+        if (path / "result.json").exists() and not list_checkpoints(path / "checkpoints"):
+            raise RunError(
+                f"{path}: the run has ended, and its checkpoints are gone: there is nothing to go on from. To practise "
+                f"on, start another run from its policy: ript rl --policy {path / 'policy'}"
+            )
+
     @classmethod
     def open(cls, path: str | Path, *, keep: int = 2) -> RunFolder:
         """Open an existing run to go on with it; `load_checkpoint` comes next.
@@ -318,7 +331,7 @@ class RunFolder:
         A damaged newer one is named on stderr and in `Checkpoint.skipped`, and removed: the run will pass there again.
 
         Raises:
-            RunError: there are checkpoints, but none can be read.
+            RunError: there are checkpoints, but none can be read; or there are none, of a run that has ended.
         """
         paths = list_checkpoints(self.path / "checkpoints")
         skipped: list[str] = []
@@ -345,6 +358,7 @@ class RunFolder:
             raise RunError(
                 f"no checkpoint of {self.path} can be read ({'; '.join(skipped)}): start again with another --out"
             )
+        self.require_unended(self.path)
         if self.metrics():
             status(f"{self.path} has no checkpoint left: starting over from iteration 0")
         self._cut(-1)

@@ -101,15 +101,42 @@ class Measurements:
     def remember_best(self, at: Progress) -> None:
         """Of a run that goes on: the best policy is the one in the folder, which a killed run may have replaced after
         its last checkpoint, and which says itself what it is."""
-        if at.best_success >= 0:
+        if self._has_best(at):
             found = cards.validation_in(load_policy(self.run.best).card)
             if found is not None:  # kinds of policies need not keep their card
                 at.best_iteration, at.best_success, at.kept_of_task = found
 
+    def _has_best(self, at: Progress) -> bool:
+        """Whether there is a best policy, in its folder; one whose folder is gone is taken from where else it is. One
+        that is nowhere is no best policy any more, which the screen tells."""
+        if at.best_success < 0 or self.run.best.is_dir():
+            return at.best_success >= 0
+        for folder, its in ((self.run.policy, None), (self.run.path / "start", 0)):
+            if not folder.is_dir():
+                continue
+            kept = load_policy(folder)
+            said = cards.validation_in(kept.card)
+            if at.best_iteration == (said[0] if said else its):
+                return self._keep_best(kept, at)
+        if at.best_iteration == at.iteration:
+            return self._keep_best(self.policy, at)
+        status(
+            f"  {self.run.best} is gone, and with it the best policy so far, of iteration {at.best_iteration} "
+            f"({at.best_success:.0%} of validation states): the best of those from here on is chosen"
+        )
+        at.best_success, at.best_iteration, at.kept_of_task = -1.0, 0, {}
+        return False
+
+    def _keep_best(self, policy: PostTrainable, at: Progress) -> bool:
+        cards.set_validation(policy.card, at.best_iteration, at.best_success, at.kept_of_task)
+        with self.run.replace(self.run.best) as folder:
+            policy.save_pretrained(folder)
+        return True
+
     def choose_best(self, at: Progress) -> None:
         """The policy with the highest validation success, the one from before practice included; the last one without
         validation. Tells which tasks it is not the best policy for."""
-        if at.best_success >= 0 and at.best_iteration != at.iteration:
+        if self._has_best(at) and at.best_iteration != at.iteration:
             best = load_policy(self.run.best)
             self.policy.load_weights(best.weights())
             self.policy.card[cards.VALIDATION] = best.card.get(cards.VALIDATION)

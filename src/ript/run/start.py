@@ -72,12 +72,13 @@ def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config
     held, start = document["config"]["recipe_config"], document["config"]["start"]
     if not isinstance(start, str | None):
         raise RunError(f"{out / 'config.json'} is damaged: start = {start!r}, expected a policy folder")
+    RunFolder.require_unended(out)
     wanted = leaves(_with_absolute_paths(config).to_json())
     changed = refuse_changes("rl", held, {name: wanted[name] for name in sorted(asked_for(config, asked))})
     done = [int(path.name) for path in list_checkpoints(out / "checkpoints")]
     if done and changed.get("iterations", done[-1]) < done[-1]:
         raise ConfigError(f"iterations = {changed['iterations']}, but {out} has done {done[-1]} already: give more")
-    if "iterations" in changed and (out / "result.json").exists() and done[-1] < held["iterations"]:
+    if done and "iterations" in changed and (out / "result.json").exists() and done[-1] < held["iterations"]:
         raise ConfigError(
             f"iterations = {changed['iterations']}, but {out} ended by itself after {done[-1]} "
             f"({read_json(out / 'result.json').get('reason')}): it would do no more. To practise on, start another run "
