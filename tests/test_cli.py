@@ -536,7 +536,7 @@ def test_doctor_exits_with_1_only_when_something_needed_is_missing(monkeypatch, 
 
     def found(**what: object) -> None:
         check = doctor.Check(name="renderer", detail="none", remedy="install one", **what)  # type: ignore[arg-type]
-        monkeypatch.setattr(doctor, "_checks", lambda folder: iter([check]))
+        monkeypatch.setattr(doctor, "_checks", lambda folder, suite: iter([check]))
 
     found(ok=False, required=False)
     assert run("doctor", "--json") == 0
@@ -557,7 +557,9 @@ def test_quickstart_goes_from_nothing_to_a_policy_and_a_report(tmp_path: Path, c
     keys = ["target", "sft", "rl", "change", "iterations", "rollouts", "env_steps", "seconds", "policy", "report"]
     assert list(found) == keys
     assert (found["target"], found["iterations"]) == ("reach", 1)
-    assert found["sft"].keys() == found["rl"].keys() == {"policy", "seed", "mode", "horizon", "tasks", "total"}
+    assert (
+        found["sft"].keys() == found["rl"].keys() == {"policy", "seed", "mode", "horizon", "tasks", "total", "reasons"}
+    )
     assert {"demonstrations", "pre-training", "fine-tuning", "post-train", "report"} <= found["seconds"].keys()
     assert (Path(found["policy"]) / "model.safetensors").is_file()
     assert Path(found["report"]) == tmp_path / "qs" / "report.html"

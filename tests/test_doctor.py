@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from ript.cli.doctor import (
     check_packages,
     check_python,
     check_renderer,
+    check_suites,
     check_threads,
     doctor,
     healthy,
@@ -30,7 +32,9 @@ from ript.cli.doctor import (
     run_child,
     to_json,
 )
+from ript.core.errors import DependencyMissing
 from ript.core.machine import Cores, Memory
+from ript.core.registry import suites
 from ript.policies.language_files import model_folder
 from ript.rollout.local.limits import open_files
 
@@ -216,9 +220,29 @@ def test_a_package_that_cannot_be_imported_fails_its_own_check_only():
 
 
 def test_required_packages_are_those_of_the_project_without_the_development_tools():
-    names = required_packages()
+    names = required_packages("metaworld")
     assert {"torch", "numpy", "mujoco", "metaworld", "h5py", "pillow"} <= set(names)
     assert not {"pytest", "ruff", "mypy", "wandb", "tensorboard"} & set(names)
+    assert not {"mujoco", "metaworld"} & set(required_packages("toy"))
+
+
+def test_suites_and_kinds_are_listed_and_only_the_suite_that_is_needed_must_be_here(found, monkeypatch):
+    assert found["suite toy"].ok and found["suite metaworld"].required and not found["suite toy"].required
+    assert "scripted experts" in found["suite metaworld"].detail and found["kind quest"].ok
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "metaworld" else find(name))
+    absent = {check.name: check for check in check_suites("toy")}["suite metaworld"]
+    assert not absent.ok and not absent.required and 'pip install "ript[metaworld]"' in absent.remedy
+    missing = {check.name: check for check in check_suites("metaworld")}["suite metaworld"]
+    assert missing.required and not healthy([missing])
+
+
+def test_a_suite_that_cannot_be_imported_is_named_with_the_cause(monkeypatch):
+    broken = {"desk": DependencyMissing("simulator suite 'desk' (desk:SUITE of package desks) cannot be imported: why")}
+    monkeypatch.setattr(suites, "all", lambda: ({}, broken))
+    monkeypatch.setattr(suites, "names", lambda: ("desk",))
+    (check,) = check_suites("toy")
+    assert not check.ok and not check.required and "package desks" in check.detail and "uninstall" in check.remedy
 
 
 # ---- the renderer ----

@@ -1,9 +1,10 @@
 """The import direction of ARCHITECTURE.md, held by parsing every module."""
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,51 @@ def test_imports_of_lower_floors_and_of_the_own_package_are_allowed():
         "from . import x",
     ):
         assert violations(line, PACKAGE / "learn" / "batch.py") == []
+
+
+SUITES = sorted(folder.parent.name for folder in PACKAGE.glob("sims/*/suite.py"))
+SAY_SUITES = {
+    "config/recipes.py",
+    "config/defaults.py",  # what records of 0.1.0 mean
+    "studies/catalogue.py",
+    "bench/rollout.py",  # the stock environment beside ours
+    "bench/policy.py",
+    "policies/quest/checkpoint.py",  # published checkpoints, by the suite that they were published for
+    "cli/main.py",  # examples of commands
+}
+"""Files outside a suite's folder that may name it in code; everything else takes what `core.registry` finds."""
+
+
+def said(source: str) -> Iterator[str]:
+    """Names and words of code: not comments, not docstrings."""
+    tree = ast.parse(source)
+    docstrings = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+        for field in ("id", "attr", "name", "module", "arg"):
+            if isinstance(found := getattr(node, field, None), str):
+                yield found
+
+
+def naming(word: str, source: str) -> list[str]:
+    """What of a file's code says a word, alone or as a part of a name ("metaworld", "Meta-World", "for_metaworld")."""
+    pattern = re.compile(rf"(?<![a-z]){'-?'.join(word)}(?![a-z])", re.IGNORECASE)
+    return [text for text in said(source) if pattern.search(text)]
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_no_file_outside_a_suites_folder_says_its_name_in_code(suite: str) -> None:
+    outside = [path for path in FILES if PACKAGE / "sims" / suite not in path.parents]
+    found = {str(path.relative_to(PACKAGE)): naming(suite, path.read_text()) for path in outside}
+    assert {path: texts for path, texts in found.items() if texts and path not in SAY_SUITES} == {}
+
+
+def test_a_suite_that_is_named_in_code_would_be_found_and_in_a_docstring_would_not() -> None:
+    assert naming("metaworld", "from ript.sims.metaworld import tasks") and naming("metaworld", "f(suite='metaworld')")
+    assert naming("metaworld", "def for_metaworld(): ...") and naming("metaworld", "x = f'{a} of Meta-World'")
+    assert not naming("metaworld", '"""Meta-World."""\nx = 1  # metaworld') and not naming("gym", "import gymnasium")
+    assert {"metaworld", "toy", "gym"} <= set(SUITES)
 
 
 @pytest.mark.parametrize(

@@ -171,12 +171,15 @@ def test_a_checkpoint_of_meta_world_practises_from_the_command_line(tmp_path: Pa
         return main([str(word) for word in words])
 
     given = ("import", "quest", tmp_path / "model.pth", "--config", tmp_path / "config.json")
-    assert run(*given, "--cameras", "corner2", "side", "--out", tmp_path / "no") == 2  # one camera, two views
-    assert run(*given, "--cameras", "corner", "--arm", "stick", "--out", tmp_path / "no") == 2
+    seen = ("--sim.suite=metaworld",)
+    assert run(*given, "--cameras", "corner2", "--out", tmp_path / "no") == 2  # of which suite?
+    assert run(*given, *seen, "--learn.epochs=2", "--out", tmp_path / "no") == 2  # no effect here
+    assert run(*given, *seen, "--cameras", "corner2", "side", "--out", tmp_path / "no") == 2  # one camera, two views
+    assert run(*given, *seen, "--cameras", "corner", "--sim.arm=stick", "--out", tmp_path / "no") == 2
     assert run(*given, "--embeddings", tmp_path / "none.safetensors", "--out", tmp_path / "no") == 1
     assert not (tmp_path / "no").exists()
     embeddings = ("--embeddings", tmp_path / "clip.safetensors")
-    assert run(*given, "--cameras", "corner2", "--arm", "boxes", *embeddings, "--out", tmp_path / "policy") == 0
+    assert run(*given, *seen, "--cameras", "corner2", "--sim.arm=boxes", *embeddings, "--out", tmp_path / "policy") == 0
     assert sim_options_of(load_policy(tmp_path / "policy")).cameras == ("corner_rgb=corner2",)
     practise = (
         "rl",

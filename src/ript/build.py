@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ript.config.sections import Config, LearnConfig, RolloutConfig
-from ript.core.errors import ConfigError, PolicyError, SimulatorError, UnknownNameError
+from ript.core.errors import ConfigError, PolicyError, SimulatorError
 from ript.core.files import absolute, expanded
 from ript.core.hooks import kind_of
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, Perturbable, PostTrainable, Simulator, SimulatorFactory
@@ -31,8 +31,6 @@ from ript.policies.quest.config import chunk_and_execute as chunk_and_execute
 from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
 from ript.run.progress import status
-from ript.sims.metaworld.tasks import metaworld_spec, resolve_cameras
-from ript.sims.mujoco.rendering import ARMS
 from ript.sims.registry import find_task
 
 
@@ -73,24 +71,43 @@ def sim_options_of_spec(spec: SimulatorSpec, horizon: int = 0) -> SimOptions:
     return suites.get(spec.suite).options_of(spec).replaced(horizon=horizon)
 
 
-def for_metaworld(policy: QuestPolicy, views: Sequence[str], arm: str) -> None:
-    """Say that an imported policy was trained on Meta-World's pictures, with these views for its cameras, in order.
+def as_published(policy: PostTrainable, suite: str, views: Sequence[str] = ()) -> SimOptions:
+    """The settings with which the suite's simulators show an imported policy what it was trained on.
+
+    Args:
+        policy: whose cameras have names and sizes, but no views yet.
+        suite: has a protocol "published".
+        views: of the suite, for the policy's cameras in order; none: the published one for each.
 
     Raises:
-        ConfigError: not as many views as cameras, or cameras of different sizes.
-        UnknownNameError: no such view.
-        PolicyError: the policy does not fit Meta-World's actions or proprioception.
+        ConfigError: the suite has no published look or no cameras of one size, or there are not as many views as
+            cameras.
     """
-    names, sizes = list(policy.config.cameras), set(policy.config.cameras.values())
+    published = suites.get(suite).protocols.get("published")
+    if published is None or not {"cameras", "image_size"} <= type(published).model_fields.keys():
+        raise ConfigError(f"suite {suite} does not say which pictures published policies saw: give a simulator's spec")
+    names, sizes = list(policy.simulator.cameras), set(policy.simulator.cameras.values())
+    views = list(views) or [*published.cameras] * (len(names) if len(published.cameras) == 1 else 1)
     if len(views) != len(names):
         raise ConfigError(f"the policy has {len(names)} cameras ({', '.join(names)}), got {len(views)} views for them")
     if len(sizes) != 1:
-        raise ConfigError(f"Meta-World shows pictures of one size, the policy takes {dict(policy.config.cameras)}")
-    drawn = next((known for known in ARMS if known == arm), None)
-    if drawn is None:
-        raise UnknownNameError("way to draw the arm", arm, ARMS)
-    named = resolve_cameras([f"{name}={view}" for name, view in zip(names, views, strict=True)])
-    policy.simulator = metaworld_spec(named, sizes.pop(), drawn)
+        raise ConfigError(f"{suite} shows pictures of one size, the policy takes {dict(policy.simulator.cameras)}")
+    height, width = sizes.pop()
+    cameras = tuple(f"{name}={view}" for name, view in zip(names, views, strict=True))
+    return published.replaced(cameras=cameras, image_size=height if height == width else (height, width))
+
+
+def show(policy: PostTrainable, sim: SimOptions) -> None:
+    """Say that an imported policy was trained on what simulators with these settings show.
+
+    Raises:
+        UnknownNameError: no such camera.
+        PolicyError: the policy does not fit these simulators.
+    """
+    suite = suites.get(sim.suite)
+    if suite.spec is None:
+        raise ConfigError(f"what simulators of suite {suite.name} show depends on the task: give a simulator's spec")
+    policy.simulator = suite.spec(sim)
     policy.check_simulator(policy.simulator)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from ript.config import overrides, recipes
 from ript.config.sections import Config
-from ript.core.errors import ConfigError, DependencyMissing
+from ript.core.errors import ConfigError, DependencyMissing, UnknownNameError
 from ript.core.memory import ran_out
 from ript.core.options import SimOptions, replace
+from ript.core.registry import suites
 from ript.run.settings import refuse_unused
 
 
@@ -86,6 +87,20 @@ def task_names(sim: SimOptions, words: Sequence[str]) -> tuple[str, ...]:
     return tuple(key.partition("/")[2] for key in task_keys(sim, parts))
 
 
+def steps_of(suite: str, word: str) -> int:
+    """Environment steps from a number, or from the name of one of the suite's protocols.
+
+    Raises:
+        UnknownNameError: neither.
+    """
+    if word.lstrip("-").isdigit():
+        return int(word)
+    protocols = suites.get(suite).protocols
+    if word not in protocols:
+        raise UnknownNameError(f"number of steps or protocol of suite {suite}", word, protocols)
+    return protocols[word].horizon
+
+
 def require(args: Namespace, *names: str) -> None:
     missing = [f"--{name}" for name in names if not getattr(args, name)]
     if missing:
@@ -119,11 +134,12 @@ def saying_what_is_kept(kept: Any) -> Iterator[None]:
         raise
 
 
-def need_a_working_machine(folder: Path, *, needs_cache: Callable[[], bool]) -> None:
+def need_a_working_machine(folder: Path, suite: str, *, needs_cache: Callable[[], bool]) -> None:
     """Raise `DependencyMissing`, saying what to do, unless everything that `ript` needs is here.
 
     Args:
         folder: where results will be written.
+        suite: of the simulators.
         needs_cache: whether something is to be written into the cache; asked where that cannot be.
     """
     from ript.cli.doctor import doctor as examine
@@ -132,7 +148,7 @@ def need_a_working_machine(folder: Path, *, needs_cache: Callable[[], bool]) -> 
     status("checking this machine")
     missing = [
         check
-        for check in examine(folder)
+        for check in examine(folder, suite)
         if check.required and not check.ok and (check.name != "cache" or needs_cache())
     ]
     if missing:

@@ -18,6 +18,7 @@ from ript.cli.arguments import (
     require,
     resumed,
     saying_what_is_kept,
+    steps_of,
     task_names,
 )
 from ript.config import overrides, recipes
@@ -67,18 +68,19 @@ def show_tasks(args: Namespace) -> Answer:
 
 
 def _matching(pattern: str) -> list[Task]:
-    from ript.sims.metaworld.tasks import LISTS
-    from ript.sims.registry import list_tasks
+    from ript.core.registry import suites
 
-    everything = list_tasks()
-    if pattern in LISTS:
-        return [t for t in everything if t.suite == "metaworld" and t.name in LISTS[pattern]]
-    found = [
+    found, _ = suites.all()
+    named = {name: suite for suite in found.values() for name in suite.lists()}
+    if pattern in named:
+        return list(named[pattern].expanded([pattern]))
+    everything = [task for suite in found.values() for task in suite.tasks()]
+    matching = [
         t for t in everything if pattern in t.key or fnmatch.fnmatch(t.key, pattern) or fnmatch.fnmatch(t.name, pattern)
     ]
-    if not found:
-        raise UnknownNameError("task or named list", pattern, [*(t.name for t in everything), *LISTS])
-    return found
+    if not matching:
+        raise UnknownNameError("task or named list", pattern, [*(t.name for t in everything), *named])
+    return matching
 
 
 def show_recipes(args: Namespace) -> Answer:
@@ -325,7 +327,9 @@ def quickstart(args: Namespace) -> Answer:
     if args.target:
         config = recipes.with_tasks(config, task_names(config.sim, [args.target]))
     out = output_folder(config, args.fresh, args.out)
-    need_a_working_machine(out, needs_cache=lambda: not (args.fresh or base_is_made(base_folder(config))))
+    need_a_working_machine(
+        out, config.sim.suite, needs_cache=lambda: not (args.fresh or base_is_made(base_folder(config)))
+    )
 
     with saying_what_is_kept(f"finished stages and checkpoints are kept in {out}; the same command goes on from there"):
         result = run(seed=config.seed, fresh=args.fresh, out=out, config=config)
@@ -358,7 +362,8 @@ def evaluate(args: Namespace) -> Answer:
     EvalConfig(trials=args.trials)
     rollout = RolloutConfig(workers=args.workers)
     name, policy = named_policy(args.policy)
-    names = task_names(sim_options_of(policy), args.tasks)
+    sim = sim_options_of(policy)
+    names, horizon = task_names(sim, args.tasks), None if args.horizon is None else steps_of(sim.suite, args.horizon)
     if args.videos:
         require_encoder()
         require_writable_folder(args.video_dir)
@@ -371,13 +376,13 @@ def evaluate(args: Namespace) -> Answer:
             greedy=args.greedy,
             temperature=args.temperature,
             videos=args.videos,
-            horizon=args.horizon,
+            horizon=horizon,
             rollout=rollout,
         )
     result = replace(result, policy=name)
     steps = sorted(set(result.horizon.values()))
-    horizon = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}, each task's own"
-    text = f"{name}, {result.mode}, seed {result.seed}, horizon {horizon}\n\n{eval_table(result)}"
+    within = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}, each task's own"
+    text = f"{name}, {result.mode}, seed {result.seed}, horizon {within}\n\n{eval_table(result)}"
     written, missing = write_videos(args.video_dir, result.videos)
     if result.videos:
         text += f"\n\n{count(len(written), 'video')} in {args.video_dir}"
@@ -446,7 +451,9 @@ def study(args: Namespace) -> Answer:
             return Answer(text=expense.text(chosen), document=document, costly=True)
         status(expense.text(chosen))
         need_a_working_machine(
-            Path(out), needs_cache=lambda: not all(base_is_made(base_folder(cell.config)) for cell in chosen.cells)
+            Path(out),
+            chosen.needs,
+            needs_cache=lambda: not all(base_is_made(base_folder(cell.config)) for cell in chosen.cells),
         )
     with saying_what_is_kept(f"finished cells are kept in {out}; go on with --resume"):
         document = run_study(args.name, out, scale=args.scale, seeds=seeds, changes=changes, resume=args.resume)
@@ -457,15 +464,22 @@ def study(args: Namespace) -> Answer:
 
 
 def import_quest(args: Namespace) -> Answer:
-    from ript.build import for_metaworld
+    from ript.build import as_published, show
     from ript.core.hooks import caveats_of, settings_of
+    from ript.core.registry import suites
     from ript.policies.folder import read_tensors
     from ript.policies.quest.checkpoint import LEFT_OUT
     from ript.policies.quest.checkpoint import import_quest as read
 
-    policy = read(args.file, args.config, sampling=args.sampling)
-    if args.config == "metaworld" or args.cameras:
-        for_metaworld(policy, args.cameras or ["corner2"] * len(policy.config.cameras), args.arm)
+    policy, given = read(args.file, args.config, sampling=args.sampling), given_fields(args)
+    if others := [name for name in given if not name.startswith("sim.")]:
+        raise ConfigError(f"{others[0]} has no effect in `ript import quest`: only sim.* say what the policy was shown")
+    (suite,) = given.get("sim.suite", [policy.simulator.suite])
+    if suite in suites.names():
+        sim = as_published(policy, suite, args.cameras or ())
+        show(policy, overrides.apply(Config(sim=sim), given).sim)
+    elif given or args.cameras:
+        raise ConfigError("say of which suite the policy was shown pictures: --sim.suite=NAME (see `ript doctor`)")
     for sentence, vector in (read_tensors(args.embeddings) if args.embeddings else {}).items():
         policy.remember(sentence, vector)
     policy.save_pretrained(args.out)

@@ -23,9 +23,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ript.config import defaults
 from ript.core import interpreter, machine
 from ript.core.errors import DependencyMissing, RiptError
 from ript.core.places import CACHE, cache_folder, cache_trouble
+from ript.core.registry import kinds, suites
 from ript.policies.language_files import CLIP, CLIP_FOLDER, MINILM, clip_folder, clip_missing
 from ript.rollout.local.limits import Limit, open_files, shared_memory
 
@@ -66,15 +68,18 @@ class Check:
         return f"{mark}  {self.name}: {self.detail}" + (f"\n         -> {self.remedy}" if self.remedy else "")
 
 
-def doctor(folder: str | Path = ".", on_check: Callable[[Check], None] | None = None) -> list[Check]:
+def doctor(
+    folder: str | Path = ".", suite: str = defaults.SUITE, on_check: Callable[[Check], None] | None = None
+) -> list[Check]:
     """Check this machine; takes a few seconds.
 
     Args:
         folder: where runs will be written.
+        suite: of simulators that must be here; others may be absent.
         on_check: called with each result as it is known.
     """
     checks = []
-    for check in _checks(Path(folder)):
+    for check in _checks(Path(folder), suite):
         checks.append(check)
         if on_check is not None:
             on_check(check)
@@ -91,10 +96,12 @@ def to_json(checks: Sequence[Check]) -> dict:
     return {"ok": healthy(checks), "checks": [asdict(check) for check in checks]}
 
 
-def _checks(folder: Path) -> Iterator[Check]:
+def _checks(folder: Path, suite: str) -> Iterator[Check]:
     yield check_python(sys.version_info[:3])
-    packages = run_child("packages", required_packages())
-    yield from check_packages(packages)
+    packages = run_child("packages", required_packages(suite))
+    yield from check_packages(packages, suite)
+    yield from check_suites(suite)
+    yield from check_kinds()
     cores = machine.cores()
     looks: dict[str, Callable[[], Check]] = {
         "language model": check_language_model,
@@ -110,6 +117,8 @@ def _checks(folder: Path) -> Iterator[Check]:
         "renderer": lambda: check_renderer(os.environ, lambda env: run_child("render", env=env)),
         "GPU": lambda: check_gpu(packages),
     }
+    if not _draws(suite):
+        del looks["renderer"]
     for name, look in looks.items():
         try:
             yield look()
@@ -300,17 +309,53 @@ def check_python(version: tuple[int, ...]) -> Check:
     )
 
 
-def required_packages() -> list[str]:
-    """Names of the distributions that the installed `ript` asks for, the simulator's among them."""
+def required_packages(suite: str) -> list[str]:
+    """Names of the distributions that the installed `ript` asks for, and those of the suite's simulators."""
     try:
         requirements = importlib.metadata.requires("ript") or []
     except importlib.metadata.PackageNotFoundError:
-        requirements = ["torch", "numpy", "h5py", "mujoco", "metaworld"]
-    core = [r for r in requirements if "extra ==" not in r or re.search(r"extra == ['\"]metaworld['\"]", r)]
-    return sorted({match[0] for r in core if (match := re.match(r"[A-Za-z0-9._-]+", r))}, key=str.lower)
+        requirements = ["torch", "numpy", "h5py"]
+    core = [r for r in requirements if "extra ==" not in r]
+    names = {match[0] for r in core if (match := re.match(r"[A-Za-z0-9._-]+", r))}
+    return sorted({*names, *_packages_of(suite)}, key=str.lower)
 
 
-def check_packages(probed: Outcome) -> Iterator[Check]:
+def _packages_of(suite: str) -> tuple[str, ...]:
+    """None of a suite that cannot be imported, which has a line of its own."""
+    try:
+        return suites.get(suite).packages
+    except RiptError:
+        return ()
+
+
+def _draws(needed: str) -> bool:
+    """Whether the simulators that must be here, or others that are, need OpenGL."""
+    found, _ = suites.all()
+    return any(suite.draws and (name == needed or not suite.available()) for name, suite in found.items())
+
+
+def check_suites(needed: str) -> Iterator[Check]:
+    """One check a suite: what it is, or why its simulators cannot be made."""
+    found, broken = suites.all()
+    for name in suites.names():
+        if name in broken:
+            missing, detail = "uninstall its package, or install what it needs", str(broken[name])
+        else:
+            missing = found[name].available() or ""
+            detail = "not installed" if missing else found[name].summary
+        yield Check(name=f"suite {name}", ok=not missing, detail=detail, remedy=missing, required=name == needed)
+
+
+def check_kinds() -> Iterator[Check]:
+    """One check a kind of policy; those of packages may be broken."""
+    found, broken = kinds.all()
+    for name in kinds.names():
+        detail = str(broken[name]) if name in broken else found[name].summary
+        remedy = "uninstall its package, or install what it needs" if name in broken else ""
+        yield Check(name=f"kind {name}", ok=name in found, detail=detail, remedy=remedy, required=False)
+
+
+def check_packages(probed: Outcome, suite: str = defaults.SUITE) -> Iterator[Check]:
     """One check a package: its version, or why it cannot be imported."""
     if probed.value is None:
         yield Check(
@@ -320,7 +365,7 @@ def check_packages(probed: Outcome) -> Iterator[Check]:
             remedy="a package is broken: make the environment anew (`make clean install`)",
         )
         return
-    for name in required_packages():
+    for name in required_packages(suite):
         problem = probed.value["problems"].get(name)
         try:
             detail = importlib.metadata.version(name)
@@ -330,14 +375,14 @@ def check_packages(probed: Outcome) -> Iterator[Check]:
             name=f"package {name}",
             ok=problem is None,
             detail=detail if problem in (None, detail) else f"{detail}, cannot be imported: {problem}",
-            remedy="" if problem is None else _package_remedy(problem),
+            remedy="" if problem is None else _package_remedy(problem, suite),
         )
 
 
-def _package_remedy(problem: str) -> str:
+def _package_remedy(problem: str, suite: str) -> str:
     if problem.endswith(IN_ITS_PLACE):
         return "rename it, or take its folder out of PYTHONPATH"
-    return 'run `make install`, or pip install "ript[metaworld]"'
+    return f'run `make install`, or pip install "ript[{suite}]"'
 
 
 def check_language_model() -> Check:

@@ -295,7 +295,9 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--videos", type=int, default=0, metavar="N", help="write videos of the first N states of each task")
     p.add_argument("--video-dir", default="eval-videos", metavar="DIR", help="where to (default eval-videos)")
     p.add_argument(
-        "--horizon", type=int, metavar="N", help="steps after which a trial is a failure (default: the policy's)"
+        "--horizon",
+        metavar="N",
+        help="steps after which a trial is a failure, or a protocol of the suite: published (default: the policy's)",
     )
     p.add_argument(
         "--workers", type=int, default=2, metavar="N", help="worker processes; 0 works in this process (default 2)"
@@ -347,8 +349,9 @@ def _add_published(commands: argparse._SubParsersAction) -> None:
         "read a published QueST checkpoint (.pth)",
         "  ript import quest model.pth --config libero --out policies/quest-libero\n"
         "  ript import quest model.pth --config config.json --out policies/quest-mine\n"
-        "  ript import quest model.pth --config metaworld --cameras corner2 --embeddings clip.safetensors \\\n"
-        "          --out policies/quest-metaworld",
+        "  ript import quest model.pth --config config.json --sim.suite metaworld --cameras corner2 side \\\n"
+        "          --embeddings clip.safetensors --out policies/quest-two-views",
+        overrides=True,
     )
     p.add_argument("file", metavar="FILE.pth", help="checkpoint of any stage; nothing but tensors is read from it")
     p.add_argument(
@@ -356,7 +359,7 @@ def _add_published(commands: argparse._SubParsersAction) -> None:
         default="libero",
         metavar="NAME",
         type=os.path.expanduser,
-        help="libero or metaworld (sizes are read off the file), or a .json file",
+        help="the suite that it was published for (sizes are read off the file), or a .json file",
     )
     p.add_argument(
         "--sampling",
@@ -368,9 +371,8 @@ def _add_published(commands: argparse._SubParsersAction) -> None:
         "--cameras",
         nargs="+",
         metavar="VIEW",
-        help="Meta-World's views for the file's cameras, in order (default corner2 with --config metaworld)",
+        help="the suite's views for the file's cameras, in order (default the published ones); --sim.* say the rest",
     )
-    p.add_argument("--arm", default="mesh", metavar="NAME", help="how Meta-World draws the arm (default mesh)")
     p.add_argument(
         "--embeddings",
         metavar="FILE.safetensors",
@@ -446,7 +448,7 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
         overrides=True,
     )
     p.add_argument(
-        "--target", metavar="TASK", help="Meta-World task; it gets one demonstration (default faucet-open-v3)"
+        "--target", metavar="TASK", help="task of the recipe's suite; it gets one demonstration (default the recipe's)"
     )
     p.add_argument("--fresh", action="store_true", help="make the pre-trained base anew, without the cache")
     p.add_argument("--out", metavar="DIR", help="output folder (default: a new one under runs/)")

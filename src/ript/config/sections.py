@@ -29,26 +29,12 @@ class DemoConfig(Settings):
     ABOUT: ClassVar[str] = "Demonstrations made by scripted experts."
     SECTION: ClassVar[str] = "demos"
 
-    per_task: int = Field(
-        20,
-        ge=1,
-        description="Demonstrations for each pre-training task.",
-    )
-    target: int = Field(
-        1,
-        ge=1,
-        description="Demonstrations for each target task.",
-    )
+    per_task: int = Field(20, ge=1, description="Demonstrations for each pre-training task.")
+    target: int = Field(1, ge=1, description="Demonstrations for each target task.")
     noise: float = Field(
-        0.2,
-        ge=0,
-        description="Standard deviation of the Gaussian noise on executed actions (labels stay clean).",
+        0.2, ge=0, description="Standard deviation of the Gaussian noise on executed actions (labels stay clean)."
     )
-    every: int = Field(
-        2,
-        ge=1,
-        description="Environment steps between looks.",
-    )
+    every: int = Field(2, ge=1, description="Environment steps between looks.")
     expert: str = Field(
         "",
         description="Who demonstrates, MODULE:FUNCTION of your own, such as my_file:reach; empty: the suite's expert.",
@@ -59,17 +45,8 @@ class RolloutConfig(Settings):
     ABOUT: ClassVar[str] = "How rollouts are run."
     SECTION: ClassVar[str] = "rollout"
 
-    workers: int = Field(
-        2,
-        ge=0,
-        le=1024,
-        description="Worker processes; 0 runs the simulators in this process.",
-    )
-    slots: int = Field(
-        48,
-        ge=1,
-        description="Simulator instances per worker; their observations make one batch.",
-    )
+    workers: int = Field(2, ge=0, le=1024, description="Worker processes; 0 runs the simulators in this process.")
+    slots: int = Field(48, ge=1, description="Simulator instances per worker; their observations make one batch.")
     inference: Literal["local", "central"] = Field(
         "local",
         description='"local": a copy of the policy in each worker. "central": one batched server for a large '
@@ -82,15 +59,9 @@ class RolloutConfig(Settings):
         "used makes room, and workers are preferably given tasks that they hold.",
     )
     request_timeout: float = Field(
-        120.0,
-        ge=0.001,
-        description="Seconds without a sign of life after which a worker is killed and replaced.",
+        120.0, ge=0.001, description="Seconds without a sign of life after which a worker is killed and replaced."
     )
-    max_retries: int = Field(
-        2,
-        ge=0,
-        description="How often a rollout is run again when its worker died.",
-    )
+    max_retries: int = Field(2, ge=0, description="How often a rollout is run again when its worker died.")
     max_error_rate: float = Field(
         0.2,
         ge=0,
@@ -104,24 +75,10 @@ class SamplingConfig(Settings):
     ABOUT: ClassVar[str] = "Contexts and dynamic rollout sampling."
     SECTION: ClassVar[str] = "sampling"
 
-    group_size: int = Field(
-        16,
-        description="K, rollouts from the same initial state, at least 2.",
-    )
-    groups: int = Field(
-        16,
-        ge=1,
-        description="Quota of accepted groups per iteration.",
-    )
-    max_attempts: int = Field(
-        32,
-        ge=1,
-        description="Groups launched per iteration at most, with dynamic sampling.",
-    )
-    dynamic: bool = Field(
-        True,
-        description="Reject groups whose rewards are all equal and draw others.",
-    )
+    group_size: int = Field(16, description="K, rollouts from the same initial state, at least 2.")
+    groups: int = Field(16, ge=1, description="Quota of accepted groups per iteration.")
+    max_attempts: int = Field(32, ge=1, description="Groups launched per iteration at most, with dynamic sampling.")
+    dynamic: bool = Field(True, description="Reject groups whose rewards are all equal and draw others.")
     equal_tasks: bool = Field(
         False,
         description="Give each task an equal share of the groups, and of the attempts; further states of a "
@@ -184,30 +141,14 @@ class LearnConfig(Settings):
     ABOUT: ClassVar[str] = "The update: PPO's clipped objective on leave-one-out advantages."
     SECTION: ClassVar[str] = "learn"
 
-    learning_rate: float = Field(
-        0.0001,
-        gt=0,
-        description="AdamW's learning rate at the start; `adapt_kl` changes it.",
-    )
-    epochs: int = Field(
-        3,
-        ge=1,
-        description="Passes over an iteration's decisions, at most.",
-    )
-    minibatch: int = Field(
-        512,
-        ge=1,
-        description="Decisions per minibatch.",
-    )
+    learning_rate: float = Field(0.0001, gt=0, description="AdamW's learning rate at the start; `adapt_kl` changes it.")
+    epochs: int = Field(3, ge=1, description="Passes over an iteration's decisions, at most.")
+    minibatch: int = Field(512, ge=1, description="Decisions per minibatch.")
     minibatch_trajectories: int = Field(
-        0,
-        ge=0,
-        description="Whole trajectories per minibatch instead; 0: `minibatch` decisions.",
+        0, ge=0, description="Whole trajectories per minibatch instead; 0: `minibatch` decisions."
     )
     micro_batch: int = Field(
-        512,
-        ge=1,
-        description="Decisions per forward pass at most; changes no result beyond rounding.",
+        512, ge=1, description="Decisions per forward pass at most; changes no result beyond rounding."
     )
     clip_low: float = Field(
         0.2,
@@ -216,13 +157,10 @@ class LearnConfig(Settings):
         description="Probability ratios below 1 minus this have no gradient when the advantage is negative.",
     )
     clip_high: float = Field(
-        0.2,
-        gt=0,
-        description="Probability ratios above 1 plus this have no gradient when the advantage is positive.",
+        0.2, gt=0, description="Probability ratios above 1 plus this have no gradient when the advantage is positive."
     )
     reduction: Literal["token", "trajectory"] = Field(
-        "trajectory",
-        description="Mean over all tokens, or over trajectories of their token means.",
+        "trajectory", description="Mean over all tokens, or over trajectories of their token means."
     )
     target_kl: float = Field(
         0.48,
@@ -237,17 +175,8 @@ class LearnConfig(Settings):
         description="Adapt the learning rate (x1.2, x0.67) toward this KL at the end of each update; 0: keep "
         "it. Nats a decision.",
     )
-    max_grad_norm: float = Field(
-        1.0,
-        gt=0,
-        description="Norm above which a step's gradient is scaled down to it.",
-    )
-    weight_decay: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="AdamW's weight decay in the update.",
-    )
+    max_grad_norm: float = Field(1.0, gt=0, description="Norm above which a step's gradient is scaled down to it.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's weight decay in the update.")
     entropy_bonus: float = Field(
         0.0,
         description="Weight of the mean entropy in nats, which is added to the objective; negative: entropy "
@@ -266,8 +195,7 @@ class LearnConfig(Settings):
         "learns in. One more pass.",
     )
     normalise_std: bool = Field(
-        False,
-        description="Divide advantages by their standard deviation (an ablation; LOOP reports that it hurts).",
+        False, description="Divide advantages by their standard deviation (an ablation; LOOP reports that it hurts)."
     )
     max_decisions: int = Field(
         0,
@@ -275,12 +203,7 @@ class LearnConfig(Settings):
         description="Learn from at most this many random decisions of a rollout; 0: all. Unbiased with "
         'reduction "trajectory".',
     )
-    min_abs_advantage: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Drop rollouts whose advantage is smaller than this.",
-    )
+    min_abs_advantage: float = Field(0.0, ge=0, le=1, description="Drop rollouts whose advantage is smaller than this.")
     threads: int = Field(
         2,
         ge=1,
@@ -298,10 +221,7 @@ class EvalConfig(Settings):
     SECTION: ClassVar[str] = "eval"
 
     trials: int = Field(
-        100,
-        ge=1,
-        le=100000,
-        description="Test initial states per task for the evaluations before and after.",
+        100, ge=1, le=100000, description="Test initial states per task for the evaluations before and after."
     )
     seed: int = Field(
         0,
@@ -311,43 +231,20 @@ class EvalConfig(Settings):
         "the run's `seed`.",
     )
     every: int = Field(
-        5,
-        ge=0,
-        description="Iterations between evaluations that choose the best policy; 0: only before and after.",
+        5, ge=0, description="Iterations between evaluations that choose the best policy; 0: only before and after."
     )
-    every_trials: int = Field(
-        40,
-        ge=1,
-        le=100000,
-        description="Validation initial states per task for these.",
-    )
-    mode: Literal["sampled", "greedy"] = Field(
-        "sampled",
-        description="The mode that counts.",
-    )
-    videos: int = Field(
-        3,
-        ge=0,
-        description="Videos per task before and after.",
-    )
+    every_trials: int = Field(40, ge=1, le=100000, description="Validation initial states per task for these.")
+    mode: Literal["sampled", "greedy"] = Field("sampled", description="The mode that counts.")
+    videos: int = Field(3, ge=0, description="Videos per task before and after.")
 
 
 class Config(Settings):
     ABOUT: ClassVar[str] = "All settings of a run. What it starts from, a policy or demonstrations, is given beside it."
     SECTION: ClassVar[str] = ""
 
-    recipe: str = Field(
-        "custom",
-        description="Name of the recipe that it came from.",
-    )
-    tasks: Words = Field(
-        (),
-        description="Target tasks: what post-training practises on.",
-    )
-    pretrain_tasks: Words = Field(
-        (),
-        description="Tasks whose demonstrations the base policy learns from.",
-    )
+    recipe: str = Field("custom", description="Name of the recipe that it came from.")
+    tasks: Words = Field((), description="Target tasks: what post-training practises on.")
+    pretrain_tasks: Words = Field((), description="Tasks whose demonstrations the base policy learns from.")
     seed: int = Field(
         0,
         ge=0,
@@ -357,9 +254,7 @@ class Config(Settings):
         "seed 0.",
     )
     iterations: int = Field(
-        15,
-        ge=0,
-        description="Iterations of post-training, at most; 0: the policy is only measured.",
+        15, ge=0, description="Iterations of post-training, at most; 0: the policy is only measured."
     )
     device: Literal["cpu", "cuda"] = Field(
         "cpu",

@@ -19,19 +19,6 @@ if TYPE_CHECKING:
     from ript.core.options import PolicyOptions, SimOptions, TrainingOptions
 
 
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """How results of a suite are published.
-
-    Attributes:
-        horizon: environment steps after which an episode without success is a failure.
-        settle_steps: steps without an action after a reset, before the policy looks.
-    """
-
-    horizon: int
-    settle_steps: int = 0
-
-
 class SimulatorMaker(typing.Protocol):
     """(task key, options) -> a new simulator of that task."""
 
@@ -54,9 +41,11 @@ class Suite:
             task.
         find: a name as people write it -> task, or None: other spellings, and tasks that `tasks` does not list.
         lists: named lists: name -> task names.
-        protocols: name -> how results are published.
+        protocols: name -> the options with which results are published, such as the horizon; "published" are those that
+            a published policy was trained with, its cameras among them.
         demonstrations: where demonstrations come from: a scripted expert, people, or nowhere.
         packages: distributions whose versions belong into a record.
+        draws: its simulators need OpenGL (`sims.mujoco`), so that `ript doctor` looks whether that works.
         available: None, or what to install before a simulator can be made.
         caveats: options -> what readers of results should know of such simulators.
     """
@@ -70,9 +59,10 @@ class Suite:
     spec: Callable[[Any], SimulatorSpec] | None = None
     find: Callable[[str], Task | None] = lambda name: None
     lists: Callable[[], Mapping[str, tuple[str, ...]]] = dict
-    protocols: Mapping[str, Protocol] = field(default_factory=dict)
+    protocols: Mapping[str, SimOptions] = field(default_factory=dict)
     demonstrations: Literal["expert", "human", "none"] = "none"
     packages: tuple[str, ...] = ()
+    draws: bool = False
     available: Callable[[], str | None] = lambda: None
     caveats: Callable[[Any], Sequence[str]] = lambda options: ()
 

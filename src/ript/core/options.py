@@ -193,15 +193,10 @@ class TrainingOptions(Settings):
     SECTION: ClassVar[str] = "sft"
 
     weight_decay: float = Field(
-        0.0001,
-        ge=0,
-        le=1,
-        description="AdamW's weight decay in all stages; biases and norms have none.",
+        0.0001, ge=0, le=1, description="AdamW's weight decay in all stages; biases and norms have none."
     )
     max_grad_norm: float = Field(
-        10.0,
-        gt=0,
-        description="Norm above which a gradient is scaled down to it, in all stages.",
+        10.0, gt=0, description="Norm above which a gradient is scaled down to it, in all stages."
     )
     warmup: float = Field(
         0.05,
@@ -217,11 +212,7 @@ class TrainingOptions(Settings):
         description="Parts of a batch worked on side by side on a CPU; torch's threads where a batch must "
         "stay whole (batch norms).",
     )
-    checkpoint_every: int = Field(
-        200,
-        ge=1,
-        description="Steps between checkpoints.",
-    )
+    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
 
     if TYPE_CHECKING:
 

@@ -169,3 +169,11 @@ kinds: Registry[PolicyKind] = Registry(
     attribute="KIND",
 )
 """Every kind of policy."""
+
+
+def simulator_versions(suite: str) -> dict[str, str]:
+    """Distribution -> version of what a suite's simulators are made of, for a record; empty of one that is not here."""
+    try:
+        return suites.get(suite).versions()
+    except RiptError:
+        return {}

@@ -31,6 +31,7 @@ from ript.core.disk import cannot_write, reading, writing
 from ript.core.errors import DataError, NotFiniteError, OutOfMemory, RunError
 from ript.core.files import absolute, atomic_folder, clean_leftovers, encoded, expanded, make_folder, remove, write_text
 from ript.core.memory import ANYWHERE, enough_memory
+from ript.core.registry import simulator_versions
 from ript.core.types import EvalResult, Reason
 from ript.run.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
 from ript.run.files import append_line, dumps, now, read_json, read_lines, write_json
@@ -57,7 +58,7 @@ _OWN = (
     "tracked.json",
 )
 """What a run writes into its folder, and so would replace or go on with."""
-_PACKAGES = ("torch", "numpy", "metaworld", "mujoco", "gymnasium", "h5py", "safetensors", "tokenizers", "av")
+_PACKAGES = ("torch", "numpy", "h5py", "safetensors", "tokenizers", "av")
 
 
 class RunFolder:
@@ -95,7 +96,7 @@ class RunFolder:
         lock = acquire(path)
         try:
             cls.require_free(path)
-            write_json(path / "config.json", {**_environment(kind), "config": config})
+            write_json(path / "config.json", {**_environment(kind, config), "config": config})
             return cls(path, lock, kind, dict(config), keep)
         except BaseException:
             release(path, lock)
@@ -477,7 +478,8 @@ def read_config(path: str | Path, *, to_resume: bool = False) -> dict[str, Any]:
     return document
 
 
-def _environment(kind: Kind) -> dict[str, Any]:
+def _environment(kind: Kind, config: Mapping[str, Any]) -> dict[str, Any]:
+    suite = str(config.get("recipe_config", {}).get("sim", {}).get("suite", ""))
     program, *words = interpreter.arguments()
     return {
         "format": FORMAT,
@@ -488,7 +490,7 @@ def _environment(kind: Kind) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": machine.cores().usable,
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))} | simulator_versions(suite),
     }
 
 

@@ -265,7 +265,7 @@ def shown(config: Config, sim: Mapping[str, Any], asked: Collection[str]) -> Con
 
 
 def _listed(value: object) -> str:
-    return ", ".join(value) if isinstance(value, tuple | list) else _word(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else _word(value)
 
 
 # ------------------------------------------------------------------ what a run records

@@ -46,7 +46,7 @@ def make_simulator(key: str, **settings: Any) -> Simulator:
         DependencyMissing: the suite's packages are not installed.
     """
     if not isinstance(key, str):
-        raise ConfigError(f'a simulator is named by suite and task, such as "toy/reach"; got {key!r}')
+        raise ConfigError(f"a simulator is named by suite and task, SUITE/NAME (see `ript tasks`); got {key!r}")
     task = find_task(key)
     suite = suites.get(task.suite)
     return suite.make(task.key, suite.options(**settings))

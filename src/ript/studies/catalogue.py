@@ -21,19 +21,18 @@ from ript.config.sections import (
     LearnConfig,
     SamplingConfig,
     policy_options,
-    sim_options,
     training_options,
 )
 from ript.core.errors import DependencyMissing, UnknownNameError
 from ript.core.options import SimOptions, Words, replace
 from ript.core.registry import suites
 from ript.report.tables import count
-from ript.sims.metaworld.tasks import LISTS
 from ript.studies.notes import differences, finetunes
 
 Scale = Literal["paper", "small"]
 
-ML45_TRAIN, ML45_TEST = LISTS["ML45-train"], LISTS["ML45-test"]
+_LISTS = suites.get("metaworld").lists()
+ML45_TRAIN, ML45_TEST = _LISTS["ML45-train"], _LISTS["ML45-test"]
 """The 45 training tasks of ML45 and the five that it holds out."""
 
 
@@ -159,7 +158,7 @@ def paper_metaworld(tasks: tuple[str, ...], *, multitask: bool) -> Config:
         pretrain_tasks=ML45_TRAIN,
         iterations=30 if multitask else 15,
         stop_at=1.0,
-        sim=sim_options("metaworld", cameras=("corner2",), image_size=128, arm="mesh", horizon=500),
+        sim=suites.get("metaworld").protocols["published"],
         policy=policy_options(
             "quest", size="paper", language="clip", standardise=False, temperature=1.0, top_k=5, rl_trains="prior"
         ),

@@ -17,12 +17,13 @@ from ript.core.disk import cannot_write
 from ript.core.errors import DataError
 from ript.core.files import atomic_file, expanded
 from ript.core.places import require_replaceable
+from ript.core.registry import simulator_versions
 from ript.core.types import SimulatorSpec
 from ript.demos.formats.hdf5 import FORMAT, FORMAT_VERSION, uninterrupted
 from ript.demos.records import Demo
 
 _CHUNK_BYTES = 1 << 18
-_VERSIONED = ("ript", "numpy", "h5py", "mujoco", "metaworld")
+_VERSIONED = ("ript", "numpy", "h5py")
 
 
 class DemoWriter:
@@ -90,7 +91,7 @@ class DemoWriter:
         self._file["data"].attrs.update(
             format=FORMAT,
             format_version=FORMAT_VERSION,
-            versions=json.dumps(_versions()),
+            versions=json.dumps(_versions() | simulator_versions(self._spec.suite)),
             spec=json.dumps(self._spec.to_json()),
             settings=json.dumps(dict(self._settings)),
             total=self._samples,

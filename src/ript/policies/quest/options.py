@@ -13,24 +13,10 @@ class QuestOptions(PolicyOptions):
     ABOUT: ClassVar[str] = "A QueST policy. Sizes come from `size`; 0 keeps what the size says."
 
     kind: Literal["quest"] = Field("quest", description=PolicyOptions.meaning("kind"))
-    size: Literal["tiny", "small", "paper"] = Field(
-        "small",
-        description="Named size of the QueST policy.",
-    )
-    chunk: int = Field(
-        0,
-        ge=0,
-        description="Actions per chunk (a multiple of 4); 0: as the size says.",
-    )
-    execute: int = Field(
-        0,
-        ge=0,
-        description="Actions executed before the next look; 0: as the size says.",
-    )
-    privileged: bool = Field(
-        False,
-        description="Auxiliary loss on object positions from the simulator, in SFT only.",
-    )
+    size: Literal["tiny", "small", "paper"] = Field("small", description="Named size of the QueST policy.")
+    chunk: int = Field(0, ge=0, description="Actions per chunk (a multiple of 4); 0: as the size says.")
+    execute: int = Field(0, ge=0, description="Actions executed before the next look; 0: as the size says.")
+    privileged: bool = Field(False, description="Auxiliary loss on object positions from the simulator, in SFT only.")
     standardise: bool = Field(
         True,
         description="Proprioception in units of its mean and deviation in the demonstrations; false: as the "
@@ -56,11 +42,7 @@ class QuestOptions(PolicyOptions):
         "nats at the start, within what temperatures of 0.3 to 1.5 give; 0: as given. Of "
         "continuous variables it may be negative.",
     )
-    top_k: int = Field(
-        0,
-        ge=0,
-        description="Sample among the k most likely tokens, in both densities; 0: all.",
-    )
+    top_k: int = Field(0, ge=0, description="Sample among the k most likely tokens, in both densities; 0: all.")
     sampling: Literal["exact", "published"] = Field(
         "exact",
         description='"published" samples from the top k but optimises the full softmax: a known mismatch, for '
@@ -84,67 +66,30 @@ class QuestTraining(TrainingOptions):
         "Supervised stages: skill autoencoder, policy on all tasks, then fine-tuning toward the target tasks."
     )
 
-    autoencoder_steps: int = Field(
-        1500,
-        ge=0,
-        description="Optimiser steps of the skill autoencoder.",
-    )
+    autoencoder_steps: int = Field(1500, ge=0, description="Optimiser steps of the skill autoencoder.")
     autoencoder_epochs: float = Field(
         0.0,
         ge=0,
         description="Passes over the windows instead, one for each demonstrated environment step; 0: "
         "`autoencoder_steps`.",
     )
-    autoencoder_batch: int = Field(
-        256,
-        ge=1,
-        description="Windows of actions in a batch of the autoencoder.",
-    )
+    autoencoder_batch: int = Field(256, ge=1, description="Windows of actions in a batch of the autoencoder.")
     autoencoder_learning_rate: float = Field(
-        0.001,
-        gt=0,
-        description="Highest learning rate of the autoencoder, reached after the warm-up.",
+        0.001, gt=0, description="Highest learning rate of the autoencoder, reached after the warm-up."
     )
-    policy_steps: int = Field(
-        1300,
-        ge=0,
-        description="Optimiser steps of the policy on all tasks.",
-    )
+    policy_steps: int = Field(1300, ge=0, description="Optimiser steps of the policy on all tasks.")
     policy_epochs: float = Field(
-        0.0,
-        ge=0,
-        description="Passes over all demonstrated looks instead; 0: `policy_steps`.",
+        0.0, ge=0, description="Passes over all demonstrated looks instead; 0: `policy_steps`."
     )
-    policy_batch: int = Field(
-        128,
-        ge=1,
-        description="Looks in a batch of the policy, in fine-tuning too.",
-    )
-    policy_learning_rate: float = Field(
-        0.0005,
-        gt=0,
-        description="Highest learning rate of the policy on all tasks.",
-    )
-    finetune_steps: int = Field(
-        400,
-        ge=0,
-        description="Optimiser steps of fine-tuning.",
-    )
+    policy_batch: int = Field(128, ge=1, description="Looks in a batch of the policy, in fine-tuning too.")
+    policy_learning_rate: float = Field(0.0005, gt=0, description="Highest learning rate of the policy on all tasks.")
+    finetune_steps: int = Field(400, ge=0, description="Optimiser steps of fine-tuning.")
     finetune_epochs: float = Field(
-        0.0,
-        ge=0,
-        description="Passes over the target tasks' looks instead; 0: `finetune_steps`.",
+        0.0, ge=0, description="Passes over the target tasks' looks instead; 0: `finetune_steps`."
     )
-    finetune_learning_rate: float = Field(
-        0.0002,
-        gt=0,
-        description="Highest learning rate of fine-tuning.",
-    )
+    finetune_learning_rate: float = Field(0.0002, gt=0, description="Highest learning rate of fine-tuning.")
     finetune_share: float = Field(
-        0.5,
-        gt=0,
-        le=1,
-        description="Share of each fine-tuning batch that comes from the target tasks.",
+        0.5, gt=0, le=1, description="Share of each fine-tuning batch that comes from the target tasks."
     )
     finetune_decoder: float = Field(
         0.0,

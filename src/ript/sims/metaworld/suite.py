@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import util
 
 from ript.core.errors import PolicyError
-from ript.core.house import Protocol, Suite
+from ript.core.house import Suite
 from ript.core.interfaces import Simulator
 from ript.core.types import SimulatorSpec, Task
 from ript.sims.metaworld.options import MetaworldOptions
@@ -74,6 +74,9 @@ def available() -> str | None:
     return f'{" and ".join(missing)} missing: pip install "ript[metaworld]"' if missing else None
 
 
+PUBLISHED = MetaworldOptions(cameras=("corner2",), image_size=128, arm="mesh", horizon=HORIZON)
+"""As papers show it."""
+
 SUITE = Suite(
     name=NAME,
     summary="50 tasks of a robot arm on a table (MuJoCo), with scripted experts",
@@ -84,9 +87,10 @@ SUITE = Suite(
     options_of=options_of,
     find=find,
     lists=lambda: LISTS,
-    protocols={"default": Protocol(horizon=HORIZON)},
+    protocols={"published": PUBLISHED},
     demonstrations="expert",
     packages=("metaworld", "mujoco"),
+    draws=True,
     available=available,
     caveats=caveats,
 )

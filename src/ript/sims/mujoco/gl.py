@@ -85,7 +85,7 @@ def import_mujoco() -> ModuleType:
             return importlib.import_module("mujoco")
     except ModuleNotFoundError as error:
         if error.name == "mujoco":
-            raise DependencyMissing('mujoco is not installed: pip install "ript[metaworld]"') from error
+            raise DependencyMissing("mujoco is not installed; `ript doctor` says what the suite needs") from error
         raise RendererMissing(f"MUJOCO_GL={backend} needs a package: {error}") from error
     except Exception as error:  # PyOpenGL raises AttributeError, ImportError and others where a library is missing
         raise RendererMissing(f"MUJOCO_GL={backend} does not work here ({error}); {_INSTALL}") from error
