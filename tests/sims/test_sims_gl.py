@@ -76,6 +76,12 @@ with make_simulator("gym/InvertedPendulum-v5", success="reward>=1") as simulator
 """
 
 
+def test_packages_of_known_environments_print_nothing():
+    pytest.importorskip("gymnasium_robotics")
+    done = run("from ript.sims.registry import make_simulator; make_simulator('gym/FetchReach-v4').close()")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
+
+
 def test_a_gymnasium_environment_renders_without_a_window_system_although_mujoco_was_imported_before():
     done = run(GYM, DISPLAY="", WAYLAND_DISPLAY="")
     assert (done.returncode, done.stdout, done.stderr) == (0, "renders True\n", ""), done

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import io
 import re
 import sys
 import warnings
@@ -96,8 +97,9 @@ def _import(package: str, name: str) -> None:
     here = interpreter.folder()
     if here and here not in sys.path:
         sys.path.append(here)
+    advertises = package in REGISTERED_BY  # such packages print notices of their makers to stderr
     try:
-        with _quiet(), interpreter.importing():
+        with _quiet(), interpreter.importing(), contextlib.redirect_stderr(io.StringIO() if advertises else sys.stderr):
             importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name and (package == error.name or package.startswith(f"{error.name}.")):
