@@ -28,6 +28,7 @@ from ript.sims.mujoco.shared import Shelf, return_freed_memory
 OBSERVATION_DIM = 39
 MAX_DRAWS = 1000
 """Draws in one reset; the tasks accept at least one in five of their own."""
+INSTALL = 'pip install "ript[metaworld]"'
 RENDERERS = 4
 """Ways of drawing (cameras, size, arm) of a task that stay open, the latest."""
 
@@ -38,16 +39,14 @@ def import_metaworld() -> Any:
     Raises:
         DependencyMissing: metaworld, mujoco or a package that they forgot to require is not installed, or broken.
     """
-    import_mujoco()
+    import_mujoco(INSTALL)
     try:
         with importing():
             import metaworld
             import metaworld.env_dict
             import metaworld.policies
     except Exception as error:  # of any of the packages that it imports, which load libraries and start processes
-        remedy = (
-            'pip install "ript[metaworld]"' if isinstance(error, ModuleNotFoundError) else "look with `ript doctor`"
-        )
+        remedy = INSTALL if isinstance(error, ModuleNotFoundError) else "look with `ript doctor`"
         raise DependencyMissing(f"Meta-World cannot be imported ({error}): {remedy}") from error
     return metaworld
 
@@ -117,7 +116,7 @@ class SharedTask:
     """
 
     def __init__(self, task_name: str):
-        self.mujoco = import_mujoco()
+        self.mujoco = import_mujoco(INSTALL)
         self.task_name = task_name
         self.env = new_environment(task_name)
         self.model = self.env.model

@@ -65,8 +65,11 @@ def choose_backend() -> str:
     return "osmesa" if osmesa_works() else "disable"
 
 
-def import_mujoco() -> ModuleType:
+def import_mujoco(install: str = "pip install mujoco") -> ModuleType:
     """`import mujoco`, after choosing a backend that works, unless MUJOCO_GL names another than EGL.
+
+    Args:
+        install: what to do where the package is not installed, for the error.
 
     Raises:
         DependencyMissing: the package is not installed.
@@ -85,7 +88,7 @@ def import_mujoco() -> ModuleType:
             return importlib.import_module("mujoco")
     except ModuleNotFoundError as error:
         if error.name == "mujoco":
-            raise DependencyMissing("mujoco is not installed; `ript doctor` says what the suite needs") from error
+            raise DependencyMissing(f"mujoco is not installed: {install}") from error
         raise RendererMissing(f"MUJOCO_GL={backend} needs a package: {error}") from error
     except Exception as error:  # PyOpenGL raises AttributeError, ImportError and others where a library is missing
         raise RendererMissing(f"MUJOCO_GL={backend} does not work here ({error}); {_INSTALL}") from error
