@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -166,6 +169,13 @@ def test_the_suite_makes_any_environment_by_its_name_and_finds_its_options_again
     assert suite.caveats(options) == ["each action is repeated 2 times"]
     with pytest.raises(PolicyError, match="says what it was made with"):
         suite.options_of(ToySimulator().spec)
+
+
+def test_the_page_lists_every_setting_and_no_other():
+    page = (Path(__file__).parents[2] / "docs" / "adding_a_simulator.md").read_text()
+    table = page.partition("### Settings")[2].partition("| view |")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert sorted(listed) == sorted(set(suites.get("gym").options.model_fields) - {"suite"})
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def soundness(factory: Callable[[], Simulator], *, seed: int = 0, states: int = 
         practised = simulator.initial_states(states, seed=seed)
         tested = simulator.initial_states(states, seed=seed, split="test")
         simulator.reset(practised[0])  # what cannot be done at all is an error, not a finding
-        instance, size = _another(factory)
+        instance, size = _another(factory, practised[0])
     found = tuple(findings(factory, seed=seed, steps=steps))
     with factory() as simulator:
         still, lucky, step, look, alike = _tried(simulator, practised, tested, seed)
@@ -136,8 +136,8 @@ def soundness(factory: Callable[[], Simulator], *, seed: int = 0, states: int = 
     )
 
 
-def _another(factory: Callable[[], Simulator], n: int = 4) -> tuple[float, int]:
-    """(seconds, bytes) of one more instance beside others, after a reset."""
+def _another(factory: Callable[[], Simulator], state: InitialState, n: int = 4) -> tuple[float, int]:
+    """(seconds, bytes) of one more instance beside others, with a reset."""
     import psutil
 
     process, opened = psutil.Process(), []
@@ -145,7 +145,7 @@ def _another(factory: Callable[[], Simulator], n: int = 4) -> tuple[float, int]:
     try:
         for _ in range(n):
             opened.append(factory())
-            opened[-1].reset(opened[-1].initial_states(1)[0])
+            opened[-1].reset(state)
         return (time.perf_counter() - began) / n, max(0, process.memory_info().rss - before) // n
     finally:
         for simulator in opened:
