@@ -11,20 +11,22 @@ import argparse
 import torch
 
 from ript.bench.rollout import measure_ours
-from ript.build import Contexts, computing, make_policy, task_keys
+from ript.build import computing, make_env_pool, make_policy, task_keys
 from ript.config.recipes import quickstart
 from ript.config.sections import Config
 from ript.core.options import replace
+from ript.run.states import InitialStates
 
 
 def speed(config: Config, rollouts: int) -> tuple[float, dict[str, float]]:
     """(env-steps a second, shares of the workers' time)."""
     keys = task_keys(config.sim, config.tasks)
-    with Contexts(config.sim, keys, config.seed) as contexts:
-        policy = make_policy(config, contexts.simulator(keys[0]).spec, 0)
+    with make_env_pool(config.sim, config.rollout) as pool:
+        states = InitialStates(pool, keys, config.seed)
+        policy = make_policy(config, states.spec, 0)
         for key in keys:  # any embedding will do
-            policy.remember(contexts.simulator(key).task.instruction, torch.zeros(policy.config.language_dim))
-        done = measure_ours(config, policy.to(config.device), contexts, rollouts)
+            policy.remember(states.task(key).instruction, torch.zeros(policy.config.language_dim))
+        done = measure_ours(config, policy.to(config.device), states, rollouts)
     return done.env_steps / done.seconds, done.split
 
 

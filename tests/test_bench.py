@@ -4,11 +4,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from toy_runs import lively_policy, toy_config
+from toy_runs import initial_states, lively_policy, toy_config
 
 from ript.bench import rollout as bench
 from ript.bench.update import bench_update, describe_update
-from ript.build import Contexts, make_policy, simulator_factory, task_keys
+from ript.build import make_policy, simulator_factory, task_keys
 from ript.cli import main as cli
 from ript.config import recipes
 from ript.config.sections import Config
@@ -28,9 +28,9 @@ def toy(**rollout: int) -> Config:
 
 def test_the_actions_timed_for_the_limit_are_those_of_the_measured_rollouts() -> None:
     config = toy(workers=0, slots=4)
-    with Contexts(config.sim, task_keys(config.sim, config.tasks), config.seed) as contexts:
-        policy = make_policy(config, contexts.simulator("toy/reach").spec, 0)
-        ours = bench.measure_ours(config, policy, contexts, rollouts=24)
+    with initial_states(config.sim, task_keys(config.sim, config.tasks), config.seed) as source:
+        policy = make_policy(config, source.spec, 0)
+        ours = bench.measure_ours(config, policy, source, rollouts=24)
     assert ours.rollouts == 24
     assert sum(ours.split.values()) <= 1
     assert len(ours.kept) == bench.REPLAYED

@@ -1,16 +1,14 @@
 """Configuration -> objects."""
 
 import copy
-import itertools
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from toy_runs import Stopped, lively_policy, toy_config, toy_demos
+from toy_runs import Stopped, initial_states, lively_policy, toy_config, toy_demos
 
 from ript.build import (
-    Contexts,
     load_policy,
     make_env_pool,
     make_policy,
@@ -21,12 +19,9 @@ from ript.build import (
     task_keys,
 )
 from ript.config.sections import Config, RolloutConfig, sim_options
-from ript.core.errors import ConfigError, DataError, PolicyError, UnknownNameError
+from ript.core.errors import ConfigError, PolicyError, UnknownNameError
 from ript.core.options import SimOptions
 from ript.core.types import SimulatorSpec
-from ript.demos.collect import collect_demos
-from ript.demos.demo_set import open_demos
-from ript.demos.initial_states import demo_initial_states
 from ript.evaluate import evaluate, run_evaluation
 from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
@@ -254,114 +249,15 @@ def test_runs_and_evaluations_from_the_hub_say_the_commit_and_go_on_from_it_when
     assert told.policy == f"hf://someone/policy@{NEW}"
 
 
-# ---------------------------------------------------------------------- contexts
-
-
-def contexts(*tasks: str, seed: int = 0) -> Contexts:
-    return Contexts(TOY, task_keys(TOY, tasks), seed)
-
-
-def take(source: Contexts, n: int, position: int = 0, fixed: int = 0) -> list[str]:
-    stream = source.training(position, fixed)
-    return [next(stream).id for _ in range(n)]
-
-
-def test_training_states_take_tasks_in_turn_and_go_on_from_any_position() -> None:
-    with contexts("reach", "reach-left") as source:
-        states = [next(stream) for stream in [source.training(0)] for _ in range(6)]
-        assert [state.task.name for state in states] == ["reach", "reach-left"] * 3
-        assert len({state.id for state in states}) == 6
-        assert take(source, 4, position=2) == [state.id for state in states[2:]]
-
-
-def test_a_fixed_set_of_contexts_is_gone_through_again_and_again() -> None:
-    with contexts("reach", "reach-left") as source:
-        ids = take(source, 12, fixed=2)
-        assert ids[:4] == ids[4:8] == ids[8:] and len(set(ids)) == 4
-        assert ids[:4] == take(source, 4)
-
-
-def test_demonstrated_states_are_practised_on_in_order_and_again(tmp_path: Path) -> None:
-    keys = task_keys(TOY, ("reach", "reach-left"))
-    file = str(tmp_path / "d.hdf5")
-    collect_demos(simulator_factory(TOY), keys, 3, file)
-    shown = {key: [s.id for s in demo_initial_states(open_demos([file]), [key])] for key in keys}
-    in_turn = [shown[key][i] for i in range(3) for key in keys]
-    with Contexts(TOY, keys, 0, [file]) as source:
-        assert take(source, 12) == in_turn * 2
-        assert take(source, 8, fixed=2) == in_turn[:4] * 2
-        with pytest.raises(ConfigError, match="4 states wanted; toy/reach has 3 demonstrated"):
-            take(source, 1, fixed=4)
-    with pytest.raises(DataError, match="no demonstration of toy/reach-centre"):
-        Contexts(TOY, ("toy/reach-centre",), 0, [file])
-
-
-def test_states_depend_on_the_seed_and_measured_ones_on_theirs_alone() -> None:
-    with contexts("reach") as one, contexts("reach", seed=1) as other:
-        assert not set(take(one, 20)) & set(take(other, 20))
-        measured = [s.id for states in one.measured("test", 5).values() for s in states]
-        assert measured == [s.id for states in other.measured("test", 5).values() for s in states]
-        assert measured[:3] == [s.id for states in one.measured("test", 3).values() for s in states]
-        assert not set(measured) & {s.id for states in one.measured("test", 5, seed=1).values() for s in states}
-
-
-def test_practice_demonstrations_validation_and_test_have_no_state_in_common_at_any_seed(tmp_path: Path) -> None:
-    collect_demos(simulator_factory(TOY), ["toy/reach"], 5, tmp_path / "d.hdf5")
-    found = {"demonstrated": {state.id for state in demo_initial_states(open_demos([tmp_path / "d.hdf5"]))}}
-    with contexts("reach") as source:
-        found["practised"] = set(take(source, 300))
-        for split in ("validation", "test"):
-            states = [source.states("toy/reach", 200, split, 0, seed) for seed in range(3)]
-            found[split] = {state.id for several in states for state in several}
-    assert {name: len(ids) for name, ids in found.items()} == {
-        "demonstrated": 5,
-        "practised": 300,
-        "validation": 600,
-        "test": 600,
-    }
-    assert len(set().union(*found.values())) == 1505
-
-
-def test_without_a_task_there_is_nothing_to_practise_on() -> None:
-    with contexts() as source, pytest.raises(ConfigError, match="no task to practise on"):
-        next(source.training(0))
-
-
-def test_simulators_are_built_once_and_closed_at_the_end() -> None:
-    with contexts("reach") as source:
-        simulator = source.simulator("toy/reach")
-        assert source.simulator("toy/reach") is simulator
-        (state,) = source.states("toy/reach", 1, "train")
-        simulator.reset(state)
-        simulator.observe()
-    with pytest.raises(Exception, match="before reset"):
-        simulator.observe()
+# ---------------------------------------------------------------------- pools
 
 
 def test_a_pool_refuses_a_policy_that_does_not_fit() -> None:
     policy = lively_policy(toy_config())
     other = ToyOptions(image_size=16, horizon=16)
     pool = make_env_pool(other, RolloutConfig(workers=0), policy)
-    with contexts("reach") as source:
+    with initial_states(TOY, ("toy/reach",)) as source:
         states = source.measured("test", 1)
     with pytest.raises(PolicyError, match=r"expected \{'top': \(8, 8\)\}, got \{'top': \(16, 16\)\}"):
         run_evaluation(pool, states, name="p", seed=0)
     pool.close()
-
-
-def test_contexts_with_noise_are_moved_the_same_way_whenever_they_come_up() -> None:
-    sim = MetaworldOptions(image_size=16)
-    with Contexts(sim, ("metaworld/drawer-open-v3",), 0) as contexts:
-        plain = list(itertools.islice(contexts.training(0, 2), 4))
-        moved = list(itertools.islice(contexts.training(0, 2, 0.02), 4))
-        assert [s.id for s in moved[:2]] == [s.id for s in moved[2:]] and len({s.id for s in moved}) == 2
-        assert not {s.id for s in plain} & {s.id for s in moved}
-        further = next(contexts.training(0, 2, 0.05))
-        near, far = (abs(s.state[1] - plain[0].state[1]) for s in (moved[0], further))
-        assert near > 0 and 0 < far < 0.3
-
-
-def test_a_simulator_without_an_object_cannot_be_given_noise() -> None:
-    contexts = Contexts(toy_config().sim, ("toy/reach",), 0)
-    with contexts, pytest.raises(ConfigError, match="no object that could be moved"):
-        next(contexts.training(0, noise=0.1))

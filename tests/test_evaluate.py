@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeFactory, FakePolicy, Fault, fake_state, fake_task
-from toy_runs import lively_policy, toy_config
+from toy_runs import initial_states, lively_policy, toy_config
 
-from ript.build import Contexts, load_policy, make_env_pool, simulator_factory
+from ript.build import load_policy, make_env_pool, simulator_factory
 from ript.config.sections import RolloutConfig
 from ript.core.errors import ConfigError, ErrorRateExceeded, PolicyError, SimulatorError, UnknownNameError
 from ript.core.options import replace
@@ -207,12 +207,12 @@ def test_practice_validation_and_test_states_never_meet_for_any_seed() -> None:
     seen: dict[str, set[str]] = {"practice": set(), "validation": set(), "test": set()}
     counts = dict.fromkeys(seen, 0)
     for seed in range(4):
-        with Contexts(config.sim, ("toy/reach", "toy/reach-left"), seed) as contexts:
-            stream = contexts.training(0)
+        with initial_states(config.sim, ("toy/reach", "toy/reach-left"), seed) as source:
+            stream = source.training(0)
             groups = {
                 "practice": [next(stream) for _ in range(80)],
-                "test": [s for states in contexts.measured("test", 30, seed).values() for s in states],
-                "validation": [s for states in contexts.measured("validation", 30, seed).values() for s in states],
+                "test": [s for states in source.measured("test", 30, seed).values() for s in states],
+                "validation": [s for states in source.measured("validation", 30, seed).values() for s in states],
             }
         for name, states in groups.items():
             seen[name] |= {state.id for state in states}
@@ -225,8 +225,8 @@ def test_practice_validation_and_test_states_never_meet_for_any_seed() -> None:
 def test_a_pool_acts_with_the_weights_that_it_was_last_given(policy: QuestPolicy) -> None:
     config = toy_config(policy={"temperature": 0.3})
     learner = policy.tuned(config.policy, None)[0]
-    with Contexts(config.sim, ("toy/reach-centre",), 0) as contexts:
-        states = contexts.measured("test", 8)
+    with initial_states(config.sim, ("toy/reach-centre",), 0) as source:
+        states = source.measured("test", 8)
     other = lively_policy(config, seed=2)
     kept = {name: tensor.clone() for name, tensor in learner.weights().items()}
     pool = make_env_pool(config.sim, config.rollout, learner)
@@ -247,8 +247,8 @@ def test_a_pool_acts_with_the_weights_that_it_was_last_given(policy: QuestPolicy
 
 
 def practice_states(n: int = 8) -> list[InitialState]:
-    with Contexts(toy_config().sim, ("toy/reach-centre",), 0) as contexts:
-        return contexts.states("toy/reach-centre", n, "train")
+    with initial_states(toy_config().sim, ("toy/reach-centre",), 0) as source:
+        return source.states("toy/reach-centre", n, "train")
 
 
 def test_evaluations_draw_from_other_streams_than_training_does(policy: QuestPolicy) -> None:
@@ -269,8 +269,9 @@ def test_evaluations_draw_from_other_streams_than_training_does(policy: QuestPol
 
 def test_a_state_that_is_there_several_times_gives_as_many_different_rollouts(policy: QuestPolicy) -> None:
     (state, *_) = practice_states()
-    _, once = own_decisions(policy, toy_config().sim, [state], horizon=8, seed=0)
-    inputs, sample = own_decisions(policy, toy_config().sim, [state] * 6, horizon=8, seed=0)
+    with make_env_pool(toy_config().sim, HERE) as pool:
+        _, once = own_decisions(pool, policy, [state], horizon=8, seed=0)
+        inputs, sample = own_decisions(pool, policy, [state] * 6, horizon=8, seed=0)
     assert len(sample) > len(once) and torch.equal(sample[: len(once)], once)
     firsts = {tuple(row.tolist()) for row in sample}
     assert len(firsts) > len(once) + 3
@@ -279,7 +280,8 @@ def test_a_state_that_is_there_several_times_gives_as_many_different_rollouts(po
 
 def chosen(policy: QuestPolicy, entropy: float) -> tuple[float, float]:
     warm = policy.at_temperature(1.0)
-    inputs, sample = own_decisions(warm, toy_config().sim, practice_states(), horizon=8, seed=0)
+    with make_env_pool(toy_config().sim, HERE) as pool:
+        inputs, sample = own_decisions(pool, warm, practice_states(), horizon=8, seed=0)
     return choose_temperature(lambda t: policy.mean_entropy(inputs, sample, t), entropy)
 
 
@@ -375,8 +377,8 @@ def test_a_run_measures_and_validates_on_each_state_of_a_small_split_once(
 def test_practice_on_a_split_that_ends_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     few = ToySimulator.initial_states
     monkeypatch.setattr(ToySimulator, "initial_states", lambda self, n, seed, split, start: few(self, n)[start:1])
-    with Contexts(toy_config().sim, ("toy/reach",), 0) as contexts:
-        stream = contexts.training(0)
+    with initial_states(toy_config().sim, ("toy/reach",), 0) as source:
+        stream = source.training(0)
         assert next(stream).task.key == "toy/reach"
         with pytest.raises(SimulatorError, match="toy/reach: its split train has no initial state number 1; seq"):
             next(stream)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from policies.policy_fixtures import make_observation, make_policy
-from toy_runs import toy_config
+from toy_runs import initial_states, toy_config
 
-from ript.build import Contexts, load_policy, task_keys
+from ript.build import load_policy, task_keys
 from ript.build import make_policy as policy_of
 from ript.config.sections import Config
 from ript.rollout.local.processes import make_payload
@@ -66,10 +66,9 @@ def test_a_run_trains_on_the_gpu(rollout: dict, tmp_path: Path) -> None:
         rollout=rollout,
         policy={"rl_trains": "prior+adapter", "entropy": 1.0},
     )
-    with Contexts(config.sim, task_keys(config.sim, config.tasks), 0) as contexts:
-        simulator = contexts.simulator(contexts.tasks[0])
-        policy = policy_of(config, simulator.spec, 0)
-        policy.remember(simulator.task.instruction, torch.ones(policy.config.language_dim))
+    with initial_states(config.sim, task_keys(config.sim, config.tasks), 0) as source:
+        policy = policy_of(config, source.spec, 0)
+        policy.remember(source.task(source.tasks[0]).instruction, torch.ones(policy.config.language_dim))
     result = train_rl(config, policy, tmp_path / "run")
     assert result.iterations == 2
     trained = load_policy(result.policy)

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_runs import Stopped, stop_in, toy_config
+from toy_runs import Stopped, initial_states, stop_in, toy_config
 
-from ript.build import Contexts
 from ript.cli.main import main
 from ript.config import recipes
 from ript.config.sections import Config, RolloutConfig
@@ -619,9 +618,9 @@ def test_a_policy_is_not_shown_the_states_that_it_practises_on_or_is_measured_on
     (file,) = (finished / "out").glob("sft-*.hdf5")
     task = "toy/reach-centre"
     shown = {state.id for state in demo_initial_states(open_demos([file]), [task])}
-    with Contexts(CONFIG.sim, (task,), 0) as contexts:
-        practised = {state.id for state in itertools.islice(contexts.training(0), 200)}
-        measured = {s.id for split in ("test", "validation") for s in contexts.states(task, 200, split, seed=0)}
+    with initial_states(CONFIG.sim, (task,), 0) as source:
+        practised = {state.id for state in itertools.islice(source.training(0), 200)}
+        measured = {s.id for split in ("test", "validation") for s in source.states(task, 200, split, seed=0)}
     assert shown and not shown & (practised | measured)
     assert "demonstrations', but others" in " ".join(get_study("demos", "paper").differs)
 

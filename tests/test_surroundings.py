@@ -13,11 +13,11 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
-from toy_runs import lively_policy, toy_config, toy_demos
+from toy_runs import initial_states, lively_policy, toy_config, toy_demos
 
 import ript
 from ript import train_rl
-from ript.build import Contexts, load_policy
+from ript.build import load_policy
 from ript.cli.main import main, make_parser
 from ript.core.disk import unexpected
 from ript.core.errors import RunError
@@ -98,8 +98,8 @@ def test_a_tilde_is_expanded_by_commands_settings_and_functions(
     assert result.policy == home / "run" / "policy" and load_policy("~/run/policy") is not None
     assert main(["report", "~/run", "--out=~/page.html"]) == 0
     assert main(["export", "quest", "~/run/policy", "~/a.pth"]) == 1  # a small policy: but the folder was found
-    with Contexts(config.sim, ("toy/reach-centre",), 0, ("~/demos.hdf5",)) as contexts:
-        assert len(contexts.tasks) == 1
+    with initial_states(config.sim, ("toy/reach-centre",), 0, ("~/demos.hdf5",)) as source:
+        assert len(source.tasks) == 1
     assert os.listdir(here) == []
     assert sorted(os.listdir(home)) == ["demos.hdf5", "page.html", "policy", "run"]
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
+from toy_runs import Stopped, initial_states, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
-from ript.build import Contexts, load_policy, make_env_pool
+from ript.build import load_policy, make_env_pool
 from ript.config.sections import Config
 from ript.core.errors import (
     ConfigError,
@@ -44,6 +44,7 @@ from ript.run import measure as measuring
 from ript.run import start as starting
 from ript.run.checkpoint import list_checkpoints, read_checkpoint
 from ript.run.folder import RunFolder, read_config, read_rows
+from ript.run.states import InitialStates
 from ript.sims.toy import simulator as toy
 from ript.sims.toy.simulator import ToySimulator
 from ript.train_rl import RLResult, train_rl
@@ -197,18 +198,18 @@ def test_workers_give_the_groups_and_the_evaluation_of_this_process(reference: R
         assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
 
 
-def collect(pool: EnvPool, contexts: Contexts) -> Collection:
-    return collect_groups(pool, contexts.training(0), group_size=4, quota=3, max_attempts=6, seed=(0, 0))
+def collect(pool: EnvPool, source: InitialStates) -> Collection:
+    return collect_groups(pool, source.training(0), group_size=4, quota=3, max_attempts=6, seed=(0, 0))
 
 
 def test_groups_do_not_depend_on_the_number_of_slots() -> None:
     config = toy_config()
     learner = lively_policy(config).tuned(config.policy, None)[0]
     found: list[Collection] = []
-    with Contexts(config.sim, ("toy/reach-centre",), config.seed) as contexts:
+    with initial_states(config.sim, ("toy/reach-centre",), config.seed) as source:
         for slots in (1, 5, 64):
             pool = make_env_pool(config.sim, replace(config.rollout, slots=slots), learner)
-            found.append(collect(pool, contexts))
+            found.append(collect(pool, source))
             pool.close()
     for other in found[1:]:
         assert other.position == found[0].position
@@ -236,8 +237,8 @@ def test_every_iteration_practises_on_fresh_states_with_fresh_noise_and_the_newe
     monkeypatch.setattr(loop, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
     result = run(tmp_path / "fresh", toy_config(eval={"trials": 2, "every": 0}))
     ids = [group.initial_state.id for collection in taken for group in collection.attempted]
-    with Contexts(toy_config().sim, ("toy/reach-centre",), 0) as contexts:
-        assert ids == [state.id for state in contexts.states("toy/reach-centre", len(ids), "train")]
+    with initial_states(toy_config().sim, ("toy/reach-centre",), 0) as source:
+        assert ids == [state.id for state in source.states("toy/reach-centre", len(ids), "train")]
     assert len(set(ids)) == len(ids) == result.rollouts / 4
     for iteration, collection in enumerate(taken):
         assert {r.policy_version for group in collection.groups for r in group.rollouts} == {iteration}
@@ -368,8 +369,8 @@ def test_the_entropy_that_a_chosen_temperature_gives_is_told_beside_the_one_aske
     asked: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = toy_config(policy={"entropy": asked})
-    with Contexts(config.sim, ("toy/reach-centre",), 0) as contexts:
-        policy = starting.learner(config, lively_policy(config), contexts, calibrate=True)
+    with initial_states(config.sim, ("toy/reach-centre",), 0) as source:
+        policy = starting.learner(config, lively_policy(config), source, calibrate=True)
     (told,) = re.findall(r"temperature (\S+): entropy (\S+) nats a variable, asked for (\S+)", capsys.readouterr().err)
     assert float(told[0]) == policy.temperature and float(told[2]) == asked
     assert float(told[1]) == pytest.approx(2.9, abs=0.02) if asked == 2.9 else float(told[1]) < math.log(25)
@@ -402,8 +403,8 @@ def test_the_policy_of_a_run_acts_as_it_was_measured_and_its_card_tells(referenc
     policy = load_policy(reference.policy)
     assert policy != load_policy(reference.folder / "start")
     config = toy_config()
-    with Contexts(config.sim, ("toy/reach-centre",), 0) as contexts:
-        states = contexts.measured("test", config.eval.trials, config.eval.seed)
+    with initial_states(config.sim, ("toy/reach-centre",), 0) as source:
+        states = source.measured("test", config.eval.trials, config.eval.seed)
     pool = make_env_pool(config.sim, config.rollout, policy)
     measured = measuring.run_evaluation(pool, states, name="again", seed=config.eval.seed, modes=("sampled", "greedy"))
     pool.close()

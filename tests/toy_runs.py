@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ript.build import make_policy, simulator_factory, task_keys
+from ript.build import make_env_pool, make_policy, simulator_factory, task_keys
 from ript.config.sections import Config, DemoConfig, EvalConfig, LearnConfig, RolloutConfig, SamplingConfig, sim_options
-from ript.core.options import replace
+from ript.core.options import SimOptions, replace
 from ript.demos.collect import collect_demos
 from ript.policies.quest.options import QuestOptions, QuestTraining
 from ript.policies.quest.policy import QuestPolicy
 from ript.run.folder import RunFolder
+from ript.run.states import InitialStates
 from ript.sims.registry import make_simulator
 from ript.sims.toy.options import ToyOptions
 
@@ -25,6 +27,15 @@ torch.set_num_threads(1)
 
 class Stopped(BaseException):
     """As abrupt as a kill: nothing in the code under test handles it."""
+
+
+@contextmanager
+def initial_states(
+    sim: SimOptions, tasks: tuple[str, ...], seed: int = 0, demos: Sequence[str] = ()
+) -> Iterator[InitialStates]:
+    """Of simulators in this process."""
+    with make_env_pool(sim, RolloutConfig(workers=0)) as pool:
+        yield InitialStates(pool, tasks, seed, demos)
 
 
 def toy_config(**changes: Any) -> Config:

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ript.config.sections import Config, LearnConfig, RolloutConfig
-from ript.core.errors import ConfigError, PolicyError, SimulatorError
+from ript.core.errors import ConfigError, PolicyError
 from ript.core.files import absolute, expanded
 from ript.core.hooks import kind_of
-from ript.core.interfaces import EnvPool, LikelihoodPolicy, Perturbable, PostTrainable, Simulator, SimulatorFactory
+from ript.core.interfaces import EnvPool, LikelihoodPolicy, PostTrainable, SimulatorFactory
 from ript.core.options import SimOptions
 from ript.core.registry import kinds, suites
-from ript.core.types import InitialState, SimulatorSpec, Split, Task
-from ript.demos.demo_set import open_demos
-from ript.demos.initial_states import demo_initial_states
+from ript.core.types import SimulatorSpec
 from ript.demos.scripted import with_expert
 from ript.policies import folder as policy_folder
 from ript.policies import hub
 from ript.policies.quest.config import chunk_and_execute as chunk_and_execute
 from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
-from ript.run.progress import status
 from ript.sims.registry import find_task
 
 
@@ -250,8 +244,8 @@ def computing(device: str, threads: int) -> Iterator[str]:
         torch.backends.cudnn.allow_tf32 = rounded
 
 
-def make_env_pool(sim: SimOptions, rollout: RolloutConfig, policy: LikelihoodPolicy) -> EnvPool:
-    """A pool of simulators with the policy in the loop."""
+def make_env_pool(sim: SimOptions, rollout: RolloutConfig, policy: LikelihoodPolicy | None = None) -> EnvPool:
+    """A pool of simulators with the policy in the loop; or, until it is given one to `use`, of simulators alone."""
     return make_pool(
         simulator_factory(sim),
         policy,
@@ -282,97 +276,3 @@ def update_settings(learn: LearnConfig) -> dict[str, Any]:
         "recompute": learn.recompute_log_prob,
         "threads": learn.threads,
     }
-
-
-class Contexts:
-    """Initial states to practise on or to be measured on. A context manager that owns one simulator per task.
-
-    Args:
-        sim: simulator settings.
-        tasks: task keys.
-        seed: of the states.
-        demos: demonstration files whose initial states are practised on; none: states that the simulator draws.
-
-    Raises:
-        DataError: a task has no demonstration in `demos`, or a file is damaged.
-    """
-
-    def __init__(self, sim: SimOptions, tasks: tuple[str, ...], seed: int, demos: Sequence[str] = ()):
-        self.tasks, self.seed = tasks, seed
-        shown = open_demos(demos) if demos else None
-        self._demonstrated = {} if shown is None else {task: demo_initial_states(shown, [task]) for task in tasks}
-        self._factory, self._stack = simulator_factory(sim), ExitStack()
-        self._simulators: dict[str, Simulator] = {}
-
-    def simulator(self, task: str) -> Simulator:
-        if task not in self._simulators:
-            self._simulators[task] = self._stack.enter_context(self._factory(task))
-        return self._simulators[task]
-
-    def states(self, task: str, n: int, split: Split, start: int = 0, seed: int | None = None) -> list[InitialState]:
-        """States start..start+n-1 of a task."""
-        return self.simulator(task).initial_states(n, self.seed if seed is None else seed, split, start)
-
-    def measured(self, split: Split, trials: int, seed: int = 0) -> dict[Task, list[InitialState]]:
-        """Task -> the first `trials` states of its split, "test" or "validation", to be measured on.
-
-        Each is there once: a split that has fewer states gives those that it has, which the screen tells.
-
-        Raises:
-            SimulatorError: it has none.
-        """
-        found = {}
-        for key in self.tasks:
-            states = {state.id: state for state in self.states(key, trials, split, 0, seed)}
-            if not states:
-                raise SimulatorError(f"{key}: its split {split} has no initial state to be measured on")
-            if len(states) < trials:
-                there = f"there are {len(states)} initial states in its split {split} of seed {seed}"
-                status(f"  {key}: {there}, not {trials}; each is measured once")
-            found[self.simulator(key).task] = list(states.values())
-        return found
-
-    def training(self, position: int, fixed: int = 0, noise: float = 0.0) -> Iterator[InitialState]:
-        """The endless sequence of training states from `position` on, task after task in turn.
-
-        Args:
-            position: how many were used before.
-            fixed: size of the set per task that is gone through again and again; 0: always fresh ones, or all that
-                were demonstrated.
-            noise: standard deviation of Gaussian noise on the object's position, metres; the same for a state whenever
-                it comes up.
-
-        Raises:
-            ConfigError: noise, and a simulator that cannot move its object; or fewer demonstrated states than `fixed`.
-        """
-        if not self.tasks:
-            raise ConfigError("no task to practise on: give --tasks")
-        for task, states in self._demonstrated.items():
-            if len(states) < fixed:
-                raise ConfigError(f"sampling.contexts: {fixed} states wanted; {task} has {len(states)} demonstrated")
-        for i in itertools.count(position):
-            task, number = self.tasks[i % len(self.tasks)], i // len(self.tasks)
-            demonstrated = self._demonstrated.get(task)
-            among = fixed or len(demonstrated or ())
-            number = number % among if among else number
-            drawn = demonstrated[number : number + 1] if demonstrated else self.states(task, 1, "train", number)
-            if not drawn:
-                raise SimulatorError(
-                    f"{task}: its split train has no initial state number {number}; sequences of states are endless, "
-                    "so one with few of them begins again (docs/adding_a_simulator.md)"
-                )
-            (state,) = drawn
-            yield self._moved(task, state, number, noise) if noise else state
-
-    def _moved(self, task: str, state: InitialState, number: int, noise: float) -> InitialState:
-        simulator = self.simulator(task)
-        if not isinstance(simulator, Perturbable):
-            raise ConfigError(f"sampling.context_noise: the simulator of {task} has no object that could be moved")
-        generator = np.random.default_rng([self.seed, simulator.task.index, number])
-        return simulator.perturbed_state(state, noise, generator)
-
-    def __enter__(self) -> Contexts:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stack.close()

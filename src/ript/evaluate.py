@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 
-from ript.build import Contexts, load_policy, make_env_pool, origin_of, sim_options_of, task_keys
+from ript.build import load_policy, make_env_pool, origin_of, sim_options_of, task_keys
 from ript.config.sections import RolloutConfig, need_seed
 from ript.core import hooks
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import EnvPool, PostTrainable
-from ript.core.options import SimOptions, replace
 from ript.core.statistics import wilson
 from ript.core.types import EvalResult, InitialState, Rollout, RolloutRequest, Status, Task, TaskResult
 from ript.learn.batch import UpdateBatch
 from ript.rollout.reasons import in_a_line, reasons
 from ript.run.cards import horizon_in
 from ript.run.progress import progress, status
+from ript.run.states import InitialStates
 
 SEED_TAG = 0x6576616C
 """Keeps the generators of evaluation apart from those of training."""
@@ -117,18 +117,12 @@ def say_errors(during: str, rollouts: Sequence[Rollout]) -> None:
 
 
 def own_decisions(
-    policy: PostTrainable,
-    sim: SimOptions,
-    states: Sequence[InitialState],
-    *,
-    horizon: int | None,
-    seed: int,
-    rollout: RolloutConfig | None = None,
+    pool: EnvPool, policy: PostTrainable, states: Sequence[InitialState], *, horizon: int | None, seed: int
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """(inputs, sample), `[N, ...]` both, of decisions in one rollout from each state.
+    """(inputs, sample), `[N, ...]` both, of decisions in one rollout from each state by this policy, which the pool
+    then has.
 
-    From a state that is there several times there are as many different rollouts. No more simulators are open at a
-    time than `rollout` says (by default: all in this process).
+    From a state that is there several times there are as many different rollouts.
     """
     times: Counter[str] = Counter()
     requests = []
@@ -137,10 +131,8 @@ def own_decisions(
             RolloutRequest(initial_state=state, index=times[state.id], seed=(seed, SEED_TAG), horizon=horizon)
         )
         times[state.id] += 1
-    rollout = rollout or RolloutConfig(workers=0)
-    slots = min(rollout.slots, -(-len(requests) // max(1, rollout.workers)))
-    with make_env_pool(sim, replace(rollout, slots=slots), policy) as pool:
-        done = sorted(pool.run(iter(requests)), key=lambda r: (r.initial_state_id, r.index))
+    pool.use(policy)
+    done = sorted(pool.run(iter(requests)), key=lambda r: (r.initial_state_id, r.index))
     kept = [rollout for rollout in done if rollout.sample is not None]
     say_errors("preparing", done)
     if not kept:
@@ -203,18 +195,18 @@ def evaluate(
         loaded = hooks.at_temperature(loaded, temperature)
     sim = sim_options_of(loaded, horizon or horizon_in(loaded.card))
     keys = task_keys(sim, (tasks,) if isinstance(tasks, str) else tuple(tasks))
-    with Contexts(sim, keys, seed) as contexts:
-        states = contexts.measured("test", trials, seed)
+    with make_env_pool(sim, rollout or RolloutConfig()) as pool:
+        states = InitialStates(pool, keys, seed).measured("test", trials, seed)
         hooks.read(loaded, [task.instruction for task in states])  # once here, not once in each worker
+        pool.use(loaded)
         mode = "greedy" if greedy else "sampled"
-        with make_env_pool(sim, rollout or RolloutConfig(), loaded) as pool:
-            results = run_evaluation(
-                pool,
-                states,
-                name=name,
-                seed=seed,
-                modes=(mode,),
-                temperature=hooks.temperature_of(loaded),
-                videos=videos,
-            )
+        results = run_evaluation(
+            pool,
+            states,
+            name=name,
+            seed=seed,
+            modes=(mode,),
+            temperature=hooks.temperature_of(loaded),
+            videos=videos,
+        )
     return results[mode]

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from ript.build import Contexts, computing, make_env_pool, some_task_keys, update_settings
+from ript.build import computing, make_env_pool, some_task_keys, update_settings
 from ript.config.sections import Config
 from ript.core.files import expanded
-from ript.core.interfaces import EnvPool, PostTrainable
+from ript.core.interfaces import PostTrainable
 from ript.core.memory import enough_memory
 from ript.core.metrics import values
 from ript.core.types import EvalResult
@@ -29,6 +29,7 @@ from ript.run.measure import Measurements
 from ript.run.progress import status
 from ript.run.rl_progress import Progress, iteration_line, tell_errors
 from ript.run.start import beginning, document, learner, plan, practice_steps, ready, solved_by_nothing, to_stay_near
+from ript.run.states import InitialStates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,37 +88,36 @@ def train_rl(
     config, keys = given.config, some_task_keys(given.config)
     with (  # threads before anything is computed: sums depend on their order
         computing(config.device, config.learn.threads) as device,
-        Contexts(config.sim, keys, config.seed, config.sampling.demos) as contexts,
+        make_env_pool(config.sim, config.rollout) as pool,  # workers that cannot start leave no run folder behind
     ):
-        next(contexts.training(0, config.sampling.contexts, config.sampling.context_noise))  # can there be any?
-        config, policy = beginning(given, contexts)
+        states = InitialStates(pool, keys, config.seed, config.sampling.demos)
+        next(states.training(0, config.sampling.contexts, config.sampling.context_noise))  # can there be any?
+        config, policy = beginning(given, states)
         prepare = ready if resume and (out / "start").exists() else learner  # what a run kept is what it began with
-        trained = prepare(config, policy, contexts).to(device)
-        record = document(config, trained, given.start, {} if resume else solved_by_nothing(config, contexts))
-        with (  # workers that cannot start leave no run folder behind
-            make_env_pool(config.sim, config.rollout, trained) as pool,
-            RunFolder.open(out) if resume else RunFolder.create(out, record) as run,
-        ):
+        trained = prepare(config, policy, states).to(device)
+        record = document(config, trained, given.start, {} if resume else solved_by_nothing(config, states))
+        pool.use(trained)
+        with RunFolder.open(out) if resume else RunFolder.create(out, record) as run:
             run.change_settings(given.changed)
             run.track(config.trackers)
             if not (run.path / "start").exists():
                 trained.save_pretrained(run.path / "start")
-            return _Run(config, trained, contexts, run, pool).go()
+            return _Run(config, trained, states, run).go()
 
 
 class _Run:
     """The loop and what it holds."""
 
-    def __init__(self, config: Config, policy: PostTrainable, contexts: Contexts, run: RunFolder, pool: EnvPool):
-        self.config, self.policy, self.contexts, self.run, self.pool = config, policy, contexts, run, pool
+    def __init__(self, config: Config, policy: PostTrainable, states: InitialStates, run: RunFolder):
+        self.config, self.policy, self.states, self.run, self.pool = config, policy, states, run, states.pool
         learn = config.learn
         self.optimiser = make_optimiser(policy, learning_rate=learn.learning_rate, weight_decay=learn.weight_decay)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.longest = practice_steps(config, contexts.tasks)
+        self.longest = practice_steps(config, states.tasks)
         self.at = Progress(horizons=dict(self.longest))
         start = to_stay_near(config, run.path / "start")
         self.settings = update_settings(learn) | {"start": start, "generator": self.generator}
-        self.measurements = Measurements(config, policy, contexts, run, pool)
+        self.measurements = Measurements(config, policy, states, run)
 
     def go(self) -> RLResult:
         self.restore()
@@ -174,13 +174,13 @@ class _Run:
         self.horizons = self.at.horizons
         return collect_groups(
             self.pool,
-            self.contexts.training(self.at.position, s.contexts, s.context_noise),
+            self.states.training(self.at.position, s.contexts, s.context_noise),
             group_size=s.group_size,
             quota=s.groups,
             max_attempts=s.max_attempts,
             seed=(self.config.seed, self.at.iteration),
             dynamic=s.dynamic,
-            equal_tasks=len(self.contexts.tasks) if s.equal_tasks else 0,
+            equal_tasks=len(self.states.tasks) if s.equal_tasks else 0,
             horizon=self.horizons,
         )
 

@@ -17,7 +17,6 @@ limit   Every part of the same rollouts alone, at its best, on one core: the act
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 import warnings
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ript.build import Contexts, computing, horizons, make_env_pool, make_policy, simulator_factory, some_task_keys
+from ript.build import computing, horizons, make_env_pool, make_policy, simulator_factory, some_task_keys
 from ript.config.sections import Config
 from ript.core import children, hooks, machine
 from ript.core.errors import ConfigError, WorkerError
@@ -38,6 +37,7 @@ from ript.core.metrics import Metrics, values
 from ript.core.types import InitialState, Observation, Rollout, RolloutRequest, Status
 from ript.policies.quest.policy import QuestPolicy
 from ript.run.progress import progress, status
+from ript.run.states import InitialStates
 from ript.sims.mujoco.gl import import_mujoco
 
 REPLAYED = 6
@@ -78,11 +78,13 @@ def bench_rollout(config: Config, *, rollouts: int | None = None, stock_steps: i
         )
     keys = some_task_keys(config)
     workers = config.rollout.workers
-    with computing("cpu", 1), Contexts(config.sim, keys, config.seed) as contexts:
-        policy = make_policy(config, contexts.simulator(keys[0]).spec, 0)
-        hooks.read(policy, [contexts.simulator(key).task.instruction for key in keys])
-        status("ours: whole rollouts, after a round to warm up")
-        ours = measure_ours(config, policy, contexts, rollouts or 4 * max(1, workers) * config.rollout.slots)
+    with computing("cpu", 1):
+        with make_env_pool(config.sim, config.rollout) as pool:
+            states = InitialStates(pool, keys, config.seed)
+            policy = make_policy(config, states.spec, 0)
+            hooks.read(policy, [states.task(key).instruction for key in keys])
+            status("ours: whole rollouts, after a round to warm up")
+            ours = measure_ours(config, policy, states, rollouts or 4 * max(1, workers) * config.rollout.slots)
         status("the limit: each part alone on one core")
         limit = measure_limit(config, policy, ours)
     status("stock: one step and one render at a time")
@@ -102,31 +104,30 @@ def bench_rollout(config: Config, *, rollouts: int | None = None, stock_steps: i
 # ------------------------------------------------------------------ ours
 
 
-def measure_ours(config: Config, policy: QuestPolicy, contexts: Contexts, rollouts: int) -> Ours:
-    """Whole rollouts with the configured pool. `split` is in shares of the workers' time; the rest is bookkeeping."""
-    states = list(itertools.islice(contexts.training(0), rollouts))
+def measure_ours(config: Config, policy: QuestPolicy, states: InitialStates, rollouts: int) -> Ours:
+    """Whole rollouts with the states' pool. `split` is in shares of the workers' time; the rest is bookkeeping."""
+    pool, practised = states.pool, list(itertools.islice(states.training(0), rollouts))
     processes = max(1, config.rollout.workers)
-    with contextlib.closing(make_env_pool(config.sim, config.rollout, policy)) as pool:
-        pool.set_policy(policy.weights(), 0)
-        warm_up = itertools.islice(itertools.cycle(states), processes * config.rollout.slots)
-        for _ in pool.run(_requests(warm_up, config.seed + 1)):
-            pass
-        pool.timings()
-        by_id = {state.id: state for state in states}
-        kept: list[tuple[InitialState, Rollout]] = []
-        env_steps = decisions = 0
-        began = time.perf_counter()
-        with progress[object](rollouts, "rollouts") as bar:
-            for rollout in pool.run(_requests(states, config.seed)):
-                if rollout.status is Status.ERROR:
-                    raise WorkerError(f"a rollout ended in ERROR, so its time does not count:\n{rollout.error}")
-                env_steps += rollout.env_steps
-                decisions += rollout.decisions
-                if len(kept) < REPLAYED:
-                    kept.append((by_id[rollout.initial_state_id], rollout))
-                bar.advance()
-        seconds = time.perf_counter() - began
-        split = shares(pool.timings(), processes, seconds)
+    pool.use(policy)
+    warm_up = itertools.islice(itertools.cycle(practised), processes * config.rollout.slots)
+    for _ in pool.run(_requests(warm_up, config.seed + 1)):
+        pass
+    pool.timings()
+    by_id = {state.id: state for state in practised}
+    kept: list[tuple[InitialState, Rollout]] = []
+    env_steps = decisions = 0
+    began = time.perf_counter()
+    with progress[object](rollouts, "rollouts") as bar:
+        for rollout in pool.run(_requests(practised, config.seed)):
+            if rollout.status is Status.ERROR:
+                raise WorkerError(f"a rollout ended in ERROR, so its time does not count:\n{rollout.error}")
+            env_steps += rollout.env_steps
+            decisions += rollout.decisions
+            if len(kept) < REPLAYED:
+                kept.append((by_id[rollout.initial_state_id], rollout))
+            bar.advance()
+    seconds = time.perf_counter() - began
+    split = shares(pool.timings(), processes, seconds)
     return Ours(rollouts=rollouts, env_steps=env_steps, decisions=decisions, seconds=seconds, split=split, kept=kept)
 
 

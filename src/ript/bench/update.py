@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ript.build import Contexts, computing, make_env_pool, make_policy, some_task_keys, update_settings
+from ript.build import computing, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config.sections import Config
 from ript.core.errors import ConfigError
-from ript.core.interfaces import EnvPool, PostTrainable
+from ript.core.interfaces import PostTrainable
 from ript.core.metrics import values
 from ript.core.types import Group, InitialState, Status
 from ript.learn.batch import make_batch
@@ -34,6 +34,7 @@ from ript.run.progress import status
 from ript.run.settings import asked_for, settled
 from ript.run.start import learner as make_learner
 from ript.run.start import practice_steps, protocol, to_stay_near
+from ript.run.states import InitialStates
 
 _OF_A_POLICY = ("sampling.dynamic", "sampling.max_attempts", "sampling.equal_tasks", "learn.target_kl")
 """Settings that have no effect on random weights: the first groups are taken, and all epochs are done."""
@@ -71,28 +72,25 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
     config, keys = protocol(config, policy, wanted), some_task_keys(config)
     with (
         computing("cpu", config.learn.threads),
-        Contexts(config.sim, keys, config.seed, config.sampling.demos) as contexts,
+        make_env_pool(config.sim, config.rollout) as pool,
         tempfile.TemporaryDirectory() as folder,
     ):
-        _states(config, contexts)  # can there be any?
+        states = InitialStates(pool, keys, config.seed, config.sampling.demos)
+        _practised(config, states)  # can there be any?
         real = policy is not None
-        start = policy or make_policy(config, contexts.simulator(keys[0]).spec, 0)
+        start = policy or make_policy(config, states.spec, 0)
         config = settled(config, start, wanted)
         learn = config.learn
-        learner = make_learner(config, start, contexts, calibrate=True)
+        learner = make_learner(config, start, states, calibrate=True)
         optimiser = make_optimiser(learner, learning_rate=learn.learning_rate, weight_decay=learn.weight_decay)
-        with contextlib.closing(make_env_pool(config.sim, config.rollout, learner)) as pool:
-            status("a round of rollouts to warm up, then one iteration")
-            k = config.sampling.group_size
-            _collect(
-                config, contexts, pool, -(-max(1, config.rollout.workers) * config.rollout.slots // k), dynamic=False
-            )
-            with stage("set_policy"):
-                pool.set_policy(learner.weights(), 1)
-            with stage("rollouts"):
-                collection = _collect(
-                    config, contexts, pool, config.sampling.groups, dynamic=real and config.sampling.dynamic
-                )
+        pool.use(learner)
+        status("a round of rollouts to warm up, then one iteration")
+        k = config.sampling.group_size
+        _collect(config, states, -(-max(1, config.rollout.workers) * config.rollout.slots // k), dynamic=False)
+        with stage("set_policy"):
+            pool.set_policy(learner.weights(), 1)
+        with stage("rollouts"):
+            collection = _collect(config, states, config.sampling.groups, dynamic=real and config.sampling.dynamic)
         groups = collection.groups if real else [_with_drawn_rewards(g, config.seed) for g in collection.groups]
         if not any(group.has_signal for group in groups):
             raise ConfigError(
@@ -128,25 +126,25 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
     }
 
 
-def _collect(config: Config, contexts: Contexts, pool: EnvPool, groups: int, dynamic: bool) -> Collection:
+def _collect(config: Config, states: InitialStates, groups: int, dynamic: bool) -> Collection:
     s = config.sampling
     return collect_groups(
-        pool,
-        _states(config, contexts),
+        states.pool,
+        _practised(config, states),
         group_size=s.group_size,
         quota=groups,
         max_attempts=s.max_attempts,
         seed=(config.seed, 0),
         dynamic=dynamic,
-        equal_tasks=len(contexts.tasks) if s.equal_tasks else 0,
-        horizon=practice_steps(config, contexts.tasks),
+        equal_tasks=len(states.tasks) if s.equal_tasks else 0,
+        horizon=practice_steps(config, states.tasks),
     )
 
 
-def _states(config: Config, contexts: Contexts) -> Iterator[InitialState]:
+def _practised(config: Config, states: InitialStates) -> Iterator[InitialState]:
     """The states of a run's first iteration."""
     s = config.sampling
-    first = contexts.training(0, s.contexts, s.context_noise)
+    first = states.training(0, s.contexts, s.context_noise)
     return itertools.chain([next(first)], first)
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from ript.build import Contexts, load_policy
+from ript.build import load_policy
 from ript.config.sections import Config
 from ript.core.errors import RunError
 from ript.core.hooks import temperature_of
-from ript.core.interfaces import EnvPool, PostTrainable
+from ript.core.interfaces import PostTrainable
 from ript.core.statistics import align, pairs, success
 from ript.core.types import EvalResult, InitialState, Task
 from ript.evaluate import run_evaluation
@@ -20,16 +20,17 @@ from ript.run import cards
 from ript.run.folder import RunFolder
 from ript.run.progress import status
 from ript.run.rl_progress import Progress
+from ript.run.states import InitialStates
 
 
 class Measurements:
     """The evaluations of a run, on test states before and after and on validation states in between."""
 
-    def __init__(self, config: Config, policy: PostTrainable, contexts: Contexts, run: RunFolder, pool: EnvPool):
+    def __init__(self, config: Config, policy: PostTrainable, states: InitialStates, run: RunFolder):
         e = config.eval
-        self.config, self.policy, self.run, self.pool = config, policy, run, pool
-        self.test = contexts.measured("test", e.trials, e.seed)
-        self.validation = contexts.measured("validation", e.every_trials, e.seed) if e.every else {}
+        self.config, self.policy, self.run, self.pool = config, policy, run, states.pool
+        self.test = states.measured("test", e.trials, e.seed)
+        self.validation = states.measured("validation", e.every_trials, e.seed) if e.every else {}
 
     def test_both_modes(self, stage: Literal["before", "after"], at: Progress) -> dict[str, EvalResult]:
         """Mode -> success on the test states, with videos; not part of training."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ript.build import (
-    Contexts,
     Origin,
     computing,
     horizons,
@@ -25,19 +23,22 @@ from ript.build import (
 )
 from ript.config.sections import Config
 from ript.core import hooks
-from ript.core.errors import ConfigError, PolicyError, RunError, SimulatorError
+from ript.core.errors import ConfigError, PolicyError, RunError
 from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable
 from ript.core.options import SimOptions, replace
 from ript.core.registry import suites
+from ript.core.types import Errand
 from ript.evaluate import own_decisions
 from ript.policies.quest.stages import babble
+from ript.rollout import errands
 from ript.run.cards import begin_practice, set_horizon
 from ript.run.checkpoint import list_checkpoints
 from ript.run.files import read_json
 from ript.run.folder import RunFolder, read_config
 from ript.run.progress import status
 from ript.run.settings import Leaves, asked_for, leaves, measured, nested, recorded, refuse_changes, settled
+from ript.run.states import InitialStates
 from ript.run.trackers import require_trackers
 from ript.run.video import require_encoder
 
@@ -171,7 +172,7 @@ def _seen(config: Config, policy: PostTrainable, asked: Collection[str]) -> Conf
     return replace(config, sim=config.sim.replaced(**changes))
 
 
-def beginning(plan: Plan, contexts: Contexts) -> tuple[Config, PostTrainable]:
+def beginning(plan: Plan, states: InitialStates) -> tuple[Config, PostTrainable]:
     """The policy that a run begins with, drawn from the seed when it is given none; and the configuration with what is
     decided by it.
 
@@ -183,7 +184,7 @@ def beginning(plan: Plan, contexts: Contexts) -> tuple[Config, PostTrainable]:
     if policy is None:
         whose = "one without demonstrations"
         with computing("cpu", 1):  # rounding grows with every step of fitting, and learn.threads is of the update alone
-            fresh = make_policy(config, contexts.simulator(contexts.tasks[0]).spec, 0)
+            fresh = make_policy(config, states.spec, 0)
             babble(fresh, config.seed)
         policy = fresh
     begin_practice(policy.card)
@@ -196,19 +197,19 @@ def practice_steps(config: Config, keys: Sequence[str]) -> dict[str, int]:
     return {key: min(config.sampling.horizon or steps, steps) for key, steps in horizons(config.sim, keys).items()}
 
 
-def ready(config: Config, policy: PostTrainable, contexts: Contexts) -> PostTrainable:
+def ready(config: Config, policy: PostTrainable, states: InitialStates) -> PostTrainable:
     """The policy, which fits the simulators of these tasks and has read their instructions.
 
     Raises:
         PolicyError: it does not fit.
     """
     with computing(config.device, 1):
-        policy.check_simulator(contexts.simulator(contexts.tasks[0]).spec)
-        hooks.read(policy, [contexts.simulator(task).task.instruction for task in contexts.tasks])
+        policy.check_simulator(states.spec)
+        hooks.read(policy, [states.task(task).instruction for task in states.tasks])
     return policy
 
 
-def learner(config: Config, start: PostTrainable, contexts: Contexts, *, calibrate: bool = True) -> PostTrainable:
+def learner(config: Config, start: PostTrainable, states: InitialStates, *, calibrate: bool = True) -> PostTrainable:
     """The policy that a run trains, ready to be copied into workers.
 
     Args:
@@ -222,12 +223,10 @@ def learner(config: Config, start: PostTrainable, contexts: Contexts, *, calibra
     def decisions(policy: PostTrainable) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         s = config.sampling
         n = CALIBRATION * len(config.tasks)
-        states = list(itertools.islice(contexts.training(0, s.contexts, s.context_noise), n))
-        return own_decisions(
-            policy, config.sim, states, horizon=s.horizon or None, seed=config.seed, rollout=config.rollout
-        )
+        practised = list(itertools.islice(states.training(0, s.contexts, s.context_noise), n))
+        return own_decisions(states.pool, policy, practised, horizon=s.horizon or None, seed=config.seed)
 
-    ready(config, start, contexts)
+    ready(config, start, states)
     with computing(config.device, 1):  # what is chosen and fitted here does not depend on learn.threads
         policy, told = hooks.tuned(start, config.policy, decisions if calibrate else None)
     if told:
@@ -239,21 +238,22 @@ IDLE_STATES, IDLE_STEPS = 16, 10
 """Training states of each task that are looked at, and steps of zero actions from them, by `solved_by_nothing`."""
 
 
-def solved_by_nothing(config: Config, contexts: Contexts) -> dict[str, list[str]]:
+def solved_by_nothing(config: Config, states: InitialStates) -> dict[str, list[str]]:
     """Task key -> ids of those among its first training states from which actions of zero succeed at once.
 
     Every rollout from such a state succeeds, so that it teaches nothing and its success is not the policy's. Each is
     named on the screen.
     """
     s = config.sampling
-    found: dict[str, list[str]] = {}
-    stream = contexts.training(0, s.contexts, s.context_noise)
-    for state in {state.id: state for state in itertools.islice(stream, IDLE_STATES * len(contexts.tasks))}.values():
-        simulator = contexts.simulator(state.task.key)
-        with suppress(SimulatorError):  # a simulator that fails is for the rollouts to tell of
-            simulator.reset(state)
-            if simulator.step_chunk(np.zeros((IDLE_STEPS, simulator.spec.action_dim), np.float32)).success:
-                found.setdefault(state.task.key, []).append(state.id)
+    stream = states.training(0, s.contexts, s.context_noise)
+    looked = {state.id: state for state in itertools.islice(stream, IDLE_STATES * len(states.tasks))}
+    of_task = {task: [state for state in looked.values() if state.task.key == task] for task in states.tasks}
+    wanted = [
+        Errand(task, functools.partial(errands.solved_by_nothing, states=several, steps=IDLE_STEPS))
+        for task, several in of_task.items()
+    ]
+    solved = dict(zip(of_task, states.pool.ask(wanted), strict=True))
+    found: dict[str, list[str]] = {task: ids for task, ids in solved.items() if ids}
     for task, ids in found.items():
         status(
             f"  {task}: {len(ids)} of the first {IDLE_STATES} training states are solved by doing nothing for "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ript.build import Contexts, computing, horizons, make_env_pool, make_policy, some_task_keys, update_settings
+from ript.build import computing, horizons, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config.sections import Config
 from ript.core import hooks
 from ript.core.options import replace
@@ -19,6 +19,7 @@ from ript.learn.rate import make_optimiser
 from ript.learn.update import update
 from ript.report.tables import count
 from ript.run.start import calibration_rollouts, learner
+from ript.run.states import InitialStates
 from ript.studies.catalogue import Study, with_simulator
 from ript.studies.sft_cost import base_hours, measure_supervised, tuning_hours
 
@@ -165,19 +166,19 @@ def measure_speed(config: Config, steps: int = 64) -> Speed:
     """Rollouts with an untrained policy in the loop, then one epoch of an update on them."""
     key = some_task_keys(config)[0]
     slots = max(2, config.rollout.workers * config.rollout.slots)
-    with Contexts(config.sim, (key,), 0) as contexts:
-        simulator = contexts.simulator(key)
-        fresh = make_policy(config, simulator.spec, 0)
-        hooks.pretend_to_read(fresh, [simulator.task.instruction])
-        policy = learner(config, fresh, contexts, calibrate=False)
-        states = contexts.states(key, slots, "train")
-        with make_env_pool(config.sim, config.rollout, policy) as pool:
-            for horizon in (fresh.config.execute, steps):  # the first time is for starting up
-                began = time.perf_counter()
-                asked = (RolloutRequest(initial_state=s, index=0, seed=(0,), horizon=horizon) for s in states)
-                done = list(pool.run(asked))
-                rollout_seconds = time.perf_counter() - began
-    batch = make_batch([Group(initial_state=states[0], rollouts=_half_successful(done))])
+    with make_env_pool(config.sim, config.rollout) as pool:
+        states = InitialStates(pool, (key,), 0)
+        fresh = make_policy(config, states.spec, 0)
+        hooks.pretend_to_read(fresh, [states.task(key).instruction])
+        policy = learner(config, fresh, states, calibrate=False)
+        drawn = states.states(key, slots, "train")
+        pool.use(policy)
+        for horizon in (fresh.config.execute, steps):  # the first time is for starting up
+            began = time.perf_counter()
+            asked = (RolloutRequest(initial_state=s, index=0, seed=(0,), horizon=horizon) for s in drawn)
+            done = list(pool.run(asked))
+            rollout_seconds = time.perf_counter() - began
+    batch = make_batch([Group(initial_state=drawn[0], rollouts=_half_successful(done))])
     settings = update_settings(config.learn) | {"epochs": 1, "target_kl": None, "start": policy}
     with computing("cpu", config.learn.threads):
         optimiser = make_optimiser(policy, learning_rate=0.0)

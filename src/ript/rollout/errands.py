@@ -1,0 +1,76 @@
+"""What is found out from a simulator by an errand (`EnvPool.ask`): its initial states, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from ript.core.errors import ConfigError, RiptError, SimulatorError
+from ript.core.interfaces import Perturbable, Simulator
+from ript.core.types import InitialState, SimulatorSpec, Split, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a simulator is, and initial states of it; in the place of one that there is not, why."""
+
+    task: Task
+    spec: SimulatorSpec
+    states: Sequence[InitialState | RiptError | None] = ()
+
+
+def look(simulator: Simulator) -> Found:
+    """What it is."""
+    return Found(simulator.task, simulator.spec)
+
+
+def states(simulator: Simulator, n: int, seed: int, split: Split, start: int) -> Found:
+    """Its states number start..start+n-1; as many as there are."""
+    return Found(simulator.task, simulator.spec, simulator.initial_states(n, seed, split, start))
+
+
+def practice_states(
+    simulator: Perturbable,
+    numbers: Sequence[int],
+    seed: int,
+    noise: float,
+    given: Mapping[int, InitialState] | None = None,
+) -> Found:
+    """States to practise on, by their numbers.
+
+    Args:
+        simulator: of their task.
+        numbers: in the sequence of its training states.
+        seed: of that sequence, and of the noise.
+        noise: standard deviation on the object's position, metres; the same for a state whenever it comes up.
+        given: number -> state that is practised on instead of the simulator's own.
+    """
+    if noise and not hasattr(simulator, "perturbed_state"):
+        raise ConfigError(
+            f"sampling.context_noise: the simulator of {simulator.task.key} has no object that could be moved"
+        )
+    found: list[InitialState | RiptError | None] = []
+    for number in numbers:
+        drawn = [given[number]] if given else simulator.initial_states(1, seed, "train", number)
+        try:
+            generator = np.random.default_rng([seed, simulator.task.index, number])
+            moved = [simulator.perturbed_state(state, noise, generator) if noise else state for state in drawn]
+        except SimulatorError as error:  # it is for the rollout that would begin there
+            found.append(error)
+            continue
+        found.append(moved[0] if moved else None)
+    return Found(simulator.task, simulator.spec, found)
+
+
+def solved_by_nothing(simulator: Simulator, states: Sequence[InitialState], steps: int) -> list[str]:
+    """Ids of the states from which so many steps of zero actions succeed."""
+    found = []
+    for state in states:
+        with suppress(SimulatorError):  # a simulator that fails is for the rollouts to tell of
+            simulator.reset(state)
+            if simulator.step_chunk(np.zeros((steps, simulator.spec.action_dim), np.float32)).success:
+                found.append(state.id)
+    return found
