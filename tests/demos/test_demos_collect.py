@@ -9,10 +9,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import psutil
 import pytest
-from disks import as_ordinary_user
+from disks import as_ordinary_user, open_to_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from point import HORIZON, Point
@@ -505,7 +506,27 @@ def test_nothing_but_an_older_demonstration_file_is_replaced(tmp_path):
     with pytest.raises(RunError, match="is a folder"):
         collect_demos(no_simulator, ["point/red"], 1, "")
     assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "pipe").is_fifo()
-    assert len(list(tmp_path.iterdir())) == 2
+    with h5py.File(tmp_path / "theirs.hdf5", "w") as file:
+        file.create_group("data").attrs["format"] = "robomimic"
+    (tmp_path / "broken.hdf5").write_bytes((tmp_path / "theirs.hdf5").read_bytes()[:100])
+    for name in ("theirs.hdf5", "broken.hdf5"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(RunError, match="is there already, and is not a demonstration file of ript"):
+            collect_demos(no_simulator, ["point/red"], 1, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 4
+    for seed in (0, 1):
+        collect_demos(Point, ["point/red"], 1, tmp_path / "ours.hdf5", seed=seed)
+    assert open_demos(tmp_path / "ours.hdf5").files[0].settings["seed"] == 1
+
+
+def test_a_file_that_may_not_be_read_is_not_replaced_although_it_could_be(tmp_path):
+    (tmp_path / "theirs.hdf5").write_text("secret")
+    (tmp_path / "theirs.hdf5").chmod(0)
+    open_to_all(tmp_path).chmod(0o777)
+    with as_ordinary_user(), pytest.raises(RunError, match=r"theirs\.hdf5 cannot be read: permission denied.*is there"):
+        collect_demos(no_simulator, ["point/red"], 1, tmp_path / "theirs.hdf5")
+    assert (tmp_path / "theirs.hdf5").read_text() == "secret"
 
 
 def no_simulator(key):

@@ -324,10 +324,22 @@ def test_a_policy_is_saved_into_the_folder_that_one_is_in(saved: Path) -> None:
 
 
 def test_saving_replaces_an_older_policy_whole(saved: Path) -> None:
-    (saved / "stale.safetensors").touch()
+    old = make_policy()
+    more = {"stale": {"x": torch.zeros(1)}}
+    policy_folder.save(saved, "quest", {}, old.simulator, old.weights(), {}, documents={"notes": {}}, **more)
+    assert {"stale.safetensors", "notes.json"} < {path.name for path in saved.iterdir()}
     make_policy(seed=1).save_pretrained(saved)
     assert load_policy(saved) == make_policy(seed=1) and not (saved / "stale.safetensors").exists()
     assert [path.name for path in saved.parent.iterdir()] == ["policy"]
+
+
+@pytest.mark.parametrize("name", ["notes.json", "adapter_model.safetensors"])
+def test_saving_does_not_delete_what_somebody_has_put_beside_a_policy(saved: Path, name: str) -> None:
+    before = load_policy(saved)
+    (saved / name).write_text("mine")
+    with pytest.raises(PolicyError, match=rf"holds more than a policy \({name}\): choose another folder"):
+        make_policy(seed=1).save_pretrained(saved)
+    assert (saved / name).read_text() == "mine" and load_policy(saved) == before
 
 
 # ---------------------------------------------------------------------- nothing is unpickled
@@ -380,7 +392,14 @@ def test_saving_a_policy_deletes_nothing_but_a_policy(tmp_path: Path) -> None:
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "foreign" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "README.md").write_text("keep")
+    (tmp_path / "lookalike").mkdir()
+    (tmp_path / "lookalike" / "config.json").write_text('{"kind": "bert"}')
+    (tmp_path / "lookalike" / "model.safetensors").write_bytes(b"weights")
     for name, message in (
+        ("bare", "config.json is missing"),
+        ("lookalike", "is not a policy's configuration: 'format'"),
         ("policies", r"holds more than a policy \(other\)"),
         ("notes.txt", "is a file"),
         ("foreign", "is not a policy's configuration"),

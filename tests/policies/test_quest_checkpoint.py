@@ -450,6 +450,14 @@ def test_an_export_replaces_nothing_but_a_checkpoint(pth: Path, tmp_path: Path) 
         with pytest.raises(RunError, match=what):
             export_quest(policy, tmp_path / name)
     assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "pipe").is_fifo()
+    np.savez(tmp_path / "arrays.npz", mine=np.zeros(3))
+    torch.save({"model": {"fc.weight": torch.zeros(3)}}, tmp_path / "resnet.pth")
+    (tmp_path / "broken.pth").write_bytes(pth.read_bytes()[:1000])
+    for name in ("arrays.npz", "resnet.pth", "broken.pth"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(RunError, match=r"is there already, and is not a \.pth file of QueST"):
+            export_quest(policy, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
     export_quest(policy, tmp_path / "out.pth")
     export_quest(policy, tmp_path / "out.pth")  # again, in its place
 

@@ -445,9 +445,10 @@ def test_folders_that_are_no_runs_or_come_twice_are_refused_and_no_page_is_left(
 
 def test_a_report_replaces_nothing_but_a_page(tmp_path, whole_run):
     (tmp_path / "notes.txt").write_text("mine")
-    for out in (whole_run / "config.json", tmp_path / "notes.txt"):
+    (tmp_path / "theirs.html").write_text("<!DOCTYPE html><html><title>My ript report, by hand</title></html>")
+    for out in (whole_run / "config.json", tmp_path / "notes.txt", tmp_path / "theirs.html"):
         before = out.read_bytes()
-        with pytest.raises(RunError, match="is there already, and is not an HTML page"):
+        with pytest.raises(RunError, match="is there already, and is not a report of ript"):
             write_report([whole_run], out)
         assert out.read_bytes() == before
     os.mkfifo(tmp_path / "pipe")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import pwd
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from ript.core.disk import cannot_write, writing
+from ript.core.disk import cannot_read, cannot_write, writing
 from ript.core.errors import RunError
 from ript.core.files import make_folder
 
@@ -15,16 +16,16 @@ CACHE = "RIPT_CACHE"
 """Environment variable: the folder in which pre-trained bases are kept."""
 
 
-def require_replaceable(path: str | Path, kind: str, beginnings: tuple[bytes, ...]) -> None:
+def require_replaceable(path: str | Path, kind: str, is_ours: Callable[[Path], bool]) -> None:
     """Refuse to write a file where that would replace anything but an older one of its kind.
 
     Args:
         path: the file to write.
-        kind: what it is, with its article, such as "an HTML page".
-        beginnings: one of them begins every file of that kind, after white space, in lower case.
+        kind: what it is, with its article, such as "a report of ript".
+        is_ours: whether a file's content is of that kind; what it raises says that it is not.
 
     Raises:
-        RunError: a folder, a device, or a file of another kind; nothing was touched.
+        RunError: a folder, a device, a file of another kind, or one that cannot be looked at; nothing was touched.
     """
     path = Path(path)
     try:
@@ -34,12 +35,22 @@ def require_replaceable(path: str | Path, kind: str, beginnings: tuple[bytes, ..
             return
         if not path.is_file():
             raise RunError(f"{path} is no regular file: name another one")
-        with path.open("rb") as file:
-            begins = file.read(64).lstrip().lower()
-    except OSError:  # it may not even be looked at: who writes there finds out, and says so
+    except OSError:  # its folder may not even be looked at: who writes there finds out, and says so
         return
-    if begins and not begins.startswith(beginnings):
-        raise RunError(f"{path} is there already, and is not {kind}: name another file with --out, or move it")
+    elsewhere = "name another file with --out, or move it"
+    try:
+        with path.open("rb") as file:
+            if not file.read(1):
+                return
+    except OSError as error:  # it could be replaced all the same
+        unknown = f"it is there already, and may not be {kind}: {elsewhere}"
+        raise RunError(f"{cannot_read(path, error)}; {unknown}") from error
+    try:
+        ours = is_ours(path)
+    except Exception:  # whatever a reader trips over
+        ours = False
+    if not ours:
+        raise RunError(f"{path} is there already, and is not {kind}: {elsewhere}")
 
 
 def require_writable_folder(path: str | Path) -> None:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -64,12 +65,15 @@ def save(
             is left as it was.
         NotFiniteError: a weight is NaN or infinite: nothing could load it.
     """
+    files = {"model": weights} | {k: v for k, v in further.items() if v}
+    names = [*(f"{name}.safetensors" for name in files), *(f"{name}.json" for name in documents or {})]
     document = {
         "format": FORMAT,
         "kind": kind,
         "config": dict(config),
         "simulator": simulator.to_json(),
         "card": dict(card),
+        "files": sorted([*names, *_ALWAYS]),
     }
     refuse_to_replace(folder)
     if bad := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
@@ -79,11 +83,14 @@ def save(
         )
     try:
         with atomic_folder(folder, PolicyError) as temporary:
-            _write(temporary, document, {"model": weights} | {k: v for k, v in further.items() if v})
+            _write(temporary, document, files)
             for name, content in (documents or {}).items():
                 (temporary / f"{name}.json").write_bytes(encoded(json.dumps(content, indent=2) + "\n"))
     except SafetensorError as error:  # the library reports a full disk as its own error
         raise cannot_write(folder, OSError(number_in(error) or 0, str(error)), PolicyError) from error
+
+
+_ALWAYS = ("config.json", "README.md")
 
 
 def refuse_to_replace(folder: Path) -> None:
@@ -98,12 +105,12 @@ def refuse_to_replace(folder: Path) -> None:
         if not folder.is_dir():
             raise PolicyError(f"{folder} is a file: a policy is saved as a folder, choose another name")
         names = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
-    ours = {name for name in names if name == "README.md" or name.endswith((".json", ".safetensors"))}
-    strange = sorted(names - ours)
-    if not strange and names:
-        kind(folder)  # another library's model is none of ours
+    strange = {name for name in names if name not in _ALWAYS and not name.endswith((".json", ".safetensors"))}
+    if names and not strange:
+        own = _configuration(folder, "format", "kind", "simulator").get("files")  # another library's is none of ours
+        strange = names - set(own or [*_ALWAYS, *(name for name in names if name.endswith(".safetensors"))])
     if strange:
-        listed = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
+        listed = ", ".join(sorted(strange)[:3]) + (", ..." if len(strange) > 3 else "")
         raise PolicyError(f"{folder} holds more than a policy ({listed}): choose another folder, nothing was written")
 
 
@@ -174,11 +181,19 @@ def fill(module: nn.Module, saved: SavedPolicy) -> None:
 
 def kind(folder: Path) -> str:
     """Which kind of policy a folder holds ("quest", ...)."""
+    return str(_configuration(folder, "kind")["kind"])
+
+
+def _configuration(folder: Path, *has: str) -> dict[str, Any]:
+    """The document of a policy folder. Raises `PolicyError` unless it is one, which has these entries."""
     _require(folder)
     try:
-        return str(json_value(read_text(folder / "config.json", PolicyError))["kind"])
+        found = json_value(read_text(folder / "config.json", PolicyError))
+        if missing := [name for name in has if name not in found]:
+            raise KeyError(missing[0])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PolicyError(f"{folder / 'config.json'} is not a policy's configuration: {error}") from error
+    return dict(found)
 
 
 def _require(folder: Path) -> None:

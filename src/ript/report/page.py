@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -119,7 +120,7 @@ def write_report(
     paths, out = [absolute(folder) for folder in folders], expanded(out)
     if not paths:
         raise ConfigError("a report needs at least one run folder")
-    require_replaceable(out, "an HTML page", (b"<!doctype", b"<html"))
+    require_replaceable(out, "a report of ript", _is_report)
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("a run folder was given twice")
     runs = [read_run(path, name) for path, name in zip(paths, views.unique_names(paths), strict=True)]
@@ -132,6 +133,15 @@ def write_report(
         ) from error
     write_text(out, page)
     return out
+
+
+_TITLE = re.compile(rb"^<title>.* \xc2\xb7 ript report</title>$", re.MULTILINE)
+"""As in page.html.j2."""
+
+
+def _is_report(path: Path) -> bool:
+    with path.open("rb") as file:
+        return _TITLE.search(file.read(100_000)) is not None
 
 
 def report_or_say(

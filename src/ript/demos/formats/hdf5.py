@@ -132,6 +132,12 @@ def open_file(path: str | Path) -> DemoFile:
         )
 
 
+def is_demo_file(path: Path) -> bool:
+    """Whether it is one of any version. Raises what HDF5 does when it is not HDF5."""
+    with h5py.File(path, "r", locking=False) as file:
+        return bool(file["data"].attrs["format"] == FORMAT)
+
+
 def _read_entry(path: Path, group: h5py.Group) -> DemoEntry:
     def text(name: str) -> str:
         return str(_attr(path, group, name))

@@ -19,7 +19,7 @@ from ript.core.files import atomic_file, expanded
 from ript.core.places import require_replaceable
 from ript.core.registry import simulator_versions
 from ript.core.types import SimulatorSpec
-from ript.demos.formats.hdf5 import FORMAT, FORMAT_VERSION, uninterrupted
+from ript.demos.formats.hdf5 import FORMAT, FORMAT_VERSION, is_demo_file, uninterrupted
 from ript.demos.records import Demo
 
 _CHUNK_BYTES = 1 << 18
@@ -43,7 +43,7 @@ class DemoWriter:
 
     def __init__(self, path: str | Path, settings: Mapping[str, object]):
         self.path = expanded(path)
-        require_replaceable(self.path, "a demonstration file", (b"\x89hdf",))
+        require_replaceable(self.path, "a demonstration file of ript", is_demo_file)
         self._open = contextlib.ExitStack()
         self._settings = settings
         self._spec: SimulatorSpec | None = None

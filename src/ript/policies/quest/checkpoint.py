@@ -92,7 +92,7 @@ def export_quest(policy: QuestPolicy, path: str | Path) -> None:
         RunError: it would replace something else than a .pth file.
     """
     path = expanded(path)
-    require_replaceable(path, "a .pth file", (b"pk", b"\x80"))
+    require_replaceable(path, "a .pth file of QueST", _is_quests)
     config = policy.config
     if config.vision != "resnet18" or config.adapter or config.privileged_dim:
         what = "a small CNN" if config.vision != "resnet18" else "an adapter" if config.adapter else "an auxiliary head"
@@ -107,6 +107,12 @@ def export_quest(policy: QuestPolicy, path: str | Path) -> None:
             torch.save({"model": state}, temporary)
     except RuntimeError as error:  # of torch's own writer, also when the disk is full
         raise cannot_write(path, OSError(number_in(error) or 0, str(error)), PolicyError) from error
+
+
+def _is_quests(path: Path) -> bool:
+    for key in read_pth(path):
+        our_name(key)  # raises for another's
+    return True
 
 
 def _with_statistics(policy: QuestPolicy) -> dict[str, torch.Tensor]:
