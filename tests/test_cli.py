@@ -336,7 +336,10 @@ def test_demonstrations_without_the_target_task_are_refused_before_anything_is_w
 
 def test_a_run_folder_that_is_taken_in_use_or_of_another_version_is_refused(rl: Path, tmp_path: Path, capsys) -> None:
     assert run("rl", *QUICK, "--out", rl) == 1
-    assert f"{rl} already holds a run: go on with it (--resume {rl}) or choose another --out" in capsys.readouterr().err
+    assert (
+        f"{rl} already holds a run: go on with it (ript rl --resume {rl}) or choose another --out"
+        in capsys.readouterr().err
+    )
     with RunFolder.open(rl):
         assert run("rl", "--resume", rl) == 1
     assert "is in use by process" in capsys.readouterr().err

@@ -83,7 +83,7 @@ def test_its_document_is_the_documented_one(first: tuple[QuickstartResult, Path]
     assert document["target"] == "reach-centre" and document["iterations"] == 2
     for stage in ("sft", "rl"):
         evaluation = document[stage]
-        assert list(evaluation) == ["policy", "seed", "mode", "horizon", "tasks", "total"]
+        assert list(evaluation) == ["policy", "seed", "mode", "horizon", "tasks", "total", "reasons"]
         assert evaluation["mode"] == "greedy" and evaluation["horizon"] == {"reach-centre": 16}
         assert list(evaluation["tasks"]) == ["reach-centre"] and evaluation["total"]["trials"] == 4
     assert document["rollouts"] == 8 * sum(

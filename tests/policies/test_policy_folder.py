@@ -109,9 +109,19 @@ def test_policies_of_other_settings_or_another_simulator_differ(saved: Path) -> 
 
 def test_the_model_card_has_hub_metadata_what_was_measured_and_how_to_load(saved: Path) -> None:
     text = (saved / "README.md").read_text()
-    assert text.startswith("---\nlibrary_name: ript\n") and "\nlicense: apache-2.0\n" in text
+    assert text.startswith("---\nlibrary_name: ript\n") and "license" not in text
     for part in ("ript.load_policy(", "## Supervised training", "| tasks | drawer, door |", "- greedy 9/10"):
         assert part in text
+
+
+def test_embeddings_that_were_computed_are_not_saved_as_notice_says(tmp_path: Path) -> None:
+    policy = make_policy(language_dim=384)
+    policy._remembered.clear()
+    policy.read(["open the drawer"])
+    policy.save_pretrained(tmp_path / "policy")
+    assert {path.name for path in (tmp_path / "policy").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    notice = " ".join((Path(__file__).parents[2] / "NOTICE").read_text().split())
+    assert "Policies saved by ript contain no embeddings but those that they were given" in notice
 
 
 def test_the_model_card_is_the_same_under_whatever_name_it_is_written(saved: Path, tmp_path: Path) -> None:

@@ -75,10 +75,29 @@ def test_a_new_run_records_what_is_needed_to_repeat_it(tmp_path):
 def test_a_new_run_does_not_overwrite_an_old_one(tmp_path):
     make(tmp_path / "run").close()
     with pytest.raises(
-        RunError, match=r"already holds a run: go on with it \(--resume .*run\) or choose another --out"
+        RunError, match=r"already holds a run: go on with it \(ript rl --resume .*run\) or choose another --out"
     ):
         RunFolder.create(tmp_path / "run", {})
     assert read_config(tmp_path / "run")["config"] == {"seed": 1}
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (
+            '{"format": 2, "kind": "quest", "simulator": {}}',
+            "holds a 'quest' policy, which a run would replace: choose",
+        ),
+        ('{"model_type": "bert"}', "holds config.json, which a run would replace: choose another --out"),
+        ("junk", "holds config.json, which a run would replace: choose another --out"),
+        ('{"format": 2, "kind": "sft", "config": {}}', r"already holds a run: go on with it \(ript sft --resume "),
+    ],
+)
+def test_a_new_run_says_what_lies_where_it_is_to_be(tmp_path, content, says):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RunError, match=says):
+        RunFolder.create(tmp_path, {})
+    assert (tmp_path / "config.json").read_text() == content
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "start", "best", "policy", "videos", "metrics.jsonl", "result.json"])

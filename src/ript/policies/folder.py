@@ -208,7 +208,7 @@ def _require(folder: Path) -> None:
 
 
 def model_card(document: Mapping) -> str:
-    """A model card with hub metadata. What was not measured is not claimed.
+    """A model card with hub metadata. What was not measured is not claimed, nor a licence: that is its owner's to give.
 
     It does not name the folder: that is renamed while it is written, and by its owner later.
     """
@@ -217,7 +217,6 @@ def model_card(document: Mapping) -> str:
         "---",
         "library_name: ript",
         "pipeline_tag: robotics",
-        "license: apache-2.0",
         f"tags: [robotics, {document['kind']}, {simulator['suite']}]",
         "---",
         "",

@@ -20,7 +20,7 @@ import errno
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -112,7 +112,7 @@ class RunFolder:
         path = absolute(path)
         with writing(path):
             if (path / "config.json").exists():
-                raise RunError(f"{path} already holds a run: go on with it (--resume {path}) or choose another --out")
+                raise RunError(_what_is_there(path))
             if taken := [name for name in _OWN if (path / name).exists()]:
                 raise RunError(
                     f"{path} holds {', '.join(taken)}, which a run would replace: choose another --out, or move them"
@@ -409,6 +409,18 @@ class RunFolder:
         text = "".join(dumps(row) + "\n" for row in rows)
         if path.exists() and encoded(text) != path.read_bytes():
             write_text(path, text)
+
+
+def _what_is_there(path: Path) -> str:
+    """In words, where a config.json is: a run that could go on, or what a new one would replace."""
+    found = {}
+    with suppress(DataError):
+        found = read_json(path / "config.json")
+    kind = found.get("kind", "rl") if isinstance(found, dict) and "format" in found else None
+    if kind in get_args(Kind):
+        return f"{path} already holds a run: go on with it (ript {kind} --resume {path}) or choose another --out"
+    what = "config.json" if kind is None else f"a {kind!r} policy"
+    return f"{path} holds {what}, which a run would replace: choose another --out"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
