@@ -121,15 +121,9 @@ class _Run:
 
     def go(self) -> RLResult:
         self.restore()
-        clock = [time.perf_counter()]
         measured = self.measurements
-        if self.at.iteration:
-            before = measured.recorded()
-        else:
-            before = measured.test_both_modes("before", self.at)
-            self.at.before_seconds = time.perf_counter() - clock[0]
-        clock.append(time.perf_counter())
-        began = clock[-1] - self.at.seconds
+        before = measured.before(self.at)
+        began = time.perf_counter() - self.at.seconds
         while self.at.iteration < self.config.iterations and not self.at.ended:
             with self.run.saying_what_is_kept(f"iteration {self.at.iteration + 1}"):
                 validated = measured.validate(self.at)
@@ -140,15 +134,14 @@ class _Run:
             self.save()
         measured.validate(self.at, last=True)
         measured.choose_best(self.at)
-        clock.append(time.perf_counter())
+        trained = time.perf_counter()
         after = measured.test_both_modes("after", self.at)
-        clock.append(time.perf_counter())
-        measured.write_policy(before, after, self.at)
         seconds = {
             "evaluate before": self.at.before_seconds,
-            "post-train": clock[2] - began,
-            "evaluate after": clock[3] - clock[2],
+            "post-train": trained - began,
+            "evaluate after": time.perf_counter() - trained,
         }
+        measured.write_policy(before, after, self.at)
         reason = self.at.reason(self.config.iterations)
         self.run.finish(reason, policy_iteration=self.at.best_iteration, seconds=seconds)
         return RLResult(
@@ -208,27 +201,15 @@ class _Run:
         return metrics | times | {"time/update": time.perf_counter() - collected, "update/decisions": float(len(batch))}
 
     def count(self, collection: Collection, seconds: float) -> None:
-        spent = values(collection.metrics)
-        self.at.iteration += 1
-        self.at.position += collection.position
-        self.at.rollouts += int(spent["rollouts"])
-        self.at.env_steps += int(spent["env_steps"])
-        self.at.seconds = seconds
-        margin = self.config.sampling.horizon_margin
-        if margin:
-            self.at.horizons = practice_horizons(
-                collection, self.at.horizons, margin=margin, longest=max(self.longest.values())
-            )
+        self.at.count(collection, seconds)
+        if margin := self.config.sampling.horizon_margin:
+            longest = max(self.longest.values())
+            self.at.horizons = practice_horizons(collection, self.at.horizons, margin=margin, longest=longest)
 
     def log(self, collection: Collection, metrics: dict[str, float]) -> None:
         sampled = {f"rollout/{k}": v for k, v in values(collection.metrics).items()}
         sampled["rollout/horizon"] = sum(self.horizons.values()) / len(self.horizons)
-        totals = {
-            "total/rollouts": self.at.rollouts,
-            "total/env_steps": self.at.env_steps,
-            "total/seconds": self.at.seconds,
-        }
-        row: dict[str, float] = sampled | metrics | totals
+        row = sampled | metrics | self.at.totals()
         row["time/total"] = time.perf_counter() - self.clock
         self.run.log(self.at.iteration, row)
         tell_errors(self.run, self.at.iteration, collection)

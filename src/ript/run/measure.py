@@ -32,6 +32,19 @@ class Measurements:
         self.test = states.measured("test", e.trials, e.seed)
         self.validation = states.measured("validation", e.every_trials, e.seed) if e.every else {}
 
+    def before(self, at: Progress) -> dict[str, EvalResult]:
+        """Mode -> success before post-training; of a run that goes on, what its log says.
+
+        Raises:
+            RunError: the log of a run that goes on does not have it.
+        """
+        if at.iteration:
+            return self._recorded()
+        began = time.perf_counter()
+        results = self.test_both_modes("before", at)
+        at.before_seconds = time.perf_counter() - began
+        return results
+
     def test_both_modes(self, stage: Literal["before", "after"], at: Progress) -> dict[str, EvalResult]:
         """Mode -> success on the test states, with videos; not part of training."""
         e = self.config.eval
@@ -47,7 +60,7 @@ class Measurements:
         status(f"  {stage} post-training, on test states, within {within} steps: {line}")
         return results
 
-    def recorded(self) -> dict[str, EvalResult]:
+    def _recorded(self) -> dict[str, EvalResult]:
         """The evaluation from before post-training, of a run that goes on.
 
         Raises:

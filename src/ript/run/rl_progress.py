@@ -59,6 +59,23 @@ class Progress:
     horizons: dict[str, int] = field(default_factory=dict)
     """Task key -> practice horizon."""
 
+    def count(self, collection: Collection, seconds: float) -> None:
+        """Another iteration is done, and `seconds` have been spent on all of them."""
+        spent = values(collection.metrics)
+        self.iteration += 1
+        self.position += collection.position
+        self.rollouts += int(spent["rollouts"])
+        self.env_steps += int(spent["env_steps"])
+        self.seconds = seconds
+
+    def totals(self) -> dict[str, float]:
+        """What the run has spent, for its log."""
+        return {
+            "total/rollouts": self.rollouts,
+            "total/env_steps": self.env_steps,
+            "total/seconds": self.seconds,
+        }
+
     def judge(self, collection: Collection, config: Config, run: RunFolder) -> bool:
         """Whether an iteration has something to learn from; sets `ended` when the run ends with it. An iteration of
         errors alone says nothing of the policy.
