@@ -25,9 +25,9 @@ from ript.config.sections import Config
 from ript.core.options import replace
 from ript.core.statistics import over_seeds
 from ript.report.page import write_report
+from ript.rl import train_rl
 from ript.run.files import read_lines
 from ript.run.progress import status
-from ript.train_rl import train_rl
 
 CELLS: dict[str, Callable[[Config], Config]] = {
     "full": lambda c: c,

@@ -22,15 +22,15 @@ from ript.config.sections import Config, RolloutConfig, sim_options
 from ript.core.errors import ConfigError, PolicyError, UnknownNameError
 from ript.core.options import SimOptions
 from ript.core.types import SimulatorSpec
-from ript.evaluate import evaluate, run_evaluation
+from ript.evaluation import evaluate, run_evaluation
 from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
+from ript.rl import train_rl
 from ript.run.folder import read_config
+from ript.sft import resume_sft, train_sft
 from ript.sims.metaworld.options import MetaworldOptions
 from ript.sims.registry import make_simulator
 from ript.sims.toy.options import ToyOptions
-from ript.train_rl import train_rl
-from ript.train_sft import resume_sft, train_sft
 
 TOY = toy_config().sim
 SPEC = make_simulator("toy/reach", image_size=8).spec

@@ -17,7 +17,7 @@ from ript.core.errors import ConfigError, ErrorRateExceeded, PolicyError, Simula
 from ript.core.options import replace
 from ript.core.statistics import wilson
 from ript.core.types import EvalResult, InitialState, RolloutRequest, Split, Status
-from ript.evaluate import (
+from ript.evaluation import (
     SEED_TAG,
     evaluate,
     own_decisions,
@@ -28,10 +28,10 @@ from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.replay import replay_autoencoded
 from ript.policies.temperature import TEMPERATURES, choose_temperature
+from ript.rl import train_rl
 from ript.rollout.pool import make_pool
 from ript.run.folder import read_rows
 from ript.sims.toy.simulator import ToySimulator
-from ript.train_rl import train_rl
 
 HERE = RolloutConfig(workers=0, slots=8)
 S, F, E = Status.SUCCESS, Status.FAILURE, Status.ERROR

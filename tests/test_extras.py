@@ -14,8 +14,8 @@ from toy_runs import lively_policy, toy_config
 
 from ript.cli import main as cli
 from ript.core.errors import DependencyMissing
+from ript.rl import train_rl
 from ript.run.folder import RunFolder
-from ript.train_rl import train_rl
 
 SMALL = (
     "--recipe",

@@ -12,8 +12,8 @@ from toy_runs import initial_states, toy_config
 from ript.build import load_policy, task_keys
 from ript.build import make_policy as policy_of
 from ript.config.sections import Config
+from ript.rl import train_rl
 from ript.rollout.local.processes import make_payload
-from ript.train_rl import train_rl
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 

@@ -20,7 +20,7 @@ FLOORS: tuple[set[str], ...] = (
     {"core"},
     {"config", "learn", "rollout", "sims", "policies", "demos", "run"},  # meet in core, not in each other
     {"build", "report"},
-    {"train_sft", "train_rl", "evaluate", *UPSTAIRS},
+    {"sft", "rl", "evaluation", *UPSTAIRS},
     {"studies", "bench"},
     {"cli"},
     {"__main__", "__init__"},
@@ -136,7 +136,7 @@ def cycle(graph: Mapping[str, Collection[str]]) -> list[str]:
     return next((ring for name in sorted(graph) if (ring := walk(name, []))), [])
 
 
-NAME_QUEST = {"build", "train_sft", "run.start", "studies", "cli", "bench", "__init__"}
+NAME_QUEST = {"build", "sft", "run.start", "studies", "cli", "bench", "__init__"}
 """What knows QueST by name, beside itself: ARCHITECTURE.md says which and why. The loop and evaluation do not."""
 
 
@@ -170,11 +170,11 @@ def test_imports_go_one_way(path):
         ("learn/batch.py", "from ript import config", "config is not below learn"),
         ("learn/batch.py", "from ript import load_policy", "from the module that defines it"),
         ("core/types.py", "from ript.learn.batch import f", "learn is not below core"),
-        ("build.py", "from ript.train_rl import train_rl", "train_rl is not below build"),
-        ("train_rl.py", "import mujoco", "only sims may"),
+        ("build.py", "from ript.rl import train_rl", "rl is not below build"),
+        ("rl.py", "import mujoco", "only sims may"),
         ("run/folder.py", "from ript.report import page", "report is not below run"),
         ("report/page.py", "from ript.build import load_policy", "build is not below report"),
-        ("evaluate.py", "from ript.studies.run import run_study", "studies is not below evaluate"),
+        ("evaluation.py", "from ript.studies.run import run_study", "studies is not below evaluation"),
         ("bench/rollout.py", "from ript.studies import bases", "studies is not below bench"),
         ("policies/quest/stages.py", "from ript.learn import stages", "learn is not below policies"),
         ("run/folder.py", "from ript.run import settings", "run.settings is not below run"),

@@ -1,5 +1,7 @@
 import ast
 import importlib
+import inspect
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,15 +19,15 @@ def test_what_type_checkers_see_is_what_is_imported() -> None:
     assert sorted(seen) == ript.__all__ and len(seen) <= 25
 
 
-def test_a_module_named_after_its_function_does_not_take_its_place() -> None:
-    code = (
-        "import ript.train_rl, ript.train_sft, ript.studies.quickstart, ript.evaluate\n"
-        "from ript.evaluate import wilson\n"
-        "from ript import evaluate\n"
-        "print(*(type(f).__name__ for f in (ript.train_rl, ript.train_sft, ript.quickstart, ript.evaluate, evaluate)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["function"] * 5
+def test_no_namespace_holds_a_module_and_something_else_of_one_name() -> None:
+    modules = [name for _, name, _ in pkgutil.walk_packages(ript.__path__, "ript.") if name != "ript.__main__"]
+    assert not {f"ript.{name}" for name in ript.__all__} & set(modules)
+    for name in modules:
+        importlib.import_module(name)
+    for name in modules:
+        package, _, module = name.rpartition(".")
+        assert inspect.ismodule(getattr(sys.modules[package], module)), name
+    assert all(inspect.isroutine(getattr(ript, name)) for name in ("train_rl", "train_sft", "evaluate", "quickstart"))
 
 
 def test_errors_and_records_are_found_under_their_public_names() -> None:

@@ -1,6 +1,5 @@
 """Memory that runs out is one line that says what to lower and what is kept, never a traceback."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,16 @@ import pytest
 import torch
 from toy_runs import lively_policy, toy_config, toy_demos
 
+from ript import rl as loop
 from ript.cli import commands
 from ript.cli import main as cli
 from ript.core.errors import OutOfMemory
 from ript.core.memory import enough_memory, ran_out
-from ript.evaluate import evaluate
+from ript.evaluation import evaluate
 from ript.policies.quest.policy import QuestPolicy
+from ript.rl import train_rl
 from ript.run.checkpoint import list_checkpoints
-from ript.train_rl import train_rl
-from ript.train_sft import train_sft
-
-loop = importlib.import_module("ript.train_rl")
+from ript.sft import train_sft
 
 
 def greedy(*_: Any, **__: Any) -> None:

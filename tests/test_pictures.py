@@ -16,10 +16,10 @@ from ript.core.house import Suite
 from ript.core.options import SimOptions, Size, replace
 from ript.core.registry import suites
 from ript.core.types import Observation, SimulatorSpec
-from ript.evaluate import evaluate
+from ript.evaluation import evaluate
+from ript.rl import train_rl
+from ript.sft import resume_sft, train_sft
 from ript.sims.toy.simulator import ToySimulator, toy_tasks
-from ript.train_rl import train_rl
-from ript.train_sft import resume_sft, train_sft
 
 TASK = "reach-centre"
 

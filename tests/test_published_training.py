@@ -23,11 +23,11 @@ from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.page import write_report
+from ript.rl import train_rl
 from ript.run.folder import RunFolder
 from ript.sims.metaworld.instructions import INSTRUCTIONS
 from ript.sims.toy.options import ToyOptions
 from ript.sims.toy.simulator import ToySimulator
-from ript.train_rl import train_rl
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = json.loads((GOLDEN / "tiny_config.json").read_text())

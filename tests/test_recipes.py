@@ -7,8 +7,8 @@ from ript.config import recipes
 from ript.core.errors import UnknownNameError
 from ript.core.options import replace
 from ript.policies.quest.config import SIZES, QuestConfig
+from ript.rl import train_rl
 from ript.sims.metaworld.tasks import CAMERAS
-from ript.train_rl import train_rl
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

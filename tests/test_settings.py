@@ -13,14 +13,14 @@ from ript.cli import main as cli
 from ript.config.sections import Config
 from ript.core.errors import ConfigError
 from ript.core.options import replace
-from ript.evaluate import evaluate
+from ript.evaluation import evaluate
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
+from ript.rl import train_rl
 from ript.run.folder import read_config
 from ript.run.settings import asked_for, leaves, nested, recorded
-from ript.train_rl import train_rl
-from ript.train_sft import resume_sft, train_sft
+from ript.sft import resume_sft, train_sft
 
 QUICK = [
     "--tasks",

@@ -1,7 +1,6 @@
 """Runs whose rollouts have nothing to compare, and states that need no policy."""
 
 import dataclasses
-import importlib
 import json
 import re
 from pathlib import Path
@@ -11,20 +10,19 @@ import numpy as np
 import pytest
 from toy_runs import lively_policy, toy_config
 
+from ript import rl as loop
 from ript.build import load_policy
 from ript.core.errors import NoSignalError
 from ript.core.metrics import Mean
 from ript.core.types import EvalResult, Status
-from ript.evaluate import tally
+from ript.evaluation import tally
+from ript.rl import RLResult, train_rl
 from ript.rollout.sampling import Collection
 from ript.run.folder import read_config
 from ript.run.measure import Measurements
 from ript.run.rl_progress import Progress, iteration_line
 from ript.sims.toy import simulator as toy
 from ript.sims.toy.simulator import ToySimulator
-from ript.train_rl import RLResult, train_rl
-
-loop = importlib.import_module("ript.train_rl")  # `ript.train_rl` is the function
 
 
 def run(folder: Path, **changes: Any) -> RLResult:

@@ -21,11 +21,11 @@ from ript.core.types import Errand, InitialState
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
-from ript.evaluate import evaluate
+from ript.evaluation import evaluate
+from ript.rl import train_rl
 from ript.run.states import AHEAD, InitialStates
 from ript.sims.metaworld.options import MetaworldOptions
 from ript.sims.toy.simulator import ToySimulator
-from ript.train_rl import train_rl
 
 TOY = toy_config().sim
 

@@ -27,6 +27,7 @@ from ript.core.files import make_folder
 from ript.core.options import replace
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
+from ript.rl import train_rl
 from ript.run.files import write_json
 from ript.run.folder import read_config
 from ript.run.lock import locked
@@ -37,7 +38,6 @@ from ript.studies.cost import Cost, Speed, cost
 from ript.studies.run import _row, cell_folder, run_study, with_changes
 from ript.studies.sft_cost import SupervisedSpeed, base_hours, measure_supervised, tuning_hours
 from ript.studies.table import study_table, summarise
-from ript.train_rl import train_rl
 
 CONFIG = toy_config(
     iterations=1,

@@ -21,7 +21,7 @@ from ript.build import load_policy
 from ript.cli.main import main, make_parser
 from ript.core.disk import unexpected
 from ript.core.errors import RunError
-from ript.train_sft import train_sft
+from ript.sft import train_sft
 
 ROOT = Path(__file__).parent.parent
 

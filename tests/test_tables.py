@@ -1,7 +1,7 @@
 """What the terminal says of two evaluations of the same states."""
 
 from ript.core.types import EvalResult, Status
-from ript.evaluate import tally
+from ript.evaluation import tally
 from ript.report.tables import change, points
 
 

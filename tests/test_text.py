@@ -18,9 +18,9 @@ from ript.config.overrides import load_recipe
 from ript.core.errors import DataError
 from ript.demos.demo_set import open_demos
 from ript.report.page import write_report
+from ript.rl import train_rl
 from ript.run import files
 from ript.run.folder import RunFolder, read_config
-from ript.train_rl import train_rl
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*Path(ript.__file__).parent.rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")])

@@ -1,7 +1,6 @@
 """The loop: exact resume, the choice of the best policy, and how runs end."""
 
 import dataclasses
-import importlib
 import json
 import math
 import re
@@ -16,6 +15,7 @@ import pytest
 import torch
 from toy_runs import Stopped, initial_states, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
+from ript import rl as loop
 from ript.build import load_policy, make_env_pool
 from ript.config.sections import Config
 from ript.core.errors import (
@@ -35,10 +35,11 @@ from ript.core.options import replace
 from ript.core.types import ChunkResult, EvalResult, InitialState, Reason, Rollout, Status, Task
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
-from ript.evaluate import evaluate, tally
+from ript.evaluation import evaluate, tally
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.read import read_run
 from ript.report.tables import change, points
+from ript.rl import RLResult, train_rl
 from ript.rollout.sampling import Collection, collect_groups
 from ript.run import measure as measuring
 from ript.run import start as starting
@@ -47,9 +48,6 @@ from ript.run.folder import RunFolder, read_config, read_rows
 from ript.run.states import InitialStates
 from ript.sims.toy import simulator as toy
 from ript.sims.toy.simulator import ToySimulator
-from ript.train_rl import RLResult, train_rl
-
-loop = importlib.import_module("ript.train_rl")  # `ript.train_rl` is the function
 
 
 def run(folder: Path, config: Config | None = None, policy: QuestPolicy | None = None) -> RLResult:

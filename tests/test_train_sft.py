@@ -32,8 +32,8 @@ from ript.policies.quest.replay import replay_autoencoded
 from ript.policies.quest.stages import babble, make_stages
 from ript.run.checkpoint import list_checkpoints, read_checkpoint
 from ript.run.folder import RunFolder
+from ript.sft import resume_sft, train_sft
 from ript.sims.registry import make_simulator
-from ript.train_sft import resume_sft, train_sft
 
 CONFIG = toy_config(
     policy={"privileged": True},

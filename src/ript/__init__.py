@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from ript.core.interfaces import LikelihoodPolicy, Simulator
     from ript.core.types import EvalResult, InitialState, Observation, Rollout, Task
     from ript.demos.collect import collect_demos
-    from ript.evaluate import evaluate
+    from ript.evaluation import evaluate
     from ript.learn.advantage import leave_one_out
     from ript.learn.objective import clipped_objective
     from ript.policies.quest.checkpoint import export_quest, import_quest
     from ript.policies.quest.policy import QuestPolicy
     from ript.report.page import write_report
+    from ript.rl import train_rl
+    from ript.sft import train_sft
     from ript.sims.check import check_simulator
     from ript.sims.registry import list_tasks, make_simulator
     from ript.studies.quickstart import quickstart
-    from ript.train_rl import train_rl
-    from ript.train_sft import train_sft
 
 __version__ = version("ript")
 
@@ -77,7 +77,7 @@ _HOME = {
     "check_simulator": "sims.check",
     "clipped_objective": "learn.objective",
     "collect_demos": "demos.collect",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "export_quest": "policies.quest.checkpoint",
     "import_quest": "policies.quest.checkpoint",
     "leave_one_out": "learn.advantage",
@@ -86,8 +86,8 @@ _HOME = {
     "make_simulator": "sims.registry",
     "quickstart": "studies.quickstart",
     "recipe": "config.recipes",
-    "train_rl": "train_rl",
-    "train_sft": "train_sft",
+    "train_rl": "rl",
+    "train_sft": "sft",
     "write_report": "report.page",
 }
 
@@ -108,19 +108,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
-
-
-class _Package(ModuleType):
-    """Importing a submodule sets it as an attribute of its package. Some are named after their one public function
-    (`ript.evaluate`): there the attribute is the function, whoever imported the module and when."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and _HOME.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 class _Public(ModuleType):

@@ -17,11 +17,11 @@ from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos
 
 from ript.core.errors import DependencyMissing, UnknownNameError
 from ript.core.types import EvalResult, TaskResult
+from ript.rl import train_rl
 from ript.run import trackers
 from ript.run.folder import RunFolder
 from ript.run.trackers import require_trackers
-from ript.train_rl import train_rl
-from ript.train_sft import train_sft
+from ript.sft import train_sft
 
 
 class Recording:

@@ -247,7 +247,7 @@ def sft(args: Namespace) -> Answer:
         refuse_with_resume(args, "demos", "base")
         config, given = resumed(args, "sft")
         from ript.run.settings import leaves
-        from ript.train_sft import resume_sft
+        from ript.sft import resume_sft
 
         changes = {name: value for name, value in leaves(config.to_json()).items() if name in given}
         with saying_what_is_kept(lambda: kept_of_run(args.resume, "sft")):
@@ -256,7 +256,7 @@ def sft(args: Namespace) -> Answer:
     else:
         require(args, "recipe", "demos", "out")
         config = configure(args)
-        from ript.train_sft import train_sft
+        from ript.sft import train_sft
 
         with saying_what_is_kept(lambda: kept_of_run(args.out, "sft")):
             train_sft(config, args.demos, args.out, base=args.base, asked=given_fields(args))
@@ -290,7 +290,7 @@ def rl(args: Namespace) -> Answer:
                 f"recipe {config.recipe} starts from a trained policy: give --policy DIR (`ript sft` makes one)"
             )
     from ript.report.page import report_or_say
-    from ript.train_rl import train_rl
+    from ript.rl import train_rl
 
     with saying_what_is_kept(lambda: kept_of_run(out, "rl")):
         result = train_rl(config, args.policy, out, resume=bool(args.resume), asked=given)
@@ -352,8 +352,8 @@ def evaluate(args: Namespace) -> Answer:
     from ript.build import sim_options_of
     from ript.config.sections import EvalConfig, RolloutConfig
     from ript.core.places import require_writable_folder
-    from ript.evaluate import evaluate as measure
-    from ript.evaluate import named_policy
+    from ript.evaluation import evaluate as measure
+    from ript.evaluation import named_policy
     from ript.run.progress import status
     from ript.run.video import require_encoder, write_videos
 

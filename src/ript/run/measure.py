@@ -14,7 +14,7 @@ from ript.core.hooks import temperature_of
 from ript.core.interfaces import PostTrainable
 from ript.core.statistics import align, pairs, success
 from ript.core.types import EvalResult, InitialState, Task
-from ript.evaluate import run_evaluation
+from ript.evaluation import run_evaluation
 from ript.report.tables import change, points
 from ript.run import cards
 from ript.run.folder import RunFolder

@@ -29,7 +29,7 @@ from ript.core.interfaces import PostTrainable
 from ript.core.options import SimOptions, replace
 from ript.core.registry import suites
 from ript.core.types import Errand
-from ript.evaluate import own_decisions
+from ript.evaluation import own_decisions
 from ript.policies.quest.stages import babble
 from ript.rollout import errands
 from ript.run.cards import begin_practice, set_horizon

@@ -25,7 +25,7 @@ from ript.demos import collect as collecting
 from ript.policies.language import embed
 from ript.run.lock import locked
 from ript.run.progress import progress
-from ript.train_sft import train_sft
+from ript.sft import train_sft
 
 BASE_FORMAT = 3
 """Raise it when a change of the code makes cached bases stale."""

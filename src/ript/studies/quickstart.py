@@ -23,13 +23,13 @@ from ript.core.options import replace
 from ript.policies.quest.replay import replay_autoencoded
 from ript.report.page import report_or_say
 from ript.report.tables import change
+from ript.rl import RLResult, train_rl
 from ript.run.files import read_json, write_json
 from ript.run.lock import locked
 from ript.run.progress import status
 from ript.run.settings import NEUTRAL, Leaves, among, leaves
 from ript.run.video import require_encoder
 from ript.studies.bases import base_folder, collect, make_base, make_base_demos, train_unless_done
-from ript.train_rl import RLResult, train_rl
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ from ript.policies.folder import read_tensors
 from ript.policies.language import embed
 from ript.report.page import report_or_say
 from ript.report.tables import count
+from ript.rl import train_rl
 from ript.run import lock
 from ript.run.files import read_json, write_json
 from ript.run.folder import read_config, read_rows
@@ -42,7 +43,6 @@ from ript.studies.bases import base_folder, collect, make_base, sft_fingerprint,
 from ript.studies.catalogue import Cell, Scale, Study, get_study, with_simulator
 from ript.studies.notes import finetunes
 from ript.studies.table import markdown, study_table, summarise
-from ript.train_rl import train_rl
 
 RECORD, CLAIMS = "study.json", ".claims"
 

@@ -16,9 +16,9 @@ from ript.demos.demo_set import open_demos
 from ript.demos.windows import Windows
 from ript.learn.stages import time_steps
 from ript.policies.quest.stages import make_stages, stage_steps
+from ript.sft import new_policy
 from ript.studies.bases import base_folder, sft_fingerprint
 from ript.studies.notes import finetunes
-from ript.train_sft import new_policy
 
 TASKS = 5
 """Of the pre-training tasks, so many are demonstrated once."""
