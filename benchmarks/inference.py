@@ -23,7 +23,7 @@ def speed(config: Config, rollouts: int) -> tuple[float, dict[str, float]]:
     keys = task_keys(config.sim, config.tasks)
     with make_env_pool(config.sim, config.rollout) as pool:
         states = InitialStates(pool, keys, config.seed)
-        policy = make_policy(config, states.spec, 0)
+        policy = make_policy(config, states.spec)
         for key in keys:  # any embedding will do
             policy.remember(states.task(key).instruction, torch.zeros(policy.config.language_dim))
         done = measure_ours(config, policy.to(config.device), states, rollouts)

@@ -29,7 +29,7 @@ def toy(**rollout: int) -> Config:
 def test_the_actions_timed_for_the_limit_are_those_of_the_measured_rollouts() -> None:
     config = toy(workers=0, slots=4)
     with initial_states(config.sim, task_keys(config.sim, config.tasks), config.seed) as source:
-        policy = make_policy(config, source.spec, 0)
+        policy = make_policy(config, source.spec)
         ours = bench.measure_ours(config, policy, source, rollouts=24)
     assert ours.rollouts == 24
     assert sum(ours.split.values()) <= 1

@@ -136,20 +136,6 @@ def cycle(graph: Mapping[str, Collection[str]]) -> list[str]:
     return next((ring for name in sorted(graph) if (ring := walk(name, []))), [])
 
 
-NAME_QUEST = {"build", "sft", "run.start", "studies", "cli", "bench", "__init__"}
-"""What knows QueST by name, beside itself: ARCHITECTURE.md says which and why. The loop and evaluation do not."""
-
-
-def test_the_loop_evaluation_and_studies_name_no_policy() -> None:
-    knowing = {
-        unit_of(path)
-        for path in FILES
-        for _, name in imported(ast.parse(path.read_text()), "ript")
-        if name.startswith("ript.policies.quest") and unit_of(path).partition(".")[0] != "policies"
-    }
-    assert knowing == NAME_QUEST
-
-
 def test_every_unit_has_its_place_on_one_of_seven_floors():
     assert {unit_of(path) for path in FILES} == set(RANK)
     assert len(FLOORS) == 7 and len(RANK) == sum(map(len, FLOORS))

@@ -8,7 +8,7 @@ import pytest
 from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
 from ript import recipe
-from ript.build import load_quest
+from ript.build import load_policy
 from ript.cli import main as cli
 from ript.config.sections import Config
 from ript.core.errors import ConfigError
@@ -303,23 +303,23 @@ def test_the_record_of_settings_reads_back() -> None:
 
 def test_a_card_says_what_was_done_and_keeps_what_was_done_to_the_base(folder: Path, tmp_path: Path) -> None:
     auxiliary = "auxiliary loss on object positions from the simulator"
-    assert load_quest(folder / "sft" / "policy").card["supervised training"][auxiliary] == "yes"
+    assert load_policy(folder / "sft" / "policy").card["supervised training"][auxiliary] == "yes"
     base = ("--base", folder / "sft" / "policy", "--demos", folder / "demos.hdf5", *SFT)
     assert run("sft", "--recipe", "smoke", *base, "--out", tmp_path / "sft") == 0
-    card = load_quest(tmp_path / "sft" / "policy").card
+    card = load_policy(tmp_path / "sft" / "policy").card
     assert card["supervised training"] | {"recipe": "toy"} == card["base: supervised training"]
     assert card["supervised training"][auxiliary] == "yes" and card["supervised training"]["recipe"] == "smoke"
     for number in (1, 2):
         policy = tmp_path / ("sft" if number == 1 else "rl1") / "policy"
         assert run("rl", "--recipe", "smoke", "--policy", policy, *QUICK, "--out", tmp_path / f"rl{number}") == 0
-    once, twice = (load_quest(tmp_path / f"rl{number}" / "policy").card for number in (1, 2))
+    once, twice = (load_policy(tmp_path / f"rl{number}" / "policy").card for number in (1, 2))
     assert once["supervised training"] == card["supervised training"] and "interactive post-training" in once
     assert once.pop("evaluation") == twice["evaluation"]  # how it is measured, not what was done
     for title, value in once.items():
         assert twice[f"base: {title}"] == value
     again = ("--base", tmp_path / "rl1" / "policy", "--demos", folder / "demos.hdf5", *SFT)
     assert run("sft", "--recipe", "smoke", *again, "--out", tmp_path / "again") == 0
-    titles = set(load_quest(tmp_path / "again" / "policy").card)
+    titles = set(load_policy(tmp_path / "again" / "policy").card)
     assert {title for title in titles if not title.startswith("base: ")} == {"supervised training", "evaluation"}
     assert "## Base: interactive post-training" in (tmp_path / "again" / "policy" / "README.md").read_text()
 
@@ -482,10 +482,10 @@ def test_a_run_a_script_and_the_command_measure_at_one_horizon_and_say_it(
 
 def test_the_horizon_of_demonstrated_training_is_on_the_card_and_stays_there(folder: Path, tmp_path: Path) -> None:
     policy = folder / "sft" / "policy"
-    assert load_quest(policy).card["evaluation"] == {"horizon": 16}
+    assert load_policy(policy).card["evaluation"] == {"horizon": 16}
     base = ("--base", policy, "--demos", folder / "demos.hdf5", *SFT)
     assert run("sft", "--recipe", "smoke", *base, "--out", tmp_path / "sft") == 0  # the recipe says 24
-    assert load_quest(tmp_path / "sft" / "policy").card["evaluation"] == {"horizon": 16}
+    assert load_policy(tmp_path / "sft" / "policy").card["evaluation"] == {"horizon": 16}
 
 
 def test_a_practice_horizon_beyond_the_end_of_episodes_is_refused_when_asked_for(

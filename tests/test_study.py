@@ -425,7 +425,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_measured(
 def test_a_missing_simulator_is_told_before_a_model_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("ript.studies.run.embed", None)
+    monkeypatch.setattr("ript.policies.language.embed", None)
     for more in ([], ["--dry-run"]):
         assert main(["study", "libero_goal", "--scale", "paper", "--out", str(tmp_path / "out"), *more]) == 1
         assert "libero_goal needs the simulator suite 'libero'" in capsys.readouterr().err

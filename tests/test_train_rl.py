@@ -36,6 +36,7 @@ from ript.core.types import ChunkResult, EvalResult, InitialState, Reason, Rollo
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
 from ript.evaluation import evaluate, tally
+from ript.policies.quest import stages
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.read import read_run
 from ript.report.tables import change, points
@@ -434,9 +435,9 @@ def test_videos_are_kept_before_and_after(tmp_path: Path) -> None:
 def test_without_a_policy_a_run_starts_from_weights_of_the_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    babble = starting.babble
+    babble = stages.babble
     monkeypatch.setattr(
-        starting, "babble", lambda policy, seed: babble(policy, seed, steps=5)
+        stages, "babble", lambda policy, seed: babble(policy, seed, steps=5)
     )  # enough to tell seeds apart
     config = toy_config(iterations=0, eval={"trials": 2, "every": 0})
     first = train_rl(config, None, tmp_path / "first")

@@ -71,7 +71,7 @@ def toy_config(**changes: Any) -> Config:
 
 def lively_policy(config: Config, seed: int = 1) -> QuestPolicy:
     """An untrained policy whose skills move the dot far, each in its own direction: it succeeds now and then."""
-    policy = make_policy(config, make_simulator("toy/reach", image_size=config.sim.image_size).spec, 0, seed=seed)
+    policy = make_policy(config, make_simulator("toy/reach", image_size=config.sim.image_size).spec, seed=seed)
     autoencoder = policy.autoencoder
     with torch.no_grad():
         autoencoder.action_out.bias.zero_()

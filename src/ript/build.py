@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ript.config.sections import Config, LearnConfig, RolloutConfig
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.files import absolute, expanded
-from ript.core.hooks import kind_of
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, PostTrainable, SimulatorFactory
 from ript.core.options import SimOptions
 from ript.core.registry import kinds, suites
@@ -22,8 +19,6 @@ from ript.core.types import SimulatorSpec
 from ript.demos.scripted import with_expert
 from ript.policies import folder as policy_folder
 from ript.policies import hub
-from ript.policies.quest.config import chunk_and_execute as chunk_and_execute
-from ript.policies.quest.policy import QuestPolicy
 from ript.rollout.pool import make_pool
 from ript.sims.registry import find_task
 
@@ -128,18 +123,19 @@ def some_task_keys(config: Config) -> tuple[str, ...]:
     return keys
 
 
-def make_policy(config: Config, spec: SimulatorSpec, privileged_dim: int, seed: int | None = None) -> QuestPolicy:
-    """A new policy with weights drawn from the seed."""
+def make_policy(
+    config: Config, spec: SimulatorSpec, privileged_dim: int | None = None, seed: int | None = None
+) -> PostTrainable:
+    """A new policy of the configuration's kind, with weights drawn from the seed.
+
+    Args:
+        config: whose `policy` and `seed` count.
+        spec: what it will see, and how large its actions are.
+        privileged_dim: numbers of privileged information in the demonstrations; None: there are no demonstrations.
+        seed: another one.
+    """
     make = kinds.get(config.policy.kind).make
-    policy = make(config.policy, spec, config.seed if seed is None else seed, privileged_dim)
-    return typing.cast(QuestPolicy, policy)
-
-
-POLICIES: dict[str, Callable[[str | Path], PostTrainable]] = {QuestPolicy.KIND: QuestPolicy.from_pretrained}
-"""Kind of a policy folder -> what loads it. A kind of your own: add it here, or as an entry point of `PLUGINS`."""
-
-PLUGINS = "ript.policies"
-"""Entry points of this group load further kinds: name = kind, object = what loads a folder."""
+    return make(config.policy, spec, config.seed if seed is None else seed, privileged_dim)
 
 
 def load_policy(folder: str | Path) -> PostTrainable:
@@ -150,30 +146,15 @@ def load_policy(folder: str | Path) -> PostTrainable:
 
     Raises:
         PolicyError: missing, partial, corrupt, of an unknown kind or another version.
+        DependencyMissing: what its kind needs is not here.
     """
     if isinstance(folder, str) and hub.on_hub(folder):
         folder = hub.fetch(folder)
     folder = expanded(folder)
     kind = policy_folder.kind(folder)
-    plugins = {} if kind in POLICIES else {plugin.name: plugin for plugin in metadata.entry_points(group=PLUGINS)}
-    if kind in plugins:
-        POLICIES[kind] = plugins[kind].load()
-    if kind not in POLICIES:
-        known = ", ".join(sorted({*POLICIES, *plugins}))
-        raise PolicyError(f"{folder} holds a {kind!r} policy, but known here are: {known}")
-    return POLICIES[kind](folder)
-
-
-def load_quest(folder: str | Path) -> QuestPolicy:
-    """`load_policy`, for what knows QueST's parts (its supervised stages).
-
-    Raises:
-        PolicyError: also when the folder holds another kind of policy.
-    """
-    policy = load_policy(folder)
-    if not isinstance(policy, QuestPolicy):
-        raise PolicyError(f"{folder} holds a {kind_of(policy)!r} policy: the supervised stages here are those of QueST")
-    return policy
+    if kind not in kinds.names():
+        raise PolicyError(f"{folder} holds a {kind!r} policy, but known here are: {', '.join(kinds.names())}")
+    return kinds.get(kind).load(folder)
 
 
 @dataclass(frozen=True, slots=True)

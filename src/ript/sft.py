@@ -5,7 +5,7 @@ Resumable: a stage's data order, dropout and augmentation continue exactly where
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from ript.build import (
     Origin,
     computing,
-    load_quest,
+    load_policy,
     make_policy,
     origin_of,
     sim_options_of_spec,
@@ -25,14 +25,16 @@ from ript.config.sections import Config
 from ript.core import hooks
 from ript.core.errors import ConfigError, DataError, PolicyError, RunError
 from ript.core.files import absolute
+from ript.core.house import PolicyKind
+from ript.core.interfaces import PostTrainable
 from ript.core.interpreter import load_torch_where_it_can_be
 from ript.core.memory import enough_memory
 from ript.core.options import SimOptions
+from ript.core.registry import kinds
+from ript.core.supervised import Stage
 from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.windows import Windows
 from ript.learn.stages import StageSettings, run_stages
-from ript.policies.quest.policy import QuestPolicy
-from ript.policies.quest.stages import make_stages, take_statistics
 from ript.run.cards import add_supervised
 from ript.run.checkpoint import Checkpoint
 from ript.run.folder import RunFolder, read_config
@@ -60,11 +62,11 @@ def train_sft(
     base: str | Path | Origin | None = None,
     resume: bool = False,
     asked: Iterable[str] = (),
-) -> QuestPolicy:
+) -> PostTrainable:
     """Train a policy on demonstrations, or fine-tune a base policy toward the target tasks.
 
-    Without `base`: autoencoder, then policy on every task in the files; then fine-tuning when some of them are target
-    tasks. With `base`: fine-tuning alone; its autoencoder is kept.
+    Without `base`: all supervised stages of the policy's kind, those toward the target tasks when there are any. With
+    `base`: these alone.
 
     Args:
         config: recipe; `tasks` are the targets.
@@ -76,7 +78,8 @@ def train_sft(
             refused where demonstrations or base have decided otherwise, and all others are taken from those.
 
     Raises:
-        ConfigError: a base, but no task to fine-tune it toward; or a setting that can have no effect.
+        ConfigError: a base, but no task to fine-tune it toward; a setting that can have no effect; or a kind of policy
+            without supervised stages.
         DataError: the files are unusable or lack a target task.
         DependencyMissing: a tracker's package.
         OutOfMemory: names what to lower, and the checkpoint that is kept.
@@ -104,24 +107,25 @@ def train_sft(
     asked = set(asked)
     wanted = set() if resume else asked_for(config, asked)
     there = {"base": base is not None, "targets": bool(targets), "others": have > set(targets)}
-    refuse_unused_stages(asked, **there)
+    refuse_unused_stages(config, asked, **there)
     config = shown(config, _simulator_of(demo_set), wanted)
     with computing(config.device, torch.get_num_threads()) as device:
         origin = base if isinstance(base, Origin | None) else origin_of(base)
-        policy = load_quest(origin.place) if origin else new_policy(config, demo_set)
+        policy = load_policy(origin.place) if origin else new_policy(config, demo_set)
+        kind, make_stages, module = trained_by_stages(policy)
         with enough_memory("reading the demonstrations", "their number or the size of their pictures"):
-            windows = Windows(demo_set, policy.config.chunk)
+            windows = Windows(demo_set, kind.window(policy))
         if origin:
-            config = settled(measured(config, policy, wanted), policy, wanted, "the base")
+            config = settled(measured(config, policy, wanted), policy, wanted, "the base", ("policy", "sft"))
         else:
-            take_statistics(policy, windows, config.policy.standardise)
+            kind.begin(policy, config.policy, windows)
         policy.to(device).check_simulator(windows.spec)
         hooks.read(policy, [task.instruction for task in windows.tasks])
-        stages = make_stages(policy, config.sft, windows, targets, fresh=origin is None)
+        stages = make_stages(policy, config.sft, windows, targets, origin is None)
         settings = recorded("sft", config, policy)
         document = {
             "recipe_config": nested(
-                {name: value for name, value in settings.items() if not stage_is_missing(name, **there)}
+                {name: value for name, value in settings.items() if not stage_is_missing(config, name, **there)}
             ),
             "demos": [str(absolute(file.path)) for file in demo_set.files],
             **(origin.record("base") if origin else {"base": None}),
@@ -131,17 +135,17 @@ def train_sft(
         with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
             run.change_settings(changed)
             run.track(config.trackers)
-            batches = enough_memory("in training", "sft.policy_batch, sft.autoencoder_batch or sft.threads")
+            less = [f"sft.{name}" for name in reversed(type(config.sft).model_fields) if name.endswith("_batch")]
+            batches = enough_memory("in training", f"{', '.join(less)} or sft.threads")
             with run.saying_what_is_kept(), batches, computing("cpu", config.sft.threads):
-                run_stages(_Journal(run), policy, stages, stage_settings(config))
-            policy.eval()
+                run_stages(_Journal(run), module, stages, stage_settings(config))
+            module.eval()
             add_supervised(
                 policy.card,
                 config,
                 demonstrations=len(demo_set),
                 tasks=", ".join(t.name for t in windows.tasks),
-                auxiliary=policy.encoder.privileged is not None and windows.privileged is not None,
-                base_auxiliary=origin is not None and policy.config.privileged_dim > 0,
+                further=kind.card(policy, windows, origin is None),
             )
             with run.replace(run.policy) as folder:
                 policy.save_pretrained(folder)
@@ -158,7 +162,7 @@ def _simulator_of(demos: DemoSet) -> dict[str, Any]:
     return {name: value for name, value in sim.values().items() if name not in SimOptions.model_fields}
 
 
-def resume_sft(out: str | Path, changes: Mapping[str, Any] | None = None) -> QuestPolicy:
+def resume_sft(out: str | Path, changes: Mapping[str, Any] | None = None) -> PostTrainable:
     """Go on with an interrupted run, with its own configuration and demonstrations.
 
     Args:
@@ -181,18 +185,27 @@ def resume_sft(out: str | Path, changes: Mapping[str, Any] | None = None) -> Que
     return train_sft(config, asked["demos"], out, base=base, resume=True)
 
 
-def new_policy(config: Config, demos: DemoSet) -> QuestPolicy:
+def trained_by_stages(
+    policy: PostTrainable,
+) -> tuple[PolicyKind, Callable[..., Sequence[Stage]], torch.nn.Module]:
+    """Its kind, what makes the stages, and the policy as what they train.
+
+    Raises:
+        ConfigError: the kind has no supervised training.
+    """
+    kind = kinds.get(str(hooks.kind_of(policy)))
+    if kind.stages is None or not isinstance(policy, torch.nn.Module):
+        raise ConfigError(f"{kind.kind} policies have no supervised stages: `ript sft` cannot train them")
+    return kind, kind.stages, policy
+
+
+def new_policy(config: Config, demos: DemoSet) -> PostTrainable:
     """A policy for what these demonstrations show, with weights drawn from the seed.
 
     Raises:
-        DataError: the auxiliary loss is asked for, and they have no object positions.
+        DataError: it is to learn from what they do not have.
     """
-    first = next(demos.demos())
-    privileged = first.privileged
-    if config.policy.privileged and privileged is None:
-        raise DataError(
-            "policy.privileged asks for object positions, and the demonstrations have none (obs/privileged)"
-        )
+    privileged = next(demos.demos()).privileged
     return make_policy(config, demos.spec, 0 if privileged is None else privileged.shape[1])
 
 

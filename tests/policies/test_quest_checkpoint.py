@@ -173,7 +173,7 @@ def test_missing_extra_and_misshaped_keys_are_named_and_the_sizes_of_the_file_su
 
 
 def test_configurations_that_cannot_be_read_say_what_is_expected(pth: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"neither a preset \(libero, metaworld\) nor a file"):
+    with pytest.raises(ConfigError, match=r"neither a suite \(libero, .*metaworld.*\) nor a file"):
         import_quest(pth, "libreo")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ConfigError, match=r"broken\.json is not a readable JSON file"):
@@ -307,7 +307,7 @@ def test_cameras_and_proprioception_are_named_in_the_order_of_the_file(pth: Path
 
 @pytest.mark.parametrize("config", [None, 5, []])
 def test_a_configuration_of_no_kind_is_refused(config: Any, pth: Path) -> None:
-    with pytest.raises(ConfigError, match="expected a preset, a file or its content"):
+    with pytest.raises(ConfigError, match="expected the name of a suite, a file or its content"):
         import_quest(pth, config)
 
 

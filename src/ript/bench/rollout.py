@@ -81,7 +81,9 @@ def bench_rollout(config: Config, *, rollouts: int | None = None, stock_steps: i
     with computing("cpu", 1):
         with make_env_pool(config.sim, config.rollout) as pool:
             states = InitialStates(pool, keys, config.seed)
-            policy = make_policy(config, states.spec, 0)
+            policy = make_policy(config, states.spec)
+            if not isinstance(policy, QuestPolicy):
+                raise ConfigError(f"the limit is known of QueST's parts only, not of {config.policy.kind}'s")
             hooks.read(policy, [states.task(key).instruction for key in keys])
             status("ours: whole rollouts, after a round to warm up")
             ours = measure_ours(config, policy, states, rollouts or 4 * max(1, workers) * config.rollout.slots)

@@ -78,7 +78,7 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
         states = InitialStates(pool, keys, config.seed, config.sampling.demos)
         _practised(config, states)  # can there be any?
         real = policy is not None
-        start = policy or make_policy(config, states.spec, 0)
+        start = policy or make_policy(config, states.spec)
         config = settled(config, start, wanted)
         learn = config.learn
         learner = make_learner(config, start, states, calibrate=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fnmatch
 import time
 from argparse import Namespace
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ript.cli.answer import Answer
 from ript.cli.arguments import (
     configure,
     given_fields,
@@ -21,6 +21,8 @@ from ript.cli.arguments import (
     steps_of,
     task_names,
 )
+from ript.cli.checkpoints import export_checkpoint as export_checkpoint
+from ript.cli.checkpoints import import_checkpoint as import_checkpoint
 from ript.config import overrides, recipes
 from ript.config.sections import Config, describe
 from ript.core.errors import ConfigError, RunError, UnknownNameError
@@ -30,25 +32,6 @@ from ript.run.settings import refuse_unused
 
 if TYPE_CHECKING:
     from ript.core.types import EvalResult, Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a command has to say.
-
-    Attributes:
-        text: for a person.
-        document: the same for a machine (`--json`).
-        code: exit code.
-        kept: where all of it is when it cannot be printed; empty when only printing it keeps it.
-        costly: then it is written to a file, for it took work to find out.
-    """
-
-    text: str
-    document: Any
-    code: int = 0
-    kept: str = ""
-    costly: bool = False
 
 
 # ------------------------------------------------------------------ tasks, recipes
@@ -425,7 +408,7 @@ def study(args: Namespace) -> Answer:
     from ript.studies.bases import base_folder, base_is_made
     from ript.studies.catalogue import STUDIES, get_study, with_simulator
     from ript.studies.cost import cost
-    from ript.studies.run import finished, record, require_languages, run_study, seeds_to_run, with_changes
+    from ript.studies.run import finished, record, require_policies, run_study, seeds_to_run, with_changes
 
     if args.name is None:
         found = [get_study(name) for name in STUDIES]
@@ -444,7 +427,7 @@ def study(args: Namespace) -> Answer:
     chosen = replace(chosen, seeds=tuple(seeds))
     if len(done) < len(chosen.cells) * len(seeds):
         if not args.dry_run:
-            require_languages(chosen)
+            require_policies(chosen)
         expense = cost(chosen, seeds, done)
         if args.dry_run:
             document = {"study": args.name, "scale": args.scale} | expense.to_json()
@@ -461,53 +444,6 @@ def study(args: Namespace) -> Answer:
     lines += [f"look at  {document['report']}"] if document["report"] else []
     lines += [f"failed   {cell}: {why}" for cell, why in document["failed"].items()]
     return Answer(text="\n".join(lines), document=document, code=1 if document["failed"] else 0, kept=str(out))
-
-
-def import_quest(args: Namespace) -> Answer:
-    from ript.build import as_published, show
-    from ript.core.hooks import caveats_of, settings_of
-    from ript.core.registry import suites
-    from ript.policies.folder import read_tensors
-    from ript.policies.quest.checkpoint import LEFT_OUT
-    from ript.policies.quest.checkpoint import import_quest as read
-
-    policy, given = read(args.file, args.config, sampling=args.sampling), given_fields(args)
-    if others := [name for name in given if not name.startswith("sim.")]:
-        raise ConfigError(f"{others[0]} has no effect in `ript import quest`: only sim.* say what the policy was shown")
-    (suite,) = given.get("sim.suite", [policy.simulator.suite])
-    if suite in suites.names():
-        sim = as_published(policy, suite, args.cameras or ())
-        show(policy, overrides.apply(Config(sim=sim), given).sim)
-    elif given or args.cameras:
-        raise ConfigError("say of which suite the policy was shown pictures: --sim.suite=NAME (see `ript doctor`)")
-    for sentence, vector in (read_tensors(args.embeddings) if args.embeddings else {}).items():
-        policy.remember(sentence, vector)
-    policy.save_pretrained(args.out)
-    parameters = sum(parameter.numel() for parameter in policy.parameters())
-    spec = policy.simulator
-    left_out = policy.card["imported from"].get(LEFT_OUT, "")
-    document = {
-        "policy": str(args.out),
-        "parameters": parameters,
-        "config": settings_of(policy),
-        "suite": spec.suite,
-        "left_out": left_out.split(", ") if left_out else [],
-    }
-    text = (
-        f"{args.out}: QueST for {spec.suite!r}, {parameters:,} parameters, cameras {', '.join(spec.cameras)}, "
-        f"proprioception {spec.proprio_dim}, actions {spec.action_dim}, {policy.config.sampling} sampling"
-    )
-    ignored = [f"{args.file} also holds {left_out}: not read"] if left_out else []
-    return Answer(text="\n".join([text, *ignored, *caveats_of(policy)]), document=document, kept=str(args.out))
-
-
-def export_quest(args: Namespace) -> Answer:
-    from ript.build import load_quest
-    from ript.policies.quest.checkpoint import export_quest as write
-
-    write(load_quest(args.policy), args.file)
-    document = {"file": str(args.file), "policy": str(args.policy)}
-    return Answer(text=f"written to {args.file}", document=document, kept=str(args.file))
 
 
 # ------------------------------------------------------------------ this machine

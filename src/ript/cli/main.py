@@ -23,7 +23,7 @@ from ript.core.errors import ConfigError, RiptError, UnknownNameError
 from ript.core.memory import ANYWHERE, out_of_memory, ran_out
 
 if TYPE_CHECKING:
-    from ript.cli.commands import Answer
+    from ript.cli.answer import Answer
 
 DESCRIPTION = """\
 Interactive post-training of Vision-Language-Action policies: a policy practises in a simulator and improves from
@@ -97,23 +97,19 @@ class _Parser(argparse.ArgumentParser):
         streams.emit(self.format_help().rstrip("\n"))
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The whole command line. `args.run` names a command's function; `args.overrides` says whether it takes fields."""
+def make_parser(words: Sequence[str] = ("import", "export")) -> argparse.ArgumentParser:
+    """The command line, whole as far as `words`, what was typed, need it.
+
+    `args.run` names a command's function; `args.overrides` says whether it takes fields.
+    """
     parser = _Parser(prog="ript", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
-    for add in (
-        _add_lists,
-        _add_check,
-        _add_demos,
-        _add_training,
-        _add_results,
-        _add_studies,
-        _add_published,
-        _add_machine,
-    ):
+    for add in (_add_lists, _add_check, _add_demos, _add_training, _add_results, _add_studies):
         add(commands)
+    _add_published(commands, words)
+    _add_machine(commands)
     return parser
 
 
@@ -233,7 +229,7 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
         commands,
         "sft",
         "sft",
-        "train a policy on demonstrations: skill autoencoder, policy, fine-tuning",
+        "train a policy on demonstrations, in the stages of its kind",
         "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --out runs/sft\n"
         "  ript sft --recipe quickstart --demos base.hdf5 --tasks= --out runs/base    (no target: the base)\n"
         "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --base runs/base/policy --out runs/b\n"
@@ -290,7 +286,7 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--trials", type=int, default=100, metavar="N", help="test initial states per task (default 100)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of states and sampling (default 0)")
     mode = p.add_mutually_exclusive_group()
-    mode.add_argument("--greedy", action="store_true", help="take the most likely skill instead of sampling")
+    mode.add_argument("--greedy", action="store_true", help="take the most likely sample instead of drawing one")
     mode.add_argument("--temperature", type=float, metavar="T", help="of sampling (default: the policy's own)")
     p.add_argument("--videos", type=int, default=0, metavar="N", help="write videos of the first N states of each task")
     p.add_argument("--video-dir", default="eval-videos", metavar="DIR", help="where to (default eval-videos)")
@@ -336,63 +332,23 @@ def _add_studies(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--dry-run", action="store_true", help="only say what it would run and cost on this machine")
 
 
-def _add_published(commands: argparse._SubParsersAction) -> None:
+def _add_published(commands: argparse._SubParsersAction, words: Sequence[str]) -> None:
     into = commands.add_parser(
         "import",
         help="turn a published checkpoint into a policy folder",
         description="Published checkpoints as policy folders.",
     )
-    p = _command(
-        into.add_subparsers(metavar="KIND", parser_class=_Parser, required=True),
-        "quest",
-        "import_quest",
-        "read a published QueST checkpoint (.pth)",
-        "  ript import quest model.pth --config libero --out policies/quest-libero\n"
-        "  ript import quest model.pth --config config.json --out policies/quest-mine\n"
-        "  ript import quest model.pth --config config.json --sim.suite metaworld --cameras corner2 side \\\n"
-        "          --embeddings clip.safetensors --out policies/quest-two-views",
-        overrides=True,
-    )
-    p.add_argument("file", metavar="FILE.pth", help="checkpoint of any stage; nothing but tensors is read from it")
-    p.add_argument(
-        "--config",
-        default="libero",
-        metavar="NAME",
-        type=os.path.expanduser,
-        help="the suite that it was published for (sizes are read off the file), or a .json file",
-    )
-    p.add_argument(
-        "--sampling",
-        choices=("exact", "published"),
-        default="exact",
-        help="published: draw from the top 5 but optimise the full softmax (default exact)",
-    )
-    p.add_argument(
-        "--cameras",
-        nargs="+",
-        metavar="VIEW",
-        help="the suite's views for the file's cameras, in order (default the published ones); --sim.* say the rest",
-    )
-    p.add_argument(
-        "--embeddings",
-        metavar="FILE.safetensors",
-        help="instruction -> vector, instead of CLIP's, which is fetched when it is needed",
-    )
-    p.add_argument("--out", metavar="DIR", required=True, help="policy folder to write")
     out = commands.add_parser(
         "export",
         help="turn a policy folder into a published checkpoint",
         description="Policy folders as published checkpoints.",
     )
-    p = _command(
-        out.add_subparsers(metavar="KIND", parser_class=_Parser, required=True),
-        "quest",
-        "export_quest",
-        "write a QueST policy as a published checkpoint, key for key",
-        "  ript export quest policies/quest-libero model.pth",
-    )
-    p.add_argument("policy", metavar="DIR", help="policy folder")
-    p.add_argument("file", metavar="FILE.pth")
+    for name, parser in (("import", into), ("export", out)):
+        formats = parser.add_subparsers(metavar="FORMAT", parser_class=_Parser, required=True)
+        if name in words:  # the kinds of policy, which bring the formats, are not looked through for other commands
+            from ript.cli import checkpoints
+
+            (checkpoints.add_import if name == "import" else checkpoints.add_export)(formats, _command)
 
 
 def _add_machine(commands: argparse._SubParsersAction) -> None:
@@ -492,7 +448,7 @@ def _run(words: list[str]) -> int:
     first = next((word for word in words if not word.startswith("-")), None)
     if first is not None and first not in COMMANDS:
         raise UnknownNameError("command", first, COMMANDS)
-    parser = make_parser()
+    parser = make_parser(words)
     try:
         args, rest = parser.parse_known_args(words)
     except SystemExit:  # --help

@@ -140,6 +140,7 @@ class SamplingConfig(Settings):
 class LearnConfig(Settings):
     ABOUT: ClassVar[str] = "The update: PPO's clipped objective on leave-one-out advantages."
     SECTION: ClassVar[str] = "learn"
+    OVERRULED: ClassVar[Mapping[str, str]] = {"minibatch": "minibatch_trajectories"}
 
     learning_rate: float = Field(0.0001, gt=0, description="AdamW's learning rate at the start; `adapt_kl` changes it.")
     epochs: int = Field(3, ge=1, description="Passes over an iteration's decisions, at most.")
@@ -166,8 +167,7 @@ class LearnConfig(Settings):
         0.48,
         ge=0,
         description="Stop the update, and take its last step back, when a minibatch's KL passes this; 0: "
-        "never. KL in nats a decision: a chunk's variables (QueST: its tokens, chunk / 4) "
-        "together.",
+        "never. KL in nats a decision: all variables that are drawn for it together.",
     )
     adapt_kl: float = Field(
         0.2,
@@ -364,7 +364,7 @@ def sim_options(suite: str, **settings: Any) -> SimOptions:
         UnknownNameError: no such suite, or it has no such setting.
         ConfigError: a value that cannot be.
     """
-    return suites.get(suite).options(**settings)
+    return suites.get(suite).options(suite=suite, **settings)
 
 
 def policy_options(kind: str, **settings: Any) -> PolicyOptions:
@@ -374,7 +374,7 @@ def policy_options(kind: str, **settings: Any) -> PolicyOptions:
         UnknownNameError: no such kind, or it has no such setting.
         ConfigError: a value that cannot be.
     """
-    return kinds.get(kind).options(**settings)
+    return kinds.get(kind).options(kind=kind, **settings)
 
 
 def training_options(kind: str, **settings: Any) -> TrainingOptions:

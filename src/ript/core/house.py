@@ -9,14 +9,16 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ript.core.errors import UnknownNameError
-from ript.core.interfaces import PostTrainable, Simulator
+from ript.core.interfaces import PostTrainable, Simulator, SimulatorFactory
+from ript.core.supervised import DemoSource, Stage
 from ript.core.types import SimulatorSpec, Task
 
 if TYPE_CHECKING:
-    from ript.core.options import PolicyOptions, SimOptions, TrainingOptions
+    from ript.core.options import PolicyOptions, Settings, SimOptions, TrainingOptions
 
 
 class SimulatorMaker(typing.Protocol):
@@ -101,6 +103,31 @@ class Suite:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointFormat:
+    """Files of another program that policies of a kind are read from, or written as: `ript import NAME`, `ript export
+    NAME`.
+
+    Attributes:
+        name: on the command line.
+        summary: what such a file is, after "read" or "write": "a published QueST checkpoint".
+        suffix: of the file's name, with its dot.
+        options: class of the settings that reading takes.
+        read: (file, options) -> a policy, whose `simulator` is a guess where files do not tell what they were trained
+            on, and what the file holds besides and was not read; None: such files are not read.
+        write: (policy, file) -> nothing; None: such files are not written.
+        examples: lines of help, for reading and for writing.
+    """
+
+    name: str
+    summary: str
+    suffix: str
+    options: type[Settings]
+    read: Callable[[str | Path, Any], tuple[PostTrainable, Sequence[str]]] | None = None
+    write: Callable[[Any, str | Path], None] | None = None
+    examples: tuple[str, str] = ("", "")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyKind:
     """Policies of one kind: `policies/NAME/kind.py` holds one as KIND. Making the record imports no torch.
 
@@ -109,18 +136,36 @@ class PolicyKind:
         summary: one line of what it is.
         options: class of the policy's settings, a subclass of `PolicyOptions`: sizes, density, what post-training
             updates.
-        make: (options, spec, seed, size of privileged information) -> a new policy.
+        make: (options, spec, seed, size of privileged information) -> a new policy. The size is 0 where demonstrations
+            have none, and None where there are no demonstrations.
         load: folder -> the policy in it.
+        check: options -> nothing; raises `DependencyMissing` where something is not here that such a policy needs.
+        prepare_untrained: (new policy, seed) -> nothing; what one without demonstrations needs before it practises.
         training: class of the settings of its supervised stages, a subclass of `TrainingOptions`; None: it has no
-            supervised training.
-        stages: (policy, training settings, windows, targets, fresh) -> its supervised stages, in order; None: as
-            `training`.
+            supervised training, and the next five are not used.
+        window: policy -> H, actions in the windows that its stages learn from; by default its `chunk`.
+        begin: (new policy, options, windows) -> nothing; takes from the demonstrations what it normalises with.
+        stages: (policy, training settings, windows, keys of target tasks, fresh) -> its supervised stages, in order;
+            all of a `fresh` policy, or else those that train one further.
+        card: (policy, windows, fresh) -> what a model card says of the training besides; title -> word.
+        bound: (policy, simulator factory, task key) -> a sentence about what its parts allow at best, or None.
+        in_words: (options, training settings, finetunes) -> group -> label -> value, as a table of differences between
+            configurations calls them; groups are "policy", "supervised training", "practice" and "update".
+        formats: files of other programs that its policies are read from or written as.
     """
 
     kind: str
     summary: str
     options: type[PolicyOptions]
-    make: Callable[..., PostTrainable]
-    load: Callable[..., PostTrainable]
+    make: Callable[[Any, SimulatorSpec, int, int | None], PostTrainable]
+    load: Callable[[str | Path], PostTrainable]
+    check: Callable[[Any], None] = lambda options: None
+    prepare_untrained: Callable[[Any, int], None] = lambda policy, seed: None
     training: type[TrainingOptions] | None = None
-    stages: Callable[..., Sequence[Any]] | None = None
+    window: Callable[[Any], int] = lambda policy: policy.chunk
+    begin: Callable[[Any, Any, DemoSource], None] = lambda policy, options, windows: None
+    stages: Callable[[Any, Any, DemoSource, Sequence[str], bool], Sequence[Stage]] | None = None
+    card: Callable[[Any, DemoSource, bool], Mapping[str, str]] = lambda policy, windows, fresh: {}
+    bound: Callable[[Any, SimulatorFactory, str], str | None] = lambda policy, factory, task: None
+    in_words: Callable[[Any, Any, bool], Mapping[str, Mapping[str, str]]] = lambda options, training, finetunes: {}
+    formats: tuple[CheckpointFormat, ...] = ()

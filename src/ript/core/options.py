@@ -36,11 +36,13 @@ class Settings(BaseModel):
     Attributes:
         ABOUT: one line of what they are about; without it the docstring's first, which `python -OO` does not have.
         SECTION: where they stand in a configuration ("sim": `sim.horizon`); "" is the top.
+        OVERRULED: field -> another one that decides in its place unless that is 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     ABOUT: ClassVar[str] = ""
     SECTION: ClassVar[str] = ""
+    OVERRULED: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -72,6 +74,14 @@ class Settings(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Plain values, as JSON has them: lists for tuples."""
         return json.loads(self.model_dump_json())
+
+    def idle(self) -> dict[str, str]:
+        """Fields that change nothing beside the others -> why, and the remedy."""
+        return {
+            name: f" while {self.named(by)} = {value:g} decides: leave it out, or give --{self.named(by)}=0"
+            for name, by in self.OVERRULED.items()
+            if (value := getattr(self, by))
+        }
 
     @classmethod
     def meaning(cls, name: str) -> str:
@@ -174,12 +184,29 @@ class SimOptions(Settings):
 
 
 class PolicyOptions(Settings):
-    """What can be chosen of every policy. A kind of policy brings a subclass with settings of its own."""
+    """What can be chosen of every policy. A kind of policy brings a subclass with settings of its own.
+
+    Attributes:
+        BUILT: fields that are decided when a policy is made, and cannot be changed any more; besides `kind`.
+        DEMONSTRATED: those of them that have no effect on a policy without demonstrations.
+    """
 
     ABOUT: ClassVar[str] = "The policy."
     SECTION: ClassVar[str] = "policy"
 
+    BUILT: ClassVar[tuple[str, ...]] = ()
+    DEMONSTRATED: ClassVar[tuple[str, ...]] = ()
+
     kind: str = Field(description="Kind of policy (`ript doctor` names those that are here).")
+
+    def decided(self) -> dict[str, Any]:
+        """Fields of `BUILT` -> what a policy that is made with these options has, where 0 means "as the size says"."""
+        return {name: getattr(self, name) for name in self.BUILT}
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a policy with these options chooses something by its own rollouts before practice."""
+        return False
 
     if TYPE_CHECKING:
 
@@ -187,10 +214,24 @@ class PolicyOptions(Settings):
 
 
 class TrainingOptions(Settings):
-    """What can be chosen of any supervised training. A kind of policy brings a subclass with what its stages need."""
+    """What can be chosen of any supervised training. A kind of policy brings a subclass with what its stages need.
+
+    Attributes:
+        OF_BASE: names of the stages that make a policy from demonstrations of all tasks, in order. A field that is
+            about a stage begins with its name: NAME_steps, NAME_learning_rate; NAME_epochs, where there is one, counts
+            passes over the windows instead.
+        OF_TARGETS: those that train a policy further, toward the target tasks.
+        SHARED: fields that begin with a stage's name and are about others too.
+        BESIDE_OTHERS: fields that have no effect when all demonstrations are of target tasks.
+    """
 
     ABOUT: ClassVar[str] = "Supervised training."
     SECTION: ClassVar[str] = "sft"
+
+    OF_BASE: ClassVar[tuple[str, ...]] = ()
+    OF_TARGETS: ClassVar[tuple[str, ...]] = ()
+    SHARED: ClassVar[tuple[str, ...]] = ()
+    BESIDE_OTHERS: ClassVar[tuple[str, ...]] = ()
 
     weight_decay: float = Field(
         0.0001, ge=0, le=1, description="AdamW's weight decay in all stages; biases and norms have none."
@@ -213,6 +254,52 @@ class TrainingOptions(Settings):
         "stay whole (batch norms).",
     )
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
+
+    @classmethod
+    def stages(cls) -> tuple[str, ...]:
+        """Names of all stages, in order."""
+        return tuple(dict.fromkeys((*cls.OF_BASE, *cls.OF_TARGETS)))
+
+    @classmethod
+    def stage_of(cls, name: str) -> str | None:
+        """The one stage that a field is about; None of one that is about several."""
+        if name in cls.SHARED:
+            return None
+        return next((stage for stage in cls.stages() if name.startswith(f"{stage}_")), None)
+
+    def idle(self) -> dict[str, str]:
+        """See `Settings.idle`: fields of stages without steps, too."""
+        found = super().idle()
+        for stage in self.stages():
+            if not any(getattr(self, f"{stage}_{length}", 0) for length in ("steps", "epochs")):
+                why = f" while {self.named(f'{stage}_steps')} = 0: leave it out"
+                lengths = (f"{stage}_steps", f"{stage}_epochs")
+                about = (name for name in type(self).model_fields if self.stage_of(name) == stage)
+                found |= {name: why for name in about if name not in lengths}
+        return found
+
+    @classmethod
+    def missing(cls, name: str, *, base: bool, targets: bool, others: bool = True) -> str:
+        """Why a field is about a stage, or a part of one, that there will not be; empty when it is not.
+
+        Args:
+            name: of the field.
+            base: there is a base policy, so that only the stages toward target tasks are run.
+            targets: there are target tasks.
+            others: there are demonstrations of other tasks than these.
+        """
+        stage = cls.stage_of(name)
+        if base and stage is not None and stage not in cls.OF_TARGETS:
+            return "a base policy keeps what it has learned"
+        if not targets and stage is not None and stage not in cls.OF_BASE:
+            return "there is no target task to fine-tune toward"
+        if not others and name in cls.BESIDE_OTHERS:
+            return "all demonstrations are of target tasks, which take every batch"
+        return ""
+
+    def stage_steps(self, *, steps: float, looks: float, target_looks: float) -> dict[str, int]:
+        """Optimiser steps of each stage, for demonstrations of so many environment steps and looks in all."""
+        return {stage: getattr(self, f"{stage}_steps") for stage in self.stages()}
 
     if TYPE_CHECKING:
 

@@ -95,7 +95,6 @@ class Stage:
         judged: the metric that a stage which diverges is known by.
         groups: optimiser parameter groups (torch format) of what is trained; none: all parameters of `modules` alike.
         noisy: modules that are not trained, but in training mode all the same.
-        of_targets: it learns from the target tasks above all, whose demonstrations it is given.
     """
 
     name: str
@@ -107,4 +106,3 @@ class Stage:
     judged: str
     groups: Sequence[Mapping[str, Any]] = ()
     noisy: Sequence[torch.nn.Module] = ()
-    of_targets: bool = False

@@ -95,6 +95,6 @@ def _from_hub(name: str) -> Path | None:
             return None
         raise DependencyMissing(
             f"this policy's instructions are embedded by CLIP, and {CLIP} cannot be fetched ({error}): put its files "
-            f"into a folder and set {CLIP_FOLDER} to it, or give embeddings (policy.remember, ript import quest "
-            "--embeddings)"
+            f"into a folder and set {CLIP_FOLDER} to it, or give embeddings (`policy.remember`, or "
+            "`ript import ... --embeddings`)"
         ) from error

@@ -9,7 +9,6 @@ from typing import Any
 from ript.config.sections import Config
 
 SUPERVISED, PRACTICE = "supervised training", "interactive post-training"
-AUXILIARY = "auxiliary loss on object positions from the simulator"
 PROTOCOL, VALIDATION = "evaluation", "choice on validation states"
 BASE = "base: "
 """Before the titles of what is said of the policy that this one was made from."""
@@ -55,7 +54,7 @@ def validation_in(card: Mapping[str, Any]) -> tuple[int, float, dict[str, float]
 
 
 def add_supervised(
-    card: dict[str, Any], config: Config, *, demonstrations: int, tasks: str, auxiliary: bool, base_auxiliary: bool
+    card: dict[str, Any], config: Config, *, demonstrations: int, tasks: str, further: Mapping[str, str]
 ) -> None:
     """Add supervised training; what the card says already is of the base.
 
@@ -64,8 +63,7 @@ def add_supervised(
         config: of the training.
         demonstrations: how many.
         tasks: that they are of.
-        auxiliary: whether the loss on object positions was a part of it.
-        base_auxiliary: whether it was a part of the base's training.
+        further: what else the policy's kind says of it.
     """
     of_base(card)
     set_horizon(card, config.sim.horizon)
@@ -75,5 +73,5 @@ def add_supervised(
         "tasks": tasks,
         "target tasks": ", ".join(config.tasks) or "none",
         "seed": config.seed,
-        AUXILIARY: "yes" if auxiliary else "no, but in its base's training" if base_auxiliary else "no",
+        **further,
     }

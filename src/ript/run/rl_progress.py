@@ -103,7 +103,7 @@ class Progress:
             if not self.learned:
                 raise NoSignalError(
                     f"{what}: there is nothing to learn from. Look at the videos in {run.path / 'videos'}; more "
-                    f"demonstrations, a higher policy.temperature, more rollouts from a state (sampling.group_size) or "
+                    f"demonstrations, sampling that varies more, more rollouts from a state (sampling.group_size) or "
                     f"a longer sampling.horizon may help. The checkpoints in {run.path / 'checkpoints'} are kept"
                 )
             self.ended = f"stopped: {what}"

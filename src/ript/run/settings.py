@@ -6,14 +6,15 @@ is recorded is what the policy has instead, or nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ript.config import recipes
-from ript.config.sections import Config, sim_options
+from ript.config.sections import Config, policy_options, sim_options, training_options
 from ript.core.errors import ConfigError
-from ript.core.hooks import made_with
-from ript.core.options import replace
+from ript.core.hooks import kind_of, made_with
+from ript.core.options import Settings, replace
+from ript.core.registry import kinds
 from ript.run.cards import horizon_in
 
 if TYPE_CHECKING:
@@ -22,17 +23,16 @@ if TYPE_CHECKING:
 Leaves = dict[str, Any]
 """Dotted name of a setting -> its value, as plain JSON: {"iterations": 15, "policy.size": "small", ...}."""
 
-BUILT = ("size", "chunk", "execute", "privileged", "standardise", "language")
-"""Settings of the policy that are decided when it is made, and cannot be changed any more."""
+BUILT = "what of policy. is built"
+"""Stands in `USED` for the policy's settings that are decided when it is made; its kind says which these are."""
 
-_BUILT = tuple(f"policy.{name}" for name in BUILT)
 _RUN = ("recipe", "tasks", "seed", "sim.")
 USED: dict[str, tuple[str, ...]] = {
     "check": ("sim.",),
     "demos collect": ("sim.", "demos.noise", "demos.every", "demos.expert", "rollout.workers"),
-    "sft": (*_RUN, "device", "tracker", *_BUILT, "sft."),
+    "sft": (*_RUN, "device", "tracker", BUILT, "sft."),
     "rl": (*_RUN, "device", "tracker", "iterations", "stop_at", "policy.", "rollout.", "sampling.", "learn.", "eval."),
-    "bench rollout": (*_RUN, *_BUILT, "rollout."),
+    "bench rollout": (*_RUN, BUILT, "rollout."),
     "bench update": (*_RUN, "policy.", "rollout.", "sampling.", "learn."),
 }
 """Command -> the settings that it uses, or the sections; those that are not here use all of them."""
@@ -40,26 +40,9 @@ USED: dict[str, tuple[str, ...]] = {
 _BUT: dict[str, tuple[str, ...]] = {
     "quickstart": ("demos.expert",),  # keeps what it made, and would not see that a file of a user's own changed
     "study": ("demos.expert",),
-    "bench rollout": ("policy.privileged", "policy.standardise"),  # without demonstrations
     "bench update": ("sampling.horizon_margin", "learn.adapt_kl"),  # act on the next iteration
 }
 """Command -> settings of its sections that it does not use."""
-
-_OVERRULED = {
-    "policy.temperature": "policy.entropy",
-    "learn.minibatch": "learn.minibatch_trajectories",
-    "sft.autoencoder_steps": "sft.autoencoder_epochs",
-    "sft.policy_steps": "sft.policy_epochs",
-    "sft.finetune_steps": "sft.finetune_epochs",
-}
-"""Setting -> another one that decides in its place unless that is 0."""
-
-_STAGES = {
-    "autoencoder": ("batch", "learning_rate"),
-    "policy": ("learning_rate",),
-    "finetune": ("learning_rate", "share", "decoder"),
-}
-"""Supervised stage -> its settings, which have no effect when it has no steps."""
 
 _TOLERATED = ("eval.every_trials",)
 """Settings that are not refused when they have no effect: they belong to one that is switched on and off."""
@@ -82,9 +65,20 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def uses(command: str, name: str) -> bool:
+def uses(command: str, config: Config, name: str) -> bool:
     """Whether a command uses a setting at all."""
-    return name not in _BUT.get(command, ()) and (command not in USED or among(USED[command], name))
+    if name in _BUT.get(command, ()):
+        return False
+    if command not in USED:
+        return True
+    if command == "bench rollout" and name in _policy(config.policy.DEMONSTRATED):
+        return False
+    built = ("policy.kind", *_policy(config.policy.BUILT))
+    return among(USED[command], name) or (BUILT in USED[command] and name in built)
+
+
+def _policy(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"policy.{name}" for name in names)
 
 
 def asked_for(config: Config, given: Iterable[str] = ()) -> set[str]:
@@ -99,6 +93,10 @@ def asked_for(config: Config, given: Iterable[str] = ()) -> set[str]:
     if config.sim.suite != plain.sim.suite:  # whoever wants another suite wants its settings as they come
         defaults = sim_options(config.sim.suite).to_json()
         before |= {f"sim.{name}": value for name, value in defaults.items() if name != "suite"}
+    if config.policy.kind != plain.policy.kind:  # and whoever wants another kind of policy
+        policy, training = policy_options(config.policy.kind), training_options(config.policy.kind)
+        own = leaves({"policy": policy.to_json(), "sft": training.to_json()})
+        before |= {name: value for name, value in own.items() if name != "policy.kind"}
     return set(given) | {name for name, value in leaves(config.to_json()).items() if value != before.get(name, missing)}
 
 
@@ -107,11 +105,8 @@ def asked_for(config: Config, given: Iterable[str] = ()) -> set[str]:
 
 def idle(config: Config) -> dict[str, str]:
     """Settings that change nothing beside the others, whatever the command: dotted name -> why, and the remedy."""
-    found = {
-        name: f" while {by} = {value:g} decides: leave it out, or give --{by}=0"
-        for name, by in _OVERRULED.items()
-        if (value := _value(config, by))
-    }
+    sections = [section for section in config.values().values() if isinstance(section, Settings)]
+    found = {section.named(name): why for section in sections for name, why in section.idle().items()}
     if not config.rollout.workers:
         for name in ("rollout.inference", "rollout.request_timeout", "rollout.max_retries"):
             found[name] = " without workers, for the policy acts in this process: leave it out, or give --workers N"
@@ -122,10 +117,6 @@ def idle(config: Config) -> dict[str, str]:
         found["sampling.equal_tasks"] = f" with one task ({config.tasks[0]}): leave it out"
     if not config.eval.every:
         found["eval.every_trials"] = " while eval.every = 0: leave it out"
-    for stage, names in _STAGES.items():
-        if not (_value(config, f"sft.{stage}_steps") or _value(config, f"sft.{stage}_epochs")):
-            for name in names:
-                found[f"sft.{stage}_{name}"] = f" while sft.{stage}_steps = 0: leave it out"
     return found
 
 
@@ -137,8 +128,8 @@ def unused(command: str, config: Config, name: str) -> str | None:
         config: with what was given.
         name: dotted.
     """
-    if not uses(command, name):
-        others = [f"`ript {other}`" for other in USED if other != command and uses(other, name)]
+    if not uses(command, config, name):
+        others = [f"`ript {other}`" for other in USED if other != command and uses(other, config, name)]
         others += ["`ript quickstart`", "`ript study`"]
         return f"{name} has no effect in `ript {command}`: leave it out ({' and '.join(others[:2])} use it)"
     if name == "rollout.inference" and config.rollout.inference == "local":
@@ -153,70 +144,68 @@ def refuse_unused(command: str, config: Config, given: Iterable[str]) -> None:
         if why := unused(command, config, name):
             raise ConfigError(why)
     r = config.rollout
-    if uses(command, "rollout.inference") and r.inference == "central" and not r.workers:
+    if uses(command, config, "rollout.inference") and r.inference == "central" and not r.workers:
         raise ConfigError(
             "rollout.inference = central has no effect without workers, for the policy acts in this process: give "
             "--workers N, or --rollout.inference=local"
         )
 
 
-def _value(config: Config, name: str) -> Any:
-    section, _, inner = name.rpartition(".")
-    return getattr(getattr(config, section) if section else config, inner)
-
-
-def refuse_unused_stages(given: Iterable[str], *, base: bool, targets: bool, others: bool = True) -> None:
+def refuse_unused_stages(
+    config: Config, given: Iterable[str], *, base: bool, targets: bool, others: bool = True
+) -> None:
     """Raise `ConfigError` for a setting of a supervised stage that there will not be.
 
     Args:
+        config: whose policy's kind has the stages.
         given: dotted names from the command line.
         base: there is a base policy, so only fine-tuning is done.
         targets: there are target tasks, so fine-tuning is done.
         others: there are demonstrations of other tasks than these.
     """
     for name in given:
-        if why := stage_is_missing(name, base=base, targets=targets, others=others):
+        if why := stage_is_missing(config, name, base=base, targets=targets, others=others):
             raise ConfigError(f"{name} has no effect: {why}; leave it out")
 
 
-def stage_is_missing(name: str, *, base: bool, targets: bool, others: bool = True) -> str:
+def stage_is_missing(config: Config, name: str, *, base: bool, targets: bool, others: bool = True) -> str:
     """Why a setting is of a supervised stage, or a part of one, that there will not be; empty when it is not. See
     `refuse_unused_stages`."""
-    pretraining = name.startswith("sft.autoencoder_") or name in (
-        "sft.policy_steps",
-        "sft.policy_epochs",
-        "sft.policy_learning_rate",
-    )
-    if base and pretraining:
-        return "a base policy keeps what it has learned"
-    if not targets and name.startswith(("sft.finetune_", "demos.target")):
+    section, _, inner = name.rpartition(".")
+    if not targets and name == "demos.target":
         return "there is no target task to fine-tune toward"
-    if not others and name == "sft.finetune_share":
-        return "all demonstrations are of target tasks, which take every batch"
-    return ""
+    return config.sft.missing(inner, base=base, targets=targets, others=others) if section == "sft" else ""
 
 
 # ------------------------------------------------------------------ what a policy has decided
 
 
-def settled(config: Config, policy: PostTrainable, asked: Collection[str], whose: str = "the policy") -> Config:
+def settled(
+    config: Config,
+    policy: PostTrainable,
+    asked: Collection[str],
+    whose: str = "the policy",
+    sections: Sequence[str] = ("policy",),
+) -> Config:
     """The configuration with what the policy has in place of what nobody asked for.
 
     Args:
         config: of a run that begins with the policy.
-        policy: whose size, chunk, ... are what they are.
+        policy: whose kind, size, chunk, ... are what they are.
         asked: dotted names; see `asked_for`.
         whose: the policy, in words.
+        sections: that its kind brings, of those that count: "policy", "sft".
 
     Raises:
-        ConfigError: a setting was asked for that cannot be changed any more; names each, and the policy's own value.
+        ConfigError: a setting was asked for that its kind does not have, or that cannot be changed any more; names
+            each, and the policy's own value.
     """
-    from ript.build import chunk_and_execute
-
-    chunk, execute = chunk_and_execute(config.policy)
-    own, wanted = made_with(policy), config.policy.values() | {"chunk": chunk, "execute": execute}
+    config = _of_its_kind(config, policy, asked, whose, sections)
+    if kind_of(policy) != config.policy.kind:  # a kind that is known to its script alone
+        return config
+    own, wanted = made_with(policy), config.policy.values() | config.policy.decided()
     refused, changes = [], {}
-    for name in dict.fromkeys((*BUILT, *(name for name in own if name in wanted))):
+    for name in dict.fromkeys((*config.policy.BUILT, *(name for name in own if name in wanted))):
         if wanted[name] == own.get(name):
             continue
         if f"policy.{name}" in asked:
@@ -229,6 +218,36 @@ def settled(config: Config, policy: PostTrainable, asked: Collection[str], whose
             f"{'; '.join(refused)}: cannot be changed any more; leave it out, or train a policy with it (`ript sft`)"
         )
     return replace(config, policy=replace(config.policy, **changes))
+
+
+def _of_its_kind(
+    config: Config, policy: PostTrainable, asked: Collection[str], whose: str, sections: Sequence[str]
+) -> Config:
+    """The configuration with the settings of the policy's kind in place of those of another one."""
+    kind = kind_of(policy)
+    if kind == config.policy.kind:
+        return config
+    known = kind is not None and kind in kinds.names()
+    options = policy_options(str(kind)) if known else None
+    training = training_options(str(kind)) if known else None
+    refused: list[str] = []
+    kept: dict[str, dict[str, Any]] = {"policy": {}, "sft": {}}
+    for name in sorted(asked):
+        section, _, inner = name.rpartition(".")
+        theirs = {"policy": options, "sft": training}.get(section)
+        if section not in sections or name == "policy.kind":
+            continue
+        if theirs is None or inner not in type(theirs).model_fields:
+            refused.append(f"{name} ({whose} is of kind {kind}, which has no such setting)")
+        else:
+            kept[section][inner] = getattr(getattr(config, section), inner)
+    if "policy.kind" in asked:
+        refused.insert(0, f"policy.kind = {config.policy.kind} ({whose} is of kind {kind})")
+    if refused:
+        raise ConfigError(f"{'; '.join(refused)}: leave it out")
+    if options is None or training is None:
+        return config
+    return replace(config, policy=replace(options, **kept["policy"]), sft=replace(training, **kept["sft"]))
 
 
 def _word(value: object) -> str:
@@ -279,13 +298,17 @@ def recorded(command: str, config: Config, policy: PostTrainable | None = None) 
         config: settled.
         policy: when given, what it does not have is left out.
     """
-    found, without_effect = {}, idle(config)
-    built = None if policy is None else made_with(policy)
-    for name, value in leaves(config.to_json()).items():
-        missing = built is not None and name in _BUILT and built.get(name.removeprefix("policy.")) is None
-        if uses(command, name) and name not in without_effect and not missing:
-            found[name] = value
-    return found
+    without_effect = set(idle(config))
+    if policy is not None:
+        built = made_with(policy)
+        without_effect |= {f"policy.{name}" for name in config.policy.BUILT if built.get(name) is None}
+        if kind_of(policy) != config.policy.kind:
+            without_effect |= set(_policy(type(config.policy).model_fields))
+    return {
+        name: value
+        for name, value in leaves(config.to_json()).items()
+        if uses(command, config, name) and name not in without_effect
+    }
 
 
 # ------------------------------------------------------------------ what may change when a run goes on

@@ -27,10 +27,9 @@ from ript.core.errors import ConfigError, PolicyError, RunError
 from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable
 from ript.core.options import SimOptions, replace
-from ript.core.registry import suites
+from ript.core.registry import kinds, suites
 from ript.core.types import Errand
 from ript.evaluation import own_decisions
-from ript.policies.quest.stages import babble
 from ript.rollout import errands
 from ript.run.cards import begin_practice, set_horizon
 from ript.run.checkpoint import list_checkpoints
@@ -184,9 +183,8 @@ def beginning(plan: Plan, states: InitialStates) -> tuple[Config, PostTrainable]
     if policy is None:
         whose = "one without demonstrations"
         with computing("cpu", 1):  # rounding grows with every step of fitting, and learn.threads is of the update alone
-            fresh = make_policy(config, states.spec, 0)
-            babble(fresh, config.seed)
-        policy = fresh
+            policy = make_policy(config, states.spec)
+            kinds.get(config.policy.kind).prepare_untrained(policy, config.seed)
     begin_practice(policy.card)
     set_horizon(policy.card, config.sim.horizon)
     return settled(config, policy, plan.asked, whose), policy
@@ -269,8 +267,7 @@ def to_stay_near(config: Config, start: Path) -> PostTrainable | None:
 
 def calibration_rollouts(config: Config) -> int:
     """Rollouts before the first iteration, at most; see `CALIBRATION`."""
-    wanted = config.policy.entropy or config.policy.rl_trains == "prior+adapter"
-    return CALIBRATION * len(config.tasks) if wanted else 0
+    return CALIBRATION * len(config.tasks) if config.policy.calibrates else 0
 
 
 def document(config: Config, policy: PostTrainable, start: Start, idle: Mapping[str, Sequence[str]]) -> dict[str, Any]:

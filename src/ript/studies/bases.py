@@ -20,18 +20,14 @@ from ript.core.files import make_folder
 from ript.core.interfaces import SimulatorFactory
 from ript.core.options import replace
 from ript.core.places import CACHE, cache_folder
-from ript.core.registry import suites
+from ript.core.registry import kinds, suites
 from ript.demos import collect as collecting
-from ript.policies.language import embed
 from ript.run.lock import locked
 from ript.run.progress import progress
 from ript.sft import train_sft
 
 BASE_FORMAT = 3
 """Raise it when a change of the code makes cached bases stale."""
-
-_POLICY = ("size", "chunk", "execute", "privileged", "standardise", "language")
-"""Settings of the policy that its base depends on."""
 
 
 def base_folder(config: Config) -> Path:
@@ -47,11 +43,11 @@ def base_fingerprint(config: Config) -> str:
         "tasks": config.pretrain_tasks,
         "simulator": config.sim.to_json() | {"horizon": sorted(set(steps.values()))},
         "demos": [config.demos.per_task, config.demos.noise, config.demos.every],
-        "policy": {name: getattr(config.policy, name) for name in _POLICY},
+        "policy": {name: getattr(config.policy, name) for name in ("kind", *config.policy.BUILT)},
         "sft": {
             name: value
             for name, value in config.sft.to_json().items()
-            if not name.startswith(("finetune", "checkpoint"))
+            if config.sft.stage_of(name) in (None, *config.sft.OF_BASE) and name != "checkpoint_every"
         },
         "device": config.device,
         "versions": [_version(package) for package in ("ript", *suites.get(config.sim.suite).packages, "torch")],
@@ -73,7 +69,9 @@ def sft_fingerprint(config: Config) -> str:
         "base": base_fingerprint(config),
         "tasks": config.tasks,
         "target": config.demos.target,
-        "sft": {name: value for name, value in config.sft.to_json().items() if name.startswith("finetune")},
+        "sft": {
+            n: value for n, value in config.sft.to_json().items() if config.sft.stage_of(n) in config.sft.OF_TARGETS
+        },
         "seed": config.seed,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
@@ -100,7 +98,7 @@ def make_base_demos(config: Config, base: Path) -> None:
     """The demonstrations alone."""
     if (base / "demos.hdf5").exists():
         return
-    embed(["a sentence"], config.policy.language)  # whether that works, before all demonstrations are made
+    kinds.get(config.policy.kind).check(config.policy)  # before all demonstrations are made
     d, keys = config.demos, task_keys(config.sim, config.pretrain_tasks)
     with _naming_the_cache(base), locked(make_folder(base), wait=True):
         if not (base / "demos.hdf5").exists():

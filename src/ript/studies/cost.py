@@ -31,7 +31,7 @@ class Speed:
     Attributes:
         env_steps: a second, of all workers together.
         decisions: a second, of an update.
-        execute: actions from one decision to the next.
+        execute: actions from one decision to the next, or a few less: as the rollouts had them on average.
     """
 
     env_steps: float
@@ -168,12 +168,12 @@ def measure_speed(config: Config, steps: int = 64) -> Speed:
     slots = max(2, config.rollout.workers * config.rollout.slots)
     with make_env_pool(config.sim, config.rollout) as pool:
         states = InitialStates(pool, (key,), 0)
-        fresh = make_policy(config, states.spec, 0)
+        fresh = make_policy(config, states.spec)
         hooks.pretend_to_read(fresh, [states.task(key).instruction])
         policy = learner(config, fresh, states, calibrate=False)
         drawn = states.states(key, slots, "train")
         pool.use(policy)
-        for horizon in (fresh.config.execute, steps):  # the first time is for starting up
+        for horizon in (1, steps):  # the first time is for starting up
             began = time.perf_counter()
             asked = (RolloutRequest(initial_state=s, index=0, seed=(0,), horizon=horizon) for s in drawn)
             done = list(pool.run(asked))
@@ -187,9 +187,8 @@ def measure_speed(config: Config, steps: int = 64) -> Speed:
             update(policy, optimiser, batch, generator=torch.Generator(), **settings)
             update_seconds = time.perf_counter() - began
     steps_done = sum(rollout.env_steps for rollout in done)
-    return Speed(
-        env_steps=steps_done / rollout_seconds, decisions=len(batch) / update_seconds, execute=fresh.config.execute
-    )
+    execute = max(math.ceil(rollout.env_steps / max(1, rollout.decisions)) for rollout in done)
+    return Speed(env_steps=steps_done / rollout_seconds, decisions=len(batch) / update_seconds, execute=execute)
 
 
 def _half_successful(rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:

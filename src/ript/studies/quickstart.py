@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ript.build import load_quest, simulator_factory, task_keys
+from ript.build import load_policy, simulator_factory, task_keys
 from ript.config.recipes import quickstart as recipe
 from ript.config.recipes import with_tasks
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, RiptError, RunError
 from ript.core.files import expanded, make_folder
 from ript.core.options import replace
-from ript.policies.quest.replay import replay_autoencoded
+from ript.core.registry import kinds
 from ript.report.page import report_or_say
 from ript.report.tables import change
 from ript.rl import RLResult, train_rl
@@ -113,7 +113,7 @@ class _Quickstart:
         with self.stage("fine-tuning"):
             demos = [self.base / "demos.hdf5", self.folder / "target.hdf5"]
             train_unless_done(self.config, demos, self.folder / "sft", base=self.base / "sft" / "policy")
-            self.say_what_skills_allow()
+            self.say_what_is_possible()
         status("post-training")
         rl = self.folder / "rl"
         result = train_rl(self.config, self.folder / "sft" / "policy", rl, resume=(rl / "config.json").exists())
@@ -151,14 +151,11 @@ class _Quickstart:
             target = self.folder / "target.hdf5"
             collect(factory, self.keys, d.target, target, seed=self.config.seed, noise=d.noise, every=d.every)
 
-    def say_what_skills_allow(self) -> None:
-        policy, factory = load_quest(self.folder / "sft" / "policy"), simulator_factory(self.config.sim)
+    def say_what_is_possible(self) -> None:
+        policy, factory = load_policy(self.folder / "sft" / "policy"), simulator_factory(self.config.sim)
         for task, key in zip(self.config.tasks, self.keys, strict=True):
-            upper = replay_autoencoded(policy, factory, key)
-            status(
-                f"  {task}: the expert's actions through the skill autoencoder succeed in {upper.total:.0f} of "
-                f"{upper.count:.0f} states"
-            )
+            if told := kinds.get(self.config.policy.kind).bound(policy, factory, key):
+                status(f"  {task}: {told}")
 
 
 RECORD = "quickstart.json"

@@ -27,9 +27,9 @@ from ript.core.errors import ConfigError, DataError, NoSignalError, RiptError, R
 from ript.core.files import expanded, make_folder, read_text, write_text
 from ript.core.options import replace
 from ript.core.places import cache_folder
+from ript.core.registry import kinds
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
-from ript.policies.language import embed
 from ript.report.page import report_or_say
 from ript.report.tables import count
 from ript.rl import train_rl
@@ -105,7 +105,7 @@ def with_changes(study: Study, changes: Mapping[str, Sequence[str]]) -> Study:
     for cell in cells:
         refuse_unused("study", cell.config, ())
     if not any(finetunes(cell.config) for cell in cells):
-        refuse_unused_stages(names, base=False, targets=False)
+        refuse_unused_stages(cells[0].config, names, base=False, targets=False)
     for name in changes:
         values = [_value(cell.config, _long(name)) for cell in study.cells]
         if any(value != values[0] for value in values):
@@ -169,14 +169,14 @@ def record(
     return asked | {"seeds": list(dict.fromkeys([*there, *seeds]))}
 
 
-def require_languages(study: Study) -> None:
-    """Embed a sentence with the models that instructions are embedded with.
+def require_policies(study: Study) -> None:
+    """Raise unless what the cells' policies need is here.
 
     Raises:
-        DependencyMissing, DataError: one is not there, or damaged.
+        DependencyMissing, DataError: something is not, or it is damaged.
     """
-    for model in {cell.config.policy.language for cell in study.cells}:
-        embed(["a sentence"], model)
+    for options in {str(cell.config.policy): cell.config.policy for cell in study.cells}.values():
+        kinds.get(options.kind).check(options)
 
 
 def _words(asked: dict[str, Any]) -> str:

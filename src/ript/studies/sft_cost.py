@@ -15,8 +15,7 @@ from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.windows import Windows
 from ript.learn.stages import time_steps
-from ript.policies.quest.stages import make_stages, stage_steps
-from ript.sft import new_policy
+from ript.sft import new_policy, trained_by_stages
 from ript.studies.bases import base_folder, sft_fingerprint
 from ript.studies.notes import finetunes
 
@@ -53,10 +52,11 @@ def measure_supervised(config: Config) -> SupervisedSpeed:
         seconds = time.perf_counter() - began
         demos = open_demos([file])
         policy = new_policy(config, demos)
+        kind, make_stages, module = trained_by_stages(policy)
         hooks.pretend_to_read(policy, [task.instruction for task in demos.tasks])
-        stages = make_stages(policy, config.sft, Windows(demos, policy.config.chunk), keys[:1], fresh=True)
+        stages = make_stages(policy, config.sft, Windows(demos, kind.window(policy)), keys[:1], True)
         with computing("cpu", config.sft.threads):
-            step_seconds = time_steps(policy, stages, config.sft.threads)
+            step_seconds = time_steps(module, stages, config.sft.threads)
         return SupervisedSpeed(
             demo_seconds=seconds / made.demos,
             demo_steps=made.steps / made.demos,
@@ -69,18 +69,20 @@ def base_hours(configs: Sequence[Config], speed: SupervisedSpeed) -> float:
     """Of these runs' bases that are not there yet; each is made once, before the runs that share it."""
     bases = {base_folder(c): c for c in configs if not (base_folder(c) / "sft" / "policy").exists()}
     demos = {folder: len(task_keys(c.sim, c.pretrain_tasks)) * c.demos.per_task for folder, c in bases.items()}
-    return sum(_hours(c, speed, demos[f], ("autoencoder", "policy")) for f, c in bases.items())
+    return sum(_hours(c, speed, demos[f], c.sft.OF_BASE) for f, c in bases.items())
 
 
 def tuning_hours(configs: Sequence[Config], speed: SupervisedSpeed) -> float:
     """Of these runs' fine-tuning; what runs share is made once."""
     tuned = {sft_fingerprint(c): c for c in configs if finetunes(c)}
-    return sum(_hours(c, speed, len(task_keys(c.sim, c.tasks)) * c.demos.target, ("finetune",)) for c in tuned.values())
+    return sum(
+        _hours(c, speed, len(task_keys(c.sim, c.tasks)) * c.demos.target, c.sft.OF_TARGETS) for c in tuned.values()
+    )
 
 
 def _hours(c: Config, speed: SupervisedSpeed, demos: int, stages: Sequence[str]) -> float:
     """Of `demos` demonstrations and of these stages on them."""
     looks = demos * speed.demo_looks
-    steps = stage_steps(c.sft, steps=demos * speed.demo_steps, looks=looks, target_looks=looks)
+    steps = c.sft.stage_steps(steps=demos * speed.demo_steps, looks=looks, target_looks=looks)
     making = demos * speed.demo_seconds / max(1, c.rollout.workers)
     return (making + sum(steps[stage] * speed.step_seconds[stage] for stage in stages)) / 3600

@@ -70,11 +70,10 @@ def make_stages(
                 draws=draws(tuned),
                 loss=action_loss,
                 judged="action_l1",
-                of_targets=True,
             )
         )
     if length["scale"]:
-        stages.append(_scale_stage(policy, s, windows, tuned, length["scale"], of_targets=bool(targets)))
+        stages.append(_scale_stage(policy, s, windows, tuned, length["scale"]))
     return stages
 
 
@@ -105,7 +104,7 @@ def trained_module(policy: OpenVlaPolicy, fresh: bool) -> nn.Module:
 
 
 def _scale_stage(
-    policy: OpenVlaPolicy, s: Any, windows: DemoSource, weights: dict[str, float] | None, steps: int, of_targets: bool
+    policy: OpenVlaPolicy, s: Any, windows: DemoSource, weights: dict[str, float] | None, steps: int
 ) -> Stage:
     head = policy.network.scale_head
     if head is None:
@@ -142,5 +141,4 @@ def _scale_stage(
         draws=draws,
         loss=loss,
         judged="action_nll",
-        of_targets=of_targets,
     )

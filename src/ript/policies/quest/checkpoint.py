@@ -18,17 +18,17 @@ from ript.core.documents import json_value
 from ript.core.errors import ConfigError, PolicyError, UnknownNameError
 from ript.core.files import atomic_file, expanded, read_text
 from ript.core.places import require_replaceable
+from ript.core.registry import suites
 from ript.core.types import SimulatorSpec
 from ript.policies.pth import load_pth
 from ript.policies.quest.config import QuestConfig, Sampling
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.published import BEAM, config_from_published, our_name, published_keys, sizes_in
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "libero": {"suite": "libero", "execute": 8},
-    "metaworld": {"suite": "metaworld", "execute": 8},
-}
-"""What the shapes of a published file do not tell, by name. Heads are those of the paper's size."""
+SUITES = ("libero",)
+"""Suites that published files are for, besides those that are here. Their sizes are read off a file's shapes."""
+EXECUTE = 8
+"""Of a published file of such a suite: what shapes do not tell. Heads are those of the paper's size."""
 _WIDTHS = ("width", "autoencoder_width")
 
 PREFIX = "module."
@@ -48,10 +48,10 @@ def import_quest(
 
     Args:
         path: `.pth` file of any stage, with bare keys or with the prefix "module.". Loaded with `weights_only=True`.
-        config: a preset ("libero", "metaworld"), a JSON file with the key "hyperparameters" (the format of the
-            published code's dump), or its content.
-        simulator: what the policy will act in; by default the preset's suite, with the configuration's cameras and
-            sizes, and no render settings.
+        config: the name of a suite (the sizes are then read off the file), a JSON file with the key "hyperparameters"
+            (the format of the published code's dump), or its content.
+        simulator: what the policy will act in; by default the suite that is named, with the configuration's cameras
+            and sizes, and no render settings.
         sampling: "exact" draws from the density that is optimised; "published" draws from the top 5 and optimises the
             full softmax, as the published code does.
 
@@ -67,7 +67,7 @@ def import_quest(
     found = _quest_config(config, weights, path)
     _check_names(found)
     _check(weights, found, path)
-    suite = PRESETS[config]["suite"] if isinstance(config, str) and config in PRESETS else "imported"
+    suite = config if isinstance(config, str) and config in _suites() else "imported"
     spec = simulator or SimulatorSpec(
         suite=suite,
         cameras=found.cameras,
@@ -158,12 +158,16 @@ def read_training_file(path: str | Path) -> tuple[dict[str, torch.Tensor], list[
     return bare, left_out
 
 
+def _suites() -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*SUITES, *suites.names())))
+
+
 def _quest_config(
     config: str | Path | Mapping[str, Any], weights: Mapping[str, torch.Tensor], path: Path
 ) -> QuestConfig:
-    if isinstance(config, str) and config in PRESETS:
+    if isinstance(config, str) and config in _suites():
         try:
-            found = QuestConfig(**sizes_in(weights) | {"execute": PRESETS[config]["execute"]})
+            found = QuestConfig(**sizes_in(weights) | {"execute": EXECUTE})
         except (KeyError, ValueError, IndexError) as error:
             raise PolicyError(f"{path} is not a checkpoint of the published QueST: {error} is missing in it") from error
         paper = QuestConfig()
@@ -171,18 +175,18 @@ def _quest_config(
         if odd:
             raise PolicyError(
                 f"{path} is not of the published size ({', '.join(odd)}), and shapes do not tell the number of heads: "
-                f"give its configuration file instead of the preset {config!r}"
+                f"give its configuration file instead of the suite {config!r}"
             )
         return found
     document: Any = config
     if not isinstance(config, str | Path | Mapping):
-        raise ConfigError(f"config: expected a preset, a file or its content, got {config!r}")
+        raise ConfigError(f"config: expected the name of a suite, a file or its content, got {config!r}")
     if not isinstance(config, Mapping):
         try:
             document = json_value(read_text(expanded(config), ConfigError))
         except FileNotFoundError as error:
-            presets = ", ".join(PRESETS)
-            raise ConfigError(f"{config} is neither a preset ({presets}) nor a file that exists") from error
+            known = ", ".join(_suites())
+            raise ConfigError(f"{config} is neither a suite ({known}) nor a file that exists") from error
         except (OSError, ValueError) as error:
             raise ConfigError(f"{config} is not a readable JSON file: {error}") from error
     try:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from ript.core.options import PolicyOptions, TrainingOptions, need
+from ript.policies.quest.config import chunk_and_execute
 
 
 class QuestOptions(PolicyOptions):
     ABOUT: ClassVar[str] = "A QueST policy. Sizes come from `size`; 0 keeps what the size says."
+    BUILT: ClassVar[tuple[str, ...]] = ("size", "chunk", "execute", "privileged", "standardise", "language")
+    DEMONSTRATED: ClassVar[tuple[str, ...]] = ("privileged", "standardise")
+    OVERRULED: ClassVar[Mapping[str, str]] = {"temperature": "entropy"}
 
     kind: Literal["quest"] = Field("quest", description=PolicyOptions.meaning("kind"))
     size: Literal["tiny", "small", "paper"] = Field("small", description="Named size of the QueST policy.")
@@ -60,11 +66,30 @@ class QuestOptions(PolicyOptions):
         need(drawn, "policy.sampling", "published sampling draws from policy.top_k tokens: give it (published: 5)")
         return self
 
+    def decided(self) -> dict[str, Any]:
+        """See `PolicyOptions.decided`."""
+        chunk, execute = chunk_and_execute(self)
+        return super().decided() | {"chunk": chunk, "execute": execute}
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the temperature is chosen, or an adapter fitted, by rollouts."""
+        return bool(self.entropy) or self.rl_trains == "prior+adapter"
+
 
 class QuestTraining(TrainingOptions):
     ABOUT: ClassVar[str] = (
         "Supervised stages: skill autoencoder, policy on all tasks, then fine-tuning toward the target tasks."
     )
+    OF_BASE: ClassVar[tuple[str, ...]] = ("autoencoder", "policy")
+    OF_TARGETS: ClassVar[tuple[str, ...]] = ("finetune",)
+    SHARED: ClassVar[tuple[str, ...]] = ("policy_batch",)
+    BESIDE_OTHERS: ClassVar[tuple[str, ...]] = ("finetune_share",)
+    OVERRULED: ClassVar[Mapping[str, str]] = {
+        "autoencoder_steps": "autoencoder_epochs",
+        "policy_steps": "policy_epochs",
+        "finetune_steps": "finetune_epochs",
+    }
 
     autoencoder_steps: int = Field(1500, ge=0, description="Optimiser steps of the skill autoencoder.")
     autoencoder_epochs: float = Field(
@@ -109,3 +134,16 @@ class QuestTraining(TrainingOptions):
         description="Let the autoencoder's dropout act on the tokens that the policy learns to predict, as "
         "the published code does.",
     )
+
+    def stage_steps(self, *, steps: float, looks: float, target_looks: float) -> dict[str, int]:
+        """See `TrainingOptions.stage_steps`."""
+
+        def passes(epochs: float, otherwise: int, windows: float, batch: float) -> int:
+            return math.ceil(epochs * windows / batch) if epochs else otherwise
+
+        tuned = self.policy_batch * self.finetune_share
+        return {
+            "autoencoder": passes(self.autoencoder_epochs, self.autoencoder_steps, steps, self.autoencoder_batch),
+            "policy": passes(self.policy_epochs, self.policy_steps, looks, self.policy_batch),
+            "finetune": passes(self.finetune_epochs, self.finetune_steps, target_looks, tuned),
+        }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from ript.core.metrics import Metrics
 from ript.core.options import replace
 from ript.core.supervised import DemoSource, Stage
 from ript.policies.parameters import parameter_groups
+from ript.policies.quest.options import QuestTraining
 from ript.policies.quest.policy import QuestPolicy
 
 
@@ -37,29 +36,15 @@ def take_statistics(policy: QuestPolicy, windows: DemoSource, standardise: bool)
         encoder.privileged_std.copy_(torch.as_tensor(statistics.privileged_std))
 
 
-def stage_steps(training: Any, *, steps: float, looks: float, target_looks: float) -> dict[str, int]:
-    """Optimiser steps of each stage, for demonstrations of so many environment steps and looks in all."""
-    s = training
-
-    def passes(epochs: float, otherwise: int, windows: float, batch: float) -> int:
-        return math.ceil(epochs * windows / batch) if epochs else otherwise
-
-    return {
-        "autoencoder": passes(s.autoencoder_epochs, s.autoencoder_steps, steps, s.autoencoder_batch),
-        "policy": passes(s.policy_epochs, s.policy_steps, looks, s.policy_batch),
-        "finetune": passes(s.finetune_epochs, s.finetune_steps, target_looks, s.policy_batch * s.finetune_share),
-    }
-
-
 def make_stages(
-    policy: QuestPolicy, training: Any, windows: DemoSource, targets: Sequence[str], *, fresh: bool
+    policy: QuestPolicy, training: QuestTraining, windows: DemoSource, targets: Sequence[str], *, fresh: bool
 ) -> list[Stage]:
     """The stages on these windows: all three of a fresh policy, or fine-tuning alone; that only with targets."""
     s = training
     if {task.key for task in windows.tasks} <= set(targets):  # which take every batch then
         s = replace(s, finetune_share=1.0)
     chunks, mask = windows.action_chunks()
-    steps = stage_steps(s, steps=len(chunks), looks=len(windows), target_looks=windows.windows_of(targets))
+    steps = s.stage_steps(steps=len(chunks), looks=len(windows), target_looks=windows.windows_of(targets))
 
     def chunk_draws(rng: np.random.Generator) -> Iterator[np.ndarray]:
         while True:
@@ -122,7 +107,6 @@ def make_stages(
                 loss=partial(window_loss, decoder_scale=s.finetune_decoder),
                 judged="token_loss",
                 noisy=noisy,
-                of_targets=True,
             )
         )
     return stages

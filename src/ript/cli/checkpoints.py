@@ -1,0 +1,130 @@
+"""`ript import` and `ript export`: checkpoints of other programs as policy folders, and back, in formats of kinds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import typing
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from ript.cli.answer import Answer
+from ript.core.errors import ConfigError, RiptError
+from ript.core.house import CheckpointFormat, PolicyKind
+from ript.core.options import Settings
+from ript.core.registry import kinds
+
+Add = Callable[..., argparse.ArgumentParser]
+"""(commands, name, run, help, examples, overrides) -> the parser of a command."""
+
+
+def formats() -> Iterator[tuple[PolicyKind, CheckpointFormat]]:
+    """Every format of every kind that can be found; kinds that cannot be imported are left out."""
+    for name in kinds.names():
+        try:
+            kind = kinds.get(name)
+        except RiptError:
+            continue
+        yield from ((kind, one) for one in kind.formats)
+
+
+def _format(name: str) -> tuple[PolicyKind, CheckpointFormat]:
+    return next((kind, one) for kind, one in formats() if one.name == name)
+
+
+def add_import(commands: argparse._SubParsersAction, add: Add) -> None:
+    for _, one in formats():
+        if one.read is not None:
+            p = add(commands, one.name, "import_checkpoint", f"read {one.summary} ({one.suffix})", one.examples[0])
+            p.set_defaults(format=one.name, overrides=True)
+            p.add_argument("file", metavar=f"FILE{one.suffix}", help="nothing but numbers is read from it")
+            add_options(p, one.options)
+            p.add_argument(
+                "--cameras",
+                nargs="+",
+                metavar="VIEW",
+                help="the suite's views for the file's cameras, in order (default: published); --sim.* say the rest",
+            )
+            p.add_argument("--out", metavar="DIR", required=True, help="policy folder to write")
+
+
+def add_export(commands: argparse._SubParsersAction, add: Add) -> None:
+    for _, one in formats():
+        if one.write is not None:
+            p = add(commands, one.name, "export_checkpoint", f"write a policy as {one.summary}", one.examples[1])
+            p.set_defaults(format=one.name)
+            p.add_argument("policy", metavar="DIR", help="policy folder")
+            p.add_argument("file", metavar=f"FILE{one.suffix}")
+
+
+def add_options(parser: argparse.ArgumentParser, options: type[Settings]) -> None:
+    """An option for each field: its choices, its meaning and its default."""
+    for name, field in options.model_fields.items():
+        hint = field.annotation
+        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
+        default = f" (default {field.default})" if field.default else ""
+        parser.add_argument(
+            f"--{name}",
+            dest=f"option_{name}",
+            choices=choices,
+            metavar=None if choices else "WORD",
+            type=str if choices else os.path.expanduser,
+            help=f"{field.description}{default}".replace("%", "%%"),
+        )
+
+
+def import_checkpoint(args: argparse.Namespace) -> Answer:
+    """A file as a policy folder, for the simulators that it says or that were asked for."""
+    from ript.build import as_published, show
+    from ript.cli.arguments import given_fields
+    from ript.config import overrides
+    from ript.config.sections import Config
+    from ript.core.hooks import caveats_of, settings_of
+    from ript.core.registry import suites
+
+    kind, one = _format(args.format)
+    assert one.read is not None
+    options = {name.removeprefix("option_"): v for name, v in vars(args).items() if name.startswith("option_")}
+    policy, left_out = one.read(args.file, one.options(**{name: v for name, v in options.items() if v is not None}))
+    given = given_fields(args)
+    if others := [name for name in given if not name.startswith("sim.")]:
+        raise ConfigError(
+            f"{others[0]} has no effect in `ript import {one.name}`: only sim.* say what the policy was shown"
+        )
+    (suite,) = given.get("sim.suite", [policy.simulator.suite])
+    if suite in suites.names():
+        sim = as_published(policy, suite, args.cameras or ())
+        show(policy, overrides.apply(Config(sim=sim), given).sim)
+    elif given or args.cameras:
+        raise ConfigError("say of which suite the policy was shown pictures: --sim.suite=NAME (see `ript doctor`)")
+    policy.save_pretrained(args.out)
+    spec = policy.simulator
+    parameters = sum(parameter.numel() for parameter in policy.parameters()) if hasattr(policy, "parameters") else 0
+    document = {
+        "policy": str(args.out),
+        "parameters": parameters,
+        "config": settings_of(policy),
+        "suite": spec.suite,
+        "left_out": list(left_out),
+    }
+    text = (
+        f"{args.out}: {kind.kind} for {spec.suite!r}, {parameters:,} parameters, cameras {', '.join(spec.cameras)}, "
+        f"proprioception {spec.proprio_dim}, actions {spec.action_dim}"
+    )
+    ignored = [f"{args.file} also holds {', '.join(left_out)}: not read"] if left_out else []
+    return Answer(text="\n".join([text, *ignored, *caveats_of(policy)]), document=document, kept=str(args.out))
+
+
+def export_checkpoint(args: argparse.Namespace) -> Answer:
+    """A policy folder as a file of another program."""
+    from ript.build import load_policy
+    from ript.core.hooks import kind_of
+
+    kind, one = _format(args.format)
+    assert one.write is not None
+    policy = load_policy(args.policy)
+    if kind_of(policy) != kind.kind:
+        raise ConfigError(f"{args.policy} holds a {kind_of(policy)!r} policy: {one.summary} holds one of {kind.kind}")
+    one.write(policy, args.file)
+    document = {"file": str(args.file), "policy": str(args.policy)}
+    return Answer(text=f"written to {args.file}", document=document, kept=str(args.file))

@@ -1,0 +1,219 @@
+"""Kinds of policy: nothing outside a kind's folder names it, and no kind has to know the words of another."""
+
+import ast
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from plain_kind import PLAIN, PlainPolicy
+from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
+
+import ript
+from ript.build import load_policy, make_policy
+from ript.cli import main as cli
+from ript.config.sections import Config
+from ript.core.errors import ConfigError, PolicyError, UnknownNameError
+from ript.core.options import replace
+from ript.core.registry import kinds
+from ript.evaluation import evaluate
+from ript.rl import train_rl
+from ript.run.folder import read_config
+from ript.run.settings import asked_for, leaves, settled
+from ript.sft import resume_sft, train_sft
+from ript.sims.registry import make_simulator
+from ript.studies.bases import base_fingerprint, sft_fingerprint
+
+PACKAGE = Path(ript.__file__).parent
+FOLDERS = sorted(path.parent.name for path in (PACKAGE / "policies").glob("*/kind.py"))
+MAY = ("config/defaults.py", "config/recipes.py", "studies/catalogue.py", "bench/", "__init__.py")
+"""Recipes, the paper's studies, benchmarks and the package's public names: they are about kinds that there are."""
+
+
+@pytest.fixture
+def plain() -> Iterator[None]:
+    kinds.register(PLAIN)
+    yield
+    kinds.unregister("plain")
+
+
+def plain_config(**changes: object) -> Config:
+    sections = {name: getattr(toy_config(), name) for name in ("sim", "rollout", "sampling", "learn", "eval", "demos")}
+    ours = {"recipe": "own", "tasks": ("reach-centre",), "iterations": 2, "policy": {"kind": "plain"}}
+    return Config(**ours | sections | changes)
+
+
+# ---------------------------------------------------------------------- who names whom
+
+
+def names_in_code(source: str) -> list[tuple[int, str]]:
+    """(line, word) of every identifier, module and string of one word; comments and docstrings are not code."""
+    tree = ast.parse(source)
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found = []
+    for node in ast.walk(tree):
+        if id(node) not in docstrings:
+            words = [value for _, value in ast.iter_fields(node) if isinstance(value, str)]
+            found += [(getattr(node, "lineno", 0), word) for word in words if " " not in word]
+    return found
+
+
+def naming(source: str, kind: str) -> list[str]:
+    part = re.compile(rf"(?i)(?<![a-z]){kind}(?![a-z]*ion|ed)")
+    return [f"{line}: {word}" for line, word in names_in_code(source) if part.search(word)]
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_no_code_outside_a_kinds_folder_names_it(kind: str) -> None:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        where = path.relative_to(PACKAGE).as_posix()
+        if not where.startswith((f"policies/{kind}/", *MAY)) and (lines := naming(path.read_text("utf-8"), kind)):
+            found[where] = lines
+    assert "quest" in FOLDERS and found == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from ript.policies.quest.policy import Policy",
+        "policy: QuestPolicy",
+        "def load_quest(): ...",
+        "x = kinds.get('quest')",
+        "import_module('ript.policies.quest')",
+    ],
+)
+def test_code_that_names_a_kind_would_be_found(source: str) -> None:
+    assert naming(source, "quest")
+
+
+def test_requests_and_what_is_said_in_comments_and_sentences_are_not_names() -> None:
+    source = '"""QueST."""\nrequest, RolloutRequest = "a question", 1  # of QueST\nf("as QueST does")\n"""QueST"""'
+    assert naming(source, "quest") == []
+
+
+# ---------------------------------------------------------------------- a kind of a stranger's
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_kind_that_knows_no_word_of_another_is_trained_practised_resumed_and_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = plain_config(sft={"imitation_steps": 30, "threads": 2, "checkpoint_every": 10})
+    demos = toy_demos(tmp_path / "demos.hdf5", config, "reach-centre")
+    train_sft(config, [demos], tmp_path / "whole")
+    logged = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in logged] == [10, 20, 30]
+    assert logged[-1]["imitation/bin_loss"] < logged[0]["imitation/bin_loss"]
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 20)
+        train_sft(config, [demos], tmp_path / "stopped")
+    assert isinstance(resume_sft(tmp_path / "stopped"), PlainPolicy)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    assert without_times(tmp_path / "stopped") == without_times(tmp_path / "whole")
+    assert load_policy(tmp_path / "whole" / "policy").card["supervised training"]["target tasks"] == "reach-centre"
+
+    policy = tmp_path / "whole" / "policy"
+    result = train_rl(config, policy, tmp_path / "rl")
+    assert result.iterations == 2 and result.before["sampled"].mode == "sampled"
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 2)
+        train_rl(config, policy, tmp_path / "half")
+    assert weights(train_rl(Config(), None, tmp_path / "half", resume=True).folder) == weights(result.folder)
+    held = read_config(tmp_path / "rl")["config"]["recipe_config"]
+    assert held["policy"] == {"kind": "plain", "chunk": 4} and Config.from_record(held).policy.kind == "plain"
+    assert evaluate(result.policy, "reach-centre", trials=2, rollout=config.rollout).total.trials == 2
+    with pytest.raises(ConfigError, match=r"temperature = 0.5: a plain policy has no temperature; leave it out"):
+        evaluate(result.policy, "reach-centre", trials=2, temperature=0.5, rollout=config.rollout)
+
+
+@pytest.mark.usefixtures("plain")
+def test_settings_of_another_kind_cannot_be_given(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown field of policy .*plain.* 'top_k'"):
+        Config(policy={"kind": "plain", "top_k": 5})
+    with pytest.raises(UnknownNameError, match=r"unknown field of sft.* 'autoencoder_steps'"):
+        plain_config(sft={"autoencoder_steps": 5})
+    words = ["rl", "--recipe", "smoke", "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--policy.kind=plain", "--policy.rl_trains=prior"]) == 2
+    assert "policy.rl_trains" in capsys.readouterr().err
+    assert cli.main([*words, "--policy.kind=plane"]) == 2
+    assert "unknown kind of policy 'plane': did you mean plain?" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_policy_has_its_own_kinds_settings_whatever_the_recipe_is_of(tmp_path: Path) -> None:
+    smoke = ript.recipe("smoke")
+    policy = make_policy(plain_config(), make_simulator("toy/reach", image_size=16).spec)
+    found = settled(smoke, policy, set())
+    assert (found.policy.kind, found.policy.chunk, type(found.sft).__name__) == ("plain", 4, "PlainTraining")
+    for asked, says in (
+        (
+            {"policy.top_k", "policy.chunk"},
+            r"policy.top_k \(the policy is of kind plain, which has no such setting\): ",
+        ),
+        ({"sft.autoencoder_steps"}, r"sft.autoencoder_steps \(the policy is of kind plain, which has no such setting"),
+        ({"policy.kind"}, r"policy.kind = quest \(the policy is of kind plain\): leave it out"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            settled(smoke, policy, asked, sections=("policy", "sft"))
+    other = replace(smoke, policy=replace(smoke.policy, chunk=8))  # a setting that both kinds have is judged as ever
+    with pytest.raises(ConfigError, match=r"policy.chunk = 8 \(the policy has chunk = 4\): cannot be changed any more"):
+        settled(other, policy, {"policy.chunk"})
+    measured = replace(smoke.eval, trials=2, every=0, videos=0)
+    train_rl(replace(smoke, iterations=0, eval=measured), policy, tmp_path / "rl")
+    held = leaves(read_config(tmp_path / "rl")["config"]["recipe_config"])
+    assert {name: value for name, value in held.items() if name.startswith("policy.")} == {
+        "policy.kind": "plain",
+        "policy.chunk": 4,
+    }
+
+
+@pytest.mark.usefixtures("plain")
+def test_whoever_wants_another_kind_wants_its_settings_as_they_come() -> None:
+    smoke = ript.recipe("smoke")
+    other = replace(smoke, policy=PLAIN.options(), sft=PLAIN.training())
+    assert asked_for(other) == {"policy.kind"}
+    assert asked_for(replace(other, policy=PLAIN.options(chunk=2))) == {"policy.kind", "policy.chunk"}
+
+
+def test_a_policy_of_no_kind_is_practised_and_records_no_setting_of_another(tmp_path: Path) -> None:
+    """A class of a script's own, that nothing loads again."""
+    config = plain_config(iterations=0, policy={})
+    policy = PlainPolicy(make_simulator("toy/reach", image_size=8).spec, 4)
+    train_rl(config, policy, tmp_path / "rl")
+    assert "policy" not in read_config(tmp_path / "rl")["config"]["recipe_config"]
+    with pytest.raises(ConfigError, match=r"policy.top_k \(the policy is of kind plain, which has no such setting\)"):
+        train_rl(config, policy, tmp_path / "other", asked=["policy.top_k"])
+    with pytest.raises(PolicyError, match=r"holds a 'plain' policy, but known here are: .*quest"):
+        load_policy(tmp_path / "rl" / "start")
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_kind_without_supervised_stages_says_so(tmp_path: Path) -> None:
+    kinds.register(dataclasses.replace(PLAIN, training=None, stages=None))
+    config = plain_config()
+    demos = toy_demos(tmp_path / "demos.hdf5", config, "reach-centre")
+    with pytest.raises(ConfigError, match="plain policies have no supervised stages: `ript sft` cannot train them"):
+        train_sft(config, [demos], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("plain")
+def test_bases_of_two_kinds_and_of_other_settings_are_told_apart() -> None:
+    shorter = plain_config(policy={"kind": "plain", "chunk": 2})
+    assert len({base_fingerprint(config) for config in (toy_config(), plain_config(), shorter)}) == 3
+    longer = plain_config(sft={"imitation_steps": 7})  # its one stage makes bases, and trains them further
+    assert base_fingerprint(longer) != base_fingerprint(plain_config())
+    assert sft_fingerprint(longer) != sft_fingerprint(plain_config())
+    tuned = toy_config(sft={"finetune_steps": 7})
+    assert base_fingerprint(tuned) == base_fingerprint(toy_config()) and sft_fingerprint(tuned) != sft_fingerprint(
+        toy_config()
+    )
+
+
+def test_old_policy_folders_are_of_their_kind(tmp_path: Path) -> None:
+    lively_policy(toy_config()).save_pretrained(tmp_path / "p")
+    assert load_policy(tmp_path / "p") == lively_policy(toy_config())
