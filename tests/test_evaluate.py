@@ -349,6 +349,20 @@ def five_states(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ToySimulator, "initial_states", finite)
 
 
+def test_a_finished_evaluation_is_not_lost_for_a_simulator_that_cannot_be_closed(
+    policy: QuestPolicy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stuck(self: ToySimulator) -> None:
+        raise OSError("the window is gone")
+
+    monkeypatch.setattr(ToySimulator, "close", stuck)
+    few = {"slots": 2, "loaded_tasks": 1}  # another task takes the place of the first while others run
+    result = evaluate(policy, ["reach-centre", "reach-left"], trials=12, horizon=16, rollout=replace(HERE, **few))
+    assert result.total.trials == 24 and not result.reasons
+    said = capsys.readouterr().err
+    assert said.count("a simulator of toy/reach-centre cannot be closed (OSError: the window is gone)") == 1
+
+
 @pytest.mark.usefixtures("five_states")
 def test_a_split_of_five_states_gives_five_trials_however_many_are_asked_for(
     policy: QuestPolicy, capsys: pytest.CaptureFixture

@@ -704,6 +704,45 @@ def test_why_rollouts_ended_in_error_is_in_the_run_folder_on_the_screen_and_in_t
     assert read_rows(result.folder / "errors.jsonl") == kept
 
 
+@pytest.mark.parametrize("method", ["reset", "step_chunk"])
+def test_whatever_a_simulator_raises_when_looked_at_before_practice_is_for_the_rollouts_to_tell_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    original, where = getattr(ToySimulator, method), {"closed": 0}
+
+    def breaking(self: ToySimulator, given: Any) -> Any:
+        state = given if method == "reset" else self._state
+        if state.state[0] > 0.5:
+            raise KeyError("a bug in a simulator")
+        return original(self, given)
+
+    def close(self: ToySimulator) -> None:
+        where["closed"] += 1
+
+    monkeypatch.setattr(ToySimulator, method, breaking)
+    monkeypatch.setattr(ToySimulator, "close", close)
+    config = toy_config(rollout={"max_error_rate": 1.0}, iterations=1)
+    result = run(tmp_path / "run", config)
+    assert result.iterations == 1 and rows(result.folder)[0]["rollout/errors"] > 0
+    with make_env_pool(config.sim, config.rollout) as pool:
+        before = where["closed"]
+        starting.solved_by_nothing(config, InitialStates(pool, ("toy/reach-centre",), 0))
+        assert where["closed"] == before + 1, "an instance that raised is not used again"
+
+
+def test_what_a_simulator_raises_when_asked_for_initial_states_has_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: ToySimulator, *_: Any, **__: Any) -> None:
+        raise KeyError("a bug in a simulator")
+
+    policy = lively_policy(toy_config())
+    for method in ("initial_states", "__init__"):
+        monkeypatch.setattr(ToySimulator, method, broken)
+        with pytest.raises(SimulatorError, match=r"toy/reach-centre: KeyError: 'a bug in a simulator'"):
+            run(tmp_path / "run", policy=policy)
+
+
 def test_iterations_of_errors_alone_change_nothing_and_are_no_failures_of_the_policy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -297,7 +297,7 @@ def test_a_simulator_that_shows_nan_is_found_out_before_it_is_written(tmp_path, 
 @pytest.mark.parametrize(
     ("fault", "patience", "message"),
     [
-        ("raise", 60, r"worker 0, point/red, try 0: ValueError: the table broke"),
+        ("raise", 60, r"worker 0, point/red, try 0: point/red: ValueError: the table broke"),
         ("die", 60, r"worker 0, point/red, try 0: died with exit code 7"),
         ("hang", 2, r"worker 0, point/red, try 0: hung: no sign of life for 2 s"),
     ],
@@ -305,7 +305,8 @@ def test_a_simulator_that_shows_nan_is_found_out_before_it_is_written(tmp_path, 
 def test_a_worker_that_fails_is_reported_with_its_address_and_leaves_nothing_behind(tmp_path, fault, patience, message):
     make = functools.partial(Point, fault=fault)
     started = time.monotonic()
-    with pytest.raises(WorkerError, match=message) as caught:
+    kind = SimulatorError if fault == "raise" else WorkerError
+    with pytest.raises(kind, match=message) as caught:
         collect_demos(make, ["point/red"], 3, tmp_path / "d.hdf5", workers=1, try_seconds=patience)
     assert fault != "raise" or "in step_chunk" in caught.value.__notes__[0]
     assert time.monotonic() - started < 30

@@ -34,6 +34,7 @@ from ript.core import children, hooks, machine
 from ript.core.errors import ConfigError, WorkerError
 from ript.core.interfaces import Simulator
 from ript.core.metrics import Metrics, values
+from ript.core.simulators import close
 from ript.core.types import InitialState, Observation, Rollout, RolloutRequest, Status
 from ript.policies.quest.policy import QuestPolicy
 from ript.run.progress import progress, status
@@ -163,7 +164,7 @@ def measure_limit(config: Config, policy: QuestPolicy, ours: Ours) -> dict[str, 
     decision, batch = best_inference(policy, looks)
     raw = raw_step_seconds(next(iter(simulators.values())))
     for sim in simulators.values():
-        sim.close()
+        close(sim)
     return limit_of(config, ours, best, decision=decision, batch=batch, raw=raw)
 
 

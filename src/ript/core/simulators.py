@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
+from ript.core import streams
+from ript.core.errors import RiptError, SimulatorError
 from ript.core.interfaces import Simulator, SimulatorFactory
+from ript.core.memory import ran_out
 from ript.core.types import Errand
 
 
@@ -38,6 +41,7 @@ class SimulatorCache:
         self._taken: list[Simulator] = []
         self._closed = {"simulate": 0.0, "render": 0.0}
         self._build_seconds = 0.0
+        self._told: set[str] = set()  # tasks of simulators that cannot be closed
 
     def has_room(self, key: str) -> bool:
         """Whether an instance of this task can be had now without more tasks than there may be. (An errand may have one
@@ -74,8 +78,7 @@ class SimulatorCache:
     def discard(self, simulator: Simulator) -> None:
         """Close an instance that failed: its state cannot be trusted."""
         self._taken.remove(simulator)
-        with suppress(Exception):  # it is broken already; its first error was reported
-            self._close(simulator)
+        self._close(simulator)
 
     def seconds(self) -> dict[str, float]:
         """Cumulative seconds in "simulate", "render" and "build" of all instances, closed ones included."""
@@ -88,8 +91,7 @@ class SimulatorCache:
     def close(self) -> None:
         """Close every instance (renderers must not wait for interpreter exit). Taken ones become unusable too."""
         for simulator in [*self._taken, *(free for _, free in self._free)]:
-            with suppress(Exception):
-                self._close(simulator)
+            self._close(simulator)
         self._taken, self._free = [], []
 
     def _make_room(self, coming: set[str]) -> None:
@@ -108,7 +110,36 @@ class SimulatorCache:
     def _close(self, simulator: Simulator) -> None:
         for name in ("simulate", "render"):
             self._closed[name] += simulator.seconds.get(name, 0.0)
+        if (trouble := close(simulator)) and (key := simulator.task.key) not in self._told:
+            self._told.add(key)
+            streams.say(trouble)
+
+
+def close(simulator: Simulator) -> str:
+    """Close a simulator whose work is done: that it cannot be closed takes nothing from that. Returns why, in words; or
+    "" when it is closed."""
+    try:
         simulator.close()
+    except Exception as error:  # of anyone's simulator
+        return f"a simulator of {simulator.task.key} cannot be closed ({type(error).__name__}: {error})"
+    return ""
+
+
+@contextmanager
+def opened(simulator: Simulator) -> Iterator[Simulator]:
+    """The simulator, which is closed afterwards; that it cannot be is said, and ends nothing."""
+    try:
+        yield simulator
+    finally:
+        if trouble := close(simulator):
+            streams.say(trouble)
+
+
+class Spoilt(Exception):
+    """Raised by an errand that has its answer, on a simulator that is not to be used again."""
+
+    def __init__(self, answer: Any):
+        self.answer = answer
 
 
 def run_errand(errand: Errand, simulators: SimulatorCache, mark: Callable[[], None] | None = None) -> Any:
@@ -118,17 +149,36 @@ def run_errand(errand: Errand, simulators: SimulatorCache, mark: Callable[[], No
         errand: to run.
         simulators: where its simulator comes from; one on which the errand failed is closed.
         mark: leaves a sign of life, before each use of the simulator.
+
+    Raises:
+        SimulatorError: the simulator raised something that is no `RiptError`.
     """
     if mark is not None:
         mark()
-    simulator = simulators.take(errand.task)
+    with _naming_the_task(errand.task):
+        simulator = simulators.take(errand.task)
+        try:
+            answer = errand.work(simulator if mark is None else cast(Simulator, _Watched(simulator, mark)))
+        except Spoilt as spoilt:
+            simulators.discard(simulator)
+            return spoilt.answer
+        except BaseException:
+            simulators.discard(simulator)
+            raise
+        simulators.release(simulator)
+        return answer
+
+
+@contextmanager
+def _naming_the_task(key: str) -> Iterator[None]:
     try:
-        answer = errand.work(simulator if mark is None else cast(Simulator, _Watched(simulator, mark)))
-    except BaseException:
-        simulators.discard(simulator)
+        yield
+    except RiptError:
         raise
-    simulators.release(simulator)
-    return answer
+    except Exception as error:
+        if ran_out(error):
+            raise
+        raise SimulatorError(f"{key}: {type(error).__name__}: {error}") from error
 
 
 class _Watched:

@@ -61,8 +61,8 @@ def collect_demos(
 
     Raises:
         ConfigError: an argument that cannot work, or a simulator without an expert.
-        SimulatorError: an expert failed too often.
-        WorkerError: a worker died or hung, or the simulator raised in it.
+        SimulatorError: an expert failed too often, or the simulator raised.
+        WorkerError: a worker died or hung.
         DataError: the file cannot be written.
     """
     settings = ExpertSettings(seed=seed, noise=noise, every=every)

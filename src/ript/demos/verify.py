@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from ript.core.errors import DataError
 from ript.core.interfaces import Simulator
+from ript.core.simulators import opened
 from ript.demos.demo_set import open_demos
 from ript.demos.records import Demo
 
@@ -60,7 +60,7 @@ def verify(path: str | Path, make_simulator: Callable[[str], Simulator]) -> Iter
     """
     demos = open_demos(path)
     for task in demos.tasks:
-        with contextlib.closing(make_simulator(task.key)) as sim:
+        with opened(make_simulator(task.key)) as sim:
             if sim.spec != demos.spec:
                 raise DataError(
                     f"{path} was made with {demos.spec}; the simulator of {task.key} is {sim.spec}: "

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from ript.core.errors import ConfigError, RiptError, SimulatorError
 from ript.core.interfaces import Perturbable, Simulator
+from ript.core.simulators import Spoilt
 from ript.core.types import InitialState, SimulatorSpec, Split, Task
+from ript.rollout.engine import FATAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +59,29 @@ def practice_states(
         try:
             generator = np.random.default_rng([seed, simulator.task.index, number])
             moved = [simulator.perturbed_state(state, noise, generator) if noise else state for state in drawn]
-        except SimulatorError as error:  # it is for the rollout that would begin there
-            found.append(error)
+        except FATAL:
+            raise
+        except Exception as error:  # it is for the rollout that would begin there
+            why = f"{simulator.task.key}: {type(error).__name__}: {error}"
+            found.append(error if isinstance(error, RiptError) else SimulatorError(why))
             continue
         found.append(moved[0] if moved else None)
     return Found(simulator.task, simulator.spec, found)
 
 
 def solved_by_nothing(simulator: Simulator, states: Sequence[InitialState], steps: int) -> list[str]:
-    """Ids of the states from which so many steps of zero actions succeed."""
-    found = []
+    """Ids of the states from which so many steps of zero actions succeed, as far as they can be looked at: a simulator
+    that raises is for the rollouts to tell of."""
+    found, spoilt = [], False
     for state in states:
-        with suppress(SimulatorError):  # a simulator that fails is for the rollouts to tell of
+        try:
             simulator.reset(state)
             if simulator.step_chunk(np.zeros((steps, simulator.spec.action_dim), np.float32)).success:
                 found.append(state.id)
+        except FATAL:
+            raise
+        except Exception:
+            spoilt = True
+    if spoilt:
+        raise Spoilt(found)
     return found

@@ -15,6 +15,7 @@ import numpy as np
 
 from ript.core.errors import SimulatorError
 from ript.core.interfaces import Simulator
+from ript.core.simulators import close
 from ript.core.types import InitialState, Task
 from ript.sims.check import CHECKS, Finding, findings
 from ript.sims.trajectories import copied, difference, random_actions
@@ -149,7 +150,7 @@ def _another(factory: Callable[[], Simulator], state: InitialState, n: int = 4) 
         return (time.perf_counter() - began) / n, max(0, process.memory_info().rss - before) // n
     finally:
         for simulator in opened:
-            simulator.close()
+            close(simulator)
 
 
 def _tried(

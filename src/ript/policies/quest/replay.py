@@ -10,6 +10,7 @@ import torch
 from ript.core.errors import ConfigError
 from ript.core.interfaces import Demonstrator, SimulatorFactory
 from ript.core.metrics import Mean
+from ript.core.simulators import opened
 from ript.core.types import InitialState
 from ript.policies.quest.policy import QuestPolicy
 
@@ -30,7 +31,7 @@ def replay_autoencoded(
         ConfigError: the task has no scripted expert.
     """
     execute = policy.config.execute
-    with factory(task_key) as sim, factory(task_key) as ahead:
+    with opened(factory(task_key)) as sim, opened(factory(task_key)) as ahead:
         if not isinstance(ahead, Demonstrator):
             raise ConfigError(f"{task_key} has no scripted expert, whose actions would pass through the autoencoder")
         results = []
