@@ -292,7 +292,8 @@ def sampled_entropy(policy: QuestPolicy, temperature: float) -> float:
     other, total, count = policy.configured(temperature=temperature, sampling="exact"), 0.0, 0
     for rollout in pool.run(iter(requests)):
         assert rollout.inputs is not None and rollout.sample is not None
-        inputs = {name: torch.from_numpy(value) for name, value in rollout.inputs.items()}
+        whole = {name: value[None].repeat(rollout.decisions, 0) for name, value in rollout.rollout_inputs.items()}
+        inputs = {name: torch.from_numpy(value) for name, value in (rollout.inputs | whole).items()}
         entropy = other.log_prob(inputs, torch.from_numpy(rollout.sample))[1].detach()
         total, count = total + float(entropy.sum()), count + entropy.numel()
     pool.close()
