@@ -13,16 +13,14 @@ what it did.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 
-from ript.core import interpreter
-from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
+from ript.core import own
+from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import Simulator
 from ript.core.types import ChunkResult, InitialState, Observation, Split
 
@@ -36,23 +34,7 @@ def load_expert(name: str) -> Expert:
         ConfigError: not of this form, a module that is not there or cannot be imported, or nothing that can be called.
         UnknownNameError: the module has no such name.
     """
-    module, colon, attribute = name.partition(":")
-    if not (module and colon and attribute):
-        raise ConfigError(f"demos.expert: {name!r}; expected MODULE:FUNCTION, such as my_file:reach")
-    here = interpreter.folder()
-    if here and here not in sys.path:
-        sys.path.append(here)
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        missing = f"there is no module {error.name}"
-        raise ConfigError(f"demos.expert: {name}: {missing}; start `ript` in the folder of the file") from error
-    except Exception as error:  # whatever a file of a user's own raises
-        raise ConfigError(f"demos.expert: {module} cannot be imported: {type(error).__name__}: {error}") from error
-    if not hasattr(found, attribute):
-        known = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
-        raise UnknownNameError(f"function of {module} (demos.expert)", attribute, known)
-    expert = getattr(found, attribute)
+    expert = own.find(name, "demos.expert", "MODULE:FUNCTION, such as my_file:reach")
     if not callable(expert):
         raise ConfigError(f"demos.expert: {name} is {expert!r}, which cannot be called")
     return expert
