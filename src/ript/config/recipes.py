@@ -142,6 +142,21 @@ def smoke() -> Config:
     )
 
 
+@recipe("An environment and a policy of your own: few demonstrations, then practice until the rollouts succeed.")
+def practice() -> Config:
+    return Config(
+        recipe="practice",
+        iterations=40,
+        sim=sim_options("gym"),
+        policy=policy_options("gaussian"),
+        demos=DemoConfig(per_task=25, target=25, every=1),
+        sampling=SamplingConfig(group_size=16, groups=24, max_attempts=48, horizon_margin=1.5),
+        learn=LearnConfig(learning_rate=3e-4, epochs=3, minibatch=256, micro_batch=256, adapt_kl=0.2, target_kl=0.5),
+        eval=EvalConfig(mode="greedy"),
+        stop_at=0.95,
+    )
+
+
 def get(name: str) -> Config:
     """The recipe's configuration.
 

@@ -4,6 +4,7 @@ The loop, evaluation and the command line ask a policy through these functions a
 looks for. A policy that is written for one task and one script needs none of them.
 
     KIND                         name of the kind of policy, as in its folder            `kind_of`
+    options                      its kind's options, as it was made with them            `settings_of`, `made_with`
     settings()                   its whole configuration, plain values                   `settings_of`
     made_with()                  options that are part of it and cannot be changed       `made_with`
     caveats                      what readers of its results should know                 `caveats_of`
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ript.core.errors import ConfigError
 from ript.core.interfaces import LikelihoodPolicy, PostTrainable
+from ript.core.options import PolicyOptions
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +44,10 @@ def kind_of(policy: LikelihoodPolicy) -> str | None:
 
 def settings_of(policy: LikelihoodPolicy) -> dict[str, Any]:
     """Its whole configuration as plain JSON values, for the record; empty of a policy that has none."""
-    return dict(policy.settings()) if hasattr(policy, "settings") else {}
+    if hasattr(policy, "settings"):
+        return dict(policy.settings())
+    options = _options(policy)
+    return {} if options is None else options.to_json()
 
 
 def made_with(policy: LikelihoodPolicy) -> dict[str, Any]:
@@ -50,7 +55,10 @@ def made_with(policy: LikelihoodPolicy) -> dict[str, Any]:
 
     None stands for a value that the options have no word for.
     """
-    return dict(policy.made_with()) if hasattr(policy, "made_with") else {}
+    if hasattr(policy, "made_with"):
+        return dict(policy.made_with())
+    options = _options(policy)
+    return {} if options is None else options.decided()
 
 
 def caveats_of(policy: LikelihoodPolicy) -> tuple[str, ...]:
@@ -118,6 +126,11 @@ def ratio_tolerance_of(policy: LikelihoodPolicy) -> float | None:
     if tolerance is not None and not (isinstance(tolerance, int | float) and tolerance > 0):
         raise ConfigError(f"{_named(policy)} has ratio_tolerance = {tolerance!r}; expected a positive number, or None")
     return tolerance
+
+
+def _options(policy: LikelihoodPolicy) -> PolicyOptions | None:
+    options = getattr(policy, "options", None)
+    return options if isinstance(options, PolicyOptions) else None
 
 
 def _named(policy: LikelihoodPolicy) -> str:
