@@ -7,8 +7,10 @@ import inspect
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,8 @@ from ript.build import simulator_factory
 from ript.cli.main import make_parser
 from ript.config import overrides
 from ript.config.sections import Config
-from ript.core.options import replace
-from ript.core.registry import suites
+from ript.core.options import TrainingOptions, replace
+from ript.core.registry import kinds, suites
 from ript.rollout.stream import ErrorLimit
 from ript.run.rl_progress import PATIENCE, TRIED
 
@@ -61,19 +63,57 @@ def rate(printed: str, when: str) -> float:
     return int(successes) / int(trials)
 
 
+def commands_of(page: str) -> list[list[str]]:
+    """The `$ ript ...` lines of a page's indented blocks, as words; a backslash joins lines."""
+    text = (DOCS / page).read_text().replace("\\\n", " ")
+    return [shlex.split(line) for line in re.findall(r"^    \$ ript (.*)$", text, re.MULTILINE)]
+
+
+def run_commands(folder: Path, page: str, small: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Run a page's commands in order, beside its files; command -> what the last one of it printed.
+
+    Args:
+        small: command -> further words, which make it fast enough for a test.
+    """
+    for file, text in example_files(page).items():
+        (folder / file).write_text(text)
+    printed = {}
+    for words in commands_of(page):
+        name = " ".join(words[: 2 if words[0] == "demos" else 1])
+        run = subprocess.run(
+            [sys.executable, "-m", "ript", *words, *small.get(name, ())],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert run.returncode == 0, f"{' '.join(words)}: {run.stderr}"
+        printed[name] = run.stdout + run.stderr
+    return printed
+
+
 @pytest.mark.timeout(300)
-def test_the_example_of_a_policy_imitates_practises_and_is_saved(tmp_path: Path) -> None:
+def test_the_example_of_a_policy_imitates_and_practises_from_the_parts(tmp_path: Path) -> None:
     printed = run_example(tmp_path, "try_policy.py", "adding_a_policy.md")
     assert rate(printed, "after") > rate(printed, "before") + 0.1
-    assert "saved and loaded: True" in printed
 
 
 @pytest.mark.timeout(300)
-def test_a_policy_of_another_kind_goes_through_the_whole_loop_and_evaluation(tmp_path: Path) -> None:
-    printed = run_example(tmp_path, "practise_linear.py", "adding_a_policy.md")
-    before, after = map(int, re.findall(r"^(\d+) -> (\d+)$", printed, re.MULTILINE)[0])
-    assert after > before + 10, printed  # of 50
-    assert "PracticedLinearPolicy 20" in printed
+def test_the_example_of_a_policy_goes_through_the_whole_command_line(tmp_path: Path) -> None:
+    practice = ["--iterations=1", "--sampling.groups=4", "--sampling.max_attempts=8", "--eval.trials=4"]
+    small = {
+        "sft": ["--sft.policy_steps=10", "--policy.std=0.7"],
+        "rl": [*practice, "--eval.every_trials=4", "--eval.videos=0", "--rollout.slots=8"],
+        "eval": ["--trials=5", "--workers=0"],
+    }
+    printed = run_commands(tmp_path, "adding_a_policy.md", small)
+    assert list(printed) == ["demos collect", "sft", "rl", "eval"]
+    assert re.search(r"^reach-corner .*/5 ", printed["eval"], re.MULTILINE), printed["eval"]
+    saved = json.loads((tmp_path / "runs" / "rl" / "policy" / "config.json").read_text())["config"]
+    assert saved == {"kind": "my_policy:MyPolicy", "std": 0.7}
+    recorded = json.loads((tmp_path / "runs" / "rl" / "config.json").read_text())["config"]
+    assert recorded["policy"] == saved and recorded["recipe_config"]["policy"] == saved
 
 
 @pytest.mark.timeout(300)
@@ -199,10 +239,12 @@ def code_of(page: Path) -> list[str]:
     return re.findall(r"`([^`\n]+)`", text) + re.findall(r"^ {4}(.*)$", text, re.MULTILINE) + fenced.splitlines()
 
 
-def settings() -> set[str]:
-    """Dotted names of all settings, those of every suite among them."""
-    own = {f"sim.{name}" for suite in suites.all()[0].values() for name in suite.options.model_fields}
-    return {*overrides.fields(Config()), *own}
+def every_field() -> set[str]:
+    """Dotted names of all settings, of every suite and every kind of policy that comes with the package."""
+    others = [("sim", suites.get(name).options) for name in suites.names()]
+    for name in kinds.names():
+        others += [("policy", kinds.get(name).options), ("sft", kinds.get(name).training or TrainingOptions)]
+    return {*overrides.fields(Config()), *(f"{section}.{field}" for section, of in others for field in of.model_fields)}
 
 
 def command_options(words: list[str]) -> tuple[str, set[str]]:
@@ -217,7 +259,7 @@ def command_options(words: list[str]) -> tuple[str, set[str]]:
         named.append(words.pop(0))
     options = {option for action in parser._actions for option in action.option_strings}
     if parser.get_default("overrides"):
-        options |= {f"--{name}" for name in [*settings(), *overrides.SHORT]}
+        options |= {f"--{name}" for name in [*every_field(), *overrides.SHORT]}
     return " ".join(named), options
 
 
@@ -236,7 +278,7 @@ def test_commands_and_options_that_a_page_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_fields_that_a_page_names_exist(page: Path) -> None:
-    known = settings()
+    known = every_field()
     sections = {name.partition(".")[0] for name in known if "." in name}
     for code in re.findall(r"`(?:--)?([a-z]+\.[a-z_]+)(?:=[^`]*)?`", page.read_text()):
         if code.partition(".")[0] in sections and not code.endswith((".py", ".json", ".md")):

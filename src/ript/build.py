@@ -148,13 +148,14 @@ def load_policy(folder: str | Path) -> PostTrainable:
         PolicyError: missing, partial, corrupt, of an unknown kind or another version.
         DependencyMissing: what its kind needs is not here.
     """
-    if isinstance(folder, str) and hub.on_hub(folder):
-        folder = hub.fetch(folder)
-    folder = expanded(folder)
-    kind = policy_folder.kind(folder)
-    if kind not in kinds.names():
+    fetched = isinstance(folder, str) and hub.on_hub(folder)
+    place = expanded(hub.fetch(str(folder)) if fetched else folder)
+    kind = policy_folder.kind(place)
+    if fetched and ":" in kind:  # what a stranger names is not imported
+        raise PolicyError(f"{folder} is of kind {kind!r}, a file that is not part of it: fetch both, and give its path")
+    if kind not in kinds:
         raise PolicyError(f"{folder} holds a {kind!r} policy, but known here are: {', '.join(kinds.names())}")
-    return kinds.get(kind).load(folder)
+    return kinds.get(kind).load(place)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 A folder `sims/NAME/` with a `suite.py`, or `policies/NAME/` with a `kind.py`, is found by its name. An installed
 package brings its own by an entry point of the group "ript.suites" or "ript.policies": name = the name, object = the
-record. A script registers a record itself. No more than the one that is asked for is imported.
+record. A script registers a record itself; and "module:name" is a name too, of something in a file of a user's own. No
+more than the one that is asked for is imported.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import importlib
 from collections.abc import Callable
 from importlib import metadata, util
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from ript.core import own
 from ript.core.errors import ConfigError, DependencyMissing, RiptError, UnknownNameError
 from ript.core.house import PolicyKind, Suite
 
@@ -30,6 +32,7 @@ class Registry(Generic[T]):
         package: whose folders hold one each.
         module: file in such a folder, without ".py".
         attribute: the record's name in that module.
+        of_class: "module:function" of what makes a record of a class: (class, name) -> record; empty: nothing does.
     """
 
     def __init__(
@@ -42,9 +45,11 @@ class Registry(Generic[T]):
         package: str,
         module: str,
         attribute: str,
+        of_class: str = "",
     ):
         self.what, self._record, self._name_of = what, record, name_of
         self._group, self._package, self._module, self._attribute = entry_points, package, module, attribute
+        self._of_class = of_class
         self._registered: dict[str, T] = {}
         self._loaded: dict[str, T] = {}
 
@@ -65,6 +70,10 @@ class Registry(Generic[T]):
         if name not in self._loaded:
             self._loaded[name] = self._load(name)
         return self._loaded[name]
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is such a name; of "module:name" only that it is one."""
+        return ":" in name or name in self.names()
 
     def all(self) -> tuple[dict[str, T], dict[str, RiptError]]:
         """(name -> record, name -> why there is none) of everything that can be found."""
@@ -122,6 +131,9 @@ class Registry(Generic[T]):
     def _load(self, name: str) -> T:
         folder, points = self._folders().get(name), self._plugins().get(name, [])
         claims = self._claims(name)
+        if not claims and ":" in name:
+            example = f"MODULE:NAME of a {self._record.__name__}{' or a class' if self._of_class else ''}"
+            return self._checked(own.find(name, self.what, example), name, "a file of your own")
         if not claims:
             raise UnknownNameError(self.what, name, self.names())
         if len(claims) > 1:
@@ -136,12 +148,18 @@ class Registry(Generic[T]):
             raise DependencyMissing(
                 f"{self.what} {name!r} ({claims[0]}) cannot be imported: {why}; install what it needs, or uninstall it"
             ) from error
-        if not isinstance(record, self._record) or self._name_of(record) != name:
-            is_there = f"one named {self._name_of(record)!r}" if isinstance(record, self._record) else repr(record)
+        return self._checked(record, name, claims[0])
+
+    def _checked(self, found: Any, name: str, claim: str) -> T:
+        """What was found under a name, as a record."""
+        if self._of_class and isinstance(found, type):
+            found = own.find(self._of_class, self.what, "MODULE:FUNCTION")(found, name)
+        if not isinstance(found, self._record) or self._name_of(found) != name:
+            is_there = f"one named {self._name_of(found)!r}" if isinstance(found, self._record) else repr(found)
             raise ConfigError(
-                f"{self.what} {name!r} ({claims[0]}): expected a {self._record.__name__} of that name, got {is_there}"
+                f"{self.what} {name!r} ({claim}): expected a {self._record.__name__} of that name, got {is_there}"
             )
-        return record
+        return found
 
 
 def _owner(point: metadata.EntryPoint) -> str:
@@ -167,6 +185,7 @@ kinds: Registry[PolicyKind] = Registry(
     package="ript.policies",
     module="kind",
     attribute="KIND",
+    of_class="ript.policies.own:kind_of_class",
 )
 """Every kind of policy."""
 

@@ -227,7 +227,7 @@ def _of_its_kind(
     kind = kind_of(policy)
     if kind == config.policy.kind:
         return config
-    known = kind is not None and kind in kinds.names()
+    known = kind is not None and kind in kinds
     options = policy_options(str(kind)) if known else None
     training = training_options(str(kind)) if known else None
     refused: list[str] = []

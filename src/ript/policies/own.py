@@ -1,0 +1,85 @@
+"""A policy of a user's own as a kind: one class in one file, named as "my_file:MyPolicy", or by an entry point.
+
+The class is a torch module that is made as `cls(options, simulator, card)`, with
+
+    KIND                the name that it goes by: "my_file:MyPolicy", or that of the entry point
+    Options             class of its settings, a subclass of `PolicyOptions`; without one there are none. Of a class
+                        without `tuned` (see `core.hooks`) all of them are decided when a policy is made
+    chunk               H, actions in the windows that it learns from; where it has a loss
+    set_statistics      (Statistics) -> nothing; takes what it normalises with from demonstrations; where it has that
+    from_pretrained     folder -> a policy; by default as `modules.save` wrote it
+
+and the methods of `LikelihoodPolicy`. `loss(batch)` is the mean over the demonstrated actions of a batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ript.core.errors import ConfigError
+from ript.core.house import PolicyKind
+from ript.core.options import PolicyOptions
+from ript.core.supervised import DemoSource
+from ript.core.types import SimulatorSpec
+from ript.policies.one_stage import OneStage, one_stage
+
+NEEDED = ("act", "log_prob", "rl_parameters", "weights", "load_weights", "check_simulator", "save_pretrained")
+
+
+def kind_of_class(cls: type, name: str) -> PolicyKind:
+    """A kind of policy whose policies are of this class.
+
+    Args:
+        cls: see above.
+        name: that it was asked for by.
+
+    Raises:
+        ConfigError: it is not what such a class is: it lacks methods, or says another name.
+    """
+    if missing := [method for method in NEEDED if not callable(getattr(cls, method, None))]:
+        raise ConfigError(
+            f"kind of policy {name!r}: {cls.__name__} has no {', '.join(missing)}; see docs/adding_a_policy.md"
+        )
+    if getattr(cls, "KIND", None) != name:
+        raise ConfigError(
+            f"kind of policy {name!r}: {cls.__name__}.KIND is {getattr(cls, 'KIND', None)!r}; its folders are found by "
+            f"that name, so write KIND = {name!r}"
+        )
+    options = getattr(cls, "Options", PolicyOptions)
+    if not (inspect.isclass(options) and issubclass(options, PolicyOptions)):
+        raise ConfigError(f"kind of policy {name!r}: {cls.__name__}.Options is {options!r}; expected a `PolicyOptions`")
+    if not hasattr(cls, "tuned") and options is not PolicyOptions:  # else one could be given and would do nothing
+        options.BUILT = options.BUILT or tuple(name for name in options.model_fields if name != "kind")
+    learns = hasattr(cls, "loss")
+    return PolicyKind(
+        kind=name,
+        summary=(inspect.getdoc(cls) or cls.__name__).partition("\n")[0],
+        options=options,
+        make=partial(_make, cls),
+        load=partial(_load, cls, options),
+        training=OneStage if learns else None,
+        begin=_begin,
+        stages=one_stage if learns else None,
+    )
+
+
+def _make(cls: type, options: Any, spec: SimulatorSpec, seed: int, privileged_dim: int | None) -> Any:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cls(options, spec, {})
+
+
+def _load(cls: Any, options: type[PolicyOptions], folder: str | Path) -> Any:
+    from ript.policies import modules
+
+    return cls.from_pretrained(folder) if hasattr(cls, "from_pretrained") else modules.load(cls, options, folder)
+
+
+def _begin(policy: Any, options: Any, windows: DemoSource) -> None:
+    if hasattr(policy, "set_statistics"):
+        policy.set_statistics(windows.statistics())

@@ -1,0 +1,122 @@
+"""A policy of a user's own: one class in one file is a kind of policy, by its name or an entry point."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ript import recipe
+from ript.build import load_policy
+from ript.config.sections import sim_options
+from ript.core.errors import ConfigError, PolicyError, UnknownNameError
+from ript.core.hooks import made_with, settings_of
+from ript.core.registry import Registry, kinds
+from ript.core.types import SimulatorSpec
+from ript.policies import hub
+from ript.run.settings import settled
+
+SPEC = SimulatorSpec(suite="toy", cameras={"top": (16, 16)}, proprio={"dot": 2}, action_dim=2, render={})
+PAGE = (Path(__file__).parents[2] / "docs" / "adding_a_policy.md").read_text()
+(CLASS,) = re.findall(r"^```python\n(# my_policy\.py\n.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+"""The page's example."""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with the page's file in it; what is imported from there is forgotten again."""
+    (tmp_path / "my_policy.py").write_text(CLASS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(kinds, "_loaded", {})
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
+            del sys.modules[name]
+
+
+def changed(here: Path, name: str, *changes: tuple[str, str]) -> str:
+    """A file like the page's, but for some words; the name of its class."""
+    text = CLASS.replace("my_policy:MyPolicy", f"{name}:MyPolicy")
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    (here / f"{name}.py").write_text(text)
+    return f"{name}:MyPolicy"
+
+
+def test_a_class_is_a_kind_whose_policies_are_made_saved_and_loaded(here: Path) -> None:
+    kind = kinds.get("my_policy:MyPolicy")
+    assert "my_policy:MyPolicy" in kinds and "my_policy:MyPolicy" not in kinds.names()
+    policy, again, other = (kind.make(kind.options(kind=kind.kind, std=0.5), SPEC, seed, 0) for seed in (3, 3, 4))
+    same = [all(torch.equal(x, p.weights()[name]) for name, x in policy.weights().items()) for p in (again, other)]
+    assert same == [True, False]
+    policy.save_pretrained(here / "saved")
+    loaded = load_policy(here / "saved")
+    assert type(loaded) is type(policy) and loaded.options.std == 0.5
+    assert all(torch.equal(x, loaded.weights()[name]) for name, x in policy.weights().items())
+
+
+def test_without_options_and_a_loss_it_has_neither_settings_nor_supervised_training(here: Path) -> None:
+    name = changed(here, "plain", ("KIND, Options = KIND, Options", "KIND = KIND"), ("def loss", "def not_a_loss"))
+    kind = kinds.get(name)
+    assert set(kind.options.model_fields) == {"kind"} and kind.training is None and kind.stages is None
+
+
+def test_what_practice_cannot_change_is_refused_and_what_it_can_is_not(here: Path) -> None:
+    given = recipe("practice").replaced(tasks=("toy/reach",), sim=sim_options("toy"))
+    tuning = ("def loss", "def tuned(self, options, decisions):\n        return self, ''\n\n    def loss")
+    for name, changes in (("fixed", ()), ("tuning", (tuning,))):
+        kind = kinds.get(changed(here, name, *changes))
+        policy = kind.make(kind.options(), SPEC, 0, 0)
+        asked = given.replaced(policy=kind.options(std=0.5), sft=kind.training())
+        assert (settings_of(policy)["std"], made_with(policy)) == (0.8, {} if changes else {"std": 0.8})
+        if changes:
+            assert settled(asked, policy, {"policy.std"}).policy.std == 0.5
+        else:
+            assert settled(asked, policy, ()).policy.std == 0.8
+            with pytest.raises(ConfigError, match=r"policy.std = 0.5 \(the policy has std = 0.8\): cannot be changed"):
+                settled(asked, policy, {"policy.std"})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "error", "said"),
+    [
+        ("scoreless", [("def log_prob", "def score")], ConfigError, "MyPolicy has no log_prob; see docs/adding_a_po"),
+        ("nameless", [("KIND, Options = KIND, Options", "")], ConfigError, "write KIND = 'nameless:MyPolicy'"),
+        ("odd", [("Options = KIND, Options", "Options = KIND, 3")], ConfigError, "MyPolicy.Options is 3; expected a"),
+        ("broken", [("import torch", "import torch, no_such")], ConfigError, "there is no module no_such"),
+        ("other", [("class MyPolicy", "class MyPolice")], UnknownNameError, "did you mean MyPolice"),
+        ("what", [("class MyPolicy(nn.Module)", "MyPolicy = 3\nclass Other")], ConfigError, "expected a PolicyKind"),
+    ],
+)
+def test_a_class_that_cannot_be_a_policy_is_refused_with_what_to_do(
+    here: Path, name: str, changes: list[tuple[str, str]], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        kinds.get(changed(here, name, *changes))
+
+
+def test_a_package_may_name_its_class_as_an_entry_point(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "packaged.py").write_text(CLASS.replace("my_policy:MyPolicy", "mine"))
+    info = here / "packaged-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: packaged\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ript.policies]\nmine = packaged:MyPolicy\n")
+    monkeypatch.syspath_prepend(here)
+    assert "mine" in kinds.names()
+    policy = kinds.get("mine").make(kinds.get("mine").options(), SPEC, 0, 0)
+    policy.save_pretrained(here / "saved")
+    assert type(load_policy(here / "saved")).__name__ == "MyPolicy"
+
+
+def test_what_a_folder_from_the_hub_names_is_not_imported(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = kinds.get("my_policy:MyPolicy")
+    kind.make(kind.options(), SPEC, 0, 0).save_pretrained(here / "saved")
+    monkeypatch.setattr(hub, "fetch", lambda name: here / "saved")
+    monkeypatch.setattr(Registry, "get", lambda *_: pytest.fail("imported"))
+    with pytest.raises(PolicyError, match=r"is of kind 'my_policy:MyPolicy', a file that is not part of it"):
+        load_policy("hf://stranger/policy")
