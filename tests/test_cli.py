@@ -683,13 +683,13 @@ def test_a_folder_that_may_not_be_looked_into_is_named_and_not_what_could_be_in_
 def test_a_cache_that_is_read_only_is_enough_when_the_base_is_in_it(tmp_path: Path, monkeypatch) -> None:
     cache = open_to_all(tmp_path) / "cache"
     monkeypatch.setenv("RIPT_CACHE", str(cache))
-    monkeypatch.setattr(importlib.import_module("ript.cli.doctor"), "doctor", lambda folder: [check_cache()])
+    monkeypatch.setattr(importlib.import_module("ript.cli.doctor"), "doctor", lambda folder, suite: [check_cache()])
     partial, whole = cache / "base-0", cache / "base-1"
     for base in (partial, whole):
         (base / "sft" / "policy").mkdir(parents=True)
     (whole / "demos.hdf5").touch()
     cache.chmod(0o555)
     with as_ordinary_user():
-        need_a_working_machine(tmp_path, needs_cache=lambda: not base_is_made(whole))
+        need_a_working_machine(tmp_path, "toy", needs_cache=lambda: not base_is_made(whole))
         with pytest.raises(DependencyMissing, match="cache: cannot write"):
-            need_a_working_machine(tmp_path, needs_cache=lambda: not base_is_made(partial))
+            need_a_working_machine(tmp_path, "toy", needs_cache=lambda: not base_is_made(partial))
