@@ -9,9 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from ript.cli.doctor import (
-    GIB,
     Check,
-    Outcome,
     check_cache,
     check_clip,
     check_cores,
@@ -29,9 +27,9 @@ from ript.cli.doctor import (
     doctor,
     healthy,
     required_packages,
-    run_child,
     to_json,
 )
+from ript.cli.probes import GIB, Outcome, run_child
 from ript.core.errors import DependencyMissing
 from ript.core.machine import Cores, Memory
 from ript.core.registry import suites
