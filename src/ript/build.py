@@ -150,6 +150,10 @@ def load_policy(folder: str | Path) -> PostTrainable:
     """
     fetched = isinstance(folder, str) and hub.on_hub(folder)
     place = expanded(hub.fetch(str(folder)) if fetched else folder)
+    if foreign := policy_folder.foreign(place):
+        for known in kinds.all()[0].values():
+            if known.reads(foreign):
+                return known.load(place)
     kind = policy_folder.kind(place)
     if fetched and ":" in kind:  # what a stranger names is not imported
         raise PolicyError(f"{folder} is of kind {kind!r}, a file that is not part of it: fetch both, and give its path")

@@ -35,7 +35,13 @@ def _format(name: str) -> tuple[PolicyKind, CheckpointFormat]:
 def add_import(commands: argparse._SubParsersAction, add: Add) -> None:
     for _, one in formats():
         if one.read is not None:
-            p = add(commands, one.name, "import_checkpoint", f"read {one.summary} ({one.suffix})", one.examples[0])
+            p = add(
+                commands,
+                one.name,
+                "import_checkpoint",
+                f"read {one.summary} ({one.suffix or 'a folder'})",
+                one.examples[0],
+            )
             p.set_defaults(format=one.name, overrides=True)
             p.add_argument("file", metavar=f"FILE{one.suffix}", help="nothing but numbers is read from it")
             add_options(p, one.options)

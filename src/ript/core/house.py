@@ -139,6 +139,7 @@ class PolicyKind:
         make: (options, spec, seed, size of privileged information) -> a new policy. The size is 0 where demonstrations
             have none, and None where there are no demonstrations.
         load: folder -> the policy in it.
+        reads: config.json of a folder that `ript` did not write -> whether it is one of this kind, which `load` takes.
         check: options -> nothing; raises `DependencyMissing` where something is not here that such a policy needs.
         prepare_untrained: (new policy, seed) -> nothing; what one without demonstrations needs before it practises.
         training: class of the settings of its supervised stages, a subclass of `TrainingOptions`; None: it has no
@@ -159,6 +160,7 @@ class PolicyKind:
     options: type[PolicyOptions]
     make: Callable[[Any, SimulatorSpec, int, int | None], PostTrainable]
     load: Callable[[str | Path], PostTrainable]
+    reads: Callable[[Mapping[str, Any]], bool] = lambda config: False
     check: Callable[[Any], None] = lambda options: None
     prepare_untrained: Callable[[Any, int], None] = lambda policy, seed: None
     training: type[TrainingOptions] | None = None

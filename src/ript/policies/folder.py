@@ -196,6 +196,15 @@ def _configuration(folder: Path, *has: str) -> dict[str, Any]:
     return dict(found)
 
 
+def foreign(folder: Path) -> dict | None:
+    """What config.json says of a folder that was written by another program; None of one of ours, or of none."""
+    try:
+        config = json_value(read_text(folder / "config.json", PolicyError))
+    except (OSError, ValueError, PolicyError):
+        return None
+    return config if isinstance(config, dict) and "kind" not in config else None
+
+
 def _require(folder: Path) -> None:
     """Raise unless the folder has the files of a policy."""
     with reading(folder, PolicyError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ript.core.errors import PolicyError
@@ -41,6 +42,15 @@ def commit_of(name: str) -> str:
         PolicyError: see `fetch`.
     """
     return fetch(name).name
+
+
+def named(folder: str | Path) -> tuple[str, str] | None:
+    """(name, commit) of a policy whose folder is one of the hub's cache; None of any other."""
+    parts = Path(folder).absolute().parts[-3:]
+    if len(parts) < 3 or parts[1] != "snapshots" or not re.fullmatch("[0-9a-f]{40}", parts[2]):
+        return None
+    found = re.fullmatch("models--(.+?)--(.+)", parts[0])
+    return (f"{HUB}{found[1]}/{found[2]}", parts[2]) if found else None
 
 
 def at_commit(name: str, commit: str) -> str:

@@ -80,7 +80,7 @@ def load(
             raise ConfigError(f"{folder} is a policy of ript's with its own statistics, adapter and heads: give none")
         policy = _load_own(place, device, dtype)
     else:
-        policy = _load_published(folder, place, suite, device, dtype)
+        policy = _load_published(place, suite, device, dtype)
         if scale_head is not None:
             load_scale_head(policy.network, expanded(scale_head), device=device)
         if adapter is not None:
@@ -98,9 +98,7 @@ def put_on(policy: OpenVlaPolicy, folder: Path, alpha: float | None, device: str
         load_ript_heads(policy.network, folder / RIPT_HEADS, device=device)
 
 
-def _load_published(
-    name: str | Path, folder: Path, suite: str | None, device: str, dtype: torch.dtype
-) -> OpenVlaPolicy:
+def _load_published(folder: Path, suite: str | None, device: str, dtype: torch.dtype) -> OpenVlaPolicy:
     found = read(folder, suite)
     network = empty(found.sizes)
     load_heads(network, folder, device=device)  # first: a wrong head is found before the long part
@@ -110,7 +108,7 @@ def _load_published(
         statistics=found.statistics,
         normalisation=found.normalisation,
         cameras=PUBLISHED_CAMERAS,
-        base=base_of(name, folder),
+        base=base_of(folder),
     )
     simulator = SimulatorSpec(
         suite=PUBLISHED_SUITE,
@@ -129,12 +127,10 @@ def empty(sizes: OpenVlaSizes) -> OpenVla:
         return OpenVla(sizes)
 
 
-def base_of(name: str | Path, folder: Path) -> Base:
-    """A reference to a base: a folder by its whole path, a name on the hub with its commit."""
-    if hub.on_hub(name):
-        text = str(name).partition("@")[0]
-        return Base(name=text, revision=hub.commit_of(str(name)), index=index_of(folder))
-    return Base(name=str(absolute(name)), revision=None, index=index_of(folder))
+def base_of(folder: Path) -> Base:
+    """A reference to a base: a folder by its whole path, one that came from the hub by its name and commit."""
+    name, revision = hub.named(folder) or (str(absolute(folder)), None)
+    return Base(name=name, revision=revision, index=index_of(folder))
 
 
 def index_of(folder: Path) -> str:

@@ -129,7 +129,10 @@ def statistics_of(document: Mapping, suite: str | None, where: str) -> Statistic
     known = sorted(document)
     if suite is None:
         if len(known) > 1:
-            raise PolicyError(f"{where} holds statistics of {', '.join(known)}: say which one is to be used")
+            raise PolicyError(
+                f"{where} holds statistics of {', '.join(known)}: say which one is to be used (suite=..., or "
+                "`ript import openvla --statistics NAME`)"
+            )
         return Statistics.from_json(document[known[0]], known[0])
     for key in (suite, suite + SUFFIX):
         if key in document:

@@ -1,0 +1,138 @@
+"""OpenVLA-OFT as a kind of policy: chunks of continuous actions by a vision-language model with an L1 head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from ript.core.house import CheckpointFormat, PolicyKind
+from ript.core.options import Settings
+from ript.core.supervised import DemoSource, Stage
+from ript.core.types import SimulatorSpec
+from ript.policies.openvla_oft.options import OftOptions, OftTraining
+
+MODEL_TYPE = "openvla"
+"""What config.json of a published folder says."""
+
+if TYPE_CHECKING:
+    from ript.policies.openvla_oft.policy import OpenVlaPolicy
+
+
+def make(options: OftOptions, spec: SimulatorSpec, seed: int, privileged_dim: int | None) -> OpenVlaPolicy:
+    """A new policy with weights drawn from the seed; of object positions it learns nothing.
+
+    Raises:
+        ConfigError: pictures that it cannot take.
+    """
+    from ript.policies.openvla_oft.fresh import new_policy
+
+    return new_policy(options.size, spec, seed, chunk=options.chunk, execute=options.execute)
+
+
+def load(folder: str | Path) -> OpenVlaPolicy:
+    """The policy in a folder, published or ours."""
+    from ript.policies.openvla_oft.checkpoint import load as load_folder
+
+    return load_folder(folder)
+
+
+def check(options: OftOptions) -> None:
+    """Raise `DependencyMissing` where published pictures could not be prepared."""
+    from ript.policies.openvla_oft.pictures import require_decoder
+
+    require_decoder()
+
+
+def begin(policy: OpenVlaPolicy, options: OftOptions, windows: DemoSource) -> None:
+    """Normalise by these demonstrations, and learn the words of their instructions."""
+    from ript.policies.openvla_oft.fresh import take_statistics
+
+    take_statistics(policy, windows)
+
+
+def stages(
+    policy: OpenVlaPolicy, training: OftTraining, windows: DemoSource, targets: Sequence[str], fresh: bool
+) -> list[Stage]:
+    """Actions of a new policy, fine-tuning with targets, and the scale head."""
+    from ript.policies.openvla_oft.stages import make_stages
+
+    return make_stages(policy, training, windows, targets, fresh=fresh)
+
+
+def in_words(options: OftOptions, training: OftTraining, finetunes: bool) -> Mapping[str, Mapping[str, str]]:
+    """See `PolicyKind.in_words`."""
+    s = training
+    supervised = {
+        "policy": f"{s.policy_steps} steps at {s.policy_learning_rate:g}",
+        "scale head": f"{s.scale_steps} steps at {s.scale_learning_rate:g}" if s.scale_steps else "as it is",
+    }
+    if finetunes:
+        supervised |= {
+            "fine-tuning": f"{s.finetune_steps} steps at {s.finetune_learning_rate:g}",
+            "target demonstrations in a batch of it": f"{s.finetune_share:.0%}",
+        }
+    decided = options.decided()
+    return {
+        "policy": {"size": options.size, "actions executed": f"{decided['execute']} of {decided['chunk']}"},
+        "supervised training": supervised,
+        "practice": {
+            "density": options.sampling,
+            "temperature": f"{options.temperature:g}",
+            "a ratio": f"an {options.terms}" if options.terms == "action" else "a dimension of an action",
+        },
+        "update": {"trained": options.rl_trains.replace("+", " and "), "forward": options.forward.replace("_", " ")},
+    }
+
+
+class OftFolder(Settings):
+    ABOUT: ClassVar[str] = "How a published folder is read."
+
+    statistics: str = Field(
+        "", description="Suite whose statistics it is used with, such as libero_goal, where it holds those of several."
+    )
+    adapter: str = Field("", description="Folder of an adapter in PEFT's format; RIPT-VLA's bring both heads.")
+    scale_head: str = Field("", description="RIPT-VLA's file of a scale head.")
+
+
+def read(folder: str | Path, options: OftFolder) -> tuple[OpenVlaPolicy, list[str]]:
+    """The policy in a published folder; all of it that acts is read."""
+    from ript.policies.openvla_oft.checkpoint import load as load_folder
+
+    return load_folder(
+        folder,
+        suite=options.statistics or None,
+        adapter=options.adapter or None,
+        scale_head=options.scale_head or None,
+    ), []
+
+
+PUBLISHED = CheckpointFormat(
+    name="openvla",
+    summary="a published OpenVLA-OFT folder",
+    suffix="",
+    options=OftFolder,
+    read=read,
+    examples=(
+        "  ript import openvla openvla-7b-oft-finetuned-libero-spatial --out policies/oft-spatial\n"
+        "  ript import openvla BASE --adapter openvla_lora_step_000010 --out policies/ript-spatial",
+        "",
+    ),
+)
+
+KIND = PolicyKind(
+    kind="openvla_oft",
+    summary="chunks of continuous actions by a vision-language model: published 7 B policies, and small ones",
+    options=OftOptions,
+    training=OftTraining,
+    make=make,
+    load=load,
+    reads=lambda config: config.get("model_type") == MODEL_TYPE,
+    check=check,
+    begin=begin,
+    stages=stages,
+    in_words=in_words,
+    formats=(PUBLISHED,),
+)

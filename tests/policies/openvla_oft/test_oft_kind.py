@@ -1,0 +1,126 @@
+"""The kind of policy as the loop, the command line and the registry see it."""
+
+import json
+
+import numpy as np
+import pytest
+from oft_golden import ADAPTER, SCALE_HEAD, TINY
+from oft_policies import observation, published, ready
+
+import ript
+from ript.build import simulator_factory, task_keys
+from ript.cli import main as cli
+from ript.config.sections import Config, DemoConfig, EvalConfig, LearnConfig, RolloutConfig, SamplingConfig
+from ript.core.errors import ConfigError, PolicyError
+from ript.core.options import replace
+from ript.core.registry import kinds
+from ript.demos.collect import collect_demos
+from ript.policies.openvla_oft.options import OftOptions, OftTraining
+from ript.rl import train_rl
+from ript.sft import train_sft
+from ript.sims.toy.options import ToyOptions
+
+
+def config(**changes) -> Config:
+    """A run of a few seconds."""
+    return Config(
+        recipe="own",
+        tasks=("reach-centre",),
+        iterations=2,
+        sim=ToyOptions(image_size=16, horizon=16),
+        policy=OftOptions(size="tiny", rank=4, alpha=4, scale_clip=(-4.0, 0.5), temperature=1.5),
+        demos=DemoConfig(per_task=6, every=1),
+        sft=OftTraining(
+            policy_steps=20,
+            policy_batch=16,
+            policy_learning_rate=1.5e-3,
+            finetune_steps=5,
+            scale_steps=10,
+            scale_batch=16,
+            scale_learning_rate=1e-2,
+            threads=1,
+            checkpoint_every=10,
+        ),
+        rollout=RolloutConfig(workers=0, slots=16),
+        sampling=SamplingConfig(group_size=4, groups=4, max_attempts=8),
+        learn=LearnConfig(learning_rate=5e-4, epochs=1, minibatch=64, threads=1),
+        eval=EvalConfig(trials=8, every=1, every_trials=5, videos=0),
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A policy from demonstrations."""
+    folder, c = tmp_path_factory.mktemp("oft"), config()
+    keys = task_keys(c.sim, c.tasks)
+    collect_demos(simulator_factory(c.sim), keys, c.demos.per_task, folder / "demos.hdf5", every=1)
+    train_sft(c, [folder / "demos.hdf5"], folder / "sft")
+    return folder / "sft" / "policy"
+
+
+def test_the_kind_is_found_by_its_name():
+    assert kinds.get("openvla_oft").options is OftOptions
+
+
+def test_practice_gives_an_adapter_and_is_resumed_to_the_byte(start, tmp_path):
+    before = ript.load_policy(start)
+    assert before.config.rank == 0 and before.config.sizes.chunk == 4
+    whole = train_rl(config(), start, tmp_path / "whole")
+    after = ript.load_policy(whole.policy)
+    train_rl(replace(config(), iterations=1), start, tmp_path / "parts")
+    parts = train_rl(config(), None, tmp_path / "parts", resume=True, asked=["iterations"])
+    assert ript.load_policy(parts.policy) == after
+    last = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[0])
+    assert last["update/first_ratio_deviation"] < 1e-4
+
+
+def test_workers_give_the_rollouts_of_this_process(start, tmp_path):
+    results = []
+    for workers, inference in ((0, "local"), (2, "local"), (1, "central")):
+        c = replace(config(), iterations=0, rollout=replace(config().rollout, workers=workers, inference=inference))
+        result = train_rl(c, start, tmp_path / f"{workers}{inference}")
+        results.append({mode: found.per_state for mode, found in result.before.items()})
+    assert results[0] == results[1] == results[2]
+
+
+def test_a_published_folder_is_a_policy_like_any_other():
+    policy = ready(ript.load_policy(TINY))
+    np.testing.assert_array_equal(policy.predict(observation("s0"))[0], published().predict(observation("s0"))[0])
+
+
+def test_a_published_folder_with_adapter_and_heads_is_imported_by_a_command(tmp_path, capsys):
+    out = tmp_path / "imported"
+    words = ["import", "openvla", str(TINY), "--adapter", str(ADAPTER), "--scale_head", str(SCALE_HEAD)]
+    assert cli.main([*words, "--statistics", "libero_spatial", "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"]["rank"] == 4
+    assert ript.load_policy(out) == published(adapter=ADAPTER)
+    assert cli.main([*words, "--statistics", "libero_goal", "--out", str(out)]) == 1
+    assert "no statistics of 'libero_goal'" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_model_is_no_policy(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(PolicyError):
+        ript.load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"scale_clip": (0.5, -2.0)}, "policy.scale_clip: the least log-scale must be below"),
+        ({"chunk": 4, "execute": 5}, r"policy.execute: must be at most policy.chunk \(4\), got 5"),
+        ({"rl_trains": "prior"}, "policy.rl_trains"),
+        ({"temperature": 0.0}, "policy.temperature"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        OftOptions(**given)
+
+
+def test_practice_without_a_scale_head_says_what_to_do(tmp_path, start):
+    policy = ript.load_policy(start)
+    policy.network.scale_head = None
+    with pytest.raises(PolicyError, match="no scale head"):
+        train_rl(config(), policy, tmp_path / "run")
