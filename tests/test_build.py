@@ -9,6 +9,7 @@ import torch
 from toy_runs import Stopped, initial_states, lively_policy, toy_config, toy_demos
 
 from ript.build import (
+    demonstrator_factory,
     load_policy,
     make_env_pool,
     make_policy,
@@ -99,6 +100,13 @@ def test_pictures_that_a_suite_does_not_show_are_refused(suite: str, cameras: di
     spec = SimulatorSpec(suite=suite, cameras=cameras, proprio={"proprio": 2}, action_dim=2, render={})
     with pytest.raises(PolicyError, match=says):
         sim_options_of_spec(spec)
+
+
+def test_a_suite_without_experts_demonstrates_with_one_of_a_users_own_alone() -> None:
+    config = toy_config(sim=sim_options("gym"))
+    with pytest.raises(ConfigError, match=r"suite gym has no scripted experts: name one .*--demos.expert MODULE:FUNC"):
+        demonstrator_factory(config)
+    assert demonstrator_factory(toy_config()) is not None
 
 
 # ---------------------------------------------------------------------- policies

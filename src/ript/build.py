@@ -39,9 +39,14 @@ def demonstrator_factory(config: Config) -> SimulatorFactory:
     """Task key -> a simulator with the expert that `demos.expert` names, or as it is.
 
     Raises:
-        ConfigError, UnknownNameError: there is no such expert, suite or camera.
+        ConfigError, UnknownNameError: there is no such expert, suite or camera, or no expert at all.
     """
     factory, expert = simulator_factory(config.sim), config.demos.expert
+    if not expert and suites.get(config.sim.suite).demonstrations != "expert":
+        raise ConfigError(
+            f"suite {config.sim.suite} has no scripted experts: name one of your own (--demos.expert MODULE:FUNCTION), "
+            "or train on files of demonstrations"
+        )
     return with_expert(factory, expert) if expert else factory
 
 
