@@ -14,6 +14,8 @@ from ript.core.types import Group, Rollout
 from ript.learn.advantage import leave_one_out
 
 T = TypeVar("T")
+Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]
+"""Name -> (type, shape of a row)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,24 +107,26 @@ class UpdateBatch:
             name: _gather([_there(r.inputs)[name] for r in owners], decisions).to(device)
             for name in _there(first.inputs)
         }
-        present, which = self.trajectory[rows].unique(return_inverse=True)
         for name in first.rollout_inputs or {}:
-            once = np.stack([_there(self.rollouts[n].rollout_inputs)[name] for n in present.tolist()])
-            inputs[name] = torch.from_numpy(once).to(device)[which.to(device)]
-        old_log_prob, mask = self.scores(rows)
+            once = [_there(r.rollout_inputs)[name] for r in owners]
+            inputs[name] = _joined(once, once[0].shape).to(device)
         return Rows(
             sample=_gather([_there(r.sample) for r in owners], decisions).to(device),
-            old_log_prob=old_log_prob.to(device),
-            mask=mask.to(device),
+            old_log_prob=_gather([_there(r.log_prob) for r in owners], decisions).to(device),
+            mask=_gather([_there(r.mask) for r in owners], decisions).to(device),
             advantage=self.advantage[self.trajectory[rows]].to(device),
             inputs=inputs,
         )
 
-    def scores(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(old log-probability float32, mask bool) of the rows int64 `[r]`, both `[r, K]`, on the CPU."""
+    def old_log_prob(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of the rows int64 `[r]`: float32 `[r, K]`, on the CPU."""
         owners, decisions = self._places(rows)
-        old_log_prob = _gather([_there(r.log_prob) for r in owners], decisions)
-        return old_log_prob, _gather([_there(r.mask) for r in owners], decisions)
+        return _gather([_there(r.log_prob) for r in owners], decisions)
+
+    def mask(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of the rows int64 `[r]`: bool `[r, K]`, on the CPU."""
+        owners, decisions = self._places(rows)
+        return _gather([_there(r.mask) for r in owners], decisions)
 
     def _places(self, rows: torch.Tensor) -> tuple[list[Rollout], list[int]]:
         """Of each row its rollout, and its decision there."""
@@ -131,12 +135,16 @@ class UpdateBatch:
 
 def _gather(arrays: Sequence[np.ndarray], decisions: Sequence[int]) -> torch.Tensor:
     """Row i is `arrays[i][decisions[i]]`. Arrays `[D, ...]` of one type and row shape."""
-    rows = [array[d : d + 1] for array, d in zip(arrays, decisions, strict=True)]
+    return _joined([array[d : d + 1] for array, d in zip(arrays, decisions, strict=True)], arrays[0].shape[1:])
+
+
+def _joined(rows: Sequence[np.ndarray], shape: tuple[int, ...]) -> torch.Tensor:
+    """A copy of rows of one type that have, each, the numbers of this shape."""
     try:
         joined = bytearray().join(rows)  # type: ignore[arg-type]  # buffers: a fifth of the time of joining arrays
     except TypeError:  # not contiguous
-        return torch.from_numpy(np.concatenate(rows))
-    return torch.from_numpy(np.frombuffer(joined, arrays[0].dtype).reshape(len(rows), *arrays[0].shape[1:]))
+        return torch.from_numpy(np.stack([row.reshape(shape) for row in rows]))
+    return torch.from_numpy(np.frombuffer(joined, rows[0].dtype).reshape(len(rows), *shape))
 
 
 def _there(value: T | None) -> T:
@@ -178,12 +186,15 @@ def make_batch(
     rollouts: list[Rollout] = []
     kept: list[float] = []
     decisions: list[torch.Tensor] = []
+    layout: Layout = {}
     for group in groups:
         advantages = leave_one_out(group.rewards, normalise_std=normalise_std)
         for rollout, advantage in zip(group.rollouts, advantages, strict=True):
             if np.isnan(advantage) or abs(advantage) < min_abs_advantage:
                 continue
-            _check_recorded(group, rollout, like=rollouts[0] if rollouts else rollout)
+            _check_recorded(group, rollout)
+            layout = layout or _layout(rollout)
+            _check_layout(group, rollout, layout)
             rollouts.append(rollout)
             kept.append(float(advantage))
             decisions.append(_some(rollout.decisions, max_decisions, generator))
@@ -203,9 +214,9 @@ def _some(decisions: int, most: int, generator: torch.Generator | None) -> torch
     return torch.randperm(decisions, generator=generator)[:most].sort().values
 
 
-def _check_recorded(group: Group, rollout: Rollout, like: Rollout) -> None:
-    """Raise unless the rollout holds what the update needs, in the same layout as the first one."""
-    where = f"rollout {rollout.index} from initial state {group.initial_state.id} of {group.initial_state.task.key}"
+def _check_recorded(group: Group, rollout: Rollout) -> None:
+    """Raise unless the rollout holds what the update needs."""
+    where = _address(group, rollout)
     needed = ("sample", "log_prob", "mask", "inputs")
     if missing := [name for name in needed if getattr(rollout, name) is None]:
         raise TrainingError(f"{where} was not recorded ({', '.join(missing)} missing): request it with record=True")
@@ -220,13 +231,25 @@ def _check_recorded(group: Group, rollout: Rollout, like: Rollout) -> None:
     for name, array in (named | {f"input {name!r}": array for name, array in _there(rollout.inputs).items()}).items():
         if len(array) != rollout.decisions:
             raise TrainingError(f"{where}: {name} has {len(array)} rows for {rollout.decisions} decisions")
-    if (layout := _layout(rollout)) != (expected := _layout(like)):
-        raise TrainingError(f"{where}: records {layout}, but the first rollout of the batch {expected}")
 
 
-def _layout(rollout: Rollout) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name -> (type, shape of a row)."""
+def _check_layout(group: Group, rollout: Rollout, expected: Layout) -> None:
+    """Raise unless its records are laid out like those of the first one."""
+    if (layout := _layout(rollout)) != expected:
+        said, first = (
+            {name: (str(dtype), shape) for name, (dtype, shape) in sorted(found.items())}
+            for found in (layout, expected)
+        )
+        raise TrainingError(f"{_address(group, rollout)}: records {said}, but the first rollout of the batch {first}")
+
+
+def _layout(rollout: Rollout) -> Layout:
     rows = {"sample": _there(rollout.sample), "log_prob": _there(rollout.log_prob)} | dict(_there(rollout.inputs))
-    layout = {name: (str(array.dtype), array.shape[1:]) for name, array in rows.items()}
-    once = {name: (str(array.dtype), array.shape) for name, array in (rollout.rollout_inputs or {}).items()}
-    return dict(sorted((layout | once).items()))
+    once = rollout.rollout_inputs or {}
+    return {name: (array.dtype, array.shape[1:]) for name, array in rows.items()} | {
+        name: (array.dtype, array.shape) for name, array in once.items()
+    }
+
+
+def _address(group: Group, rollout: Rollout) -> str:
+    return f"rollout {rollout.index} from initial state {group.initial_state.id} of {group.initial_state.task.key}"

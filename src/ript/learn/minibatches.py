@@ -57,6 +57,8 @@ class Minibatches:
         self.total = reduction_count(batch.terms, reduction)
         if not self.total:
             raise NoSignalError(f"update: none of the batch's {len(batch)} rows has a valid term")
+        k = batch.mask(torch.zeros(1, dtype=torch.int64)).shape[1]
+        self.terms_each = k if int(batch.terms.sum()) == k * len(batch) else 0  # 0: not all are valid
         self.whole_trajectories = trajectories is not None
         self.units = len(batch.rollouts) if self.whole_trajectories else len(batch)
         self.per_epoch = math.ceil(self.units / size)
@@ -87,7 +89,7 @@ class Minibatches:
 
     def _normaliser(self, rows: torch.Tensor) -> float:
         if self.reduction == "token":
-            return float(self.batch.scores(rows)[1].sum())
+            return float(len(rows) * self.terms_each if self.terms_each else self.batch.mask(rows).sum())
         if not self.whole_trajectories:
             return self.total / self.per_epoch
         return reduction_count(self.batch.terms[self.batch.trajectory[rows].unique()], self.reduction)

@@ -73,8 +73,7 @@ class Passes(Gradient):
         self.old_log_prob = self._log_prob_of_all(self.policy)
         apart = []
         for rows in torch.arange(len(self.batch)).split(MOST_ROWS):
-            recorded, mask = self.batch.scores(rows)
-            apart.append((self.old_log_prob[rows] - recorded)[mask])
+            apart.append((self.old_log_prob[rows] - self.batch.old_log_prob(rows))[self.batch.mask(rows)])
         return torch.cat(apart)
 
     def _log_prob_of_all(self, policy: LikelihoodPolicy) -> torch.Tensor:

@@ -229,7 +229,8 @@ class _Steps:
     def _gradient(self, minibatch: Minibatch) -> Metrics:
         measured = self.passes.gradient(minibatch)
         if self.steps == 0 and self.ratio_tolerance is not None:
-            rounding = _rounding(*self.passes.batch.scores(minibatch.rows))
+            batch, rows = self.passes.batch, minibatch.rows
+            rounding = _rounding(batch.old_log_prob(rows), batch.mask(rows))
             measured |= _first_ratio(measured, max(self.ratio_tolerance, rounding))
         self.parts.append(measured)
         return measured
