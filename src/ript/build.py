@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ript.config.sections import Config, LearnConfig, RolloutConfig
+from ript.core import arguments
 from ript.core.errors import ConfigError, PolicyError
-from ript.core.files import absolute, expanded
+from ript.core.files import absolute
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, PostTrainable, SimulatorFactory
 from ript.core.options import SimOptions
 from ript.core.registry import kinds, suites
@@ -154,7 +155,7 @@ def load_policy(folder: str | Path) -> PostTrainable:
         DependencyMissing: what its kind needs is not here.
     """
     fetched = isinstance(folder, str) and hub.on_hub(folder)
-    place = expanded(hub.fetch(str(folder)) if fetched else folder)
+    place = arguments.place("folder", hub.fetch(str(folder)) if fetched else folder)
     if foreign := policy_folder.foreign(place):
         for known in kinds.all()[0].values():
             if known.reads(foreign):
@@ -199,7 +200,15 @@ def origin_of(policy: str | Path) -> Origin:
     """
     if isinstance(policy, str) and hub.on_hub(policy):
         return Origin(policy, hub.commit_of(policy))
-    return Origin(str(policy))
+    return Origin(str(arguments.place("policy", policy)))
+
+
+def require_policy(policy: object) -> None:
+    """Raise `ConfigError` unless it is a policy, or says where one is."""
+    if not isinstance(policy, str | Path | Origin) and not hasattr(policy, "act"):
+        raise ConfigError(
+            f"policy must be a policy folder, a name on the hub (hf://owner/name) or a policy, got {policy!r}"
+        )
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from ript.build import load_policy, make_env_pool, origin_of, sim_options_of, task_keys
-from ript.config.sections import RolloutConfig, need_seed
-from ript.core import hooks
+from ript.build import load_policy, make_env_pool, origin_of, require_policy, sim_options_of, task_keys
+from ript.config.sections import RolloutConfig
+from ript.core import arguments, hooks
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import EnvPool, PostTrainable
 from ript.core.statistics import wilson
@@ -144,6 +144,7 @@ def own_decisions(
 
 def named_policy(policy: str | Path | PostTrainable) -> tuple[str, PostTrainable]:
     """The policy, and what its results are said to be of: one on the hub by its commit."""
+    require_policy(policy)
     if not isinstance(policy, str | Path):
         return "policy", policy
     origin = origin_of(policy)
@@ -179,22 +180,21 @@ def evaluate(
     Raises:
         ConfigError, UnknownNameError, PolicyError: what was given cannot work.
     """
-    if not isinstance(trials, int) or trials < 1:
-        raise ConfigError(f"trials must be a whole number, at least 1, got {trials}")
-    if videos < 0:
-        raise ConfigError(f"videos must not be negative, got {videos}")
-    need_seed(seed, "seed")
-    if not tasks:
+    trials, videos = arguments.whole("trials", trials, 1), arguments.whole("videos", videos, 0)
+    seed, names = arguments.seed("seed", seed), arguments.words("tasks", tasks)
+    temperature = None if temperature is None else arguments.number("temperature", temperature)
+    horizon = None if horizon is None else arguments.whole("horizon", horizon, 1)
+    if rollout is not None:
+        arguments.instance("rollout", rollout, RolloutConfig, "settings of a pool")
+    if not names:
         raise ConfigError("no task to evaluate on: name at least one")
-    if greedy and temperature is not None:
+    if arguments.truth("greedy", greedy) and temperature is not None:
         raise ConfigError(f"temperature = {temperature:g} has no effect in greedy mode: leave one of them out")
-    if horizon is not None and horizon < 1:
-        raise ConfigError(f"horizon must be at least 1 environment step, got {horizon}")
     name, loaded = named_policy(policy)
     if temperature is not None:
         loaded = hooks.at_temperature(loaded, temperature)
     sim = sim_options_of(loaded, horizon or horizon_in(loaded.card))
-    keys = task_keys(sim, (tasks,) if isinstance(tasks, str) else tuple(tasks))
+    keys = task_keys(sim, names)
     with make_env_pool(sim, rollout or RolloutConfig()) as pool:
         states = InitialStates(pool, keys, seed).measured("test", trials, seed)
         hooks.read(loaded, [task.instruction for task in states])  # once here, not once in each worker

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from ript.build import computing, make_env_pool, some_task_keys, update_settings
+from ript.build import computing, make_env_pool, require_policy, some_task_keys, update_settings
 from ript.config.sections import Config
-from ript.core.files import expanded
+from ript.core import arguments
 from ript.core.interfaces import PostTrainable
 from ript.core.memory import enough_memory
 from ript.core.metrics import values
@@ -83,7 +83,10 @@ def train_rl(
         NoSignalError: no group of rollouts had both successes and failures for several iterations in a row.
         RunError: `out` is in use, holds another run, or cannot be resumed.
     """
-    out = expanded(out)
+    arguments.instance("config", config, Config, "ript.recipe(name) gives one")
+    if policy is not None:
+        require_policy(policy)
+    out, resume, asked = arguments.place("out", out), arguments.truth("resume", resume), arguments.words("asked", asked)
     given = plan(config, policy, out, resume, asked)
     config, keys = given.config, some_task_keys(given.config)
     with (  # threads before anything is computed: sums depend on their order

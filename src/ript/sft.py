@@ -22,7 +22,7 @@ from ript.build import (
     task_keys,
 )
 from ript.config.sections import Config
-from ript.core import hooks
+from ript.core import arguments, hooks
 from ript.core.errors import ConfigError, DataError, PolicyError, RunError
 from ript.core.files import absolute
 from ript.core.house import PolicyKind
@@ -56,7 +56,7 @@ from ript.run.trackers import require_trackers
 
 def train_sft(
     config: Config,
-    demos: Sequence[str | Path] | DemoSet,
+    demos: str | Path | Sequence[str | Path] | DemoSet,
     out: str | Path,
     *,
     base: str | Path | Origin | None = None,
@@ -70,7 +70,7 @@ def train_sft(
 
     Args:
         config: recipe; `tasks` are the targets.
-        demos: files, or an opened set.
+        demos: a file or several, or an opened set.
         out: run folder; the policy is written to `out/policy`.
         base: policy folder, or name on the hub (see `load_policy`), to start from.
         resume: go on with an interrupted run in `out`.
@@ -87,7 +87,11 @@ def train_sft(
         RunError: `out` is in use or holds another run.
     """
     load_torch_where_it_can_be()
-    demo_set = demos if isinstance(demos, DemoSet) else open_demos(list(demos))
+    arguments.instance("config", config, Config, "ript.recipe(name) gives one")
+    out, resume, asked = arguments.place("out", out), arguments.truth("resume", resume), arguments.words("asked", asked)
+    if not isinstance(base, Origin | None):
+        arguments.place("base", base)
+    demo_set = demos if isinstance(demos, DemoSet) else open_demos(demos)
     if demo_set.spec.suite != config.sim.suite:
         raise DataError(
             f"the demonstrations are of the simulator suite {demo_set.spec.suite!r}, "

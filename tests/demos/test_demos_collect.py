@@ -211,11 +211,11 @@ def test_a_simulator_without_an_expert_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"per_task": 0}, "per_task = 0"),
-        ({"every": 0}, "every = 0"),
-        ({"noise": -0.1}, "noise = -0.1"),
-        ({"noise": float("nan")}, "noise = nan"),
-        ({"workers": -1}, "workers = -1"),
+        ({"per_task": 0}, "per_task must be .* got 0"),
+        ({"every": 0}, "every must be .* got 0"),
+        ({"noise": -0.1}, "noise must be .* got -0.1"),
+        ({"noise": float("nan")}, "noise must be .* got nan"),
+        ({"workers": -1}, "workers must be .* got -1"),
         ({"task_keys": []}, "no task"),
         ({"task_keys": ["point/red", "point/red"]}, "named twice"),
     ],

@@ -15,7 +15,7 @@ from ript.config.sections import (
     sim_options,
     training_options,
 )
-from ript.core.errors import UnknownNameError
+from ript.core.errors import ConfigError, UnknownNameError
 from ript.core.options import replace
 
 RECIPES: dict[str, Callable[[], Config]] = {}
@@ -163,6 +163,8 @@ def get(name: str) -> Config:
     Raises:
         UnknownNameError: no such recipe.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"a recipe is called by its name, such as 'smoke', got {name!r}")
     if name not in RECIPES:
         raise UnknownNameError("recipe", name, RECIPES)
     return RECIPES[name]()

@@ -20,11 +20,6 @@ from ript.core.options import MOST_SEEDS, PolicyOptions, Settings, SimOptions, T
 from ript.core.registry import kinds, suites
 
 
-def need_seed(seed: int, where: str) -> None:
-    """Raise `ConfigError` unless random generators take the seed."""
-    need(0 <= seed <= MOST_SEEDS, where, f"must be in 0..2^63 - 1, got {seed}")
-
-
 class DemoConfig(Settings):
     ABOUT: ClassVar[str] = "Demonstrations made by scripted experts."
     SECTION: ClassVar[str] = "demos"

@@ -51,6 +51,7 @@ class Settings(BaseModel):
         cls.__doc__ = cls.__doc__ or cls.ABOUT
 
     def __init__(self, **given: Any) -> None:
+        given = {name: _plain(value) for name, value in given.items()}
         try:
             super().__init__(**given)
         except ValidationError as error:
@@ -92,6 +93,11 @@ class Settings(BaseModel):
     def named(cls, name: str) -> str:
         """The dotted name of a field."""
         return f"{cls.SECTION}.{name}" if cls.SECTION else name
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as Python's, which is what records hold."""
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 else value
 
 
 def replace(record: R, **changes: Any) -> R:

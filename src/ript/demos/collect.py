@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ript.core import arguments
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import Simulator
 from ript.demos.expert import ExpertSettings
@@ -65,8 +66,17 @@ def collect_demos(
         WorkerError: a worker died or hung.
         DataError: the file cannot be written.
     """
-    settings = ExpertSettings(seed=seed, noise=noise, every=every)
-    _check(task_keys, per_task, settings, workers)
+    settings = ExpertSettings(
+        seed=arguments.seed("seed", seed),
+        noise=arguments.number("noise", noise, 0),
+        every=arguments.whole("every", every, 1),
+    )
+    arguments.function("make_simulator", make_simulator, "task key -> simulator")
+    task_keys, out = arguments.words("task_keys", task_keys), arguments.place("out", out)
+    per_task, workers = arguments.whole("per_task", per_task, 1), arguments.whole("workers", workers, 0)
+    max_tries_factor = arguments.number("max_tries_factor", max_tries_factor, 0)
+    try_seconds = arguments.number("try_seconds", try_seconds, 0.001)
+    _check(task_keys)
     plan = Plan(task_keys, per_task, max_tries=max(10, math.ceil(per_task * max_tries_factor)))
     run = (
         run_inline(make_simulator, settings, plan.take)
@@ -153,18 +163,9 @@ class Plan:
         return ready
 
 
-def _check(task_keys: Sequence[str], per_task: int, settings: ExpertSettings, workers: int) -> None:
+def _check(task_keys: Sequence[str]) -> None:
     if not task_keys:
         raise ConfigError("no task to collect demonstrations of; name at least one")
     if len(set(task_keys)) != len(task_keys):
         twice = next(key for key in task_keys if list(task_keys).count(key) > 1)
         raise ConfigError(f"task {twice} is named twice; name each task once")
-    for name, value, least in (
-        ("per_task", per_task, 1),
-        ("every", settings.every, 1),
-        ("noise", settings.noise, 0),
-        ("seed", settings.seed, 0),
-        ("workers", workers, 0),
-    ):
-        if not least <= value < 2**63:
-            raise ConfigError(f"{name} = {value}; expected at least {least}, and below 2^63")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ript.core import arguments
 from ript.core.errors import DataError, UnknownNameError
-from ript.core.files import expanded
 from ript.core.types import SimulatorSpec, Task
 from ript.demos.formats.hdf5 import DemoEntry, DemoFile, open_file
 from ript.demos.records import Demo
@@ -47,7 +47,7 @@ class DemoSet:
             DataError: a task has fewer than `per_task`.
         """
         chosen: list[DemoEntry] = []
-        for key in task_keys:
+        for key in arguments.words("task_keys", task_keys):
             of_task = [entry for entry in self.entries if entry.task.key == key]
             if not of_task:
                 raise _no_demonstration(self, key)
@@ -94,11 +94,10 @@ def open_demos(paths: str | Path | Sequence[str | Path]) -> DemoSet:
     Raises:
         DataError: a file is missing, damaged or foreign, or two files were rendered differently.
     """
-    if isinstance(paths, str | Path):
-        paths = [paths]
-    if not paths:
+    given = arguments.places("demos", paths)
+    if not given:
         raise DataError("no demonstration file was given; make one with `ript demos collect`")
-    files = tuple(open_file(path) for path in dict.fromkeys(expanded(p) for p in paths))
+    files = tuple(open_file(path) for path in dict.fromkeys(given))
     for file in files[1:]:
         if file.spec != files[0].spec:
             raise DataError(

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ript.core import arguments
 from ript.core.errors import ConfigError, DataError, DependencyMissing, RunError
-from ript.core.files import absolute, expanded, write_text
+from ript.core.files import absolute, write_text
 from ript.core.places import require_replaceable
 from ript.report import plots, seeds, views
 from ript.report.read import Comparison, Row, RunData, VideoPair, read_run
@@ -108,7 +109,7 @@ def write_report(
     """Write one self-contained page about one run, or several side by side.
 
     Args:
-        folders: run folders; only their files are read, and no lock is needed.
+        folders: run folders, or one; only their files are read, and no lock is needed.
         out: the HTML file, written atomically.
         max_videos: pairs of videos shown for each run, at most.
         table: to begin with, such as that of a study: {"title", "columns", "rows", "notes"}, all text.
@@ -117,7 +118,8 @@ def write_report(
         ConfigError: no folder, or one given twice.
         RunError: a folder is not a run or of an incompatible version, or the page cannot be written.
     """
-    paths, out = [absolute(folder) for folder in folders], expanded(out)
+    paths, out = [absolute(folder) for folder in arguments.places("folders", folders)], arguments.place("out", out)
+    max_videos = arguments.whole("max_videos", max_videos, 0)
     if not paths:
         raise ConfigError("a report needs at least one run folder")
     require_replaceable(out, "a report of ript", _is_report)

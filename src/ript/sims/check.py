@@ -14,6 +14,7 @@ from typing import Any, Protocol, get_args
 
 import numpy as np
 
+from ript.core import arguments
 from ript.core.errors import ConfigError, DependencyMissing, SimulatorError, UnknownNameError
 from ript.core.interfaces import Simulator
 from ript.core.types import InitialState, Split, Task
@@ -66,7 +67,7 @@ def check_simulator(
         seed: of initial states and random actions.
         episodes: initial states to check with.
         steps: steps of each trajectory.
-        checks: names of `CHECKS` to run; all by default.
+        checks: names of `CHECKS` to run, or one; all by default.
 
     Returns:
         Names of the checks that passed.
@@ -75,6 +76,9 @@ def check_simulator(
         SimulatorError: the first violation, with its address.
         UnknownNameError: a check that does not exist.
     """
+    arguments.function("factory", factory, "which makes a new simulator")
+    seed, episodes = arguments.seed("seed", seed), arguments.whole("episodes", episodes, 1)
+    steps, checks = arguments.whole("steps", steps, 1), None if checks is None else arguments.words("checks", checks)
     for name in checks or ():
         if name not in CHECKS:
             raise UnknownNameError("check", name, CHECKS)

@@ -17,6 +17,7 @@ from ript.build import load_policy, simulator_factory, task_keys
 from ript.config.recipes import quickstart as recipe
 from ript.config.recipes import with_tasks
 from ript.config.sections import Config
+from ript.core import arguments
 from ript.core.errors import ConfigError, RiptError, RunError
 from ript.core.files import expanded, make_folder
 from ript.core.options import replace
@@ -81,6 +82,11 @@ def quickstart(
         RunError: the output folder holds something else, or it is in use by another process.
     """
     config = config or recipe()
+    arguments.instance("config", config, Config, "ript.recipe(name) gives one")
+    if target is not None:
+        arguments.instance("target", target, str, "a task")
+    seed = None if seed is None else arguments.seed("seed", seed)
+    fresh, out = arguments.truth("fresh", fresh), None if out is None else arguments.place("out", out)
     keys = task_keys(config.sim, (target,) if target else config.tasks)
     if not keys:
         raise ConfigError("no target task: give --target")

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import torch
 
+from ript.core import arguments
 from ript.core.disk import cannot_write, number_in
 from ript.core.documents import json_value
 from ript.core.errors import ConfigError, PolicyError, UnknownNameError
@@ -62,7 +63,7 @@ def import_quest(
     """
     if sampling not in get_args(Sampling):
         raise UnknownNameError("sampling", sampling, get_args(Sampling))
-    path = expanded(path)
+    path = arguments.place("path", path)
     weights, left_out = read_training_file(path)
     found = _quest_config(config, weights, path)
     _check_names(found)
@@ -91,7 +92,8 @@ def export_quest(policy: QuestPolicy, path: str | Path) -> None:
         PolicyError: the policy has parts that the published model has not, or the file cannot be written.
         RunError: it would replace something else than a .pth file.
     """
-    path = expanded(path)
+    arguments.instance("policy", policy, QuestPolicy, "ript.load_policy(folder) gives one")
+    path = arguments.place("path", path)
     require_replaceable(path, "a .pth file of QueST", _is_quests)
     config = policy.config
     if config.vision != "resnet18" or config.adapter or config.privileged_dim:
