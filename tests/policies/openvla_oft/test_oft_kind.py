@@ -75,6 +75,13 @@ def test_practice_gives_an_adapter_and_is_resumed_to_the_byte(start, tmp_path):
     assert last["update/first_ratio_deviation"] < 1e-4
 
 
+def test_an_untrained_policy_moves_enough_to_succeed_now_and_then(tmp_path):
+    c = replace(config(), iterations=1, sampling=replace(config().sampling, group_size=8))
+    train_rl(c, None, tmp_path / "run")
+    (row,) = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert 0 < row["rollout/success"] < 1 and row["update/optimiser_steps"] > 0
+
+
 def test_workers_give_the_rollouts_of_this_process(start, tmp_path):
     results = []
     for workers, inference in ((0, "local"), (2, "local"), (1, "central")):

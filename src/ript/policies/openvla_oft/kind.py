@@ -46,6 +46,15 @@ def check(options: OftOptions) -> None:
     require_decoder()
 
 
+def prepare_untrained(policy: OpenVlaPolicy, seed: int) -> None:
+    """Let it try wide movements: a new scale head's are those of a policy that knows what to do."""
+    import torch
+
+    if policy.network.scale_head is not None:
+        with torch.no_grad():
+            policy.network.scale_head.log_b_head.bias.zero_()
+
+
 def begin(policy: OpenVlaPolicy, options: OftOptions, windows: DemoSource) -> None:
     """Normalise by these demonstrations, and learn the words of their instructions."""
     from ript.policies.openvla_oft.fresh import take_statistics
@@ -131,6 +140,7 @@ KIND = PolicyKind(
     load=load,
     reads=lambda config: config.get("model_type") == MODEL_TYPE,
     check=check,
+    prepare_untrained=prepare_untrained,
     begin=begin,
     stages=stages,
     in_words=in_words,
