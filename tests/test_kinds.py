@@ -198,6 +198,9 @@ def test_a_kind_without_supervised_stages_says_so(tmp_path: Path) -> None:
     demos = toy_demos(tmp_path / "demos.hdf5", config, "reach-centre")
     with pytest.raises(ConfigError, match="plain policies have no supervised stages: `ript sft` cannot train them"):
         train_sft(config, [demos], tmp_path / "run")
+    kinds.register(dataclasses.replace(PLAIN, stages=lambda *_: []))
+    with pytest.raises(ConfigError, match="plain policies have no stage for this: nothing would be trained"):
+        train_sft(plain_config(), [demos], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -92,25 +92,14 @@ def train_sft(
     if not isinstance(base, Origin | None):
         arguments.place("base", base)
     demo_set = demos if isinstance(demos, DemoSet) else open_demos(demos)
-    if demo_set.spec.suite != config.sim.suite:
-        raise DataError(
-            f"the demonstrations are of the simulator suite {demo_set.spec.suite!r}, "
-            f"the recipe is for {config.sim.suite!r}"
-        )
+    targets = _targets(config, demo_set)
     if not resume:
         require_trackers(config.trackers)
-    have = {task.key for task in demo_set.tasks}
-    targets = tuple(k for k in task_keys(config.sim, config.tasks) if k in have)
-    missing = sorted(set(task_keys(config.sim, config.tasks)) - have)
-    if missing:
-        raise DataError(
-            f"no demonstration of target task {', '.join(missing)} in the files; there are {', '.join(sorted(have))}"
-        )
     if base is not None and not targets:
         raise ConfigError("a base policy is fine-tuned toward target tasks, and none is given: give --tasks")
     asked = set(asked)
     wanted = set() if resume else asked_for(config, asked)
-    there = {"base": base is not None, "targets": bool(targets), "others": have > set(targets)}
+    there = {"base": base is not None, "targets": bool(targets), "others": len(demo_set.tasks) > len(targets)}
     refuse_unused_stages(config, asked, **there)
     config = shown(config, _simulator_of(demo_set), wanted)
     with computing(config.device, torch.get_num_threads()) as device:
@@ -126,22 +115,19 @@ def train_sft(
         policy.to(device).check_simulator(windows.spec)
         hooks.read(policy, [task.instruction for task in windows.tasks])
         stages = make_stages(policy, config.sft, windows, targets, origin is None)
+        if not stages:
+            raise ConfigError(f"{kind.kind} policies have no stage for this: nothing would be trained")
         settings = recorded("sft", config, policy)
-        document = {
-            "recipe_config": nested(
-                {name: value for name, value in settings.items() if not stage_is_missing(config, name, **there)}
-            ),
-            "demos": [str(absolute(file.path)) for file in demo_set.files],
-            **(origin.record("base") if origin else {"base": None}),
-        }
+        used = {name: value for name, value in settings.items() if not stage_is_missing(config, name, **there)}
+        files = [str(absolute(file.path)) for file in demo_set.files]
+        where = origin.record("base") if origin else {"base": None}
+        document = {"recipe_config": nested(used), "demos": files, **where}
         held = read_config(out)["config"]["recipe_config"] if resume else {}
         changed = refuse_changes("sft", held, settings)
         with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
             run.change_settings(changed)
             run.track(config.trackers)
-            less = [f"sft.{name}" for name in reversed(type(config.sft).model_fields) if name.endswith("_batch")]
-            batches = enough_memory("in training", f"{', '.join(less)} or sft.threads")
-            with run.saying_what_is_kept(), batches, computing("cpu", config.sft.threads):
+            with run.saying_what_is_kept(), _batches_that_fit(config), computing("cpu", config.sft.threads):
                 run_stages(_Journal(run), module, stages, stage_settings(config))
             module.eval()
             add_supervised(
@@ -155,6 +141,31 @@ def train_sft(
                 policy.save_pretrained(folder)
             run.finish("all stages done")
         return policy
+
+
+def _targets(config: Config, demos: DemoSet) -> tuple[str, ...]:
+    """Keys of the target tasks, all of which are demonstrated.
+
+    Raises:
+        DataError: one is not, or the demonstrations are of another suite.
+    """
+    if demos.spec.suite != config.sim.suite:
+        raise DataError(
+            f"the demonstrations are of the simulator suite {demos.spec.suite!r}, "
+            f"the recipe is for {config.sim.suite!r}"
+        )
+    have, targets = {task.key for task in demos.tasks}, task_keys(config.sim, config.tasks)
+    if missing := sorted(set(targets) - have):
+        raise DataError(
+            f"no demonstration of target task {', '.join(missing)} in the files; there are {', '.join(sorted(have))}"
+        )
+    return targets
+
+
+def _batches_that_fit(config: Config) -> AbstractContextManager[None]:
+    """Memory that runs out within names the kind's own batches."""
+    batches = [f"sft.{name}" for name in reversed(type(config.sft).model_fields) if name.endswith("_batch")]
+    return enough_memory("in training", f"{', '.join(batches)} or sft.threads")
 
 
 def _simulator_of(demos: DemoSet) -> dict[str, Any]:

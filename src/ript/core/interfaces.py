@@ -13,7 +13,6 @@ from ript.core.metrics import Metrics
 from ript.core.types import (
     ActionChunk,
     ChunkResult,
-    DemoBatch,
     Errand,
     InitialState,
     Observation,
@@ -122,10 +121,6 @@ class Policy(Protocol):
 
         Everything returned must be finite, or the run stops.
         """
-        ...
-
-    def loss(self, batch: DemoBatch) -> tuple[torch.Tensor, Metrics]:
-        """Supervised loss (scalar with gradient) and what to log."""
         ...
 
     def check_simulator(self, spec: SimulatorSpec) -> None:
