@@ -256,6 +256,7 @@ def make_env_pool(sim: SimOptions, rollout: RolloutConfig, policy: LikelihoodPol
         max_retries=rollout.max_retries,
         max_error_rate=rollout.max_error_rate,
         loaded_tasks=rollout.loaded_tasks,
+        gather=rollout.gather,
     )
 
 

@@ -53,6 +53,12 @@ class RolloutConfig(Settings):
         description="Tasks whose models and renderers a worker holds at a time; with more tasks, the least recently "
         "used makes room, and workers are preferably given tasks that they hold.",
     )
+    gather: float = Field(
+        0.005,
+        ge=0,
+        description="With central inference, seconds for which a question waits for those of other workers, to be "
+        "decided in one batch.",
+    )
     request_timeout: float = Field(
         120.0, ge=0.001, description="Seconds without a sign of life after which a worker is killed and replaced."
     )

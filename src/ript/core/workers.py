@@ -6,6 +6,7 @@ up, and kills. `Link` is the worker's end. What they say to each other is each p
 
 from __future__ import annotations
 
+import math
 import queue
 import signal
 import threading
@@ -197,14 +198,16 @@ class Heard(Protocol):
 W = TypeVar("W", bound=Heard)
 
 
-def receive(workers: Sequence[W], limit: float) -> list[tuple[W, Any]]:
+def receive(workers: Sequence[W], limit: float, most: float = math.inf) -> list[tuple[W, Any]]:
     """Messages of all workers; blocks until there are some, or until it is time to look for lost ones (`loss`).
 
     Args:
         workers: to listen to.
         limit: seconds that one may be silent.
+        most: seconds to block at most.
     """
-    arrived = wait([worker.connection for worker in workers if not worker.connection.closed], interval(limit))
+    patience = min(interval(limit), most)
+    arrived = wait([worker.connection for worker in workers if not worker.connection.closed], patience)
     return [(w, message) for w in workers if w.connection in arrived for message in w.receive()]
 
 

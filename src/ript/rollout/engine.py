@@ -4,8 +4,8 @@ A slot is one rollout in progress, with a simulator instance of its own. A cycle
 
     decide for all slots in one batch  ->  each slot executes its chunk  ->  the finished leave, the others look
 
-and free places are filled before the next cycle, so the batch stays full while there is work. Who decides is a `Brain`:
-the policy in this process (`recorder.Recorder`) or the one in the parent (`worker.RemoteBrain`).
+and free places are filled before the next cycle, so that the batch stays full while there is work. Slots may be in two
+parts, so that those of one execute while another process decides for those of the other.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Outcome:
 class _Slot:
     ticket: int
     request: RolloutRequest
+    part: int
     horizon: int = 0
     simulator: Simulator | None = None
     observation: Observation | None = None
@@ -77,9 +78,9 @@ class Slots:
     """Up to `size` rollouts in progress in this process.
 
     Args:
-        brain: decides.
         simulators: where instances come from; not closed here.
         size: rollouts in progress at most, hence the largest batch.
+        parts: that take turns, of nearly equal size.
         where: this process in messages, such as "worker 3".
         frame_every: environment steps between the frames of a video.
         watch: told what the process works on.
@@ -87,19 +88,21 @@ class Slots:
 
     def __init__(
         self,
-        brain: Brain,
         simulators: SimulatorCache,
         *,
         size: int,
+        parts: int = 1,
         where: str,
         frame_every: int = 4,
         watch: Watch = lambda ticket: None,
     ):
-        self._brain, self._simulators = brain, simulators
-        self._check: Callable[[SimulatorSpec], None] = lambda spec: None
+        self._simulators = simulators
+        self.check: Callable[[SimulatorSpec], None] = lambda spec: None
         self.spec: SimulatorSpec | None = None
         self._size, self._where, self._frame_every, self._watch = size, where, frame_every, watch
+        self.sizes = [size // parts + (part < size % parts) for part in range(parts)]
         self._slots: list[_Slot] = []
+        self._asked: dict[int, list[_Slot]] = {}
         self.env_steps = 0
 
     def __len__(self) -> int:
@@ -109,22 +112,22 @@ class Slots:
     def free(self) -> int:
         return self._size - len(self._slots)
 
-    def follow(self, brain: Brain, check: Callable[[SimulatorSpec], None]) -> None:
-        """Another brain decides from now on; `check` raises where it does not fit a rollout's simulator."""
-        self._brain, self._check = brain, check
+    def busy(self, part: int) -> int:
+        """Rollouts in progress in a part."""
+        return sum(slot.part == part for slot in self._slots)
 
     def has_room(self, request: RolloutRequest) -> bool:
         """Whether a place is free, and a simulator of its task can be had; see `SimulatorCache.has_room`."""
         return bool(self.free) and self._simulators.has_room(request.initial_state.task.key)
 
-    def start(self, ticket: int, request: RolloutRequest) -> Outcome | None:
+    def start(self, ticket: int, request: RolloutRequest, part: int = 0) -> Outcome | None:
         """Build or take a simulator, reset it and look. Returns an Outcome only when that failed (ERROR).
 
         Raises:
             ConfigError, DependencyMissing, PolicyError: from the simulator, or it does not fit the policy or the pool's
             other simulators; no rollout could work.
         """
-        slot = _Slot(ticket, request)
+        slot = _Slot(ticket, request, part)
         self._watch(ticket)
         what = "building the simulator"
         try:
@@ -147,7 +150,7 @@ class Slots:
 
     def _admit(self, key: str, spec: SimulatorSpec) -> None:
         """Raise unless the policy fits a simulator, and that shows and takes what the others do."""
-        self._check(spec)
+        self.check(spec)
         first = self.spec = self.spec or spec
         for name in ("cameras", "proprio", "action_dim"):
             have, want = getattr(spec, name), getattr(first, name)
@@ -157,14 +160,25 @@ class Slots:
                     f"on all of them in one batch; use one configuration of cameras for all tasks"
                 )
 
-    def cycle(self) -> Iterator[Outcome]:
+    def cycle(self, brain: Brain) -> Iterator[Outcome]:
         """One decision for every slot, executed; yields the rollouts that ended, as they end."""
-        active = list(self._slots)
+        asked = self.ask()
+        if asked is not None:
+            self._watch(DECIDING)
+            yield from self.execute(brain.decide(*asked))
+
+    def ask(self, part: int = 0) -> tuple[list[int], Observation] | None:
+        """(tickets, what B slots see) of those of a part, which then wait to `execute`; None when there are none."""
+        active = self._asked[part] = [slot for slot in self._slots if slot.part == part]
         if not active:
-            return
-        self._watch(DECIDING)
+            return None
         looks = Observation.concatenate([slot.observation for slot in active if slot.observation is not None])
-        actions = _fitting(self._brain.decide([slot.ticket for slot in active], looks), active)
+        return [slot.ticket for slot in active], looks
+
+    def execute(self, actions: np.ndarray, part: int = 0) -> Iterator[Outcome]:
+        """Execute float32 `[B, H, A]` in the slots of a part that were asked for; yields the rollouts that ended."""
+        active = self._asked.pop(part)
+        actions = _fitting(actions, active)
         # All chunks first, then all looks: physics and renderer would push each other out of the processor's cache.
         going_on = []
         for slot, chunk in zip(active, actions, strict=True):
@@ -186,7 +200,7 @@ class Slots:
             if slot.simulator is not None:
                 self._watch(RESTING)
                 self._simulators.release(slot.simulator)
-        self._slots = []
+        self._slots, self._asked = [], {}
 
     def _advance(self, slot: _Slot, chunk: np.ndarray) -> Outcome | None:
         """Execute a chunk. Returns an Outcome when the rollout ended with it."""

@@ -33,6 +33,7 @@ def make_pool(
     frame_every: int = 4,
     free_simulators: int | None = None,
     loaded_tasks: int = 16,
+    gather: float = 0.005,
 ) -> EnvPool:
     """A pool of simulators with a policy in the loop. Close it, or use it as a context manager.
 
@@ -55,7 +56,8 @@ def make_pool(
             and notebooks may define both; no worker runs the script again. None: only errands can be run, until the
             pool is given one to `use`.
         workers: processes; 0 runs everything in this one.
-        slots: rollouts in progress in each worker, hence the largest batch.
+        slots: rollouts in progress in each worker, hence the largest batch; with central inference in two halves, of
+            which one works while the policy decides for the other.
         inference: "local": a copy of the policy in every worker, on one thread; fastest for a small policy on a CPU.
             "central": the policy stays in this process and acts for all workers at once; for a large policy or a GPU.
         request_timeout: seconds that one unit of a worker's work may take (building or closing a simulator, a reset, a
@@ -69,6 +71,8 @@ def make_pool(
         loaded_tasks: tasks of which a process has simulators at a time, and so their models and renderers. Another
             closes those of the task used least recently; while all are in use its rollouts wait. Beyond so many,
             rollouts go preferably to a worker that has their task.
+        gather: with central inference, seconds from the first question on in which those of other workers are waited
+            for, so that they are decided in one batch; not longer than until each worker has asked.
 
     Raises:
         ConfigError: an argument is out of range, or the factory or the policy cannot be pickled.
@@ -82,6 +86,7 @@ def make_pool(
     _need(max_retries >= 0, f"max_retries must be 0 or more, got {max_retries}")
     _need(0 <= max_error_rate <= 1, f"max_error_rate must lie in 0..1, got {max_error_rate}")
     _need(frame_every >= 1, f"frame_every must be at least 1, got {frame_every}")
+    _need(gather >= 0, f"gather must be 0 or more, got {gather}")
     _need(loaded_tasks >= 1, f"loaded_tasks must be at least 1, got {loaded_tasks}")
     kept = 2 * slots if free_simulators is None else free_simulators
     if workers == 0:
@@ -107,6 +112,7 @@ def make_pool(
         frame_every=frame_every,
         free_simulators=kept,
         loaded_tasks=loaded_tasks,
+        gather=gather,
     )
 
 
@@ -146,10 +152,8 @@ class InlinePool:
         if self._recorder is not None:
             recorder.infer_seconds = self._recorder.infer_seconds
         if slots is None:
-            slots = Slots(
-                recorder, self._simulators, size=self._size, where="this process", frame_every=self._frame_every
-            )
-        slots.follow(recorder, policy.check_simulator)
+            slots = Slots(self._simulators, size=self._size, where="this process", frame_every=self._frame_every)
+        slots.check = policy.check_simulator
         self._recorder, self._slots = recorder, slots
 
     def set_policy(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
@@ -220,7 +224,7 @@ def run_slots(stream: Stream, recorder: Recorder, slots: Slots) -> Generator[Rol
                 if stream.finished():
                     return
                 continue
-            for outcome in slots.cycle():
+            for outcome in slots.cycle(recorder):
                 stream.delivered()
                 yield recorder.rollout(outcome)
     finally:

@@ -108,8 +108,10 @@ def idle(config: Config) -> dict[str, str]:
     sections = [section for section in config.values().values() if isinstance(section, Settings)]
     found = {section.named(name): why for section in sections for name, why in section.idle().items()}
     if not config.rollout.workers:
-        for name in ("rollout.inference", "rollout.request_timeout", "rollout.max_retries"):
+        for name in ("rollout.inference", "rollout.gather", "rollout.request_timeout", "rollout.max_retries"):
             found[name] = " without workers, for the policy acts in this process: leave it out, or give --workers N"
+    elif config.rollout.inference == "local":
+        found["rollout.gather"] = " with rollout.inference = local, where nothing is gathered: leave it out"
     if not config.sampling.dynamic:
         for name in ("sampling.max_attempts", "sampling.equal_tasks"):
             found[name] = " with sampling.dynamic = false, which takes the first groups as they are: leave it out"

@@ -62,8 +62,9 @@ class Attach:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The actions are in shared memory, `steps` of them a row."""
+    """The actions for a part are in shared memory, `steps` of them a row."""
 
+    part: int
     steps: int
 
 
@@ -106,8 +107,10 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Observations are in shared memory, one row a ticket: decide."""
+    """Observations of a part of the slots are in shared memory, one row a ticket, from row `first` on: decide."""
 
+    part: int
+    first: int
     tickets: Sequence[int]
     instruction: tuple[str, ...]
 

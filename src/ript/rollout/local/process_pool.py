@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,6 +78,7 @@ class ProcessPool:
         frame_every: int,
         free_simulators: int,
         loaded_tasks: int,
+        gather: float,
     ):
         if (limit := open_files(workers)).remedy:
             raise WorkerError(f"too few open files are allowed: {limit.detail}: {limit.remedy}")
@@ -100,6 +103,9 @@ class ProcessPool:
         self._stream: Stream | None = None
         self._done: deque[Rollout] = deque()
         self._errands = Errands(max_retries)
+        self._gather = gather
+        self._questions: list[tuple[RolloutWorker, Ask]] = []
+        self._since = 0.0
         self._workers: list[RolloutWorker] = []
         if policy is not None:
             self._adopt(policy)
@@ -253,8 +259,7 @@ class ProcessPool:
 
     def _turn(self) -> None:
         """Wait for messages, take in what has finished, answer the workers' questions, replace those that are lost."""
-        asked: list[tuple[RolloutWorker, Ask]] = []
-        for worker, message in receive(self._workers, self._timeout):
+        for worker, message in receive(self._workers, self._timeout, self._patience()):
             if isinstance(message, Ready):
                 worker.process.ready = True
             elif isinstance(message, Back):
@@ -267,13 +272,15 @@ class ProcessPool:
                 self._spent.update(message.spent)
                 self._finish(worker, message)
             elif isinstance(message, Ask) and worker.stopping is None:
-                asked.append((worker, message))
+                self._since = self._since if self._questions else time.monotonic()
+                self._questions.append((worker, message))
+                worker.asked.add(message.part)
             elif isinstance(message, Measure) and worker.stopping is None:
                 self._attach(worker, message.spec)
             elif isinstance(message, Failure) and (message.run is None or self._running):
                 raise message.crash.rebuild()
-        if asked:
-            self._answer(asked)
+        if self._patience() <= 0:
+            self._answer()
         self._replace_lost()
 
     def _finish(self, worker: RolloutWorker, message: Finished) -> None:
@@ -291,16 +298,26 @@ class ProcessPool:
         worker.block = worker.memory.block(layout)
         worker.send(Attach(layout))
 
-    def _answer(self, asked: list[tuple[RolloutWorker, Ask]]) -> None:
-        """One decision for all workers that wait for one."""
+    def _patience(self) -> float:
+        """Seconds until the questions that are there are answered: when each worker has asked, or after `gather`."""
+        if not self._questions:
+            return math.inf
+        if all(worker.asked for worker in self._workers if worker.flights):
+            return 0.0
+        return max(0.0, self._since + self._gather - time.monotonic())
+
+    def _answer(self) -> None:
+        """One decision for all parts of workers that wait for one."""
+        asked, self._questions = self._questions, []
         blocks = [worker.block for worker, _ in asked if worker.block is not None]
-        looks = [block.read(ask.instruction) for block, (_, ask) in zip(blocks, asked, strict=True)]
+        looks = [block.read(ask.instruction, ask.first) for block, (_, ask) in zip(blocks, asked, strict=True)]
         tickets = [ticket for _, ask in asked for ticket in ask.tickets]
         actions = self._recorder.decide(tickets, Observation.concatenate(looks))
         start = 0
         for block, (worker, ask) in zip(blocks, asked, strict=True):
-            block.put_actions(actions[start : start + len(ask.tickets)])
-            worker.send(Answer(actions.shape[1]))
+            block.put_actions(actions[start : start + len(ask.tickets)], ask.first)
+            worker.asked.discard(ask.part)
+            worker.send(Answer(ask.part, actions.shape[1]))
             start += len(ask.tickets)
 
     @property
@@ -312,10 +329,12 @@ class ProcessPool:
         """End a run: workers drop what is in flight. They confirm later (`_settle`), while the caller goes on."""
         self._running, self._stream = False, None
         self._done.clear()
+        self._questions.clear()
         if self._central is not None:
             self._central.clear()
         for worker in self._workers:
             worker.flights.clear()
+            worker.asked.clear()
             worker.stopping = self._run
             worker.send(Stop(self._run))
 
@@ -345,6 +364,7 @@ class ProcessPool:
             blamed, flights, trips = worker.blamed(), list(worker.flights.values()), list(worker.errands.values())
             _log.warning("%s; it is replaced, and the %d rollouts it had are run again", cause, len(flights))
             worker.kill()
+            self._questions = [(asking, ask) for asking, ask in self._questions if asking is not worker]
             self._workers[index] = self._worker(worker.settings)
             self._spent["worker_restarts"] += 1
             if self._weights is not None:

@@ -49,6 +49,7 @@ class RolloutWorker:
         stopping: number of a run that it was told to stop, until it has confirmed.
         load: rollouts that it has to do.
         errands: that it has to run, by number, in order.
+        asked: parts of its slots that wait for the parent's policy.
         block: observations and actions (central inference), once it has asked for it.
     """
 
@@ -66,6 +67,7 @@ class RolloutWorker:
         self.stopping: int | None = None
         self.load = Load(settings.loaded_tasks)
         self.errands: dict[int, Trip] = {}
+        self.asked: set[int] = set()
         self.block: Block | None = None
         try:
             self.memory = Memory.create(layout)
@@ -112,14 +114,14 @@ class RolloutWorker:
     def loss(self, request_timeout: float, start_timeout: float) -> str | None:
         """Why this worker must be replaced, or None. Call it after `receive`, and often.
 
-        A worker is hung when it owes something and gave no sign of life within the limit. Loading a policy has the
-        limit of a start, which does the same.
+        A worker is hung when it owes something and gave no sign of life within the limit. One that waits for the policy
+        of its parent owes nothing. Loading a policy has the limit of a start, which does the same.
         """
         doing = self.process.doing
         limit = request_timeout if self.ready else start_timeout
         if doing == LOADING:
             limit = max(request_timeout, start_timeout)
-        busy = self.flights or self.errands or self.stopping is not None
+        busy = (self.flights and not self.asked) or self.errands or self.stopping is not None
         silent = "no sign of life for" if self.ready else "it did not start within"
         owes = bool(not self.ready or doing != RESTING or busy)
         lost = self.process.loss(owes=owes, limit=limit, silent=silent)

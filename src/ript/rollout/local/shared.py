@@ -100,24 +100,24 @@ class Block:
     def actions(self) -> np.ndarray:
         return self._arrays["actions"]
 
-    def write(self, observation: Observation) -> None:
-        """Put B <= slots rows into the first B rows."""
-        rows = len(observation)
-        self._arrays["proprio"][:rows] = observation.proprio
+    def write(self, observation: Observation, first: int) -> None:
+        """Put B rows into rows first..first+B-1."""
+        rows = slice(first, first + len(observation))
+        self._arrays["proprio"][rows] = observation.proprio
         for camera, image in observation.images.items():
-            self._arrays[f"image/{camera}"][:rows] = image
+            self._arrays[f"image/{camera}"][rows] = image
 
-    def read(self, instruction: tuple[str, ...]) -> Observation:
-        """A copy of the first `len(instruction)` rows."""
-        rows = len(instruction)
+    def read(self, instruction: tuple[str, ...], first: int) -> Observation:
+        """A copy of rows first..first+len(instruction)-1."""
+        rows = slice(first, first + len(instruction))
         return Observation(
-            images={camera: self._arrays[f"image/{camera}"][:rows].copy() for camera, _ in self.layout.cameras},
-            proprio=self._arrays["proprio"][:rows].copy(),
+            images={camera: self._arrays[f"image/{camera}"][rows].copy() for camera, _ in self.layout.cameras},
+            proprio=self._arrays["proprio"][rows].copy(),
             instruction=instruction,
         )
 
-    def put_actions(self, actions: np.ndarray) -> None:
-        """Put actions `[B, H, A]` into the first B rows.
+    def put_actions(self, actions: np.ndarray, first: int) -> None:
+        """Put actions `[B, H, A]` into rows first..first+B-1.
 
         Raises:
             ConfigError: they do not fit.
@@ -128,7 +128,7 @@ class Block:
                 f"the policy returned chunks of {steps} actions of {dim} numbers; the pool takes at most {MAX_CHUNK} "
                 f"actions and the simulator {self.layout.action_dim} numbers: use a shorter chunk or another policy"
             )
-        self.actions[:rows, :steps] = actions
+        self.actions[first : first + rows, :steps] = actions
 
     def close(self) -> None:
         self._arrays.clear()  # a map refuses to close while arrays look into it
