@@ -16,7 +16,7 @@ import torch
 from toy_runs import Stopped, initial_states, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
 from ript import rl as loop
-from ript.build import load_policy, make_env_pool
+from ript.build import load_policy, make_env_pool, simulator_factory
 from ript.config.sections import Config
 from ript.core.errors import (
     ConfigError,
@@ -33,6 +33,7 @@ from ript.core.errors import (
 from ript.core.interfaces import EnvPool
 from ript.core.options import replace
 from ript.core.types import ChunkResult, EvalResult, InitialState, Reason, Rollout, Status, Task
+from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
 from ript.evaluation import evaluate, tally
@@ -182,6 +183,39 @@ def test_a_run_whose_best_policy_is_lost_says_so_and_chooses_among_the_others(
         2,
         3,
     )
+
+
+def test_practice_does_not_go_on_from_other_demonstrated_states_than_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, file = toy_config(iterations=2), tmp_path / "d.hdf5"
+    toy_demos(file, config, "reach-centre")
+    config = replace(config, sampling=replace(config.sampling, demos=(str(file),)))
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 2)
+        run(tmp_path / "run", config)
+    kept = file.read_bytes()
+    collect_demos(simulator_factory(config.sim), ["toy/reach-centre"], 2, file, every=1, seed=1)
+    with pytest.raises(RunError, match=r"what it began with.*the initial states of sampling\.demos are others"):
+        train_rl(Config(), None, tmp_path / "run", resume=True)
+    assert len(rows(tmp_path / "run")) == 1
+    file.write_bytes(kept)
+    assert train_rl(Config(), None, tmp_path / "run", resume=True).iterations == 2
+
+
+def test_practice_that_was_killed_before_it_kept_its_policy_does_not_begin_with_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(iterations=1)
+    lively_policy(config).save_pretrained(tmp_path / "policy")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "change_settings", lambda *_: True)
+        train_rl(config, tmp_path / "policy", tmp_path / "run")
+    lively_policy(config, seed=2).save_pretrained(tmp_path / "policy")
+    with pytest.raises(RunError, match=r"what it began with.*the policy is another"):
+        train_rl(Config(), None, tmp_path / "run", resume=True)
+    lively_policy(config).save_pretrained(tmp_path / "policy")
+    assert train_rl(Config(), None, tmp_path / "run", resume=True).iterations == 1
 
 
 def test_workers_give_the_groups_and_the_evaluation_of_this_process(reference: RLResult, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from ript.core.errors import ConfigError, DataError, NotFiniteError, PolicyError
 from ript.core.metrics import Metrics, values
 from ript.core.options import replace
 from ript.core.types import DemoBatch
+from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.windows import Windows
 from ript.learn import stages as sft_stages
@@ -334,6 +336,58 @@ def test_demonstrations_that_are_not_there_or_gone_are_named(
         train_sft(CONFIG, [demos[0], moved], tmp_path / "run")
     moved.unlink()
     with pytest.raises(DataError, match=r"moved\.hdf5"):
+        resume_sft(tmp_path / "run")
+
+
+def test_training_does_not_go_on_with_other_demonstrations_than_it_began_with(
+    demos: list[Path], reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target.hdf5"
+    shutil.copy(demos[1], target)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 15)
+        train_sft(CONFIG, [demos[0], target], tmp_path / "run")
+    collect_demos(simulator_factory(CONFIG.sim), ["toy/reach-centre"], 2, target, every=1, seed=1)
+    with pytest.raises(RunError, match=r"run goes on with what it began with.*the demonstrations are others.*--out"):
+        resume_sft(tmp_path / "run")
+    assert len(rows(tmp_path / "run")) == 2 and not (tmp_path / "run" / "policy").exists()
+    shutil.copy(demos[1], target)
+    resume_sft(tmp_path / "run")
+    assert weights(tmp_path / "run") == weights(reference)
+
+
+@pytest.mark.parametrize("fate", ["gone", "another"])
+def test_fine_tuning_goes_on_from_the_base_that_it_began_with_whatever_became_of_that(
+    base: Path, demos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fate: str
+) -> None:
+    train_sft(CONFIG, demos, tmp_path / "whole", base=base)
+    folder = shutil.copytree(base, tmp_path / "base")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 5)
+        train_sft(CONFIG, demos, tmp_path / "run", base=folder)
+    shutil.rmtree(folder)
+    if fate == "another":
+        train_sft(replace(CONFIG, seed=5), demos, tmp_path / "other")
+        shutil.copytree(tmp_path / "other" / "policy", folder)
+    resume_sft(tmp_path / "run")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert load_policy(tmp_path / "run" / "policy").card == load_policy(tmp_path / "whole" / "policy").card
+    assert load_policy(tmp_path / "run" / "start") == load_policy(base)
+
+
+def test_fine_tuning_that_was_killed_before_it_kept_its_base_does_not_begin_with_another(
+    base: Path, demos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(base, tmp_path / "base")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "change_settings", lambda *_: True)
+        train_sft(CONFIG, demos, tmp_path / "run", base=folder)
+    assert not (tmp_path / "run" / "start").exists()
+    edited = load_policy(folder)
+    with torch.no_grad():
+        edited.prior.head.weight.mul_(2)
+    edited.save_pretrained(folder)
+    with pytest.raises(RunError, match=r"what it began with.*the base is another"):
         resume_sft(tmp_path / "run")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ript.config.sections import Config, LearnConfig, RolloutConfig
 from ript.core import arguments
 from ript.core.errors import ConfigError, PolicyError
-from ript.core.files import absolute
+from ript.core.files import absolute, expanded
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, PostTrainable, SimulatorFactory
 from ript.core.options import SimOptions
 from ript.core.registry import kinds, suites
@@ -185,10 +185,16 @@ class Origin:
         """What `load_policy` takes: the same policy whenever it is asked for, as far as the place can promise that."""
         return self.name if self.revision is None else hub.at_commit(self.name, self.revision)
 
+    @property
+    def content(self) -> str:
+        """Of a folder, its fingerprint; of a name on the hub, the commit."""
+        return self.revision or policy_folder.fingerprint(expanded(self.name))
+
     def record(self, key: str) -> dict[str, str]:
-        """For a run's config.json: a folder's absolute path, or the name on the hub and what it stood for."""
+        """For a run's config.json: a folder's absolute path and its content, or the name on the hub and the commit that
+        it stood for."""
         if self.revision is None:
-            return {key: str(absolute(self.name))}
+            return {key: str(absolute(self.name)), f"{key}_content": self.content}
         return {key: self.name, f"{key}_revision": self.revision}
 
 

@@ -28,7 +28,7 @@ from ript.run.folder import RunFolder
 from ript.run.measure import Measurements
 from ript.run.progress import status
 from ript.run.rl_progress import Progress, iteration_line, tell_errors
-from ript.run.start import beginning, document, learner, plan, practice_steps, ready, solved_by_nothing, to_stay_near
+from ript.run.start import beginning, document, learner, plan, practice_steps, ready, to_stay_near
 from ript.run.states import InitialStates
 
 
@@ -98,7 +98,7 @@ def train_rl(
         config, policy = beginning(given, states)
         prepare = ready if resume and (out / "start").exists() else learner  # what a run kept is what it began with
         trained = prepare(config, policy, states).to(device)
-        record = document(config, trained, given.start, {} if resume else solved_by_nothing(config, states))
+        record = {} if resume else document(config, trained, given.start, states)
         pool.use(trained)
         with RunFolder.open(out) if resume else RunFolder.create(out, record) as run:
             run.change_settings(given.changed)

@@ -46,6 +46,7 @@ from ript.run.settings import (
     nested,
     recorded,
     refuse_changes,
+    refuse_other_content,
     refuse_unused_stages,
     settled,
     shown,
@@ -119,14 +120,17 @@ def train_sft(
             raise ConfigError(f"{kind.kind} policies have no stage for this: nothing would be trained")
         settings = recorded("sft", config, policy)
         used = {name: value for name, value in settings.items() if not stage_is_missing(config, name, **there)}
-        files = [str(absolute(file.path)) for file in demo_set.files]
-        where = origin.record("base") if origin else {"base": None}
-        document = {"recipe_config": nested(used), "demos": files, **where}
-        held = read_config(out)["config"]["recipe_config"] if resume else {}
-        changed = refuse_changes("sft", held, settings)
+        files, content = [str(absolute(file.path)) for file in demo_set.files], windows.fingerprint()
+        where = origin.record("base") if origin and not resume else {"base": None}
+        document = {"recipe_config": nested(used), "demos": files, "demos_content": content, **where}
+        held = read_config(out)["config"] if resume else {}
+        refuse_other_content(held, {"demos_content": content})
+        changed = refuse_changes("sft", held.get("recipe_config", {}), settings)
         with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
             run.change_settings(changed)
             run.track(config.trackers)
+            if origin and not (run.path / "start").exists():
+                policy.save_pretrained(run.path / "start")
             with run.saying_what_is_kept(), _batches_that_fit(config), computing("cpu", config.sft.threads):
                 run_stages(_Journal(run), module, stages, stage_settings(config))
             module.eval()
@@ -186,9 +190,11 @@ def resume_sft(out: str | Path, changes: Mapping[str, Any] | None = None) -> Pos
 
     Raises:
         ConfigError: another setting is to change.
-        RunError: `out` is in use, is not a run of supervised training, or is of another version.
+        RunError: `out` is in use, is not a run of supervised training, or is of another version; or what it began with
+            has been replaced.
         DataError: its demonstrations are gone.
     """
+    out = arguments.place("out", out)
     document = read_config(out, to_resume=True)
     if document["kind"] != "sft":
         raise RunError(
@@ -197,6 +203,10 @@ def resume_sft(out: str | Path, changes: Mapping[str, Any] | None = None) -> Pos
     asked = document["config"]
     config = Config.from_record(nested(leaves(asked["recipe_config"]) | dict(changes or {})))
     base = None if asked["base"] is None else Origin(asked["base"], asked.get("base_revision"))
+    if base and (out / "start").exists():
+        base = Origin(str(out / "start"))
+    elif base and base.revision is None:
+        refuse_other_content(asked, {"base_content": base.content})
     return train_sft(config, asked["demos"], out, base=base, resume=True)
 
 

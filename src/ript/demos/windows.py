@@ -10,6 +10,8 @@ demonstration repeats the last action there, and its mask is False.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -150,6 +152,16 @@ class Windows:
     def statistics(self) -> Statistics:
         """Of all windows: what a policy normalises its inputs with."""
         return measure(self.proprio, self.privileged)
+
+    def fingerprint(self) -> str:
+        """Of all that is learned from, 16 hex digits: other demonstrations have another one, wherever they lie."""
+        digest = hashlib.sha256(json.dumps([[task.key, task.instruction] for task in self.tasks]).encode())
+        arrays = [self.task_index, self._step, self._end, self.actions, self.proprio]
+        arrays += [] if self.privileged is None else [self.privileged]
+        for array in (*arrays, *(self.images[name] for name in sorted(self.images))):
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:16]
 
     def executed(self, rows: np.ndarray) -> int:
         """Actions of the windows `rows` that a demonstration has: where the masks are True."""

@@ -9,6 +9,7 @@ NAME.json           further documents, such as a tokenizer
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -177,6 +178,21 @@ def fill(module: nn.Module, saved: SavedPolicy) -> None:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise PolicyError(f"the weights in {saved.folder} do not fit: {'; '.join(sorted(problems)[:5])}{more}")
     module.load_state_dict(saved.weights)
+
+
+def fingerprint(folder: Path) -> str:
+    """Of all files of a policy folder but its card, 16 hex digits.
+
+    Raises:
+        PolicyError: the system does not let one be read.
+    """
+    digest = hashlib.sha256()
+    with reading(folder, PolicyError):
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and path.name != "README.md" and not is_leftover(path.name):
+                with path.open("rb") as file:
+                    digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def kind(folder: Path) -> str:

@@ -5,6 +5,7 @@
     evals.jsonl         one line an evaluation, with the outcome on every initial state
     errors.jsonl        one line an iteration in whose practice rollouts ended in ERROR: why
     checkpoints/NNNNNN  the newest two
+    start/              the policy that the run was given
     result.json         written when the run ends: why, and which iteration became the policy
     tracked.json        what trackers were sent, if there are any; tensorboard/ or wandb/ are theirs
     best/  policy/      policy folders: best by validation success so far, and the run's result

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ript.config import recipes
 from ript.config.sections import Config, policy_options, sim_options, training_options
-from ript.core.errors import ConfigError
+from ript.core.errors import ConfigError, RunError
 from ript.core.hooks import kind_of, made_with
 from ript.core.options import Settings, replace
 from ript.core.registry import kinds
@@ -358,6 +358,31 @@ def refuse_changes(command: str, held: Mapping[str, Any], now: Mapping[str, Any]
             f"a new run with another --out; only {free} may change"
         )
     return {name: value for name, value in changed.items() if name != "recipe"}
+
+
+def refuse_other_content(held: Mapping[str, Any], now: Mapping[str, str]) -> None:
+    """Raise `RunError` when what a run goes on with is other than what it began with.
+
+    Args:
+        held: what its config.json says; a record of an earlier version says nothing of content.
+        now: entry of the record -> what is there now.
+    """
+    changed = [name for name, content in now.items() if held.get(name, content) != content]
+    if changed:
+        what = "; ".join(f"{_CONTENT[name]} ({now[name] or 'none'}, the run has {held[name]})" for name in changed)
+        raise RunError(
+            f"a run goes on with what it began with, and {what}: put the files back, or begin a new run with another "
+            "--out"
+        )
+
+
+_CONTENT = {
+    "demos_content": "the demonstrations are others",
+    "states_content": "the initial states of sampling.demos are others",
+    "base_content": "the base is another",
+    "start_content": "the policy is another",
+}
+"""Entry of a run's record -> what is wrong when it has changed."""
 
 
 def among(names: Collection[str], name: str) -> bool:

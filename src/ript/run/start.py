@@ -36,7 +36,17 @@ from ript.run.checkpoint import list_checkpoints
 from ript.run.files import read_json
 from ript.run.folder import RunFolder, read_config
 from ript.run.progress import status
-from ript.run.settings import Leaves, asked_for, leaves, measured, nested, recorded, refuse_changes, settled
+from ript.run.settings import (
+    Leaves,
+    asked_for,
+    leaves,
+    measured,
+    nested,
+    recorded,
+    refuse_changes,
+    refuse_other_content,
+    settled,
+)
 from ript.run.states import InitialStates
 from ript.run.trackers import require_trackers
 from ript.run.video import require_encoder
@@ -89,7 +99,10 @@ def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config
         return config, load_policy(out / "start"), changed
     if start == IN_MEMORY:
         raise RunError(f"{out} was stopped before it kept the policy that it was given: start again with another --out")
-    return config, None if start is None else Origin(start, document["config"].get("start_revision")), changed
+    origin = None if start is None else Origin(start, document["config"].get("start_revision"))
+    if origin:
+        refuse_other_content(document["config"], {"start_content": origin.content} if origin.revision is None else {})
+    return config, origin, changed
 
 
 def _with_absolute_paths(config: Config) -> Config:
@@ -114,6 +127,8 @@ class Plan:
     policy: PostTrainable | None
     asked: Collection[str] = ()
     changed: Mapping[str, Any] = field(default_factory=dict)
+    held: Mapping[str, Any] = field(default_factory=dict)
+    """What the record of a run that goes on says that it began with."""
 
 
 def plan(
@@ -127,7 +142,8 @@ def plan(
     """
     if resume:
         config, start, changed = interrupted(out, config, asked)
-        return Plan(config=config, start=start, policy=_opened(start), changed=changed)
+        held = read_config(out)["config"]
+        return Plan(config=config, start=start, policy=_opened(start), changed=changed, held=held)
     RunFolder.require_free(out)
     require_trackers(config.trackers)
     if config.eval.videos:
@@ -177,7 +193,9 @@ def beginning(plan: Plan, states: InitialStates) -> tuple[Config, PostTrainable]
 
     Raises:
         ConfigError: a setting was asked for that the policy cannot follow.
+        RunError: a run that goes on has other initial states to practise on than it began with.
     """
+    refuse_other_content(plan.held, {"states_content": states.fingerprint()})
     config, policy = plan.config, plan.policy
     whose = "the policy"
     if policy is None:
@@ -270,12 +288,14 @@ def calibration_rollouts(config: Config) -> int:
     return CALIBRATION * len(config.tasks) if config.policy.calibrates else 0
 
 
-def document(config: Config, policy: PostTrainable, start: Start, idle: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """What the run folder records as its configuration. `idle` is what `solved_by_nothing` found."""
+def document(config: Config, policy: PostTrainable, start: Start, states: InitialStates) -> dict[str, Any]:
+    """What the run folder of a new run records as its configuration."""
+    idle = solved_by_nothing(config, states)
     notes = list(hooks.caveats_of(policy))
     notes += [f"{task}: solved by doing nothing from initial states {', '.join(ids)}." for task, ids in idle.items()]
     notes += suites.get(config.sim.suite).caveats(config.sim)
     given = {"start": None if start is None else IN_MEMORY}
     where = start.record("start") if isinstance(start, Origin) else given
     settings = nested(recorded("rl", _with_absolute_paths(config), policy))
-    return {"recipe_config": settings, "policy": hooks.settings_of(policy), **where, "notes": notes}
+    content = {"states_content": states.fingerprint()} if config.sampling.demos else {}
+    return {"recipe_config": settings, "policy": hooks.settings_of(policy), **where, **content, "notes": notes}

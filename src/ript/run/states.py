@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -38,6 +39,11 @@ class InitialStates:
         self._demonstrated = {} if shown is None else {task: demo_initial_states(shown, [task]) for task in tasks}
         self._known: dict[str, Found] = {}
         self._practised: dict[tuple[str, int, float], InitialState | RiptError | None] = {}
+
+    def fingerprint(self) -> str:
+        """Of the states that were demonstrated, 16 hex digits; empty when the simulator draws them."""
+        ids = [state.id for states in self._demonstrated.values() for state in states]
+        return hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16] if ids else ""
 
     def task(self, key: str) -> Task:
         """The task as its simulators have it."""
