@@ -185,7 +185,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights empty": (cut("model.safetensors", 0), r"model\.safetensors is corrupt or truncated"),
     "weights are text": (write_text("model.safetensors", "hello world " * 9), r"model\.safetensors is corrupt"),
     "another format": (lambda f: edit_config(f, lambda d: d.update(format=99)), "policy format 99; .* reads 1 and 2"),
-    "another kind": (lambda f: edit_config(f, lambda d: d.update(kind="pi0")), "holds a 'pi0' policy, .* are: quest"),
+    "another kind": (lambda f: edit_config(f, lambda d: d.update(kind="pi0")), "holds a 'pi0' policy, .* are: .*quest"),
     "no simulator": (lambda f: edit_config(f, lambda d: d.pop("simulator")), r"config\.json is corrupt: KeyError"),
     "simulator incomplete": (lambda f: edit_config(f, lambda d: d["simulator"].pop("suite")), r"config\.json is cor"),
     "no cameras": (lambda f: edit_config(f, lambda d: d["simulator"].update(cameras=[])), r"config\.json is corrupt"),
