@@ -35,7 +35,7 @@ TRAINED = ("prior", "prior+adapter", "prior+encoders")
 
 def resident(what: str = "VmRSS") -> float:
     """MiB of this process, now or at most (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
 
 
@@ -43,7 +43,7 @@ def settle() -> None:
     """Give back what is free, and forget how large the process was."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", "utf-8")
 
 
 def record(chunk: ActionChunk, decisions: int, index: int) -> Rollout:

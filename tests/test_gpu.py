@@ -13,7 +13,7 @@ from ript.build import load_policy, task_keys
 from ript.build import make_policy as policy_of
 from ript.config.sections import Config
 from ript.rl import train_rl
-from ript.rollout.local.processes import make_payload
+from ript.rollout.local.processes import pack_policy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -52,7 +52,7 @@ def test_a_graph_follows_the_weights_and_the_temperature() -> None:
 def test_workers_get_a_copy_on_the_cpu_without_graphs() -> None:
     policy = make_policy().to("cuda")
     policy.act(make_observation(2), generators(2))
-    _, copied = pickle.loads(make_payload(task_keys, policy))
+    copied = pickle.loads(pack_policy(policy))
     assert {p.device.type for p in copied.parameters()} == {"cpu"} and policy.device.type == "cuda"
     assert copied == make_policy()
 

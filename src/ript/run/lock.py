@@ -165,7 +165,7 @@ def _identity(pid: int) -> dict[str, str | None]:
     """
     found: dict[str, str | None] = dict.fromkeys(("boot", "namespace", "started"))
     with suppress(OSError):
-        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
     with suppress(OSError):
         found["namespace"] = os.readlink("/proc/self/ns/pid")
     with suppress(OSError, IndexError):
