@@ -30,6 +30,8 @@ from ript.learn.update import update
 from ript.policies.quest.policy import QuestPolicy
 
 MIB = 2**20
+M_MMAP_THRESHOLD = -3
+"""Of mallopt(3)."""
 TRAINED = ("prior", "prior+adapter", "prior+encoders")
 
 
@@ -95,6 +97,8 @@ def peak(policy: QuestPolicy, optimiser: torch.optim.Optimizer, groups: list[Gro
 def measure(args: argparse.Namespace, trained: str) -> None:
     """Print a row."""
     torch.set_num_threads(1)
+    # Large blocks go back to the system when they are freed: what is measured is in use, not kept for later.
+    ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 128 * 1024)
     policy = _random_policy(args.size)
     look, generators = _random_look(policy, 64), [np.random.default_rng(i) for i in range(64)]
     policy = policy.configured(rl_trains=trained)
