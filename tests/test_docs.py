@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -114,6 +115,24 @@ def test_the_example_of_a_policy_goes_through_the_whole_command_line(tmp_path: P
     assert saved == {"kind": "my_policy:MyPolicy", "std": 0.7}
     recorded = json.loads((tmp_path / "runs" / "rl" / "config.json").read_text())["config"]
     assert recorded["policy"] == saved and recorded["recipe_config"]["policy"] == saved
+
+
+@pytest.mark.timeout(300)
+def test_an_environment_of_ones_own_goes_from_the_check_to_a_report(tmp_path: Path) -> None:
+    pytest.importorskip("gymnasium_robotics")
+    shutil.copy(DOCS / "examples" / "fetch_experts.py", tmp_path)
+    few = ["--workers=0", "--sampling.groups=2", "--sampling.max_attempts=8", "--sampling.group_size=4"]
+    small = {
+        "check": ["--states=2", "--steps=4"],
+        "demos collect": ["--per-task=2"],
+        "sft": ["--sft.policy_steps=5"],
+        "rl": [*few, "--iterations=1", "--eval.trials=4", "--eval.every=0", "--eval.videos=0"],
+        "eval": ["--trials=4", "--workers=0"],
+    }
+    printed = run_commands(tmp_path, "your_environment.md", small)
+    assert list(printed) == ["check", "demos collect", "sft", "rl", "eval"]
+    assert "sound" in printed["check"] and re.search(r"^FetchReach-v4 .*/4 ", printed["eval"], re.MULTILINE)
+    assert (tmp_path / "runs" / "rl" / "report.html").exists()
 
 
 @pytest.mark.timeout(300)
