@@ -1,11 +1,13 @@
 """From nothing to a post-trained policy and a report, on the toy simulator."""
 
 import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from toy_runs import Stopped, stop_in, toy_config, weights
 
 from ript.build import load_policy
@@ -15,6 +17,7 @@ from ript.core.files import make_folder
 from ript.core.options import replace
 from ript.core.places import cache_folder
 from ript.demos.demo_set import open_demos
+from ript.policies.language_files import CLIP_FOLDER
 from ript.run.files import write_json
 from ript.run.lock import locked
 from ript.studies.bases import base_fingerprint, base_folder, make_base
@@ -261,3 +264,21 @@ def test_a_cached_base_is_used_exactly_where_it_fits(change: dict, same: bool) -
         changed = replace(getattr(config, name), **value) if isinstance(value, dict) else value
         config = replace(config, **{name: changed})
     assert (base_fingerprint(config) == base_fingerprint(CONFIG)) == same
+
+
+def test_a_cached_base_is_of_the_files_of_its_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, policy=replace(CONFIG.policy, language="clip"))
+    monkeypatch.delenv(CLIP_FOLDER, raising=False)
+    found = {base_fingerprint(config)}
+    for name in ("a", "b", "again"):
+        shutil.copytree(Path(__file__).parent / "policies" / "clip", tmp_path / name)
+    weights = load_file(tmp_path / "b" / "model.safetensors")
+    save_file({n: w * (1 if w.ndim < 2 else 1.001) for n, w in weights.items()}, tmp_path / "b" / "model.safetensors")
+    for name in ("a", "b"):
+        monkeypatch.setenv(CLIP_FOLDER, str(tmp_path / name))
+        found.add(base_fingerprint(config))
+    assert len(found) == 3
+    monkeypatch.setenv(CLIP_FOLDER, str(tmp_path / "again"))
+    assert base_fingerprint(config) in found
+    (tmp_path / "again" / "tokenizer.json").write_text("{}")
+    assert base_fingerprint(config) not in found

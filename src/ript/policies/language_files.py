@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 from ript.core.errors import DependencyMissing
@@ -54,6 +57,42 @@ def clip_files() -> dict[str, Path]:
     if missing:
         raise DependencyMissing(f"{folder or CLIP} has no {missing}: it should hold the files of {CLIP}")
     return found
+
+
+def identity(model: str) -> str:
+    """Which files stand behind the name of a sentence model ("minilm", "clip", or another, which is none).
+
+    What is computed with a model depends on its files: the version of its package, their hash where the environment
+    names a folder, or the model hub's name.
+    """
+    if model == "minilm":
+        return f"{MINILM} {_version(MINILM)}"
+    if model != "clip":
+        return model
+    folder = clip_folder()
+    return CLIP if folder is None else f"{CLIP} {_hash(_first(partial(_from_folder, folder))[0].values())}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package.replace("_", "-"))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _hash(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        facts = path.stat()
+        digest.update(_hash_of(path, facts.st_size, facts.st_mtime_ns).encode())
+    return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=16)
+def _hash_of(path: Path, size: int, changed: int) -> str:
+    """Of a file, which is read again when it has changed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def clip_missing() -> str:

@@ -22,6 +22,7 @@ from ript.core.options import replace
 from ript.core.places import CACHE, cache_folder
 from ript.core.registry import kinds, suites
 from ript.demos import collect as collecting
+from ript.policies.language_files import identity
 from ript.run.lock import locked
 from ript.run.progress import progress
 from ript.sft import train_sft
@@ -43,6 +44,7 @@ def base_fingerprint(config: Config) -> str:
         "tasks": config.pretrain_tasks,
         "simulator": config.sim.to_json() | {"horizon": sorted(set(steps.values()))},
         "demos": [config.demos.per_task, config.demos.noise, config.demos.every],
+        "language": identity(getattr(config.policy, "language", "none")),
         "policy": {name: getattr(config.policy, name) for name in ("kind", *config.policy.BUILT)},
         "sft": {
             name: value
