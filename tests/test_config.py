@@ -310,3 +310,9 @@ def test_an_unknown_name_crosses_a_process_border() -> None:
     error = UnknownNameError("camera", "neer", ["near", "far"])
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), copy.suggestions) == (UnknownNameError, str(error), ["near"])
+
+
+@pytest.mark.parametrize("field", ["tasks", "pretrain_tasks"])
+def test_a_task_under_two_names_is_named_twice(field: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field}: named twice: reach, toy/reach"):
+        Config.from_json({"sim": {"suite": "toy"}, field: ["reach", "toy/reach"]})

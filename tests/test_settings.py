@@ -1,6 +1,7 @@
 """Settings that cannot have an effect are refused when asked for, and never recorded as used."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
 from ript.rl import train_rl
 from ript.run.folder import read_config
-from ript.run.settings import asked_for, leaves, nested, recorded
+from ript.run.settings import asked_for, leaves, nested, recorded, unused, uses
 from ript.sft import resume_sft, train_sft
 
 QUICK = [
@@ -103,6 +104,26 @@ def test_a_policy_that_samples_as_published_keeps_its_density_and_says_so(
     words = ("rl", "--recipe", "smoke", "--policy", folder / "published", *QUICK, "--out", tmp_path / "out")
     assert run(*words, word) == 2
     assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_what_a_remedy_advises_is_not_refused_in_its_turn(folder: Path, tmp_path: Path, capsys) -> None:
+    words = ("rl", "--recipe", "smoke", *QUICK, "--policy", folder / "published", "--out", tmp_path / "run")
+    for given in ("--policy.sampling=exact", "--policy.temperature=1", "--policy.entropy=2", "--policy.top_k=3"):
+        assert run(*words, given) == 2
+        said = capsys.readouterr().err
+        assert "ript sft" not in said and "start from another policy" in said and "start/" in said
+    trained = ("--policy", folder / "sft" / "policy", "--out", tmp_path / "run")
+    assert run("rl", "--recipe", "smoke", *QUICK, *trained, "--policy.size=small") == 2
+    assert "train a policy with it (`ript sft`)" in capsys.readouterr().err
+    fine_tuned = ("--demos", folder / "demos.hdf5", "--base", folder / "sft" / "policy", "--out", tmp_path / "sft")
+    assert run("sft", "--recipe", "smoke", *SFT, *fine_tuned, "--policy.size=small") == 2
+    assert "train a policy with it (`ript sft` without --base)" in capsys.readouterr().err
+    config = toy_config()
+    for command in ("rl", "sft", "demos collect", "check"):
+        for name in leaves(config.to_json()):
+            advice = (unused(command, config, name) or "").partition("leave it out")[2]
+            for other in re.findall(r"`ript ([a-z ]+)`", advice):
+                assert uses(other, config, name), f"ript {command} sends --{name} to ript {other}, which refuses it"
 
 
 @pytest.mark.parametrize(
@@ -214,6 +235,31 @@ def test_a_script_asks_for_what_it_changes_in_a_recipe_and_for_nothing_else(fold
 
 
 # ---------------------------------------------------------------------- recorded
+
+
+def test_what_a_recipe_file_of_ones_own_says_was_asked_for(folder: Path, tmp_path: Path, capsys) -> None:
+    def written(name: str, *changes: tuple[str, str]) -> Path:
+        assert run("recipes", "smoke") == 0
+        text = capsys.readouterr().out
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new, 1)
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    words = ("rl", *QUICK, "--policy", folder / "sft" / "policy", "--out")
+    mine = written("mine.toml", ('recipe = "smoke"', 'recipe = "mine"'))
+    assert run(*words, tmp_path / "a", "--recipe", mine) == 2
+    said = capsys.readouterr().err
+    assert "policy.chunk = 8 (the policy has chunk = 4)" not in said and "policy.size" not in said
+    assert "policy.privileged = false (the policy has privileged = true): cannot be changed any more" in said
+    partly = tmp_path / "partly.toml"
+    partly.write_text('recipe = "mine"\n[policy]\nsize = "small"\n[sim]\nsuite = "toy"\n')
+    assert run(*words, tmp_path / "b", "--recipe", partly) == 2
+    assert "policy.size = small (the policy has size = tiny)" in capsys.readouterr().err
+    unedited = written("unedited.toml")  # says nothing that the recipe of its name does not
+    assert run(*words, tmp_path / "c", "--recipe", unedited) == 0
+    assert settings(tmp_path / "c")["policy.privileged"] is True
 
 
 def test_what_nobody_asked_for_is_recorded_as_the_policy_has_it(folder: Path, tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ def _suite_of_tasks(words: Sequence[str]) -> dict[str, list[str]]:
     return {"sim.suite": [*named]} if named else {}
 
 
+def asked_fields(args: Namespace) -> set[str]:
+    """Dotted names of the settings that were asked for: given, or said by a recipe file of a user's own."""
+    return {*given_fields(args), *overrides.said_in(args.recipe)}
+
+
 def configure(args: Namespace) -> Config:
     """The recipe with what was given for its fields; names of tasks are the simulator's own.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ript.cli.answer import Answer
 from ript.cli.arguments import (
+    asked_fields,
     configure,
     given_fields,
     kept_of_run,
@@ -242,7 +243,7 @@ def sft(args: Namespace) -> Answer:
         from ript.sft import train_sft
 
         with saying_what_is_kept(lambda: kept_of_run(args.out, "sft")):
-            train_sft(config, args.demos, args.out, base=args.base, asked=given_fields(args))
+            train_sft(config, args.demos, args.out, base=args.base, asked=asked_fields(args))
         out = args.out
     from ript.run.files import read_lines
 
@@ -264,10 +265,10 @@ def rl(args: Namespace) -> Answer:
     if args.resume:
         refuse_with_resume(args, "policy")
         config, given = resumed(args, "rl")
-        out = args.resume
+        asked, out = {*given}, args.resume
     else:
         require(args, "recipe", "out")
-        config, given, out = configure(args), given_fields(args), args.out
+        config, asked, out = configure(args), asked_fields(args), args.out
         if args.policy is None and config.recipe != "smoke":
             raise ConfigError(
                 f"recipe {config.recipe} starts from a trained policy: give --policy DIR (`ript sft` makes one)"
@@ -276,7 +277,7 @@ def rl(args: Namespace) -> Answer:
     from ript.rl import train_rl
 
     with saying_what_is_kept(lambda: kept_of_run(out, "rl")):
-        result = train_rl(config, args.policy, out, resume=bool(args.resume), asked=given)
+        result = train_rl(config, args.policy, out, resume=bool(args.resume), asked=asked)
         report = report_or_say([result.folder], result.folder / "report.html")
     document: dict[str, Any] = {
         "before": {mode: r.to_json() for mode, r in result.before.items()},
@@ -466,7 +467,7 @@ def bench_update(args: Namespace) -> Answer:
 
     config = configure(args)
     with saying_what_is_kept("nothing was measured"):
-        document = measure(config, None if args.policy is None else load_policy(args.policy), given_fields(args))
+        document = measure(config, None if args.policy is None else load_policy(args.policy), asked_fields(args))
     return Answer(text=describe_update(document), document=document, costly=True)
 
 

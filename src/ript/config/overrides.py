@@ -147,6 +147,26 @@ def _unknown(config: Config, name: str, known: Mapping[str, Any]) -> UnknownName
     return UnknownNameError("option or field", name, known)
 
 
+def said_in(name: str) -> set[str]:
+    """What a recipe file of a user's own says of simulator and policy, by dotted names: it was asked for, as if it had
+    been given on the command line.
+
+    Nothing of a recipe here, nor of a file that keeps the name of one: there it counts what is said otherwise. And no
+    0, which leaves a setting to what decides it elsewhere.
+
+    Raises:
+        DataError: as `load_recipe`.
+    """
+    if not name.endswith(".toml") or (data := _read(name)).get("recipe") in recipes.RECIPES:
+        return set()
+    return {
+        f"{section}.{field}"
+        for section in ("sim", "policy")
+        for field, value in data.get(section, {}).items()
+        if value is False or value not in (0, "", [])
+    }
+
+
 def load_recipe(name: str) -> Config:
     """A recipe by its name, or from a TOML file as `ript recipes NAME` prints it.
 
@@ -155,8 +175,10 @@ def load_recipe(name: str) -> Config:
         DataError: the file is missing or not TOML.
         ConfigError: a value in the file that cannot be.
     """
-    if not name.endswith(".toml"):
-        return recipes.get(name)
+    return Config.from_json(_read(name)) if name.endswith(".toml") else recipes.get(name)
+
+
+def _read(name: str) -> dict[str, Any]:
     try:
         data = toml_value(read_text(name))
     except FileNotFoundError as error:
@@ -165,7 +187,7 @@ def load_recipe(name: str) -> Config:
         raise DataError(f"{name} is not a TOML document: {error}") from error
     if not data:
         raise DataError(f"{name} is empty: it holds no setting; `ript recipes NAME > {name}` makes such a file")
-    return Config.from_json(data)
+    return data
 
 
 def _expected(hint: Any) -> str:

@@ -318,7 +318,10 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        need(len(set(self.tasks)) == len(self.tasks), "tasks", f"named twice: {', '.join(self.tasks)}")
+        for name in ("tasks", "pretrain_tasks"):
+            tasks = getattr(self, name)
+            bare = {task.removeprefix(f"{self.sim.suite}/") for task in tasks}
+            need(len(bare) == len(tasks), name, f"named twice: {', '.join(tasks)}")
         wanted = type(training_options(self.policy.kind))
         need(
             isinstance(self.sft, wanted),

@@ -131,9 +131,9 @@ def unused(command: str, config: Config, name: str) -> str | None:
         name: dotted.
     """
     if not uses(command, config, name):
-        others = [f"`ript {other}`" for other in USED if other != command and uses(other, config, name)]
-        others += ["`ript quickstart`", "`ript study`"]
-        return f"{name} has no effect in `ript {command}`: leave it out ({' and '.join(others[:2])} use it)"
+        others = [f"`ript {other}`" for other in (*USED, "quickstart", "study") if uses(other, config, name)][:2]
+        use = f" ({' and '.join(others)} {'use' if len(others) > 1 else 'uses'} it)" if others else ""
+        return f"{name} has no effect in `ript {command}`: leave it out{use}"
     if name == "rollout.inference" and config.rollout.inference == "local":
         return None  # what happens anyway, and the remedy when it was central
     why = None if name in _TOLERATED else idle(config).get(name)
@@ -206,19 +206,24 @@ def settled(
     if kind_of(policy) != config.policy.kind:  # a kind that is known to its script alone
         return config
     own, wanted = made_with(policy), config.policy.values() | config.policy.decided()
-    refused, changes = [], {}
+    refused, changes, built = [], {}, True
     for name in dict.fromkeys((*config.policy.BUILT, *(name for name in own if name in wanted))):
         if wanted[name] == own.get(name):
             continue
         if f"policy.{name}" in asked:
             has = "no such setting" if own.get(name) is None else f"{name} = {_word(own[name])}"
             refused.append(f"policy.{name} = {_word(wanted[name])} ({whose} has {has})")
+            built = built and name in config.policy.BUILT
         elif own.get(name) is not None:
             changes[name] = own[name]
     if refused:
-        raise ConfigError(
-            f"{'; '.join(refused)}: cannot be changed any more; leave it out, or train a policy with it (`ript sft`)"
-        )
+        how = "train a policy with it (`ript sft`" + (" without --base)" if "sft" in sections else ")")
+        if not built:
+            how = (
+                "start from another policy: the one that a run began with is in its start/, and one that was imported "
+                "can be imported again with other options"
+            )
+        raise ConfigError(f"{'; '.join(refused)}: cannot be changed any more; leave it out, or {how}")
     return replace(config, policy=replace(config.policy, **changes))
 
 
@@ -259,7 +264,7 @@ def _word(value: object) -> str:
 def measured(config: Config, policy: PostTrainable, asked: Collection[str]) -> Config:
     """The configuration with the horizon that the policy was measured with before, when nobody asked for another."""
     horizon = horizon_in(policy.card)
-    if not horizon or "sim.horizon" in asked:
+    if not horizon or ("sim.horizon" in asked and config.sim.horizon):  # 0: as it was measured
         return config
     return replace(config, sim=replace(config.sim, horizon=horizon))
 
