@@ -61,6 +61,19 @@ def test_the_inputs_hold_what_the_trained_part_needs_and_no_more(rl_trains: str)
     assert touched == ({"prior"} if rl_trains == "prior" else {"prior", "encoder"})
 
 
+def test_every_token_shapes_the_first_action_so_all_count_however_much_of_a_chunk_is_executed() -> None:
+    policy = make_policy()
+    chunk = policy.act(make_observation(4), generators(4))
+    assert chunk.term_steps is None
+    tokens = torch.from_numpy(chunk.sample)
+    for k in range(tokens.shape[1]):
+        other = tokens.clone()
+        other[:, k] = (other[:, k] + 1) % policy.config.codebook
+        with torch.no_grad():
+            moved = (policy.autoencoder.decode(other) - policy.autoencoder.decode(tokens))[:, 0].abs().amax(1)
+        assert (moved > 1e-4).all()
+
+
 @pytest.mark.parametrize("rl_trains", ["prior", "prior+adapter", "prior+encoders"])
 def test_what_is_kept_once_a_rollout_is_the_same_in_every_batch_to_the_bit(rl_trains: str) -> None:
     policy, look = make_policy(language_dim=384, width=64, rl_trains=rl_trains), make_observation(33)
