@@ -123,7 +123,7 @@ class _Quickstart:
         status("post-training")
         rl = self.folder / "rl"
         result = train_rl(self.config, self.folder / "sft" / "policy", rl, resume=(rl / "config.json").exists())
-        self.seconds |= {k: round(v, 2) for k, v in result.seconds.items()}
+        self.seconds |= {k: round(v, 4) for k, v in result.seconds.items()}
         with self.stage("report"):
             report = report_or_say([result.folder], self.folder / "report.html")
         self.keep(finished=True)
@@ -144,7 +144,7 @@ class _Quickstart:
         try:
             yield
         finally:
-            self.seconds[what] = round(before + time.perf_counter() - began, 2)
+            self.seconds[what] = round(before + time.perf_counter() - began, 4)
             self.keep()
 
     def keep(self, finished: bool = False) -> None:
