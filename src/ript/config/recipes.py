@@ -142,6 +142,24 @@ def smoke() -> Config:
     )
 
 
+@recipe("OpenVLA-OFT at a size for two cores: one demonstration of a new task, then practice; Meta-World.")
+def openvla_oft_small() -> Config:
+    return Config(
+        recipe="openvla_oft_small",
+        tasks=("faucet-open-v3",),
+        pretrain_tasks=PRETRAIN_TASKS,
+        sim=sim_options("metaworld"),
+        policy=policy_options("openvla_oft", size="small"),
+        sft=training_options(
+            "openvla_oft", policy_steps=2500, policy_batch=32, policy_learning_rate=7e-4, finetune_steps=200
+        ),
+        sampling=SamplingConfig(group_size=16, groups=24, max_attempts=36, horizon=200, horizon_margin=1.5),
+        learn=LearnConfig(learning_rate=3e-4, epochs=2, micro_batch=256, adapt_kl=0.3, target_kl=1.0),
+        eval=EvalConfig(mode="greedy"),
+        stop_at=0.95,
+    )
+
+
 @recipe("An environment and a policy of your own: few demonstrations, then practice until the rollouts succeed.")
 def practice() -> Config:
     return Config(

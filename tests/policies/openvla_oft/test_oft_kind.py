@@ -10,6 +10,7 @@ from oft_policies import observation, published, ready
 import ript
 from ript.build import simulator_factory, task_keys
 from ript.cli import main as cli
+from ript.config import recipes
 from ript.config.sections import Config, DemoConfig, EvalConfig, LearnConfig, RolloutConfig, SamplingConfig
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.options import replace
@@ -19,6 +20,7 @@ from ript.policies.openvla_oft.options import OftOptions, OftTraining
 from ript.rl import train_rl
 from ript.sft import train_sft
 from ript.sims.toy.options import ToyOptions
+from ript.studies.quickstart import quickstart
 
 
 def config(**changes) -> Config:
@@ -131,3 +133,27 @@ def test_practice_without_a_scale_head_says_what_to_do(tmp_path, start):
     policy.network.scale_head = None
     with pytest.raises(PolicyError, match="no scale head"):
         train_rl(config(), policy, tmp_path / "run")
+
+
+def test_the_small_recipe_goes_from_nothing_to_a_practised_policy(tmp_path, monkeypatch):
+    monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "cache"))
+    recipe, small = recipes.get("openvla_oft_small"), config()
+    assert recipe.policy.size == "small" and recipe.sft.scale_steps > 0
+    c = replace(
+        recipe,
+        tasks=small.tasks,
+        pretrain_tasks=("reach-left", "reach-corner"),
+        iterations=1,
+        sim=small.sim,
+        policy=replace(recipe.policy, size="tiny"),
+        demos=replace(small.demos, per_task=3),
+        sft=replace(small.sft, policy_steps=5, scale_steps=5),
+        rollout=small.rollout,
+        sampling=replace(small.sampling, horizon=12),
+        learn=replace(recipe.learn, threads=1),
+        eval=replace(recipe.eval, trials=4, every=0, videos=0),
+    )
+    result = quickstart(config=c, out=tmp_path / "run")
+    assert result.rl.iterations == 1
+    adapted = ript.load_policy(result.rl.policy)
+    assert adapted.config.rank == recipe.policy.rank and adapted.config.base is None

@@ -33,10 +33,10 @@ PRESETS = {
         chunk=4,
     ),
     "small": Preset(
-        side=8,
-        dino=TowerSizes(width=96, blocks=4, heads=3, hidden=384, prefix=5, layer_scale=True),
-        siglip=TowerSizes(width=96, blocks=4, heads=3, hidden=384),
-        llama=LlamaSizes(width=192, hidden=512, layers=4, heads=6, vocabulary=512),
+        side=4,
+        dino=TowerSizes(width=64, blocks=3, heads=2, hidden=256, prefix=5, layer_scale=True),
+        siglip=TowerSizes(width=64, blocks=3, heads=2, hidden=256),
+        llama=LlamaSizes(width=128, hidden=352, layers=4, heads=4, vocabulary=512),
         chunk=8,
     ),
 }
