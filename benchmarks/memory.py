@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ript.bench.policy import _random_look, _random_policy
 from ript.core.types import ActionChunk, Group, InitialState, Rollout, Status, Task
 from ript.learn.batch import make_batch
 from ript.learn.rate import make_optimiser
 from ript.learn.update import update
 from ript.policies.quest.policy import QuestPolicy
+from ript.policies.quest.specimens import random_look, random_policy
 
 MIB = 2**20
 M_MMAP_THRESHOLD = -3
@@ -99,8 +99,8 @@ def measure(args: argparse.Namespace, trained: str) -> None:
     torch.set_num_threads(1)
     # Large blocks go back to the system when they are freed: what is measured is in use, not kept for later.
     ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 128 * 1024)
-    policy = _random_policy(args.size)
-    look, generators = _random_look(policy, 64), [np.random.default_rng(i) for i in range(64)]
+    policy = random_policy(args.size)
+    look, generators = random_look(policy, 64), [np.random.default_rng(i) for i in range(64)]
     policy = policy.configured(rl_trains=trained)
     if trained == "prior+adapter":
         seen = policy.act(look, generators)

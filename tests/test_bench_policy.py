@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
-from ript.bench.policy import bench_policy, describe_policy, matmul_speed
+from ript.bench.measuring import matmul_speed
+from ript.bench.policy import _Update, bench_policy, describe_policy
 from ript.cli.main import main
+from ript.core.registry import kinds
 
 
 @pytest.fixture(scope="module")
@@ -16,14 +18,15 @@ def document() -> dict:
 
 def test_it_counts_operations_and_measures_ratios(document: dict) -> None:
     assert json.loads(json.dumps(document)) == document
-    for name, batch in (("act", 3), ("log_prob", 16), ("update", 16)):
-        part = document[name]
-        assert part["batch"] == batch and part["milliseconds"] > 0 and part["ratio_to_naive"] > 0
+    (act,) = document["act"]
+    for part, batch in ((act, 3), (document["log_prob"], 16), (document["update"], 16)):
+        assert part["batch"] == batch and part["milliseconds"] > 0 and part["ratio_to_one_by_one"] > 0
+        assert part["a_second"] == pytest.approx(1000 * batch / part["milliseconds"])
         # The limit is what the operations take at the speed of a matrix product.
         limit = part["gflop"] / document["matmul_gflops"] * 1000
         assert part["ratio_to_limit"] == pytest.approx(limit / part["milliseconds"], rel=1e-6)
     assert document["update"]["gflop"] > 2 * document["log_prob"]["gflop"]  # forward and backward
-    assert document["log_prob"]["ratio_to_naive"] > 1  # a batch is faster than one decision at a time
+    assert document["log_prob"]["ratio_to_one_by_one"] > 1  # a batch is faster than one decision at a time
 
 
 def test_options_say_what_they_give_or_why_not(document: dict) -> None:
@@ -41,17 +44,28 @@ def test_options_say_what_they_give_or_why_not(document: dict) -> None:
     assert document["options"]["bf16 autocast"].get("changes_numerics", True)
 
 
-def test_the_layout_of_pictures_is_timed_both_ways(document: dict) -> None:
-    pictures = document["pictures"]
-    assert pictures["batch"] == 3 and pictures["milliseconds"] > 0 and 0.1 < pictures["ratio_to_channels_first"] < 10
+def test_what_a_kind_compares_is_timed_both_ways(document: dict) -> None:
+    for found in document["comparisons"]:
+        assert found["milliseconds"] > 0 and 0.05 < found["ratio"] < 20
+    assert [found["name"] for found in document["comparisons"]] == ["act", "tokens alone", "pictures alone"]
 
 
 def test_its_text_has_every_part(document: dict) -> None:
     text = describe_policy(document)
-    assert all(
-        word in text
-        for word in ("tiny", "act", "log_prob", "update", "fused AdamW", "without a cache", "channels first")
-    )
+    words = ("quest tiny", "act", "log_prob", "update", "fused AdamW", "without a key/value cache", "channels first")
+    assert all(word in text for word in words)
+
+
+def test_a_step_in_passes_is_the_step() -> None:
+    specimens = kinds.get("quest").specimens()
+    gradients = []
+    for micro_batch in (0, 3):
+        policy = specimens.make("tiny", "cpu")
+        inputs, sample = specimens.decisions(policy, specimens.look(policy, 4), 8)
+        update = _Update(policy, inputs, sample, micro_batch)
+        update.step(update.optimiser())
+        gradients.append(torch.cat([p.grad.flatten() for group in policy.rl_parameters() for p in group["params"]]))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
 
 
 def test_a_matrix_product_takes_as_long_as_its_operations() -> None:
@@ -62,9 +76,10 @@ def test_a_matrix_product_takes_as_long_as_its_operations() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--size", "huge"], "size: 'huge' is not one of paper, small, tiny"),
-        (["--batch", "0"], "batch (0) and rows (512) must be at least 1"),
+        (["--size", "huge"], "unknown size 'huge'"),
+        (["--batch", "0"], "batch (0), rows (512) and threads (2) must be at least 1"),
         (["--threads", "0"], "threads (0) must be at least 1"),
+        (["--kind", "gaussian"], "kind 'gaussian' brings no random policies that could be measured"),
         (["--device", "tpu"], "device: 'tpu' is neither cpu nor cuda"),
     ],
 )

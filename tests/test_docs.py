@@ -19,13 +19,13 @@ import pytest
 import torch
 
 from ript import collect_demos, evaluate, recipe, train_rl, train_sft
-from ript.bench.policy import _random_look, _random_policy
 from ript.build import simulator_factory
 from ript.cli.main import make_parser
 from ript.config import overrides
 from ript.config.sections import Config
 from ript.core.options import TrainingOptions, replace
 from ript.core.registry import kinds, suites
+from ript.policies.quest.specimens import random_look, random_policy
 from ript.rollout.stream import ErrorLimit
 from ript.run.rl_progress import PATIENCE, TRIED
 
@@ -237,9 +237,9 @@ def test_what_rollouts_keep_of_a_decision_is_as_large_as_the_pages_say() -> None
     """ARCHITECTURE.md, of the paper's size and of the small one: frames are kept where the encoders are trained."""
     text, kept = (ROOT / "ARCHITECTURE.md").read_text(), {}
     for size in ("paper", "small"):
-        policy = _random_policy(size)
+        policy = random_policy(size)
         for trained in ("prior", "prior+adapter", "prior+encoders"):
-            chunk = policy.configured(rl_trains=trained).act(_random_look(policy, 1), [np.random.default_rng(0)])
+            chunk = policy.configured(rl_trains=trained).act(random_look(policy, 1), [np.random.default_rng(0)])
             assert any("image" in name for name in chunk.inputs) == (trained == "prior+encoders")
             arrays = [chunk.sample, chunk.log_prob, *chunk.inputs.values()]
             kept[size, trained] = sum(array.nbytes for array in arrays) / 1000

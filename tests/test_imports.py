@@ -211,7 +211,6 @@ SAY_SUITES = {
     "config/defaults.py",  # what records of 0.1.0 mean
     "studies/catalogue.py",
     "bench/rollout.py",  # the stock environment beside ours
-    "bench/policy.py",
     "policies/quest/checkpoint.py",  # published checkpoints, by the suite that they were published for
     "cli/main.py",  # examples of commands
 }

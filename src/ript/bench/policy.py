@@ -1,175 +1,147 @@
 """How fast is a policy: `ript bench policy`.
 
-Act, log_prob and an update step on random pictures and tokens, each beside a naive way of doing the same and beside the
+Act, log_prob and an update step of a policy with random weights, each beside one decision at a time and beside the
 limit: the floating-point operations that it counts, at the speed of a large matrix product in the same precision on the
-same device. Then what torch offers on top, one thing at a time. Those that change numerics are never on by default.
+same device. A kind of policy brings the policies and what else is worth comparing (`core.specimens`). Then what torch
+offers on top, one thing at a time. Those that change numerics are never on by default.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
-import resource
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from ript.bench.measuring import in_turn, matmul_speed, measured
 from ript.build import computing
+from ript.config import defaults
 from ript.config.sections import LearnConfig
-from ript.core.errors import ConfigError
-from ript.core.types import Observation, SimulatorSpec
+from ript.core.errors import ConfigError, UnknownNameError
+from ript.core.registry import kinds
+from ript.core.specimens import Specimens
+from ript.core.types import Observation
 from ript.learn.objective import weighted_objective
-from ript.policies.quest.config import SIZES, QuestConfig
-from ript.policies.quest.policy import QuestPolicy
 from ript.run.progress import status
 
-REPEATS = 5
-METAWORLD: dict[str, Any] = {"cameras": {"side": (64, 64)}, "proprio": {"proprio": 8}, "action_dim": 4}
-"""What the quickstart's policy sees; the paper size sees two cameras of 128 pixels, as on LIBERO."""
-ROWS = 512
-"""Decisions of an update step; the minibatch of `LearnConfig`."""
+FEW = 64
+"""Decisions of an update or of log_prob that are done one at a time, at most; each takes as long as the others."""
 
 
 def bench_policy(
-    size: str = "small", batch: int = 16, device: str = "cpu", threads: int | None = None, rows: int = ROWS
+    size: str | None = None,
+    batch: int | Sequence[int] | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    rows: int | None = None,
+    *,
+    kind: str = defaults.KIND,
+    synthetic: bool = False,
+    micro_batch: int | None = None,
 ) -> dict[str, Any]:
-    """Time a policy with random weights.
+    """Time a policy with random weights, made on the device.
 
     Args:
-        size: of `SIZES`.
-        batch: observations of one `act`.
+        size: one of the kind's; None: its usual one.
+        batch: observations of one `act`, or several such numbers, each measured; None: the kind's.
         device: "cpu" or "cuda".
         threads: torch threads on a CPU; the recipe's by default.
-        rows: decisions of one update step.
+        rows: decisions of one update step; None: the kind's.
+        kind: of policy.
+        synthetic: the published size is meant, where none is named.
+        micro_batch: decisions of a pass of an update step, at most; 0: all; None: the kind's.
 
     Returns:
-        {"size", "parameters", "device", "threads", "matmul_gflops", "matmul_gflops_bf16", "act", "log_prob", "update",
-        "pictures", "options"}. Three of them hold "batch", "milliseconds", "ratio_to_naive", "naive" (what that is),
-        "ratio_to_limit" and "peak_mib"; "options" maps a name to {"milliseconds", "plain_milliseconds" (in turn),
-        "ratio", "ratio_to_limit" (of its own precision; not for TF32), "changes_numerics"} or {"error"}.
+        {"kind", "size", "parameters", "device", "threads", "precision", "matmul_gflops", "matmul_gflops_bf16", "plan",
+        "act", "log_prob", "update", "comparisons", "options"}. "act" is a list, one a batch; its entries, "log_prob"
+        and "update" hold "batch", "milliseconds", "a_second", "ratio_to_one_by_one", "gflop", "ratio_to_limit" (in the
+        policy's precision) and "peak_mib"; "comparisons" is a list of {"name", "milliseconds", "otherwise", "ratio"};
+        "options" maps a name to {"milliseconds", "plain_milliseconds" (in turn), "ratio", "ratio_to_limit" (of its own
+        precision; not for TF32), "changes_numerics"} or {"error"}; "plan" says in words what memory it takes.
 
     Raises:
-        ConfigError: no such size or device, or a batch below 1.
+        ConfigError: no such kind, size or device, a kind that cannot be measured, or a number below 1.
+        DeviceTooSmall: the policy does not fit; nothing was made.
     """
-    _check(size, batch, device, rows)
+    of_kind = kinds.get(kind).specimens
+    if of_kind is None:
+        raise ConfigError(f"kind {kind!r} brings no random policies that could be measured")
+    specimens = of_kind()
+    size = size or (specimens.sizes[-1] if synthetic else specimens.usual)
+    batches = tuple(specimens.batches if batch is None else (batch,) if isinstance(batch, int) else batch)
+    rows = specimens.rows if rows is None else rows
+    micro_batch = specimens.micro_batch if micro_batch is None else micro_batch
     threads = LearnConfig().threads if threads is None else threads
-    if threads < 1:
-        raise ConfigError(f"threads ({threads}) must be at least 1")
+    if size not in specimens.sizes:
+        raise UnknownNameError("size", size, specimens.sizes)
+    if min(*batches, rows, threads) < 1 or micro_batch < 0:
+        numbers = " ".join(map(str, batches))
+        raise ConfigError(
+            f"batch ({numbers}), rows ({rows}) and threads ({threads}) must be at least 1, micro_batch ({micro_batch}) "
+            "0 or more"
+        )
     with computing(device, threads):
-        policy = _random_policy(size).to(device)
-        look = _random_look(policy, batch)
-        status("matrix products: the limit")
-        speed, speed_bf16 = matmul_speed(device), matmul_speed(device, torch.bfloat16)
-        document: dict[str, Any] = {
-            "size": size,
-            "parameters": sum(p.numel() for p in policy.parameters()),
-            "device": device,
-            "threads": torch.get_num_threads(),
-            "matmul_gflops": speed / 1e9,
-            "matmul_gflops_bf16": speed_bf16 / 1e9,
-        }
-        status("act, log_prob, update")
-        document["act"] = _act(policy, look, device, speed)
-        document["pictures"] = _pictures(policy, look, device)
-        inputs, sample = _decisions(policy, look, rows, device)
-        document["log_prob"] = _log_prob(policy, inputs, sample, device, speed)
-        update = _Update(policy, inputs, sample)
-        document["update"] = _update(update, device, speed)
+        specimens.require_room(size, device, max(batches), micro_batch or rows)
+        return _measure(specimens, kind, size, batches, device, rows, micro_batch)
+
+
+def _measure(
+    specimens: Specimens, kind: str, size: str, batches: Sequence[int], device: str, rows: int, micro_batch: int
+) -> dict[str, Any]:
+    policy = specimens.make(size, device)
+    parameters = list(policy.parameters())
+    precision = max({p.dtype for p in parameters}, key=lambda d: sum(p.numel() for p in parameters if p.dtype is d))
+    status("matrix products: the limit")
+    limits = {dtype: matmul_speed(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    speed = limits[precision]
+    document: dict[str, Any] = {
+        "kind": kind,
+        "size": size,
+        "parameters": sum(p.numel() for p in parameters),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "precision": str(precision).removeprefix("torch."),
+        "matmul_gflops": limits[torch.float32] / 1e9,
+        "matmul_gflops_bf16": limits[torch.bfloat16] / 1e9,
+        "plan": list(specimens.plan(size)),
+    }
+    status("act, log_prob, update")
+    document["act"] = [_act(policy, specimens.look(policy, batch), device, speed) for batch in batches]
+    look = specimens.look(policy, batches[0])
+    document["comparisons"] = []
+    for found in specimens.comparisons(policy, look):
+        took, otherwise = in_turn(device, found.work, found.other)
+        document["comparisons"].append(
+            {"name": found.name, "milliseconds": took, "otherwise": found.otherwise, "ratio": otherwise / took}
+        )
+    inputs, sample = specimens.decisions(policy, look, rows)
+    update = _Update(policy, inputs, sample, micro_batch)
+    document["log_prob"] = _log_prob(update, device, speed)
+    document["update"] = _update(update, device, speed)
+    document["options"] = {}
+    if specimens.options:
         status("what torch offers")
-        limits = {torch.float32: speed, torch.bfloat16: speed_bf16}
         document["options"] = _options(update, document["update"], device, limits)
-        return document
-
-
-def _check(size: str, batch: int, device: str, rows: int) -> None:
-    if size not in SIZES:
-        raise ConfigError(f"size: {size!r} is not one of {', '.join(SIZES)}")
-    if batch < 1 or rows < 1:
-        raise ConfigError(f"batch ({batch}) and rows ({rows}) must be at least 1")
-
-
-def _random_policy(size: str) -> QuestPolicy:
-    settings = dict(SIZES[size]) if size == "paper" else {**SIZES[size], **METAWORLD}
-    config = QuestConfig(**settings, rl_trains="prior")
-    spec = SimulatorSpec(
-        suite="random",
-        cameras=config.cameras,
-        proprio=config.proprio,
-        action_dim=config.action_dim,
-        render={},
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return QuestPolicy(config, spec)
-
-
-def _random_look(policy: QuestPolicy, batch: int) -> Observation:
-    """Random pictures of `batch` different tasks."""
-    rng = np.random.default_rng(0)
-    instructions = tuple(f"task {i}" for i in range(batch))
-    for i, instruction in enumerate(instructions):
-        policy.remember(instruction, torch.full((policy.config.language_dim,), i / batch))
-    images = {c: rng.integers(0, 256, (batch, *size, 3), np.uint8) for c, size in policy.config.cameras.items()}
-    proprio = rng.normal(size=(batch, policy.simulator.proprio_dim)).astype(np.float32)
-    return Observation(images=images, proprio=proprio, instruction=instructions)
-
-
-def _decisions(
-    policy: QuestPolicy, look: Observation, rows: int, device: str
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Inputs and tokens of `rows` decisions."""
-    with torch.no_grad():
-        prefix = policy.prefix(look)
-    generator = torch.Generator().manual_seed(0)
-    sample = torch.randint(0, policy.config.codebook, (rows, policy.config.tokens), generator=generator)
-    repeated = prefix[torch.arange(rows) % len(prefix)]
-    return {"task_token": repeated[:, 0], "observation_token": repeated[:, 1]}, sample.to(device)
+    return document
 
 
 # ------------------------------------------------------------------ the three things a policy does
 
 
-def _act(policy: QuestPolicy, look: Observation, device: str, speed: float) -> dict[str, Any]:
+def _act(policy: Any, look: Observation, device: str, speed: float) -> dict[str, Any]:
     generators = [np.random.default_rng(i) for i in range(len(look))]
-
-    def act() -> object:
-        return policy.act(look, generators)
-
-    @torch.no_grad()
-    def naive() -> None:
-        """No key/value cache: the whole sequence again for each token, encoders once."""
-        policy.autoencoder.decode(_generate_without_cache(policy, policy.prefix(look)))
+    few = range(min(8, len(look)))
 
     def one_by_one() -> None:
-        for i, generator in enumerate(generators):
-            policy.act(_row(look, i), [generator])
+        for i in few:
+            policy.act(_row(look, i), [generators[i]])
 
-    result = _measured(act, naive, "no key/value cache", device, speed, len(look))
-    with torch.no_grad():
-        prefix = policy.prefix(look)
-    cached, uncached = _in_turn(
-        device, lambda: policy.generate(prefix), lambda: _generate_without_cache(policy, prefix)
+    return measured(
+        lambda: policy.act(look, generators), one_by_one, len(few) / len(look), device, speed, batch=len(look)
     )
-    result["tokens_milliseconds"], result["tokens_ratio_to_no_cache"] = cached, uncached / cached
-    if device == "cuda":
-        launched = _milliseconds(lambda: policy.generate(prefix, graphs=False), device)
-        result["tokens_ratio_to_no_graph"] = launched / cached
-    result["ratio_to_one_by_one"] = _milliseconds(one_by_one, device) / result["milliseconds"]
-    return result
-
-
-@torch.no_grad()
-def _generate_without_cache(policy: QuestPolicy, prefix: torch.Tensor) -> torch.Tensor:
-    tokens = torch.zeros((len(prefix), policy.config.tokens), dtype=torch.int64, device=prefix.device)
-    for step in range(policy.config.tokens):
-        tokens[:, step] = policy.prior_logits(prefix, tokens[:, : step + 1])[:, -1].argmax(-1)
-    return tokens
 
 
 def _row(look: Observation, i: int) -> Observation:
@@ -180,90 +152,76 @@ def _row(look: Observation, i: int) -> Observation:
     )
 
 
-def _pictures(policy: QuestPolicy, look: Observation, device: str) -> dict[str, float]:
-    """The encoders on pictures as they are stored, channels last, and laid out channels first."""
-    inputs = policy.inputs(look)
-    images = {name: inputs[f"image/{name}"] for name in policy.config.cameras}
-    first = {name: x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) for name, x in images.items()}
-    channels_first = copy.deepcopy(policy.encoder).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-
-    @torch.no_grad()
-    def last() -> None:
-        policy.encoder.features(images, inputs["proprio"])
-
-    @torch.no_grad()
-    def other() -> None:
-        channels_first.features(first, inputs["proprio"])
-
-    took, otherwise = _in_turn(device, last, other)
-    return {"batch": len(look), "milliseconds": took, "ratio_to_channels_first": otherwise / took}
-
-
-def _log_prob(
-    policy: QuestPolicy, inputs: dict[str, torch.Tensor], sample: torch.Tensor, device: str, speed: float
-) -> dict[str, Any]:
-    @torch.no_grad()
-    def log_prob() -> None:
-        policy.log_prob(inputs, sample)
-
-    @torch.no_grad()
-    def naive() -> None:
-        for i in range(few):
-            policy.log_prob({name: tensor[i : i + 1] for name, tensor in inputs.items()}, sample[i : i + 1])
-
-    few = min(64, len(sample))
-    result = _measured(log_prob, naive, "one decision at a time", device, speed, len(sample))
-    result["ratio_to_naive"] *= len(sample) / few  # of which few were done
-    return result
-
-
 class _Update:
-    """One optimiser step of the clipped objective on the prior."""
+    """One optimiser step of the clipped objective on what post-training updates, in passes of `micro_batch`."""
 
-    def __init__(self, policy: QuestPolicy, inputs: dict[str, torch.Tensor], sample: torch.Tensor):
+    def __init__(self, policy: Any, inputs: Mapping[str, torch.Tensor], sample: torch.Tensor, micro_batch: int):
         self.policy, self.inputs, self.sample = policy, inputs, sample
-        self.mask = torch.ones_like(sample, dtype=torch.bool)
-        self.weight = self.mask.float()
-        self.advantage = torch.linspace(-1, 1, len(sample), device=sample.device)
-        with torch.no_grad():
-            self.old = policy.log_prob(inputs, sample)[0]
+        self.micro_batch = micro_batch or len(sample)
         self.log_prob: Callable[..., Any] = policy.log_prob
+        self.old = self.densities(range(len(sample)), self.micro_batch)
+        self.mask = torch.ones_like(self.old, dtype=torch.bool)
+        self.advantage = torch.linspace(-1, 1, len(sample), device=sample.device)
+
+    @torch.no_grad()
+    def densities(self, rows: range, each: int) -> torch.Tensor:
+        """Log-probabilities of decisions, so many a pass."""
+        return torch.cat([self.log_prob(*self.taken(part))[0].float() for part in _cut(rows, each)])
+
+    def taken(self, rows: slice) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        return {name: tensor[rows] for name, tensor in self.inputs.items()}, self.sample[rows]
 
     def optimiser(self, **settings: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.policy.rl_parameters(), lr=1e-9, **settings)
 
-    def step(self, optimiser: torch.optim.Optimizer, rows: slice = slice(None)) -> None:
-        inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
-        log_prob, entropy = self.log_prob(inputs, self.sample[rows])
-        loss, _ = weighted_objective(
-            log_prob.float(),
-            self.old[rows],
-            self.advantage[rows],
-            self.mask[rows],
-            self.weight[rows],
-            normaliser=float(self.mask[rows].sum()),
-            clip_low=0.2,
-            clip_high=0.2,
-            entropy=entropy.float(),
-        )
+    def step(self, optimiser: torch.optim.Optimizer, rows: range | None = None, each: int | None = None) -> None:
+        rows = range(len(self.sample)) if rows is None else rows
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        for part in _cut(rows, each or self.micro_batch):
+            log_prob, entropy = self.log_prob(*self.taken(part))
+            loss, _ = weighted_objective(
+                log_prob.float(),
+                self.old[part],
+                self.advantage[part],
+                self.mask[part],
+                self.mask[part].float(),
+                normaliser=float(len(rows) * self.mask.shape[1]),
+                clip_low=0.2,
+                clip_high=0.2,
+                entropy=entropy.float(),
+            )
+            loss.backward()
         optimiser.step()
 
 
-def _update(update: _Update, device: str, speed: float) -> dict[str, Any]:
-    optimiser = update.optimiser()
+def _cut(rows: range, each: int) -> list[slice]:
+    return [slice(start, min(start + each, rows.stop)) for start in range(rows.start, rows.stop, each)]
 
-    def naive() -> None:
-        for start in range(0, few, 8):
-            update.step(optimiser, slice(start, start + 8))
 
-    few = min(512, len(update.sample))
-    result = _measured(
-        lambda: update.step(optimiser), naive, "minibatches of 8 decisions", device, speed, len(update.sample)
+def _log_prob(update: _Update, device: str, speed: float) -> dict[str, Any]:
+    rows = range(len(update.sample))
+    few = range(min(FEW, len(rows)))
+    return measured(
+        lambda: update.densities(rows, update.micro_batch),
+        lambda: update.densities(few, 1),
+        len(few) / len(rows),
+        device,
+        speed,
+        batch=len(rows),
     )
-    result["ratio_to_naive"] *= len(update.sample) / few  # of which few were done
-    return result
+
+
+def _update(update: _Update, device: str, speed: float) -> dict[str, Any]:
+    optimiser, rows = update.optimiser(), len(update.sample)
+    few = range(min(FEW, rows))
+    return measured(
+        lambda: update.step(optimiser),
+        lambda: update.step(optimiser, few, each=1),
+        len(few) / rows,
+        device,
+        speed,
+        batch=rows,
+    )
 
 
 # ------------------------------------------------------------------ what torch offers on top
@@ -309,7 +267,7 @@ def _options(
             found[name] = {"error": "bf16 products are many times slower than float32's"}  # minutes for nothing
             continue
         try:
-            took, plainly = _in_turn(device, work, step)
+            took, plainly = in_turn(device, work, step)
         except Exception as error:  # a missing compiler, an unsupported operation: this machine cannot, and says why
             found[name] = {"error": str(error).splitlines()[0]}
         else:
@@ -334,94 +292,27 @@ def _with_tf32(work: Callable[[], None]) -> None:
         torch.set_float32_matmul_precision(before)
 
 
-# ------------------------------------------------------------------ measuring
-
-
-def _measured(
-    work: Callable[[], object], naive: Callable[[], object], what: str, device: str, speed: float, batch: int
-) -> dict[str, Any]:
-    before = _peak_mib(device)
-    work()
-    peak = _peak_mib(device) - (before if device == "cpu" else 0.0)
-    took, took_naively = _in_turn(device, work, naive)
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return {
-        "batch": batch,
-        "milliseconds": took,
-        "naive": what,
-        "ratio_to_naive": took_naively / took,
-        "gflop": counter.get_total_flops() / 1e9,
-        "ratio_to_limit": counter.get_total_flops() / speed / (took / 1000),
-        "peak_mib": peak,
-    }
-
-
-def _milliseconds(work: Callable[[], object], device: str) -> float:
-    return _in_turn(device, work)[0]
-
-
-def _in_turn(device: str, *works: Callable[[], object]) -> list[float]:
-    """Milliseconds of each, the best of a few repeats after one to warm up; in turn, so that a machine whose speed
-    changes meanwhile does not favour one."""
-    times: list[list[float]] = [[] for _ in works]
-    for _ in range(REPEATS + 1):
-        for work, of_work in zip(works, times, strict=True):
-            _synchronise(device)
-            began = time.perf_counter()
-            work()
-            _synchronise(device)
-            of_work.append(1000 * (time.perf_counter() - began))
-    return [min(of_work[1:]) for of_work in times]
-
-
-def matmul_speed(device: str, dtype: torch.dtype = torch.float32, size: int | None = None) -> float:
-    """Floating-point operations a second of a matrix product `[size, size]`, large enough to fill the device."""
-    size = size or (8192 if device == "cuda" else 1024 if dtype is torch.float32 else 512)
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    rounds = 8 if dtype is torch.float32 else 1  # the best of a second, on a machine that others use too
-    return 2 * size**3 / (min(_milliseconds(lambda: a @ a, device) for _ in range(rounds)) / 1000)
-
-
-def _synchronise(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _peak_mib(device: str) -> float:
-    """On a GPU what torch had allocated at most since the last call; on a CPU the process's largest size ever."""
-    if device == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
-        torch.cuda.reset_peak_memory_stats()
-        return peak
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+# ------------------------------------------------------------------ for a person
 
 
 def describe_policy(document: dict[str, Any]) -> str:
     """The numbers of `bench_policy` for a person."""
-    head = f"{document['size']}: {document['parameters']:,} parameters on {document['device']}"
+    head = f"{document['kind']} {document['size']}: {document['parameters']:,} parameters, most in "
+    head += f"{document['precision']}, on {document['device']}, {document['threads']} threads"
     speeds = f"{document['matmul_gflops']:,.0f} GFLOP/s, in bf16 at {document['matmul_gflops_bf16']:,.0f}"
-    lines = [f"{head}, {document['threads']} threads; a matrix product runs at {speeds}"]
-    for name in ("act", "log_prob", "update"):
-        part = document[name]
+    lines = [f"{head}; a matrix product runs at {speeds}"]
+    parts = [("act", part) for part in document["act"]] + [(n, document[n]) for n in ("log_prob", "update")]
+    for name, part in parts:
         lines.append(
-            f"{name:9s} {part['milliseconds']:8.2f} ms for {part['batch']:4d}, {part['ratio_to_naive']:5.1f} times as "
-            f"fast as with {part['naive']}, {100 * part['ratio_to_limit']:3.0f} % of the limit, "
-            f"+{part['peak_mib']:.0f} MiB"
+            f"{name:9s} {part['milliseconds']:8.2f} ms for {part['batch']:4d}, {part['a_second']:,.1f} a second, "
+            f"{part['ratio_to_one_by_one']:5.1f} times as fast as one by one, "
+            f"{100 * part['ratio_to_limit']:3.0f} % of the limit, +{part['peak_mib']:.0f} MiB"
         )
-    act = document["act"]
-    lines.append(
-        f"  tokens alone: {act['tokens_milliseconds']:.2f} ms, {act['tokens_ratio_to_no_cache']:.1f} times as fast as "
-        f"without a cache; a batch is {act['ratio_to_one_by_one']:.1f} times as fast as one by one"
-    )
-    if "tokens_ratio_to_no_graph" in act:
-        lines.append(f"  tokens with a CUDA graph: {act['tokens_ratio_to_no_graph']:.1f} times as fast as without")
-    pictures = document["pictures"]
-    lines.append(
-        f"  pictures alone: {pictures['milliseconds']:.2f} ms, {pictures['ratio_to_channels_first']:.2f} times as fast "
-        "as laid out channels first"
-    )
+    for found in document["comparisons"]:
+        lines.append(
+            f"  {found['name']}: {found['milliseconds']:.2f} ms, {found['ratio']:.2f} times as fast as "
+            f"{found['otherwise']}"
+        )
     for name, option in document["options"].items():
         if "error" in option:
             lines.append(f"  update with {name}: not here ({option['error']})")
@@ -431,4 +322,4 @@ def describe_policy(document: dict[str, Any]) -> str:
         lines.append(
             f"  update with {name}: {option['milliseconds']:.2f} ms, {option['ratio']:.2f} times{limit}{changes}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *document["plan"]])

@@ -475,7 +475,16 @@ def bench_policy(args: Namespace) -> Answer:
     from ript.bench.policy import bench_policy as measure
     from ript.bench.policy import describe_policy
 
-    document = measure(args.size, args.batch, args.device, args.threads, args.rows)
+    document = measure(
+        args.size,
+        args.batch,
+        args.device,
+        args.threads,
+        args.rows,
+        kind=args.kind,
+        synthetic=args.synthetic,
+        micro_batch=args.micro_batch,
+    )
     return Answer(text=describe_policy(document), document=document, costly=True)
 
 

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ript.config import defaults
 from ript.core import interpreter, streams
 from ript.core.disk import unexpected
 from ript.core.errors import ConfigError, RiptError, UnknownNameError
@@ -380,11 +381,19 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
         "policy",
         "bench_policy",
         "measure act, log_prob and an update step beside the limit",
-        "  ript bench policy\n  ript bench policy --size paper --batch 16 --json",
+        "  ript bench policy\n  ript bench policy --size paper --batch 16 --json\n"
+        "  ript bench policy --kind openvla_oft --synthetic --device cuda",
     )
-    p.add_argument("--size", default="small", metavar="NAME", help="small, paper or tiny (default small)")
-    p.add_argument("--batch", type=int, default=16, metavar="N", help="observations of one act (default 16)")
-    p.add_argument("--rows", type=int, default=512, metavar="N", help="decisions of one update step (default 512)")
+    p.add_argument("--kind", default=defaults.KIND, metavar="NAME", help=f"of policy (default {defaults.KIND})")
+    p.add_argument("--size", metavar="NAME", help="one of the kind's; a wrong one is told which there are")
+    p.add_argument(
+        "--synthetic",
+        action="store_true",
+        help="the published size, where --size names none; all weights are random and made on the device",
+    )
+    p.add_argument("--batch", type=int, nargs="+", metavar="N", help="observations of one act (default: the kind's)")
+    p.add_argument("--rows", type=int, metavar="N", help="decisions of one update step (default: the kind's)")
+    p.add_argument("--micro_batch", type=int, metavar="N", help="decisions of a pass of it (default: the kind's)")
     p.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda (default cpu)")
     p.add_argument("--threads", type=int, metavar="N", help="torch threads (default 2)")
     _command(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ript.core.errors import UnknownNameError
 from ript.core.interfaces import PostTrainable, Simulator, SimulatorFactory
+from ript.core.specimens import Specimens
 from ript.core.supervised import DemoSource, Stage
 from ript.core.types import SimulatorSpec, Task
 
@@ -153,6 +154,7 @@ class PolicyKind:
         in_words: (options, training settings, finetunes) -> group -> label -> value, as a table of differences between
             configurations calls them; groups are "policy", "supervised training", "practice" and "update".
         formats: files of other programs that its policies are read from or written as.
+        specimens: random policies to measure the speed of; None: `ript bench policy` cannot.
     """
 
     kind: str
@@ -171,3 +173,4 @@ class PolicyKind:
     bound: Callable[[Any, SimulatorFactory, str], str | None] = lambda policy, factory, task: None
     in_words: Callable[[Any, Any, bool], Mapping[str, Mapping[str, str]]] = lambda options, training, finetunes: {}
     formats: tuple[CheckpointFormat, ...] = ()
+    specimens: Callable[[], Specimens] | None = None

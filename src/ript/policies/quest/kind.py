@@ -12,6 +12,7 @@ from ript.core.errors import DataError
 from ript.core.house import CheckpointFormat, PolicyKind
 from ript.core.interfaces import SimulatorFactory
 from ript.core.options import Settings
+from ript.core.specimens import Specimens
 from ript.core.supervised import DemoSource, Stage
 from ript.core.types import SimulatorSpec
 from ript.policies.quest.options import QuestOptions, QuestTraining
@@ -162,6 +163,21 @@ PUBLISHED = CheckpointFormat(
     ),
 )
 
+
+def specimens() -> Specimens:
+    """Random policies of every size."""
+    from ript.policies.quest import specimens as made
+
+    return Specimens(
+        sizes=("tiny", "small", "paper"),
+        usual="small",
+        make=made.random_policy,
+        look=made.random_look,
+        decisions=made.decisions,
+        comparisons=made.comparisons,
+    )
+
+
 KIND = PolicyKind(
     kind="quest",
     summary="discrete skills, chosen by a GPT that sees pictures and reads the instruction",
@@ -178,4 +194,5 @@ KIND = PolicyKind(
     bound=bound,
     in_words=in_words,
     formats=(PUBLISHED,),
+    specimens=specimens,
 )
