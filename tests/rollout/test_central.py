@@ -74,6 +74,15 @@ def test_half_of_a_workers_simulators_work_while_the_policy_decides_for_the_othe
     assert sum(steps > 0 for steps in policy.meanwhile) > 30
 
 
+def test_a_half_whose_rollouts_end_together_is_refilled_at_once(log):
+    policy = Watching(log, seconds=0.01)
+    settings = {"workers": 1, "slots": 8, "inference": "central"}
+    with make_pool(Logging(log=str(log), delay=0.002), policy, **settings) as pool:  # type: ignore[arg-type]
+        assert len(list(pool.run(requests(32)))) == 32
+    assert sum(policy.rows) == 32 * 20
+    assert policy.rows.count(4) > 0.9 * len(policy.rows)
+
+
 def test_one_slot_is_not_halved(log):
     policy = Watching(log)
     with make_pool(Logging(log=str(log)), policy, workers=1, slots=1, inference="central") as pool:

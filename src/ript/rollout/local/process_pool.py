@@ -58,7 +58,8 @@ SPENT = ("simulate", "render", "infer", "wait", "build", "rollouts", "env_steps"
 class ProcessPool:
     """Rollouts in worker processes. See `make_pool` for the arguments and for what happens when a worker fails.
 
-    Memory: at most workers x (slots + prefetch) requests are in flight, with prefetch = slots / 8. Each worker holds
+    Memory: at most workers x (slots + prefetch) requests are in flight, with prefetch = slots / 8 (with central
+    inference slots / 2: rollouts of equal length end together, a half of the slots at a time). Each worker holds
     `slots` simulators in use, `free_simulators` unused ones, and the records of `slots` unfinished rollouts; the
     parent holds the rollouts of one message a worker until they are consumed, and a worker waits when they are not.
     """
@@ -83,7 +84,7 @@ class ProcessPool:
         if (limit := open_files(workers)).remedy:
             raise WorkerError(f"too few open files are allowed: {limit.detail}: {limit.remedy}")
         self.saturation = workers * min(slots, BUSY)
-        self._capacity = slots + max(1, slots // 8)
+        self._capacity = slots + max(1, slots // (2 if inference == "central" else 8))
         self._slots, self._max_retries = slots, max_retries
         self._timeout, self._start_timeout = request_timeout, start_timeout
         self._is_central = inference == "central"
