@@ -80,7 +80,7 @@ def test_a_half_whose_rollouts_end_together_is_refilled_at_once(log):
     with make_pool(Logging(log=str(log), delay=0.002), policy, **settings) as pool:  # type: ignore[arg-type]
         assert len(list(pool.run(requests(32)))) == 32
     assert sum(policy.rows) == 32 * 20
-    assert policy.rows.count(4) > 0.9 * len(policy.rows)
+    assert policy.rows.count(4) >= 0.95 * len(policy.rows)
 
 
 def test_one_slot_is_not_halved(log):
