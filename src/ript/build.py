@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ript.config.sections import Config, LearnConfig, RolloutConfig
+from ript.config.sections import ClusterConfig, Config, LearnConfig, RolloutConfig
 from ript.core import arguments
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.files import absolute, expanded
@@ -250,19 +250,40 @@ def computing(device: str, threads: int) -> Iterator[str]:
         torch.backends.cudnn.allow_tf32 = rounded
 
 
-def make_env_pool(sim: SimOptions, rollout: RolloutConfig, policy: LikelihoodPolicy | None = None) -> EnvPool:
-    """A pool of simulators with the policy in the loop; or, until it is given one to `use`, of simulators alone."""
-    return make_pool(
+def make_env_pool(
+    sim: SimOptions,
+    rollout: RolloutConfig,
+    policy: LikelihoodPolicy | None = None,
+    cluster: ClusterConfig | None = None,
+) -> EnvPool:
+    """A pool of simulators with the policy in the loop, or, until it is given one to `use`, of simulators alone: here,
+    or on the nodes of a cluster."""
+    settings: dict[str, Any] = {
+        "slots": rollout.slots,
+        "inference": rollout.inference,
+        "request_timeout": rollout.request_timeout,
+        "max_retries": rollout.max_retries,
+        "max_error_rate": rollout.max_error_rate,
+        "loaded_tasks": rollout.loaded_tasks,
+        "gather": rollout.gather,
+        "fixed_batch": rollout.fixed_batch,
+    }
+    if cluster is None or not cluster.used:
+        return make_pool(simulator_factory(sim), policy, workers=rollout.workers, **settings)
+    from ript.rollout.cluster.pool import Size, make_cluster_pool  # needs Ray
+
+    return make_cluster_pool(
         simulator_factory(sim),
         policy,
-        workers=rollout.workers,
-        slots=rollout.slots,
-        inference=rollout.inference,
-        request_timeout=rollout.request_timeout,
-        max_retries=rollout.max_retries,
-        max_error_rate=rollout.max_error_rate,
-        loaded_tasks=rollout.loaded_tasks,
-        gather=rollout.gather,
+        address=cluster.address,
+        size=Size(
+            nodes=cluster.nodes,
+            workers_per_node=cluster.workers_per_node,
+            silence=cluster.silence,
+            start=cluster.start_timeout,
+        ),
+        settings=settings,
+        packages=suites.get(sim.suite).packages,
     )
 
 

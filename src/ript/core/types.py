@@ -16,7 +16,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -287,6 +287,18 @@ class RolloutRequest:
         )
 
 
+class Held(Protocol):
+    """The record of a rollout, where it was made."""
+
+    def fetch(self) -> Rollout:
+        """The rollout with its record.
+
+        Raises:
+            WorkerError: the record is lost and cannot be made again.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One finished rollout.
@@ -305,6 +317,7 @@ class Rollout:
         policy_version: version of the policy that acted.
         frames: uint8 `[T, h, w, 3]` for a video, or None.
         error: what went wrong and where, for ERROR.
+        held: where its record lies, when that stayed where it was made; then only `mask` is here as well.
     """
 
     initial_state_id: str
@@ -320,10 +333,28 @@ class Rollout:
     rollout_inputs: Mapping[str, np.ndarray] | None = None
     frames: np.ndarray | None = None
     error: str | None = None
+    held: Held | None = field(default=None, compare=False)
 
     def outcome(self) -> Rollout:
         """The rollout without what only an update needs."""
-        return replace(self, sample=None, log_prob=None, mask=None, inputs=None, rollout_inputs=None)
+        return replace(self, sample=None, log_prob=None, mask=None, inputs=None, rollout_inputs=None, held=None)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether there is a record, here or where it was made."""
+        return self.sample is not None or self.held is not None
+
+    def whole(self) -> Rollout:
+        """The rollout with its record here.
+
+        Raises:
+            WorkerError: the record is lost.
+        """
+        if self.held is None:
+            return self
+        made = self.held.fetch()
+        kept = {name: getattr(made, name) for name in ("sample", "log_prob", "inputs", "rollout_inputs")}
+        return replace(self, **kept, held=None)
 
     @property
     def reward(self) -> float | None:
