@@ -15,9 +15,12 @@ ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from ript.build import make_env_pool, make_policy, some_task_keys  # noqa: E402
 from ript.config.sections import ClusterConfig  # noqa: E402
 from ript.core.options import replace  # noqa: E402
 from ript.rl import train_rl  # noqa: E402
+from ript.rollout.sampling import collect_groups  # noqa: E402
+from ript.run.states import InitialStates  # noqa: E402
 from tests.fakes import FakeFactory, FakePolicy, same  # noqa: E402
 from tests.rollout.test_pool import collect, inline, requests  # noqa: E402
 from tests.toy_runs import lively_policy, toy_config, weights, without_times  # noqa: E402
@@ -83,3 +86,33 @@ def test_a_run_on_a_cluster_is_that_of_one_process(cluster: Any, tmp_path: Path,
     there = train_rl(config, lively_policy(config), tmp_path / "there")
     assert weights(there.folder) == weights(here.folder)
     assert without_times(there.folder) == without_times(here.folder)
+
+
+def collected(pool: Any, config: Any, policy: Any) -> list[Any]:
+    """Every rollout of an iteration, with its record, in order."""
+    states = InitialStates(pool, some_task_keys(config), 0)
+    policy.pretend_to_read([states.task(key).instruction for key in states.tasks])
+    pool.use(policy)
+    groups = collect_groups(
+        pool, states.training(0), group_size=2, quota=4, max_attempts=4, seed=(0, 1), dynamic=False, horizon=HORIZON
+    ).groups
+    return [rollout.whole() for group in groups for rollout in group.rollouts]
+
+
+TASKS = ("drawer-open-v3", "reach-v3")
+HORIZON = {f"metaworld/{task}": 12 for task in TASKS}
+
+
+def test_the_collection_of_an_iteration_on_meta_world_is_that_of_one_process(cluster: Any) -> None:
+    pytest.importorskip("metaworld")
+    config = toy_config(tasks=TASKS, sim={"suite": "metaworld", "image_size": 32})
+    config = replace(config, rollout=replace(config.rollout, slots=4, fixed_batch=4))
+    with make_env_pool(config.sim, config.rollout) as here:
+        spec = InitialStates(here, some_task_keys(config), 0).spec
+        policy = make_policy(config, spec, seed=1)
+        expected = collected(here, config, policy)
+    on = ClusterConfig(address=cluster.address, workers_per_node=1)
+    with make_env_pool(config.sim, config.rollout, cluster=on) as there:
+        found = collected(there, config, policy)
+    assert len(found) == 8 and all(same(a, b) for a, b in zip(found, expected, strict=True))
+    assert {r.decisions for r in found} == {3}

@@ -213,7 +213,7 @@ def _add_demos(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of initial states and noise (default 0)")
     p.add_argument("--noise", type=float, metavar="STD", help="of the Gaussian noise on executed actions (recipe: 0.2)")
     _recipe(p)
-    _fields(p, "workers", "cluster")
+    _fields(p, "workers")
     p = _command(kinds, "info", "demos_info", "say what is in demonstration files", "  ript demos info demos.hdf5")
     p.add_argument("files", nargs="+", metavar="FILE")
     p = _command(
