@@ -113,7 +113,7 @@ def task_keys(sim: SimOptions, names: tuple[str, ...]) -> tuple[str, ...]:
 
 def horizons(sim: SimOptions, keys: Sequence[str]) -> dict[str, int]:
     """Task key -> environment steps after which a rollout without success is a failure."""
-    return {key: sim.horizon or find_task(key).horizon for key in keys}
+    return {key: sim.horizon_of(find_task(key)) for key in keys}
 
 
 def some_task_keys(config: Config) -> tuple[str, ...]:

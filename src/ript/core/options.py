@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from ript.core.errors import ConfigError, UnknownNameError
+from ript.core.types import Task
 
 R = TypeVar("R")
 S = TypeVar("S", bound="Settings")
@@ -180,9 +181,13 @@ class SimOptions(Settings):
         0,
         ge=0,
         le=10**6,
-        description="Environment steps after which a rollout without success is a failure; 0: as the policy was "
+        description="Steps (actions) after which a rollout without success is a failure; 0: as the policy was "
         "measured before, or else as the suite says of the task.",
     )
+
+    def horizon_of(self, task: Task) -> int:
+        """Steps after which a rollout of a task without success is a failure: `horizon`, or else the task's own."""
+        return self.horizon or task.horizon
 
     if TYPE_CHECKING:  # a subclass's own, for its own code
 

@@ -28,7 +28,7 @@ from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable
 from ript.core.options import SimOptions, replace
 from ript.core.registry import kinds, suites
-from ript.core.types import Errand
+from ript.core.types import Errand, InitialState
 from ript.evaluation import own_decisions
 from ript.rollout import errands
 from ript.run.cards import begin_practice, set_horizon
@@ -47,7 +47,7 @@ from ript.run.settings import (
     refuse_other_content,
     settled,
 )
-from ript.run.states import InitialStates
+from ript.run.states import LOOKED, InitialStates
 from ript.run.trackers import require_trackers
 from ript.run.video import require_encoder
 
@@ -205,6 +205,8 @@ def beginning(plan: Plan, states: InitialStates) -> tuple[Config, PostTrainable]
             kinds.get(config.policy.kind).prepare_untrained(policy, config.seed)
     begin_practice(policy.card)
     set_horizon(policy.card, config.sim.horizon)
+    if policy.simulator.unseen != states.spec.unseen:  # such as what counts as success: it is practised for this now
+        policy.simulator = replace(policy.simulator, unseen=states.spec.unseen)
     return settled(config, policy, plan.asked, whose), policy
 
 
@@ -250,8 +252,33 @@ def learner(config: Config, start: PostTrainable, states: InitialStates, *, cali
     return policy
 
 
-IDLE_STATES, IDLE_STEPS = 16, 10
-"""Training states of each task that are looked at, and steps of zero actions from them, by `solved_by_nothing`."""
+IDLE_STEPS = 10
+"""Steps of zero actions from the training states that are looked at."""
+
+
+def first_of_training(config: Config, states: InitialStates) -> dict[str, list[InitialState]]:
+    """Task key -> the first states to practise on, each once."""
+    s = config.sampling
+    stream = states.training(0, s.contexts, s.context_noise)
+    looked = {state.id: state for state in itertools.islice(stream, LOOKED * len(states.tasks))}
+    return {task: [state for state in looked.values() if state.task.key == task] for task in states.tasks}
+
+
+def tested_as_practised(config: Config, states: InitialStates) -> list[str]:
+    """Of tasks whose first test states look like ones that are practised on: how many do, each told on the screen.
+
+    Success on them is no success on what was never seen.
+    """
+    found, e = [], config.eval
+    for task, practised in first_of_training(config, states).items():
+        tested = states.states(task, min(e.trials, LOOKED), "test", seed=e.seed)
+        seen = set(states.looks(practised).values()) - {""}
+        same = sum(look in seen for look in states.looks(tested).values())
+        if same:
+            of = f"{same} of the first {len(tested)} test states look like one of the first {len(practised)} that are"
+            found.append(f"{task}: {of} practised on: success on them says nothing of states that were never seen.")
+            status(f"  {found[-1]}")
+    return found
 
 
 def solved_by_nothing(config: Config, states: InitialStates) -> dict[str, list[str]]:
@@ -260,10 +287,7 @@ def solved_by_nothing(config: Config, states: InitialStates) -> dict[str, list[s
     Every rollout from such a state succeeds, so that it teaches nothing and its success is not the policy's. Each is
     named on the screen.
     """
-    s = config.sampling
-    stream = states.training(0, s.contexts, s.context_noise)
-    looked = {state.id: state for state in itertools.islice(stream, IDLE_STATES * len(states.tasks))}
-    of_task = {task: [state for state in looked.values() if state.task.key == task] for task in states.tasks}
+    of_task = first_of_training(config, states)
     wanted = [
         Errand(task, functools.partial(errands.solved_by_nothing, states=several, steps=IDLE_STEPS))
         for task, several in of_task.items()
@@ -272,7 +296,7 @@ def solved_by_nothing(config: Config, states: InitialStates) -> dict[str, list[s
     found: dict[str, list[str]] = {task: ids for task, ids in solved.items() if ids}
     for task, ids in found.items():
         status(
-            f"  {task}: {len(ids)} of the first {IDLE_STATES} training states are solved by doing nothing for "
+            f"  {task}: {len(ids)} of the first {LOOKED} training states are solved by doing nothing for "
             f"{IDLE_STEPS} steps ({', '.join(ids)}): nothing is learned from them, and success counts them"
         )
     return found
@@ -293,6 +317,7 @@ def document(config: Config, policy: PostTrainable, start: Start, states: Initia
     idle = solved_by_nothing(config, states)
     notes = list(hooks.caveats_of(policy))
     notes += [f"{task}: solved by doing nothing from initial states {', '.join(ids)}." for task, ids in idle.items()]
+    notes += tested_as_practised(config, states)
     notes += suites.get(config.sim.suite).caveats(config.sim)
     given = {"start": None if start is None else IN_MEMORY}
     where = start.record("start") if isinstance(start, Origin) else given

@@ -16,6 +16,7 @@ from torch import nn
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.metrics import Mean, Metrics
 from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
+from ript.policies.fit import require_same_settings
 from ript.policies.openvla_oft.config import OftConfig
 from ript.policies.openvla_oft.density import Density
 from ript.policies.openvla_oft.lora import add_lora, lora_layers, lora_weights
@@ -390,13 +391,8 @@ class OpenVlaPolicy(nn.Module):
             for name in cameras:
                 if spec.cameras[name] != (sizes.image, sizes.image):
                     raise PolicyError(f"the policy takes pictures of {sizes.image}, {name} shows {spec.cameras[name]}")
-        if spec.suite != self.simulator.suite:
-            raise PolicyError(f"the policy was trained on {self.simulator.suite!r}, the simulator is {spec.suite!r}")
-        if self.simulator.render and dict(spec.render) != dict(self.simulator.render):
-            raise PolicyError(
-                f"the policy was trained on pictures of {self.simulator.suite} {dict(self.simulator.render)}, "
-                f"the simulator shows {dict(spec.render)}: use the same render settings"
-            )
+        if spec.suite != self.simulator.suite or self.simulator.render:  # of a published one only the suite is known
+            require_same_settings(self.simulator, spec)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapter and heads with a reference to the base, or, of a policy without one, everything."""
