@@ -264,7 +264,19 @@ class TrainingOptions(Settings):
         description="Parts of a batch worked on side by side on a CPU; torch's threads where a batch must "
         "stay whole (batch norms).",
     )
+    micro_batch: int = Field(
+        0,
+        ge=0,
+        description="Windows of a batch in one pass at most; 0: all. Changes no result beyond rounding "
+        "(and, on a GPU, the draws of dropout).",
+    )
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
+
+    @property
+    def largest_pass(self) -> int:
+        """Windows in the largest pass of training."""
+        sizes = [getattr(self, name) for name in type(self).model_fields if name.endswith("_batch")]
+        return self.micro_batch or max(sizes, default=1)
 
     @classmethod
     def stages(cls) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from ript.build import (
     load_policy,
     make_policy,
     origin_of,
+    require_room,
     sim_options_of,
     some_task_keys,
 )
@@ -96,7 +97,7 @@ def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config
         )
     config = Config.from_record(nested(leaves(held) | changed))
     if (out / "start").exists():
-        return config, load_policy(out / "start"), changed
+        return config, load_policy(out / "start", config.device), changed
     if start == IN_MEMORY:
         raise RunError(f"{out} was stopped before it kept the policy that it was given: start again with another --out")
     origin = None if start is None else Origin(start, document["config"].get("start_revision"))
@@ -143,18 +144,22 @@ def plan(
     if resume:
         config, start, changed = interrupted(out, config, asked)
         held = read_config(out)["config"]
-        return Plan(config=config, start=start, policy=_opened(start), changed=changed, held=held)
+        return Plan(config=config, start=start, policy=_opened(start, config), changed=changed, held=held)
     RunFolder.require_free(out)
     require_trackers(config.trackers)
     if config.eval.videos:
         require_encoder()
     start, wanted = origin_of(policy) if isinstance(policy, str | Path) else policy, asked_for(config, asked)
-    given = _opened(start)
+    given = _opened(start, config)
     return Plan(config=protocol(config, given, wanted), start=start, policy=given, asked=wanted)
 
 
-def _opened(start: Start) -> PostTrainable | None:
-    return load_policy(start.place) if isinstance(start, Origin) else start
+def _opened(start: Start, config: Config) -> PostTrainable | None:
+    """The policy there, on the run's device, which must have room for it."""
+    if isinstance(start, Origin):
+        require_room(config, start.place)
+        return load_policy(start.place, config.device)
+    return start
 
 
 def protocol(config: Config, policy: PostTrainable | None, asked: Collection[str]) -> Config:
@@ -304,7 +309,7 @@ def solved_by_nothing(config: Config, states: InitialStates) -> dict[str, list[s
 
 def to_stay_near(config: Config, start: Path) -> PostTrainable | None:
     """The policy in `start`, where the run began, when the update is to stay near it."""
-    return load_policy(start).to(config.device) if config.learn.kl_to_start else None
+    return load_policy(start, config.device) if config.learn.kl_to_start else None
 
 
 def calibration_rollouts(config: Config) -> int:
