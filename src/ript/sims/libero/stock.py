@@ -15,6 +15,8 @@ import numpy as np
 
 from ript.core.errors import DependencyMissing
 from ript.core.interpreter import importing
+from ript.sims.libero.states import Parts
+from ript.sims.libero.step import axis_angle
 from ript.sims.libero.tasks import INSTALL, LiberoTask
 from ript.sims.mujoco.gl import import_mujoco
 
@@ -159,3 +161,60 @@ def _articulation(one: Any) -> dict[str, Any]:
         found["tests"][name] = ["<" if below else ">=" if bool(test(edge)) else ">", edge]
         found["ranges"][name] = edges
     return found
+
+
+OBSERVED = ("joint_states", "gripper_states", "eef_pos", "eef_axis_angle")
+"""Of the robot, in what is compared with stock."""
+
+
+class StockLibero:
+    """The unmodified environment in one initial state: what a simulator must equal step for step.
+
+    Args:
+        info: the task.
+        start: parts of its initial state's vector.
+        settle: steps before the first observation.
+        waiting: their action, `[7]`.
+        env: one that was built for the task before; None builds one.
+
+    Attributes:
+        env: the environment.
+        observation: its last observation.
+        first: time, positions, velocities, and `OBSERVED`, after settling.
+    """
+
+    def __init__(
+        self,
+        info: LiberoTask,
+        start: Parts,
+        settle: int,
+        waiting: np.ndarray,
+        env: Any = None,
+    ):
+        self.env = new_environment(info) if env is None else env
+        if env is not None:
+            reset(env, 0)
+        inner, mujoco = self.env.env, import_mujoco()
+        sim = inner.sim
+        mujoco.mj_resetData(sim.model._model, sim.data._data)  # stock's own warm start depends on what it drew
+        for k, fixture in enumerate(inner.fixtures_dict.values()):
+            body = sim.model.body_name2id(fixture.root_body)
+            sim.model.body_pos[body], sim.model.body_quat[body] = start.fixture_pos[k], start.fixture_quat[k]
+        vector = np.concatenate([[start.time], start.qpos, start.qvel])
+        self.observation: dict[str, Any] = self.env.set_init_state(vector)
+        for _ in range(settle):
+            self.observation = self.env.step(waiting)[0]
+        self.first: np.ndarray = self.vector()
+
+    def vector(self) -> np.ndarray:
+        """What is compared."""
+        data, seen = self.env.env.sim.data, self.observation
+        x, y, z, w = seen["robot0_eef_quat"]
+        turned = axis_angle(np.array([w, x, y, z]))
+        observed = [seen["robot0_joint_pos"], seen["robot0_gripper_qpos"], seen["robot0_eef_pos"], turned]
+        return np.concatenate([[data.time], data.qpos, data.qvel, *observed])
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
+        """(vector, reward, success)."""
+        self.observation, reward, done, _ = self.env.step(np.asarray(action, np.float64))
+        return self.vector(), float(reward), bool(done)

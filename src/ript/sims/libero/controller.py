@@ -1,0 +1,129 @@
+"""Operational-space control of the arm: torques from a goal pose, as robosuite's OSC_POSE computes them, bit for bit.
+
+The formulas are Khatib's (1987): M the arm's inertia, J = [J_p; J_r] the Jacobian of the gripper's site,
+Lambda = (J M^-1 J^T)^-1,
+
+    torque = J^T [Lambda_p f; Lambda_r t] + gravity + N^T M (10 (q_home - q) - 2 sqrt(10) dq)
+    N = 1 - M^-1 J^T Lambda J
+    f = 150 (goal - position) - 2 sqrt(150) velocity,   t likewise of the orientation
+
+The last bits depend on which routine multiplies and on how matrices lie in memory. So what robosuite compiles with
+numba is compiled with numba here, matrices are Fortran-ordered where its are, and singular values go through `pinv`
+although a Cholesky decomposition would do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ript.core.errors import DependencyMissing, RunError
+from ript.core.places import cache_folder
+from ript.sims.libero.kernel import torques
+from ript.sims.libero.tasks import INSTALL
+
+ARM = 7
+"""Joints."""
+KP = 150.0
+POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5
+"""Metres and radians of an action of 1."""
+
+Kernel = Callable[..., None]
+
+
+@cache
+def kernel() -> Kernel:
+    """`torques`, compiled; read from the cache where it was compiled before.
+
+    Raises:
+        DependencyMissing: numba is not installed, or broken.
+    """
+    try:
+        import numba
+    except Exception as error:  # loads LLVM
+        raise DependencyMissing(f"numba cannot be imported ({error}): {INSTALL}") from error
+    try:
+        folder = str(cache_folder() / "libero" / "numba")
+    except RunError:  # no home folder: compiled in each process
+        return numba.njit(torques)
+    # numba would keep what it compiled beside this file, or in the user's home; it looks where when it decorates.
+    config: Any = numba.config
+    before, config.CACHE_DIR = config.CACHE_DIR, folder
+    try:
+        return numba.njit(torques, cache=True)
+    except (RuntimeError, OSError):  # nowhere to write
+        return numba.njit(torques)
+    finally:
+        config.CACHE_DIR = before
+
+
+def rotation(turn: np.ndarray) -> np.ndarray:
+    """Axis times angle (rad), not all zero -> rotation matrix `[3, 3]`."""
+    angle = np.linalg.norm(turn)
+    x, y, z = turn / angle * np.sin(angle / 2.0)
+    return matrix(np.array([np.cos(angle / 2.0), x, y, z]))
+
+
+def matrix(quaternion: np.ndarray) -> np.ndarray:
+    """A quaternion, scalar part first -> rotation matrix `[3, 3]`, through single precision as robosuite's."""
+    q = quaternion.astype(np.float32)
+    q = (q.astype(np.float64) * math.sqrt(2.0 / float(np.dot(q, q)))).astype(np.float32)
+    p = np.outer(q, q)
+    d = p.astype(np.float64)
+    return np.array(
+        [
+            [1.0 - d[2, 2] - d[3, 3], p[1, 2] - p[3, 0], p[1, 3] + p[2, 0]],
+            [p[1, 2] + p[3, 0], 1.0 - d[1, 1] - d[3, 3], p[2, 3] - p[1, 0]],
+            [p[1, 3] - p[2, 0], p[2, 3] + p[1, 0], 1.0 - d[1, 1] - d[2, 2]],
+        ]
+    )
+
+
+class Arm:
+    """Where a model's arm and gripper are, and what the controller knows of the home pose. Shared by all instances.
+
+    Args:
+        mujoco: the module.
+        model: with an arm "robot0" and a gripper "gripper0".
+        home: the arm's joints at home, `[7]` rad.
+    """
+
+    def __init__(self, mujoco: Any, model: Any, home: np.ndarray):
+        joints = [model.joint(f"robot0_joint{i}") for i in range(1, ARM + 1)]
+        fingers = [model.joint(f"gripper0_finger_joint{i}") for i in (1, 2)]
+        self.qpos_at = np.array([int(j.qposadr[0]) for j in joints])
+        self.dof_at = np.array([int(j.dofadr[0]) for j in joints])
+        self.finger_qpos = np.array([int(j.qposadr[0]) for j in fingers])
+        self.finger_dof = np.array([int(j.dofadr[0]) for j in fingers])
+        self.site = int(model.site("gripper0_grip_site").id)
+        self.hand = int(model.body("robot0_right_hand").id)
+        actuators = np.array([int(model.actuator(f"robot0_torq_j{i}").id) for i in range(1, ARM + 1)])
+        grips = np.array([int(model.actuator(f"gripper0_gripper_finger_joint{i}").id) for i in (1, 2)])
+        self.actuators, self.grips = actuators, grips
+        self.low, self.high = model.actuator_ctrlrange[actuators].T.copy()
+        grip = model.actuator_ctrlrange[grips]
+        self.grip_bias, self.grip_weight = 0.5 * (grip[:, 1] + grip[:, 0]), 0.5 * (grip[:, 1] - grip[:, 0])
+        self.home = np.array(home, np.float64)
+        self.inertia_at = self._entries(mujoco, model)
+        self._at_home(mujoco, model)
+
+    def _entries(self, mujoco: Any, model: Any) -> np.ndarray:
+        """Where the entries of the arm's mass matrix lie in the sparse one."""
+        full = np.zeros((model.nv, model.nv))
+        mujoco.mj_fullM(model, full, np.arange(1, model.nM + 1, dtype=np.float64))
+        entries = full[np.ix_(self.dof_at, self.dof_at)].astype(np.int64) - 1
+        assert (entries >= 0).all(), "the arm's joints are one chain"
+        return entries
+
+    def _at_home(self, mujoco: Any, model: Any) -> None:
+        data = mujoco.MjData(model)
+        data.qpos[self.qpos_at] = self.home
+        mujoco.mj_forward(model, data)
+        self.home_jacp, self.home_jacr = np.zeros((3, model.nv)), np.zeros((3, model.nv))
+        mujoco.mj_jacSite(model, data, self.home_jacp, self.home_jacr, self.site)
+        self.home_position, self.home_orientation = data.site_xpos[self.site].copy(), data.site_xmat[self.site].copy()
+        self.home_qpos, self.home_qvel, self.home_inertia = data.qpos.copy(), data.qvel.copy(), data.qM.copy()

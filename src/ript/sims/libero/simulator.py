@@ -1,0 +1,239 @@
+"""LIBERO's tasks as simulators: exact initial states, lean steps equal to stock's, pictures when the policy looks.
+
+All simulators of one scene in a process share its model (`models.Scene`); an instance is its own `MjData`, a
+controller, and the poses of fixtures that its initial state puts into the model before it steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from ript.core.errors import ConfigError, SimulatorError
+from ript.core.types import ChunkResult, InitialState, Observation, Split
+from ript.sims.libero import available, models
+from ript.sims.libero.human import WAITING
+from ript.sims.libero.rendering import Look, Moment, resolve_cameras
+from ript.sims.libero.spec import libero_spec, proprio_sizes
+from ript.sims.libero.states import Parts, SceneParts, States
+from ript.sims.libero.step import ACTION_DIM, Physics, Snapshot
+from ript.sims.libero.stock import OBSERVED, StockLibero
+from ript.sims.libero.tasks import HORIZON, INSTALL, info_of, task_of
+from ript.sims.mujoco.gl import import_mujoco
+from ript.sims.mujoco.rendering import CameraView, image_shape
+
+VIDEO = (256, 256)
+OPEN = -1.0
+"""The gripper's action that opens it."""
+SETTLED = 1024
+"""States of a scene that are kept as they settled: all rollouts of a group begin in the same."""
+
+
+class LiberoSimulator:
+    """One LIBERO task. Implements `Simulator` and `Perturbable`.
+
+    Args:
+        task_name: such as "libero_goal/7".
+        horizon: steps after which an episode without success is over; those of settling do not count.
+        cameras: views by name, or names of `rendering.CAMERAS`.
+        image_size: pixels of a policy's pictures, one number or (height, width).
+        look: of pictures.
+        proprio: names of the parts of the proprioception vector; see `step.PARTS`.
+        settle: steps without movement after a state is set.
+        settle_gripper: whether the gripper opens meanwhile.
+        physics: "exact" equals stock LIBERO bit for bit.
+
+    Raises:
+        UnknownNameError: no such task, camera or part.
+        DependencyMissing: LIBERO, robosuite or MuJoCo is not installed, or MuJoCo is too new.
+    """
+
+    def __init__(
+        self,
+        task_name: str,
+        *,
+        horizon: int = HORIZON,
+        cameras: Mapping[str, CameraView] | Sequence[str] = ("agentview", "wrist"),
+        image_size: int | tuple[int, int] = 128,
+        look: Look = "fast",
+        proprio: Sequence[str] = ("joint_states", "ee_pos", "gripper_states"),
+        settle: int = 5,
+        settle_gripper: Literal["none", "open"] = "none",
+        physics: Literal["exact", "inexact"] = "exact",
+    ):
+        if horizon < 1:
+            raise ConfigError(f"horizon: expected at least 1, got {horizon}")
+        self._info = info_of(task_name)
+        self.task = task_of(task_name, horizon)
+        self.seconds = {"simulate": 0.0, "render": 0.0}
+        self._views, self._size, self._look = resolve_cameras(cameras), image_shape(image_size), look
+        self._proprio = tuple(proprio_sizes(proprio))
+        self.spec = libero_spec(self._views, self._size, look, self._proprio)
+        self._settle, self._waiting = settle, np.zeros(ACTION_DIM)
+        self._waiting[-1] = OPEN if settle_gripper == "open" else 0.0
+        available.require()
+        mujoco = import_mujoco(INSTALL)
+        self._scene, self._let_go = models.take(self._info, self)
+        try:
+            cache = self._scene.cache
+            if "parts" not in cache:
+                cache["parts"] = SceneParts(mujoco, self._scene.model, self._scene.facts)
+            self._parts: SceneParts = cache["parts"]
+            self.states = States(self._info, self.task, self._parts)
+            self._physics = Physics(mujoco, self._scene.model, self._parts.arm, exact=physics == "exact")
+        except BaseException:
+            self._let_go()
+            raise
+        self._exact = physics == "exact"
+        self._settled: dict[tuple[str, int, float, bool], Snapshot] = cache.setdefault("settled", {})
+        self._token = object()
+        self._state: InitialState | None = None
+        self._fixture_pos = self._fixture_quat = np.empty(0)
+        self._steps, self._done = 0, True
+
+    def reset(self, initial_state: InitialState) -> Observation:
+        """Set the exact state, let it settle, then look."""
+        self.set_state(initial_state)
+        return self.observe()
+
+    def set_state(self, initial_state: InitialState) -> None:
+        """`reset` without a look.
+
+        Raises:
+            SimulatorError: the state is of another task or has a wrong size.
+        """
+        start = time.perf_counter()
+        if initial_state.task.key != self.task.key:
+            raise SimulatorError(f"{self.task.key}: initial state {initial_state.id} is of {initial_state.task.key}")
+        layout, state = self._parts.layout, initial_state.state
+        problem = layout.problem(state)
+        if problem:
+            raise SimulatorError(f"{self.task.key}: initial state {initial_state.id} does not fit: {problem}")
+        parts = layout.split(state)
+        self._fixture_pos, self._fixture_quat = parts.fixture_pos, parts.fixture_quat
+        self._state, self._steps, self._done = initial_state, 0, False
+        self._scene.active = None
+        self._activate()
+        steps, waiting = self._settling(parts)
+        key = (initial_state.id, steps, float(waiting[-1]), self._exact)
+        if (settled := self._settled.pop(key, None)) is None:
+            self._physics.reset(parts.time, parts.qpos, parts.qvel)
+            for _ in range(steps):
+                self._physics.step(waiting)
+            settled = self._physics.snapshot()
+        self._physics.restore(settled)
+        self._settled[key] = settled  # the latest
+        while len(self._settled) > SETTLED:
+            del self._settled[next(iter(self._settled))]
+        self.seconds["simulate"] += time.perf_counter() - start
+
+    def _settling(self, parts: Parts) -> tuple[int, np.ndarray]:
+        """How many steps a state settles, and their action."""
+        if parts.settle < 0:
+            return self._settle, self._waiting
+        return parts.settle, np.array(WAITING)
+
+    def _activate(self) -> None:
+        """Put this instance's fixtures into the model that all share."""
+        if self._scene.active is not self._token:
+            model, bodies = self._scene.model, self._parts.fixtures
+            model.body_pos[bodies], model.body_quat[bodies] = self._fixture_pos, self._fixture_quat
+            self._scene.active = self._token
+
+    def _address(self) -> str:
+        return f"{self.task.key}, initial state {self._state.id if self._state else None}, step {self._steps}"
+
+    def step_chunk(self, actions: np.ndarray) -> ChunkResult:
+        """Execute float32 `[H, 7]`, clipped to [-1, 1]: displacement of the hand (1 is 5 cm), its rotation (axis times
+        angle, 1 is 0.5 rad), and the gripper (-1 opens, 1 closes)."""
+        if self._done:
+            why = "stepped before reset" if self._state is None else "stepped after the episode was over"
+            raise SimulatorError(f"{self._address()}: {why}")
+        actions = np.asarray(actions)
+        if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or len(actions) == 0:
+            raise SimulatorError(f"{self._address()}: expected actions [H, {ACTION_DIM}], got {list(actions.shape)}")
+        if not np.isfinite(actions).all():
+            raise SimulatorError(f"{self._address()}: actions are not finite: {actions.tolist()}")
+        start, executed, success = time.perf_counter(), 0, False
+        self._activate()
+        for action in actions[: self.task.horizon - self._steps].astype(np.float64):
+            self._physics.step(action)
+            executed += 1
+            if not np.isfinite(self._physics.data.qvel).all():
+                raise SimulatorError(f"{self._address()} and {executed} more: the physics came apart")
+            if self.states.goal(self._physics.data):
+                success = True
+                break
+        self._steps += executed
+        self._done = success or self._steps >= self.task.horizon
+        self.seconds["simulate"] += time.perf_counter() - start
+        return ChunkResult(success=success, env_steps=executed, done=self._done)
+
+    def _require_state(self) -> None:
+        if self._state is None:
+            raise SimulatorError(f"{self.task.key}: looked at before reset")
+
+    def observe(self) -> Observation:
+        """Look: what stock would have observed after the same steps."""
+        self._require_state()
+        start = time.perf_counter()
+        proprio = self._physics.seen.vector(self._proprio).astype(np.float32)
+        middle = time.perf_counter()
+        images = self._scene.draw(self._views, self._size, self._look, self._moment())
+        self.seconds["simulate"] += middle - start
+        self.seconds["render"] += time.perf_counter() - middle
+        return Observation(
+            images={name: image[None] for name, image in images.items()},
+            proprio=proprio[None],
+            instruction=(self.task.instruction,),
+        )
+
+    def _moment(self) -> Moment:
+        seen = self._physics.seen
+        return Moment(seen.qpos.copy(), self._fixture_pos, self._fixture_quat, self._parts.colours(seen.before))
+
+    def render(self) -> np.ndarray:
+        """A picture for videos from the first camera: uint8 `[h, w, 3]`."""
+        self._require_state()
+        start = time.perf_counter()
+        name, view = next(iter(self._views.items()))
+        picture = self._scene.draw({name: view}, VIDEO, self._look, self._moment())[name]
+        self.seconds["render"] += time.perf_counter() - start
+        return picture
+
+    def privileged(self) -> np.ndarray:
+        """Where the objects are: float32 `[3 n]`, metres."""
+        self._require_state()
+        return self._physics.data.xpos[self._parts.objects].astype(np.float32).ravel()
+
+    def state_vector(self) -> np.ndarray:
+        """All that stock's state holds, and what it observes of the robot: float64 `[1 + nq + nv + 15]`."""
+        self._require_state()
+        data = self._physics.data
+        return np.concatenate([[data.time], data.qpos, data.qvel, self._physics.seen.vector(OBSERVED)])
+
+    def stock_episode(self, initial_state: InitialState) -> StockLibero:
+        """The stock environment in the same state, for `check_simulator`."""
+        parts = self._parts.layout.split(initial_state.state)
+        return StockLibero(self._info, parts, *self._settling(parts))
+
+    def initial_states(self, n: int, seed: int = 0, split: Split = "train", start: int = 0) -> list[InitialState]:
+        """States number start..start+n-1 of a split. test: the benchmark's 50, whatever the seed, which begin again at
+        their end; the others are drawn as the task's own resets draw, and endless."""
+        return self.states(n, seed, split, start)
+
+    def close(self) -> None:
+        """The model and its renderers stay for other instances of this process, a while even when there are none."""
+        if self._scene.active is self._token:
+            self._scene.active = None
+        self._state, self._done = None, True
+        self._let_go()
+
+    def __enter__(self) -> LiberoSimulator:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

