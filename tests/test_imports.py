@@ -43,6 +43,7 @@ HOMES = {  # heavy or optional packages, and the only units that may import them
     "wandb": {"run"},
     "tensorboard": {"run"},
     "tokenizers": {"policies"},
+    "ray": {"rollout"},
 }
 
 
@@ -258,7 +259,7 @@ def test_a_suite_that_is_named_in_code_would_be_found_and_in_a_docstring_would_n
     "module", ["ript", "ript.cli.main", "ript.config.recipes", "ript.core.types", "ript.sims.registry"]
 )
 def test_importing_it_stays_light(module):
-    heavy = ["torch", "mujoco", "metaworld", "gymnasium", "h5py", "av", "matplotlib", "jinja2", "wandb"]
+    heavy = ["torch", "mujoco", "metaworld", "gymnasium", "h5py", "av", "matplotlib", "jinja2", "wandb", "ray"]
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

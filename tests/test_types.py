@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from ript.core.errors import ConfigError
+from ript.core.errors import ConfigError, PolicyError
 from ript.core.types import SimulatorSpec, same_proprio
+from ript.policies.fit import require_fit
 
 
 def spec(**changes: object) -> SimulatorSpec:
@@ -17,6 +18,14 @@ def test_a_spec_is_the_same_when_it_comes_back_from_a_file() -> None:
     back = SimulatorSpec.from_json(json.loads(json.dumps(spec().to_json())))
     assert back == spec()
     assert (back.cameras, back.proprio_dim) == ({"top": (4, 6)}, 4)
+
+
+def test_settings_that_nobody_sees_are_recorded_and_fit_whatever_they_are() -> None:
+    own, other = spec(unseen={"success": "a"}), spec(unseen={"success": ("b",)})
+    assert SimulatorSpec.from_json(json.loads(json.dumps(other.to_json()))) == other != own
+    require_fit(own, other)
+    with pytest.raises(PolicyError, match=r"'desk' than it is given: size = \[4, 6\], got 4; use the policy's own"):
+        require_fit(own, spec(render={"size": 4}))
 
 
 def test_the_order_of_the_proprioceptions_parts_tells_simulators_apart() -> None:

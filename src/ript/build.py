@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ript.config.sections import Config, LearnConfig, RolloutConfig
+from ript.config.sections import ClusterConfig, Config, LearnConfig, RolloutConfig
 from ript.core import arguments
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.files import absolute, expanded
+from ript.core.house import PolicyKind
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, PostTrainable, SimulatorFactory
 from ript.core.options import SimOptions
 from ript.core.registry import kinds, suites
+from ript.core.room import Demands, free_on
 from ript.core.types import SimulatorSpec
 from ript.demos.scripted import with_expert
 from ript.policies import folder as policy_folder
@@ -113,7 +115,7 @@ def task_keys(sim: SimOptions, names: tuple[str, ...]) -> tuple[str, ...]:
 
 def horizons(sim: SimOptions, keys: Sequence[str]) -> dict[str, int]:
     """Task key -> environment steps after which a rollout without success is a failure."""
-    return {key: sim.horizon or find_task(key).horizon for key in keys}
+    return {key: sim.horizon_of(find_task(key)) for key in keys}
 
 
 def some_task_keys(config: Config) -> tuple[str, ...]:
@@ -144,28 +146,58 @@ def make_policy(
     return make(config.policy, spec, config.seed if seed is None else seed, privileged_dim)
 
 
-def load_policy(folder: str | Path) -> PostTrainable:
+def load_policy(folder: str | Path, device: str = "cpu") -> PostTrainable:
     """Load a policy folder, whatever kind of policy it holds.
 
     Args:
         folder: a folder, or "hf://owner/name" or "hf://owner/name@revision", which is fetched from the model hub first.
+        device: "cpu" or "cuda"; where its kind can, weights go there straight from their files.
 
     Raises:
         PolicyError: missing, partial, corrupt, of an unknown kind or another version.
         DependencyMissing: what its kind needs is not here.
+        DeviceTooSmall: the device has no room for it.
     """
+    place, kind = _placed(folder)
+    if device == "cpu":
+        return kind.load(place)
+    return kind.load_on(place, device) if kind.load_on else kind.load(place).to(device)
+
+
+def require_room(config: Config, folder: str | Path | None, *, supervised: bool = False) -> None:
+    """Raise `DeviceTooSmall` unless the policy in a folder, or a new one, can be trained as configured on the GPU that
+    the configuration wants; on a CPU nothing is required. It is not loaded for that."""
+    free = free_on(config.device)
+    if free is None:
+        return
+    if folder is None:
+        place, kind = None, kinds.get(config.policy.kind)
+    else:
+        place, kind = _placed(folder)
+    central = config.rollout.inference == "central" or not config.rollout.workers
+    demands = Demands(
+        device_bytes=free,
+        act_batch=0 if supervised or not central else max(1, config.rollout.workers) * config.rollout.slots,
+        micro_batch=config.sft.largest_pass if supervised else config.learn.micro_batch,
+        supervised=supervised,
+    )
+    kind.require_room(place, config.policy, demands)
+
+
+def _placed(folder: str | Path) -> tuple[Path, PolicyKind]:
+    """Where a policy lies, fetched if it must be, and its kind."""
     fetched = isinstance(folder, str) and hub.on_hub(folder)
     place = arguments.place("folder", hub.fetch(str(folder)) if fetched else folder)
     if foreign := policy_folder.foreign(place):
         for known in kinds.all()[0].values():
             if known.reads(foreign):
-                return known.load(place)
+                return place, known
     kind = policy_folder.kind(place)
     if fetched and ":" in kind:  # what a stranger names is not imported
         raise PolicyError(f"{folder} is of kind {kind!r}, a file that is not part of it: fetch both, and give its path")
     if kind not in kinds:
         raise PolicyError(f"{folder} holds a {kind!r} policy, but known here are: {', '.join(kinds.names())}")
-    return kinds.get(kind).load(place)
+    return place, kinds.get(kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,19 +282,40 @@ def computing(device: str, threads: int) -> Iterator[str]:
         torch.backends.cudnn.allow_tf32 = rounded
 
 
-def make_env_pool(sim: SimOptions, rollout: RolloutConfig, policy: LikelihoodPolicy | None = None) -> EnvPool:
-    """A pool of simulators with the policy in the loop; or, until it is given one to `use`, of simulators alone."""
-    return make_pool(
+def make_env_pool(
+    sim: SimOptions,
+    rollout: RolloutConfig,
+    policy: LikelihoodPolicy | None = None,
+    cluster: ClusterConfig | None = None,
+) -> EnvPool:
+    """A pool of simulators with the policy in the loop, or, until it is given one to `use`, of simulators alone: here,
+    or on the nodes of a cluster."""
+    settings: dict[str, Any] = {
+        "slots": rollout.slots,
+        "inference": rollout.inference,
+        "request_timeout": rollout.request_timeout,
+        "max_retries": rollout.max_retries,
+        "max_error_rate": rollout.max_error_rate,
+        "loaded_tasks": rollout.loaded_tasks,
+        "gather": rollout.gather,
+        "fixed_batch": rollout.fixed_batch,
+    }
+    if cluster is None or not cluster.used:
+        return make_pool(simulator_factory(sim), policy, workers=rollout.workers, **settings)
+    from ript.rollout.cluster.pool import Size, make_cluster_pool  # needs Ray
+
+    return make_cluster_pool(
         simulator_factory(sim),
         policy,
-        workers=rollout.workers,
-        slots=rollout.slots,
-        inference=rollout.inference,
-        request_timeout=rollout.request_timeout,
-        max_retries=rollout.max_retries,
-        max_error_rate=rollout.max_error_rate,
-        loaded_tasks=rollout.loaded_tasks,
-        gather=rollout.gather,
+        address=cluster.address,
+        size=Size(
+            nodes=cluster.nodes,
+            workers_per_node=cluster.workers_per_node,
+            silence=cluster.silence,
+            start=cluster.start_timeout,
+        ),
+        settings=settings,
+        packages=suites.get(sim.suite).packages,
     )
 
 

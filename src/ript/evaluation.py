@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ript.build import load_policy, make_env_pool, origin_of, require_policy, sim_options_of, task_keys
-from ript.config.sections import RolloutConfig
+from ript.config.sections import ClusterConfig, RolloutConfig
 from ript.core import arguments, hooks
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import EnvPool, PostTrainable
@@ -133,11 +133,11 @@ def own_decisions(
         times[state.id] += 1
     pool.use(policy)
     done = sorted(pool.run(iter(requests)), key=lambda r: (r.initial_state_id, r.index))
-    kept = [rollout for rollout in done if rollout.sample is not None]
+    kept = [rollout for rollout in done if rollout.recorded]
     say_errors("preparing", done)
     if not kept:
         raise SimulatorError(f"no rollout to prepare post-training from: {done[0].error}")
-    batch = UpdateBatch.of(kept)
+    batch = UpdateBatch.of([rollout.whole() for rollout in kept])
     rows = batch.take(torch.arange(len(batch)))
     return dict(rows.inputs), rows.sample
 
@@ -162,6 +162,7 @@ def evaluate(
     videos: int = 0,
     horizon: int | None = None,
     rollout: RolloutConfig | None = None,
+    cluster: ClusterConfig | None = None,
 ) -> EvalResult:
     """Success rate of a policy on test initial states: no policy was trained on them or chosen by them.
 
@@ -176,6 +177,7 @@ def evaluate(
         horizon: environment steps until a rollout counts as a failure; by default that which the policy was trained or
             measured with (its card says it), or else the task's own.
         rollout: workers and slots.
+        cluster: whose nodes it is done on; None: this machine.
 
     Raises:
         ConfigError, UnknownNameError, PolicyError: what was given cannot work.
@@ -186,6 +188,8 @@ def evaluate(
     horizon = None if horizon is None else arguments.whole("horizon", horizon, 1)
     if rollout is not None:
         arguments.instance("rollout", rollout, RolloutConfig, "settings of a pool")
+    if cluster is not None:
+        arguments.instance("cluster", cluster, ClusterConfig, "settings of a cluster")
     if not names:
         raise ConfigError("no task to evaluate on: name at least one")
     if arguments.truth("greedy", greedy) and temperature is not None:
@@ -195,7 +199,7 @@ def evaluate(
         loaded = hooks.at_temperature(loaded, temperature)
     sim = sim_options_of(loaded, horizon or horizon_in(loaded.card))
     keys = task_keys(sim, names)
-    with make_env_pool(sim, rollout or RolloutConfig()) as pool:
+    with make_env_pool(sim, rollout or RolloutConfig(), cluster=cluster) as pool:
         states = InitialStates(pool, keys, seed).measured("test", trials, seed)
         hooks.read(loaded, [task.instruction for task in states])  # once here, not once in each worker
         pool.use(loaded)

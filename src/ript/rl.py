@@ -91,7 +91,7 @@ def train_rl(
     config, keys = given.config, some_task_keys(given.config)
     with (  # threads before anything is computed: sums depend on their order
         computing(config.device, config.learn.threads) as device,
-        make_env_pool(config.sim, config.rollout) as pool,  # workers that cannot start leave no run folder behind
+        make_env_pool(config.sim, config.rollout, cluster=config.cluster) as pool,  # what cannot start leaves no folder
     ):
         states = InitialStates(pool, keys, config.seed, config.sampling.demos)
         next(states.training(0, config.sampling.contexts, config.sampling.context_noise))  # can there be any?

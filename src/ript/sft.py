@@ -18,6 +18,7 @@ from ript.build import (
     load_policy,
     make_policy,
     origin_of,
+    require_room,
     sim_options_of_spec,
     task_keys,
 )
@@ -105,7 +106,8 @@ def train_sft(
     config = shown(config, _simulator_of(demo_set), wanted)
     with computing(config.device, torch.get_num_threads()) as device:
         origin = base if isinstance(base, Origin | None) else origin_of(base)
-        policy = load_policy(origin.place) if origin else new_policy(config, demo_set)
+        require_room(config, origin.place if origin else None, supervised=True)
+        policy = load_policy(origin.place, device) if origin else new_policy(config, demo_set)
         kind, make_stages, module = trained_by_stages(policy)
         with enough_memory("reading the demonstrations", "their number or the size of their pictures"):
             windows = Windows(demo_set, kind.window(policy))
@@ -244,6 +246,7 @@ def stage_settings(config: Config) -> StageSettings:
         max_grad_norm=s.max_grad_norm,
         warmup=s.warmup,
         checkpoint_every=s.checkpoint_every,
+        micro_batch=s.micro_batch,
     )
 
 

@@ -285,7 +285,7 @@ def test_options_that_cannot_be_are_refused(options: dict, said: str) -> None:
         ({"cameras": {"front": (16, 16)}}, "cameras"),
         ({"proprio": {"gripper": 1, "hand": 2}}, "proprioception"),
         ({"action_dim": 3}, "action size"),
-        ({"render": {"arm": "mesh"}}, "same render settings"),
+        ({"render": {"arm": "mesh"}}, "arm = boxes, got mesh; use the policy's own"),
     ],
 )
 def test_a_simulator_that_does_not_fit_is_refused(changes: dict, said: str) -> None:

@@ -166,6 +166,20 @@ class HiddenPoint(Point):
         return super().step(action * (1 + 0.001 * next(self.hidden)))
 
 
+class Bursting(Point):
+    """Its simulation becomes unstable at a step."""
+
+    def reset_model(self) -> np.ndarray:
+        self.steps = 0
+        return super().reset_model()
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        self.steps += 1
+        if self.steps == 10:
+            self.data.qvel[0] = 1e20
+        return super().step(action)
+
+
 class Restless(Dot):
     """Its resets do not repeat themselves."""
 
@@ -254,6 +268,72 @@ class Falls(Dot):
         return seen, reward, bool(abs(self.place).max() >= 1), False, {}
 
 
+class Later(Dot):
+    """Something of what its steps return is another after the third."""
+
+    later: Any = None
+    steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        self.steps = 0
+        return super().reset(seed=seed)
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        self.steps += 1
+        result = super().step(action)
+        return result if self.steps <= 3 else self.changed(*result)
+
+    def changed(self, seen: Any, reward: float, terminated: bool, truncated: bool, info: dict) -> Any:
+        return seen, reward, terminated, truncated, info
+
+
+class NanReward(Later):
+    def changed(self, seen: Any, reward: float, terminated: bool, truncated: bool, info: dict) -> Any:
+        return seen, float("nan"), terminated, truncated, info
+
+
+class NanSuccess(Later):
+    def changed(self, seen: Any, reward: float, terminated: bool, truncated: bool, info: dict) -> Any:
+        return seen, reward, terminated, truncated, {"success": np.float32("nan")}
+
+
+class NanEnd(Later):
+    def changed(self, seen: Any, reward: float, terminated: bool, truncated: bool, info: dict) -> Any:
+        return seen, reward, float("nan"), truncated, info
+
+
+class NanGoal(Later):
+    """Shows NaN where nobody looks, but for an auxiliary loss."""
+
+    def changed(self, seen: Any, reward: float, terminated: bool, truncated: bool, info: dict) -> Any:
+        return seen | {"goal": np.full(2, np.nan)}, reward, terminated, truncated, info
+
+
+class Progress(Later):
+    """Says how far it has come, and that it has not failed yet."""
+
+    def _info(self, solved: bool) -> dict:
+        return {"progress": self.steps / 100, "success": -1 if self.steps > 3 else 0}
+
+
+class TwoStarts(Dot):
+    """Has two different starts alone."""
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.place, self.goal = np.zeros(2), np.array([[0.5, 0.5], [-0.5, 0.5]])[self.np_random.integers(2)]
+        return self._see(), {}
+
+
+class OldSeeds(Dot):
+    """Draws from a generator that takes seeds below 2^32."""
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.goal = np.random.RandomState(seed).uniform(-1, 1, 2)
+        return self._see(), {}
+
+
 class Pixels(Dot):
     """Pictures are part of the observation."""
 
@@ -267,6 +347,6 @@ class Pixels(Dot):
         return {"pixels": self.render(), "agent_pos": self.place.astype(np.float32)}
 
 
-for kind in [Dot, Point, *Dot.__subclasses__(), *Point.__subclasses__()]:
+for kind in [Dot, Point, *Dot.__subclasses__(), *Later.__subclasses__(), *Point.__subclasses__()]:
     gymnasium.register(f"{kind.__name__}-v0", entry_point=kind, max_episode_steps=30)
 gymnasium.register("Endless-v0", entry_point=Dot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,14 +10,19 @@ import gymnasium
 import numpy as np
 import pytest
 
+from ript.build import horizons, load_policy, make_policy, sim_options_of
+from ript.config.overrides import load_recipe as recipe
 from ript.core.errors import ConfigError, DependencyMissing, PolicyError, RiptError, SimulatorError, UnknownNameError
+from ript.core.options import replace
 from ript.core.registry import suites
+from ript.rl import train_rl
 from ript.sims.check import CHECKS, check_simulator
-from ript.sims.gym import cameras, environment, pictures
+from ript.sims.gym import cameras, environment, pictures, success
 from ript.sims.gym.instances import SHELF
 from ript.sims.gym.simulator import GymSimulator
 from ript.sims.gym.tasks import task_of
 from ript.sims.registry import make_simulator
+from ript.sims.soundness import in_words, soundness
 from ript.sims.toy.simulator import ToySimulator
 
 pytest.importorskip("mujoco")
@@ -166,7 +172,7 @@ def test_the_suite_makes_any_environment_by_its_name_and_finds_its_options_again
         assert simulator.task.horizon == 12 and simulator.task.key == f"gym/{PACKAGE}:Dot-v0"
         again = suite.options_of(simulator.spec)
         assert again == options.replaced(horizon=0)
-    assert suite.caveats(options) == ["each action is repeated 2 times"]
+    assert suite.caveats(options) == ["each action is repeated 2 times, so that a step is 2 of the environment's"]
     with pytest.raises(PolicyError, match="says what it was made with"):
         suite.options_of(ToySimulator().spec)
 
@@ -207,6 +213,19 @@ def test_actions_are_stretched_to_the_bounds_of_the_environment():
         assert np.allclose(simulator.from_environment([0.2, -0.1]), [1, -1])
         assert np.allclose(simulator.from_environment([0.0, 0.1]), [0, 0], atol=1e-6)
         assert place.shape == (2,)
+
+
+def test_an_episode_of_repeated_actions_stays_within_the_environments_own_limit():
+    name = f"gym/{PACKAGE}:Later-v0"
+    options = suites.get("gym").options(repeat=4)
+    with make_simulator(name, **options.values()) as simulator:
+        simulator.reset(simulator.initial_states(1)[0])
+        simulator.env.goal[:] = 50
+        result = simulator.step_chunk(np.zeros((30, 2), np.float32))
+        assert result.done and result.env_steps == simulator.task.horizon == 7 and simulator.env.steps == 28
+    assert horizons(options, [name]) == {name: 7}
+    assert horizons(options.replaced(repeat=50), [name]) == {name: 1}
+    assert horizons(options.replaced(horizon=20), [name]) == {name: 20}
 
 
 def test_a_repeated_action_is_one_step_of_ours():
@@ -297,10 +316,125 @@ def test_boxes_stand_where_meshes_are():
         ("terminated", (0.0, True, {}), True),
         ("reward >= -0.5", (-0.4, False, {}), True),
         ("reward>=-0.5", (-0.6, True, {}), False),
+        ("reward>=0", (0.0, False, {}), True),
+        ("reward>0", (0.0, False, {}), False),
+        ("reward > 0", (0.1, False, {}), True),
+        ("", (0.0, False, {"success": np.int64(0)}), False),
     ],
 )
 def test_success_is_what_the_rule_says(rule, step, expected):
-    assert environment.Success("gym/x", rule)(*step) is expected
+    assert success.Success("gym/x", rule)(*step) is expected
+
+
+@pytest.mark.parametrize(
+    "rule", ["reward>=nan", "reward>=inf", "reward > -inf", "reward<0.5", "reward==1", "reward=>1"]
+)
+def test_a_threshold_that_says_nothing_is_refused_before_anything_is_built(rule):
+    with pytest.raises(ConfigError, match=r"sim\.success: .*; expected reward>=NUMBER or reward>NUMBER with a finite"):
+        suites.get("gym").options(success=rule)
+    with pytest.raises(ConfigError, match=r"sim\.success"):
+        made("Dot", success=rule)
+
+
+@pytest.mark.parametrize(
+    "name, rule, kind, message",
+    [
+        (
+            "NanReward",
+            "reward>=-0.1",
+            SimulatorError,
+            "the reward is nan; expected a finite number, to judge success by",
+        ),
+        ("NanReward", "reward>-0.1", SimulatorError, "the reward is nan"),
+        ("NanSuccess", "", SimulatorError, r"info\['success'\] is .*nan.*; expected true or false"),
+        ("NanEnd", "", SimulatorError, "step returned terminated = nan; expected true or false"),
+        ("Progress", "progress", ConfigError, r"info\['progress'\] is 0\.01; expected true or false \(1 or 0\)"),
+        ("Progress", "", ConfigError, r"info\['success'\] is -1; expected true or false \(1 or 0\)"),
+    ],
+)
+def test_what_is_neither_true_nor_false_is_no_success_and_no_failure(name, rule, kind, message):
+    with pytest.raises(kind, match=message) as caught, made(name, success=rule) as simulator:
+        (state,) = simulator.initial_states(1)
+        simulator.reset(state)
+        simulator.env.goal[:] = 50
+        simulator.step_chunk(np.zeros((30, 2), np.float32))
+    if kind is SimulatorError:
+        assert f"gym/{PACKAGE}:{name}-v0, initial state {state.id}, step 3: " in str(caught.value)
+
+
+def test_a_reward_that_nothing_is_judged_by_may_be_anything_and_is_compared_as_it_is():
+    assert check("NanReward") == list(CHECKS)
+
+
+@pytest.mark.parametrize("settings", [{}, {"states": "seed"}])
+def test_a_simulation_that_becomes_unstable_is_an_error_and_the_next_episode_is_not(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where MuJoCo writes a log
+    with made("Bursting", **settings) as simulator:
+        first, second = simulator.initial_states(2)
+        simulator.reset(first)
+        simulator.step_chunk(np.zeros((6, 2), np.float32))
+        with pytest.raises(SimulatorError, match=rf"{first.id}, step 12: the simulation has become unstable"):
+            simulator.step_chunk(np.zeros((6, 2), np.float32))
+        simulator.reset(second)
+        simulator.step_chunk(np.zeros((6, 2), np.float32))
+
+
+def test_what_is_shown_besides_may_be_nan_which_the_check_says_once():
+    found = soundness(lambda: made("NanGoal", proprio=("place",)), states=2)
+    assert found.sound and [finding.name for finding in found.findings] == list(CHECKS)
+    assert "4 of 4 episodes came to NaN or infinity in numbers that a policy is not shown" in in_words(found)
+    hidden = soundness(lambda: made("NanGoal", proprio=("place",), privileged=("goal",)), states=2)
+    assert [(one.name, "privileged: expected finite" in one.what) for one in hidden.failed] == [
+        (next(iter(CHECKS)), True)
+    ]
+    shown = soundness(lambda: made("NanGoal"), states=2)
+    assert all("the observation is not finite" in finding.what and finding.raised for finding in shown.failed)
+    words = in_words(shown)
+    assert words.count("found: ") == words.count("means: this cannot be checked") == 1
+    assert words.endswith(f"not sound: the simulator raises in {len(shown.failed)} of 11 checks") and shown.failed
+
+
+def test_where_all_test_states_are_like_practised_ones_practice_is_not_sound():
+    found = soundness(lambda: made("TwoStarts"), states=8)
+    assert not found.failed and found.alike == 8 and not found.sound
+    assert (
+        in_words(found).rpartition("\n")[2].startswith("not sound: every test state looks like one that is practised")
+    )
+
+
+def test_practice_may_count_another_success_and_says_which_test_states_are_like_practised_ones(tmp_path, capsys):
+    base = recipe("practice")
+    config = replace(
+        base,
+        tasks=(f"{PACKAGE}:TwoStarts-v0",),
+        iterations=1,
+        sim=base.sim.replaced(image_size=16),
+        sampling=replace(base.sampling, group_size=4, groups=1, max_attempts=2),
+        eval=replace(base.eval, trials=5, every=0, videos=0),
+    )
+    with made("TwoStarts", image_size=16) as simulator:
+        policy = make_policy(config, simulator.spec)
+    policy.save_pretrained(tmp_path / "policy")
+    other = replace(config, sim=config.sim.replaced(success="reward>-0.5"))
+    result = train_rl(other, tmp_path / "policy", tmp_path / "run")
+    assert sim_options_of(load_policy(result.policy)).success == "reward>-0.5"
+    said = capsys.readouterr().err
+    alike = "5 of the first 5 test states look like one of the first 16 that are practised on"
+    assert alike in said and "the first 5 states of split test look like 2" in said
+    notes = json.loads((result.folder / "config.json").read_text())["config"]["notes"]
+    assert any(alike in note for note in notes) and any("success is a threshold" in note for note in notes)
+    with pytest.raises(PolicyError, match=r"than it is given: repeat = 1, got 2; use the policy's own"):
+        train_rl(replace(config, sim=config.sim.replaced(repeat=2)), tmp_path / "policy", tmp_path / "other")
+
+
+@pytest.mark.parametrize("seed, works", [(511, True), (512, False)])
+def test_a_generator_that_takes_small_seeds_takes_those_of_runs_below_512(seed, works):
+    with made("OldSeeds") as simulator:
+        if works:
+            simulator.reset(simulator.initial_states(1, seed, "test", 2**20 - 1)[0])
+            return
+        with pytest.raises(SimulatorError, match=r"test seed 512 #0.*raised ValueError.*with --seed below 512"):
+            simulator.initial_states(1, seed, "test")
 
 
 @pytest.mark.parametrize(
@@ -331,8 +465,8 @@ def test_an_instruction_is_made_of_the_id(name, sentence):
         ("Unbounded", {}, ConfigError, r"its action space is Box\(-inf, inf.*infinite"),
         ("Silent", {}, ConfigError, r"sim\.success.*is_success and success are not in.*distance.*--sim\.success=KEY"),
         ("Dot", {"success": "won"}, ConfigError, r"won is not in the info of a step \(its keys: success\)"),
-        ("Dot", {"success": "reward>=much"}, ConfigError, r"'reward>=much'; expected a rule such as reward>=0\.9"),
-        ("Silent", {"success": "reward>"}, ConfigError, "expected a rule"),
+        ("Dot", {"success": "reward>=much"}, ConfigError, r"'reward>=much'; expected reward>=NUMBER"),
+        ("Silent", {"success": "reward>"}, ConfigError, "expected reward>=NUMBER"),
         ("NoRender", {}, ConfigError, r"sim\.cameras.*makes no pictures.*render modes are none"),
         ("Endless", {}, ConfigError, r"sim\.horizon.*no limit of steps.*--sim\.horizon=200"),
         ("Dot", {"proprio": ("plaice",)}, UnknownNameError, r"key of the observation.*'plaice': did you mean place"),
@@ -408,7 +542,7 @@ def test_what_an_environment_raises_has_an_address():
         (state,) = simulator.initial_states(1)
         simulator.reset(state)
         with pytest.raises(
-            SimulatorError, match=rf"{state.id}, step 0: the environment raised ZeroDivisionError: of the"
+            SimulatorError, match=rf"{state.id}, step [1-9]\d*: the environment raised ZeroDivisionError: of the"
         ):
             simulator.step_chunk(np.ones((30, 2), np.float32))
 

@@ -392,6 +392,18 @@ def test_an_episode_ends_at_the_horizon_within_a_chunk():
             simulator.step_chunk(np.zeros((1, 4)))
 
 
+def test_a_simulation_that_becomes_unstable_is_an_error_and_the_next_episode_is_not(simulator, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where MuJoCo writes a log
+    first, second = simulator.initial_states(2)
+    simulator.reset(first)
+    simulator.step_chunk(np.zeros((3, 4), np.float32))
+    simulator._data.qvel[0] = np.nan
+    with pytest.raises(SimulatorError, match=rf"{first.id}, step 5: the simulation has become unstable"):
+        simulator.step_chunk(np.zeros((2, 4), np.float32))
+    simulator.reset(second)
+    simulator.step_chunk(np.zeros((2, 4), np.float32))
+
+
 def test_success_stops_a_chunk_at_the_step_of_success(simulator):
     state = simulator.initial_states(1)[0]
     steps = solve(simulator, state)

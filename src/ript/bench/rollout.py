@@ -80,7 +80,7 @@ def bench_rollout(config: Config, *, rollouts: int | None = None, stock_steps: i
     keys = some_task_keys(config)
     workers = config.rollout.workers
     with computing("cpu", 1):
-        with make_env_pool(config.sim, config.rollout) as pool:
+        with make_env_pool(config.sim, config.rollout, cluster=config.cluster) as pool:
             states = InitialStates(pool, keys, config.seed)
             policy = make_policy(config, states.spec)
             if not isinstance(policy, QuestPolicy):
@@ -127,7 +127,7 @@ def measure_ours(config: Config, policy: QuestPolicy, states: InitialStates, rol
             env_steps += rollout.env_steps
             decisions += rollout.decisions
             if len(kept) < REPLAYED:
-                kept.append((by_id[rollout.initial_state_id], rollout))
+                kept.append((by_id[rollout.initial_state_id], rollout.whole()))
             bar.advance()
     seconds = time.perf_counter() - began
     split = shares(pool.timings(), processes, seconds)

@@ -72,7 +72,7 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
     config, keys = protocol(config, policy, wanted), some_task_keys(config)
     with (
         computing("cpu", config.learn.threads),
-        make_env_pool(config.sim, config.rollout) as pool,
+        make_env_pool(config.sim, config.rollout, cluster=config.cluster) as pool,
         tempfile.TemporaryDirectory() as folder,
     ):
         states = InitialStates(pool, keys, config.seed, config.sampling.demos)

@@ -334,7 +334,7 @@ def quickstart(args: Namespace) -> Answer:
 
 def evaluate(args: Namespace) -> Answer:
     from ript.build import sim_options_of
-    from ript.config.sections import EvalConfig, RolloutConfig
+    from ript.config.sections import ClusterConfig, EvalConfig, RolloutConfig
     from ript.core.places import require_writable_folder
     from ript.evaluation import evaluate as measure
     from ript.evaluation import named_policy
@@ -345,6 +345,9 @@ def evaluate(args: Namespace) -> Answer:
         raise ConfigError(f"--trials must be at least 1, got {args.trials}")
     EvalConfig(trials=args.trials)
     rollout = RolloutConfig(workers=args.workers)
+    cluster = ClusterConfig(address=args.cluster or "", nodes=args.cluster_nodes, workers_per_node=args.cluster_workers)
+    if not cluster.used and (args.cluster_nodes or args.cluster_workers):
+        raise ConfigError("--cluster.nodes and --cluster.workers-per-node have no effect without --cluster")
     name, policy = named_policy(args.policy)
     sim = sim_options_of(policy)
     names, horizon = task_names(sim, args.tasks), None if args.horizon is None else steps_of(sim.suite, args.horizon)
@@ -362,6 +365,7 @@ def evaluate(args: Namespace) -> Answer:
             videos=args.videos,
             horizon=horizon,
             rollout=rollout,
+            cluster=cluster,
         )
     result = replace(result, policy=name)
     steps = sorted(set(result.horizon.values()))

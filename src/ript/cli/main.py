@@ -136,6 +136,7 @@ def _fields(parser: argparse.ArgumentParser, *names: str) -> None:
         "iterations": (None, "N", "iterations of post-training"),
         "workers": (None, "N", "worker processes; 0 works in this process"),
         "seed": (None, "N", "seed of the run"),
+        "cluster": (None, "WHERE", "nodes of a Ray cluster: local, auto or HOST:PORT; docs/clusters.md"),
     }
     for name in names:
         nargs, metavar, text = texts[name]
@@ -253,7 +254,8 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
         "  ript rl --recipe quickstart --policy runs/sft/policy --iterations 30 --workers 8 --seed 1 \\\n"
         "          --learn.learning_rate=5e-5 --out runs/rl2\n"
         "  ript rl --resume runs/rl\n"
-        "  ript rl --resume runs/rl --iterations 30 --workers 8",
+        "  ript rl --resume runs/rl --iterations 30 --workers 8\n"
+        "  ript rl --resume runs/rl --cluster auto",
         overrides=True,
     )
     _recipe(p, default=None)
@@ -269,7 +271,7 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
         help="go on with a run, interrupted or at its end; --workers and "
         "other --rollout.* may change, and there may be more --iterations",
     )
-    _fields(p, "tasks", "iterations", "workers", "seed")
+    _fields(p, "tasks", "iterations", "workers", "seed", "cluster")
 
 
 def _add_results(commands: argparse._SubParsersAction) -> None:
@@ -298,6 +300,17 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
     )
     p.add_argument(
         "--workers", type=int, default=2, metavar="N", help="worker processes; 0 works in this process (default 2)"
+    )
+    p.add_argument("--cluster", metavar="WHERE", help="nodes of a Ray cluster: local, auto or HOST:PORT")
+    p.add_argument("--cluster.nodes", dest="cluster_nodes", type=int, default=0, metavar="N", help="(default all)")
+    p.add_argument(
+        "--cluster.workers-per-node",
+        "--cluster.workers_per_node",
+        dest="cluster_workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="worker processes of each node (default one a core)",
     )
     p = _command(
         commands,
@@ -364,7 +377,7 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
         overrides=True,
     )
     _recipe(p)
-    _fields(p, "tasks", "workers")
+    _fields(p, "tasks", "workers", "cluster")
     p = _command(
         kinds,
         "update",
@@ -375,7 +388,7 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
     )
     p.add_argument("--policy", metavar="DIR", help="trained policy (default: random weights and drawn rewards)")
     _recipe(p)
-    _fields(p, "tasks", "workers")
+    _fields(p, "tasks", "workers", "cluster")
     p = _command(
         kinds,
         "policy",

@@ -18,7 +18,7 @@ from ript.core.errors import ConfigError, DataError, UnknownNameError
 from ript.core.files import read_text
 from ript.core.options import Settings
 
-SHORT = {"workers": "rollout.workers"}
+SHORT = {"workers": "rollout.workers", "cluster": "cluster.address"}
 """Names that stand for a field of a section."""
 
 _SUITE, _KIND = "sim.suite", "policy.kind"

@@ -59,6 +59,13 @@ class RolloutConfig(Settings):
         description="With central inference, seconds for which a question waits for those of other workers, to be "
         "decided in one batch.",
     )
+    fixed_batch: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Observations of each call of the policy, filled up where there are fewer; 0: as many as there "
+        "are. With a fixed number, rollouts are the same to the last bit for all workers, slots and nodes.",
+    )
     request_timeout: float = Field(
         120.0, ge=0.001, description="Seconds without a sign of life after which a worker is killed and replaced."
     )
@@ -70,6 +77,46 @@ class RolloutConfig(Settings):
         description="Share of the last 100 rollouts (or of all, from 20 on) that may end in ERROR before the "
         "run stops; errors of one initial state alone do not stop it while others work.",
     )
+
+
+class ClusterConfig(Settings):
+    ABOUT: ClassVar[str] = "Many machines: rollouts on the nodes of a Ray cluster (docs/clusters.md)."
+    SECTION: ClassVar[str] = "cluster"
+
+    address: str = Field(
+        "",
+        description='"local" starts Ray in this process, "auto" takes the cluster that `ray start` made on this '
+        "machine, HOST:PORT is that of a head elsewhere; empty or none: this machine alone, without Ray.",
+    )
+    nodes: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Nodes to use, one a machine; 0: all, and those that join later. On a local cluster so many share "
+        "this machine.",
+    )
+    workers_per_node: int = Field(
+        0, ge=0, le=1024, description="Worker processes of each node, instead of rollout.workers; 0: one a core."
+    )
+    silence: float = Field(
+        60.0,
+        ge=1,
+        description="Seconds without a sign of life after which a node counts as lost; its rollouts are run elsewhere.",
+    )
+    start_timeout: float = Field(
+        180.0, ge=1, description="Seconds that nodes may take to start, or to come back when all are lost."
+    )
+
+    @property
+    def used(self) -> bool:
+        """Whether there is a cluster at all."""
+        return self.address not in ("", "none")
+
+    def idle(self) -> dict[str, str]:
+        if self.used:
+            return {}
+        without = dict.fromkeys(type(self).model_fields, " without a cluster: give --cluster, or leave it out")
+        return {name: why for name, why in without.items() if name != "address" or not self.address}
 
 
 class SamplingConfig(Settings):
@@ -283,6 +330,7 @@ class Config(Settings):
         description="Supervised training: settings of the kind that `policy.kind` names.",
     )
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description=RolloutConfig.ABOUT)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description=ClusterConfig.ABOUT)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description=SamplingConfig.ABOUT)
     learn: LearnConfig = Field(default_factory=LearnConfig, description=LearnConfig.ABOUT)
     eval: EvalConfig = Field(default_factory=EvalConfig, description=EvalConfig.ABOUT)

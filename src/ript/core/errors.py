@@ -15,6 +15,7 @@
     │   ├── NotFiniteError      NaN or infinity in a loss, a gradient, an action or its log-probability
     │   └── RatioError          the importance ratio was not 1 before the first update
     ├── OutOfMemory             memory ran out; says while doing what, and what to lower
+    │   └── DeviceTooSmall      a device that is too small, found before anything is put there; says what fits
     └── RunError                a run folder that is in use, incomplete or of another version
 
 Errors of third-party packages are translated once, where they are called. The command line prints the message of a
@@ -126,6 +127,10 @@ class RatioError(TrainingError):
 
 
 class OutOfMemory(RiptError):
+    pass
+
+
+class DeviceTooSmall(OutOfMemory):
     pass
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ript.core.errors import UnknownNameError
 from ript.core.interfaces import PostTrainable, Simulator, SimulatorFactory
+from ript.core.room import Demands
 from ript.core.specimens import Specimens
 from ript.core.supervised import DemoSource, Stage
 from ript.core.types import SimulatorSpec, Task
@@ -139,7 +140,10 @@ class PolicyKind:
             updates.
         make: (options, spec, seed, size of privileged information) -> a new policy. The size is 0 where demonstrations
             have none, and None where there are no demonstrations.
-        load: folder -> the policy in it.
+        load: folder -> the policy in it, on the CPU.
+        load_on: (folder, device) -> the same, straight to a device; None: it goes there from the CPU.
+        require_room: (folder or None for a new policy, options, demands) -> nothing; raises `DeviceTooSmall` where such
+            a policy could not do on a GPU what is demanded of it, before it is loaded.
         reads: config.json of a folder that `ript` did not write -> whether it is one of this kind, which `load` takes.
         check: options -> nothing; raises `DependencyMissing` where something is not here that such a policy needs.
         prepare_untrained: (new policy, seed) -> nothing; what one without demonstrations needs before it practises.
@@ -162,6 +166,8 @@ class PolicyKind:
     options: type[PolicyOptions]
     make: Callable[[Any, SimulatorSpec, int, int | None], PostTrainable]
     load: Callable[[str | Path], PostTrainable]
+    load_on: Callable[[str | Path, str], PostTrainable] | None = None
+    require_room: Callable[[str | Path | None, Any, Demands], None] = lambda folder, options, demands: None
     reads: Callable[[Mapping[str, Any]], bool] = lambda config: False
     check: Callable[[Any], None] = lambda options: None
     prepare_untrained: Callable[[Any, int], None] = lambda policy, seed: None

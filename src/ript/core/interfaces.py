@@ -186,8 +186,10 @@ class PostTrainable(LikelihoodPolicy, Protocol):
 class EnvPool(Protocol):
     """Runs rollouts over simulator instances; an instance that finishes is refilled at once. A context manager."""
 
-    saturation: int
-    """Rollouts in flight below which workers run idle or in small batches: worth filling with work on speculation."""
+    @property
+    def saturation(self) -> int:
+        """Rollouts in flight below which workers idle or batches are small: worth filling with work on speculation."""
+        ...
 
     def use(self, policy: Policy) -> None:
         """The policy of all rollouts requested from now on, with its present weights; simulators stay as they are.

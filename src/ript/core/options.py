@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from ript.core.errors import ConfigError, UnknownNameError
+from ript.core.types import Task
 
 R = TypeVar("R")
 S = TypeVar("S", bound="Settings")
@@ -180,9 +181,13 @@ class SimOptions(Settings):
         0,
         ge=0,
         le=10**6,
-        description="Environment steps after which a rollout without success is a failure; 0: as the policy was "
+        description="Steps (actions) after which a rollout without success is a failure; 0: as the policy was "
         "measured before, or else as the suite says of the task.",
     )
+
+    def horizon_of(self, task: Task) -> int:
+        """Steps after which a rollout of a task without success is a failure: `horizon`, or else the task's own."""
+        return self.horizon or task.horizon
 
     if TYPE_CHECKING:  # a subclass's own, for its own code
 
@@ -259,7 +264,19 @@ class TrainingOptions(Settings):
         description="Parts of a batch worked on side by side on a CPU; torch's threads where a batch must "
         "stay whole (batch norms).",
     )
+    micro_batch: int = Field(
+        0,
+        ge=0,
+        description="Windows of a batch in one pass at most; 0: all. Changes no result beyond rounding "
+        "(and, on a GPU, the draws of dropout).",
+    )
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
+
+    @property
+    def largest_pass(self) -> int:
+        """Windows in the largest pass of training."""
+        sizes = [getattr(self, name) for name in type(self).model_fields if name.endswith("_batch")]
+        return self.micro_batch or max(sizes, default=1)
 
     @classmethod
     def stages(cls) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -125,7 +125,10 @@ class SimulatorSpec:
             is these parts one behind the other, so their order counts, in comparisons too. {"proprio": P} where they
             have no names.
         action_dim: A; actions lie in [-1, 1].
-        render: settings that change pixels, as plain values; recorded with demonstrations and policies.
+        render: settings that change what is shown, or what an action does, as plain values; recorded with
+            demonstrations and policies, which fit a simulator with the same ones alone.
+        unseen: settings that change neither, such as what counts as success; recorded, and they may be others where a
+            policy is practised or measured.
     """
 
     suite: str
@@ -133,6 +136,7 @@ class SimulatorSpec:
     proprio: Mapping[str, int]
     action_dim: int
     render: Mapping[str, object]
+    unseen: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.proprio, Mapping):
@@ -141,7 +145,8 @@ class SimulatorSpec:
                 f'in order, such as {{"joint_states": 7, "gripper": 2}}, or {{"{UNNAMED_PROPRIO}": P}}'
             )
         object.__setattr__(self, "proprio", OrderedDict(self.proprio))  # equal only in the same order
-        object.__setattr__(self, "render", json.loads(json.dumps(dict(self.render))))  # as files give it back
+        for name in ("render", "unseen"):
+            object.__setattr__(self, name, json.loads(json.dumps(dict(getattr(self, name)))))  # as files give it back
 
     @property
     def proprio_dim(self) -> int:
@@ -152,7 +157,8 @@ class SimulatorSpec:
         """Plain values."""
         cameras = {name: list(size) for name, size in self.cameras.items()}
         fields = {"suite": self.suite, "cameras": cameras, "proprio": dict(self.proprio)}
-        return fields | {"action_dim": self.action_dim, "render": dict(self.render)}
+        unseen = {"unseen": dict(self.unseen)} if self.unseen else {}
+        return fields | {"action_dim": self.action_dim, "render": dict(self.render)} | unseen
 
     @classmethod
     def from_json(cls, data: Mapping) -> SimulatorSpec:
@@ -165,12 +171,20 @@ class SimulatorSpec:
         if "proprio_dim" in fields:
             fields["proprio"] = {UNNAMED_PROPRIO: fields.pop("proprio_dim")}
         fields["cameras"] = {str(name): (size[0], size[1]) for name, size in fields["cameras"].items()}
-        if not isinstance(fields["suite"], str) or not isinstance(fields["render"], dict):
-            raise TypeError("suite must be a word, render an object")
+        if not isinstance(fields["suite"], str):
+            raise TypeError("suite must be a word")
+        if not all(isinstance(fields.get(name, {}), dict) for name in ("render", "unseen")):
+            raise TypeError("render and unseen must be objects")
         sizes = (*fields["proprio"].values(), fields["action_dim"], *sum(fields["cameras"].values(), ()))
         if not all(isinstance(size, int) and size > 0 for size in sizes):
             raise TypeError("sizes must be whole numbers above 0")
         return cls(**fields)
+
+
+def differing(expected: Mapping[str, object], got: Mapping[str, object], prefix: str = "") -> str:
+    """The settings in which two records differ, as "name = x, got y; ..."; empty when they are equal."""
+    names = [name for name in sorted({*expected, *got}) if expected.get(name) != got.get(name)]
+    return "; ".join(f"{prefix}{name} = {expected.get(name)}, got {got.get(name)}" for name in names)
 
 
 def same_proprio(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
@@ -287,6 +301,18 @@ class RolloutRequest:
         )
 
 
+class Held(Protocol):
+    """The record of a rollout, where it was made."""
+
+    def fetch(self) -> Rollout:
+        """The rollout with its record.
+
+        Raises:
+            WorkerError: the record is lost and cannot be made again.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One finished rollout.
@@ -305,6 +331,7 @@ class Rollout:
         policy_version: version of the policy that acted.
         frames: uint8 `[T, h, w, 3]` for a video, or None.
         error: what went wrong and where, for ERROR.
+        held: where its record lies, when that stayed where it was made; then only `mask` is here as well.
     """
 
     initial_state_id: str
@@ -320,10 +347,28 @@ class Rollout:
     rollout_inputs: Mapping[str, np.ndarray] | None = None
     frames: np.ndarray | None = None
     error: str | None = None
+    held: Held | None = field(default=None, compare=False)
 
     def outcome(self) -> Rollout:
         """The rollout without what only an update needs."""
-        return replace(self, sample=None, log_prob=None, mask=None, inputs=None, rollout_inputs=None)
+        return replace(self, sample=None, log_prob=None, mask=None, inputs=None, rollout_inputs=None, held=None)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether there is a record, here or where it was made."""
+        return self.sample is not None or self.held is not None
+
+    def whole(self) -> Rollout:
+        """The rollout with its record here.
+
+        Raises:
+            WorkerError: the record is lost.
+        """
+        if self.held is None:
+            return self
+        made = self.held.fetch()
+        kept = {name: getattr(made, name) for name in ("sample", "log_prob", "inputs", "rollout_inputs")}
+        return replace(self, **kept, held=None)
 
     @property
     def reward(self) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ript.core import arguments
 from ript.core.errors import DataError, UnknownNameError
-from ript.core.types import SimulatorSpec, Task
+from ript.core.types import SimulatorSpec, Task, differing
 from ript.demos.formats.hdf5 import DemoEntry, DemoFile, open_file
 from ript.demos.records import Demo
 
@@ -137,7 +137,6 @@ def _difference(expected: SimulatorSpec, got: SimulatorSpec) -> str:
             parts.append(f"{name} = {want}, got {have}")
     if expected.proprio != got.proprio:
         parts.append(f"proprio = {dict(expected.proprio)}, got {dict(got.proprio)}")
-    for name in sorted({*expected.render, *got.render}):
-        if (want := expected.render.get(name)) != (have := got.render.get(name)):
-            parts.append(f"render.{name} = {want}, got {have}")
-    return "; ".join(parts)
+    parts.append(differing(expected.render, got.render, "render."))
+    parts.append(differing(expected.unseen, got.unseen, "unseen."))
+    return "; ".join(filter(None, parts))

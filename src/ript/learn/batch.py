@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -85,6 +85,22 @@ class UpdateBatch:
 
     def __len__(self) -> int:
         return len(self.trajectory)
+
+    def here(self) -> UpdateBatch:
+        """The batch with all records here, which may have stayed where they were made.
+
+        Raises:
+            WorkerError: a record is lost.
+            TrainingError: records of rollouts do not fit together; says which.
+        """
+        if all(rollout.held is None for rollout in self.rollouts):
+            return self
+        whole = tuple(rollout.whole() for rollout in self.rollouts)
+        layout = _layout(whole[0])
+        for rollout in whole:
+            _check_recorded(rollout)
+            _check_layout(rollout, layout)
+        return replace(self, rollouts=whole)
 
     def ages(self, version: int) -> torch.Tensor:
         """How many versions of the policy lie between the one that acted and this one, for each row: int64 `[R]`.
@@ -177,7 +193,8 @@ def make_batch(
         generator: CPU generator of that draw; needed with `max_decisions`.
 
     Returns:
-        a batch of R rows that looks into the rollouts' arrays.
+        a batch of R rows that looks into the rollouts' arrays; records that are held elsewhere are checked when they
+        are fetched (`UpdateBatch.here`).
 
     Raises:
         TrainingError: a rollout was not recorded, or records of rollouts do not fit together; says which.
@@ -192,9 +209,10 @@ def make_batch(
         for rollout, advantage in zip(group.rollouts, advantages, strict=True):
             if np.isnan(advantage) or abs(advantage) < min_abs_advantage:
                 continue
-            _check_recorded(group, rollout)
-            layout = layout or _layout(rollout)
-            _check_layout(group, rollout, layout)
+            if rollout.held is None:
+                _check_recorded(rollout, group)
+                layout = layout or _layout(rollout)
+                _check_layout(rollout, layout, group)
             rollouts.append(rollout)
             kept.append(float(advantage))
             decisions.append(_some(rollout.decisions, max_decisions, generator))
@@ -214,9 +232,9 @@ def _some(decisions: int, most: int, generator: torch.Generator | None) -> torch
     return torch.randperm(decisions, generator=generator)[:most].sort().values
 
 
-def _check_recorded(group: Group, rollout: Rollout) -> None:
+def _check_recorded(rollout: Rollout, group: Group | None = None) -> None:
     """Raise unless the rollout holds what the update needs."""
-    where = _address(group, rollout)
+    where = _address(rollout, group)
     needed = ("sample", "log_prob", "mask", "inputs")
     if missing := [name for name in needed if getattr(rollout, name) is None]:
         raise TrainingError(f"{where} was not recorded ({', '.join(missing)} missing): request it with record=True")
@@ -233,14 +251,14 @@ def _check_recorded(group: Group, rollout: Rollout) -> None:
             raise TrainingError(f"{where}: {name} has {len(array)} rows for {rollout.decisions} decisions")
 
 
-def _check_layout(group: Group, rollout: Rollout, expected: Layout) -> None:
+def _check_layout(rollout: Rollout, expected: Layout, group: Group | None = None) -> None:
     """Raise unless its records are laid out like those of the first one."""
     if (layout := _layout(rollout)) != expected:
         said, first = (
             {name: (str(dtype), shape) for name, (dtype, shape) in sorted(found.items())}
             for found in (layout, expected)
         )
-        raise TrainingError(f"{_address(group, rollout)}: records {said}, but the first rollout of the batch {first}")
+        raise TrainingError(f"{_address(rollout, group)}: records {said}, but the first rollout of the batch {first}")
 
 
 def _layout(rollout: Rollout) -> Layout:
@@ -251,5 +269,6 @@ def _layout(rollout: Rollout) -> Layout:
     }
 
 
-def _address(group: Group, rollout: Rollout) -> str:
-    return f"rollout {rollout.index} from initial state {group.initial_state.id} of {group.initial_state.task.key}"
+def _address(rollout: Rollout, group: Group | None) -> str:
+    task = f" of {group.initial_state.task.key}" if group else ""
+    return f"rollout {rollout.index} from initial state {rollout.initial_state_id}{task}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ript.core.errors import NotFiniteError
+from ript.core.errors import ConfigError, NotFiniteError
 from ript.core.metrics import Mean, Metrics, merge, values
 from ript.core.noise import Noise, drawing_from
 from ript.core.supervised import Stage
@@ -35,6 +35,7 @@ class StageSettings:
         max_grad_norm: norm above which a gradient is scaled down to it.
         warmup: share of a stage's steps over which its learning rate rises.
         checkpoint_every: steps.
+        micro_batch: windows in one pass, at most; 0: all.
     """
 
     seed: int
@@ -43,6 +44,7 @@ class StageSettings:
     max_grad_norm: float
     warmup: float
     checkpoint_every: int
+    micro_batch: int = 0
 
 
 class _Found(Protocol):
@@ -89,19 +91,25 @@ def run_stages(journal: Journal, policy: torch.nn.Module, stages: Sequence[Stage
     Raises:
         NotFiniteError: loss, gradient or weights became NaN or infinite; the last checkpoint is finite.
     """
+    if settings.micro_batch and _needs_whole_batches(policy):
+        raise ConfigError(
+            f"sft.micro_batch = {settings.micro_batch}: the policy normalises by statistics of whole batches, so a "
+            "batch cannot be cut; leave it out and lower the size of batches"
+        )
     with own_randomness(policy):
         done = 0  # steps of earlier stages
         found = journal.load_checkpoint()
         reached = found.iteration if found else 0
+        kept = _changing(policy, stages)
         for number, stage in enumerate(stages):
             if reached >= done + stage.steps:  # finished before the interruption
                 done += stage.steps
                 if found and reached == done:
-                    policy.load_state_dict(found.state["policy"])
+                    policy.load_state_dict(found.state["policy"], strict=False)
                 continue
-            running = _Running(journal, policy, stage, settings, number, done)
+            running = _Running(journal, policy, stage, settings, number, done, kept)
             if found and reached > done:
-                policy.load_state_dict(found.state["policy"])
+                policy.load_state_dict(found.state["policy"], strict=False)
                 running.optimiser.load_state_dict(found.state["optimiser"])
                 running.rng.bit_generator.state = found.state["rng"]
             metrics = running.go(start=max(0, reached - done))
@@ -129,12 +137,20 @@ class _Running:
     Args:
         number: of the stage.
         done: steps of the stages before it.
+        kept: what of the policy a checkpoint holds; the rest is as it began.
     """
 
     def __init__(
-        self, journal: Journal, policy: torch.nn.Module, stage: Stage, settings: StageSettings, number: int, done: int
+        self,
+        journal: Journal,
+        policy: torch.nn.Module,
+        stage: Stage,
+        settings: StageSettings,
+        number: int,
+        done: int,
+        kept: Set[str],
     ):
-        self.journal, self.policy, self.stage, self.settings = journal, policy, stage, settings
+        self.journal, self.policy, self.stage, self.settings, self.kept = journal, policy, stage, settings, kept
         self.seed, self.done = (settings.seed, number), done
         self.rng = np.random.default_rng(self.seed)
         self.optimiser = _optimiser(stage, settings.weight_decay)
@@ -174,15 +190,16 @@ class _Running:
 
     def step(self, gradient: Gradient, rows: np.ndarray, step: int) -> Metrics:
         """One optimiser step on a batch."""
+        s = self.settings
         return _step(
-            self.policy, self.stage, self.optimiser, gradient, rows, (*self.seed, step), self.settings.max_grad_norm
+            self.policy, self.stage, self.optimiser, gradient, rows, (*self.seed, step), s.max_grad_norm, s.micro_batch
         )
 
     def save(self, step: int) -> None:
         self.journal.save_checkpoint(
             self.done + step,
             {
-                "policy": self.policy.state_dict(),
+                "policy": {name: t for name, t in self.policy.state_dict().items() if name in self.kept},
                 "optimiser": self.optimiser.state_dict(),
                 "rng": self.rng.bit_generator.state,
             },
@@ -197,6 +214,13 @@ class _Running:
                 f"  {stage.name} has diverged: {stage.judged} was {began:.3g} at its first step and is {ended:.3g}; "
                 f"lower sft.{stage.name}_learning_rate = {stage.learning_rate:g}"
             )
+
+
+def _changing(policy: torch.nn.Module, stages: Sequence[Stage]) -> set[str]:
+    """Names in a policy's state of all but the parameters that no stage trains: those of a large base are not kept."""
+    trained = {id(p) for stage in stages for p in _trained(stage)}
+    still = {n for n, p in policy.named_parameters(remove_duplicate=False) if id(p) not in trained}
+    return set(policy.state_dict()) - still
 
 
 def _trained(stage: Stage) -> list[torch.nn.Parameter]:
@@ -216,13 +240,15 @@ def _step(
     rows: np.ndarray,
     seed: tuple[int, ...],
     max_grad_norm: float,
+    micro_batch: int = 0,
 ) -> Metrics:
     """One optimiser step on a batch; its dropout and augmentation depend on `seed` alone."""
     for module in (*stage.modules, *stage.noisy):
         module.train()
     policy.training = True
     optimiser.zero_grad(set_to_none=True)
-    metrics = gradient.add(partial(part_loss, stage), batch_parts(rows, gradient.threads, _seeded(policy, seed)))
+    parts = max(gradient.threads, -(-len(rows) // (micro_batch or len(rows))))
+    metrics = gradient.add(partial(part_loss, stage), batch_parts(rows, parts, _seeded(policy, seed)))
     norm = step_of(optimiser, gradient.parameters, max_grad_norm, policy.named_parameters())
     return metrics | {"grad_norm": Mean(norm)}
 
@@ -261,14 +287,17 @@ class Part:
 
 def part_threads(policy: torch.nn.Module, threads: int) -> int:
     """Parts of a batch that are worked on side by side: one where it must stay whole, for batch statistics or a GPU."""
+    return 1 if device_of(policy).type != "cpu" or _needs_whole_batches(policy) else threads
+
+
+def _needs_whole_batches(policy: torch.nn.Module) -> bool:
     norms = torch.nn.modules.batchnorm._BatchNorm
-    whole = device_of(policy).type != "cpu" or any(isinstance(m, norms) for m in policy.modules())
-    return 1 if whole else threads
+    return any(isinstance(m, norms) for m in policy.modules())
 
 
-def batch_parts(rows: np.ndarray, threads: int, seed: Sequence[int] | None) -> list[Part]:
-    """A batch cut into one part a thread; `seed` is that of its noise, None leaves it to torch's own generator."""
-    cut = [part for part in np.array_split(rows, threads) if len(part)]
+def batch_parts(rows: np.ndarray, parts: int, seed: Sequence[int] | None) -> list[Part]:
+    """A batch cut into so many parts; `seed` is that of its noise, None leaves it to torch's own generator."""
+    cut = [part for part in np.array_split(rows, parts) if len(part)]
     starts = np.cumsum([0, *map(len, cut)])
     return [
         Part(part, rows, None if seed is None else Noise(*seed, start=int(start)))

@@ -138,6 +138,7 @@ def update(
     told: Metrics = {} if version is None else _age(batch.ages(version))
     if isinstance(policy, torch.nn.Module):
         policy.eval()
+    batch = batch.here()
     minibatches = Minibatches(
         batch,
         epochs=epochs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ript.core.errors import PolicyError
-from ript.core.types import SimulatorSpec, same_proprio
+from ript.core.types import SimulatorSpec, differing, same_proprio
 
 
 def require_fit(made_for: SimulatorSpec, spec: SimulatorSpec) -> None:
@@ -23,8 +23,16 @@ def require_fit(made_for: SimulatorSpec, spec: SimulatorSpec) -> None:
         if not fits:
             e, g = (dict(x) if isinstance(x, Mapping) else x for x in (expected, got))
             raise PolicyError(f"the policy does not fit simulator {spec.suite!r}: {what}: expected {e}, got {g}")
-    if (spec.suite, spec.render) != (made_for.suite, made_for.render):
+    require_same_settings(made_for, spec)
+
+
+def require_same_settings(made_for: SimulatorSpec, spec: SimulatorSpec) -> None:
+    """Raise `PolicyError`, naming each setting that is another, unless a simulator shows what that did which a policy
+    was made for, and acts as that did."""
+    if spec.suite != made_for.suite:
+        raise PolicyError(f"the policy was trained in {made_for.suite}, the simulator is of {spec.suite}")
+    if others := differing(made_for.render, spec.render):
         raise PolicyError(
-            f"the policy was trained on pictures of {made_for.suite} {dict(made_for.render)}, "
-            f"the simulator shows {spec.suite} {dict(spec.render)}: use the same render settings"
+            f"the policy was trained with other settings of the simulator {spec.suite!r} than it is given: {others}; "
+            "use the policy's own"
         )

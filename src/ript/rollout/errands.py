@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,28 @@ def practice_states(
             continue
         found.append(moved[0] if moved else None)
     return Found(simulator.task, simulator.spec, found)
+
+
+def first_looks(simulator: Simulator, states: Sequence[InitialState]) -> list[str]:
+    """What tells each state from others that a simulator shows, as a digest: equal ones look alike. Empty of a state
+    that cannot be looked at: a simulator that raises is for the rollouts to tell of."""
+    found, spoilt = [], False
+    for state in states:
+        try:
+            look = simulator.reset(state)
+            vector = getattr(simulator, "state_vector", None)
+            digest = hashlib.sha256(" ".join(look.instruction).encode())
+            for array in (*look.images.values(), look.proprio, np.empty(0) if vector is None else vector()):
+                digest.update(np.ascontiguousarray(array).tobytes())
+            found.append(digest.hexdigest())
+        except FATAL:
+            raise
+        except Exception:
+            found.append("")
+            spoilt = True
+    if spoilt:
+        raise Spoilt(found)
+    return found
 
 
 def solved_by_nothing(simulator: Simulator, states: Sequence[InitialState], steps: int) -> list[str]:

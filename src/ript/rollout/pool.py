@@ -13,7 +13,7 @@ from ript.core.types import Errand, Rollout, RolloutRequest
 from ript.rollout.engine import Slots
 from ript.rollout.local.process_pool import BUSY, NO_POLICY, Inference, ProcessPool
 from ript.rollout.recorder import Recorder
-from ript.rollout.stream import ErrorLimit, Stream, refuse_if
+from ript.rollout.stream import ErrorLimit, Heed, Stream, refuse_if
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,7 @@ def make_pool(
     free_simulators: int | None = None,
     loaded_tasks: int = 16,
     gather: float = 0.005,
+    fixed_batch: int = 0,
 ) -> EnvPool:
     """A pool of simulators with a policy in the loop. Close it, or use it as a context manager.
 
@@ -73,6 +74,8 @@ def make_pool(
             rollouts go preferably to a worker that has their task.
         gather: with central inference, seconds from the first question on in which those of other workers are waited
             for, so that they are decided in one batch; not longer than until each worker has asked.
+        fixed_batch: rows of every call of the policy, filled up where there are fewer; 0: as many as there are. With a
+            fixed size, rollouts do not depend on workers, slots and inference in their last bits either.
 
     Raises:
         ConfigError: an argument is out of range, or the factory or the policy cannot be pickled.
@@ -87,6 +90,7 @@ def make_pool(
     _need(0 <= max_error_rate <= 1, f"max_error_rate must lie in 0..1, got {max_error_rate}")
     _need(frame_every >= 1, f"frame_every must be at least 1, got {frame_every}")
     _need(gather >= 0, f"gather must be 0 or more, got {gather}")
+    _need(fixed_batch >= 0, f"fixed_batch must be 0 or more, got {fixed_batch}")
     _need(loaded_tasks >= 1, f"loaded_tasks must be at least 1, got {loaded_tasks}")
     kept = 2 * slots if free_simulators is None else free_simulators
     if workers == 0:
@@ -98,6 +102,7 @@ def make_pool(
             frame_every=frame_every,
             free_simulators=kept,
             loaded_tasks=loaded_tasks,
+            fixed_batch=fixed_batch,
         )
     return ProcessPool(
         make_simulator,
@@ -113,6 +118,7 @@ def make_pool(
         free_simulators=kept,
         loaded_tasks=loaded_tasks,
         gather=gather,
+        fixed_batch=fixed_batch,
     )
 
 
@@ -132,11 +138,12 @@ class InlinePool:
         frame_every: int = 4,
         free_simulators: int | None = None,
         loaded_tasks: int = 16,
+        fixed_batch: int = 0,
     ):
         self.saturation = min(slots, BUSY)
         limit = 2 * slots if free_simulators is None else free_simulators
         self._simulators = SimulatorCache(make_simulator, limit=limit, tasks=loaded_tasks)
-        self._size, self._frame_every = slots, frame_every
+        self._size, self._frame_every, self._rows = slots, frame_every, fixed_batch
         self._errors = ErrorLimit(max_error_rate)
         self._running = False
         self._rollouts = 0
@@ -148,7 +155,7 @@ class InlinePool:
 
     def use(self, policy: Policy) -> None:
         refuse_if(self._running, "use")
-        recorder, slots = Recorder(policy), self._slots
+        recorder, slots = Recorder(policy, rows=self._rows), self._slots
         if self._recorder is not None:
             recorder.infer_seconds = self._recorder.infer_seconds
         if slots is None:
@@ -160,12 +167,14 @@ class InlinePool:
         refuse_if(self._running, "set_policy")
         self._acting()[0].load(weights, version)
 
-    def run(self, requests: Iterable[RolloutRequest | None]) -> Generator[Rollout, None, None]:
+    def run(
+        self, requests: Iterable[RolloutRequest | None], heed: Heed | None = None
+    ) -> Generator[Rollout, None, None]:
         refuse_if(self._running, "run")
         recorder, slots = self._acting()
         self._running = True
         try:
-            for rollout in run_slots(Stream(requests), recorder, slots):
+            for rollout in run_slots(Stream(requests), recorder, slots, heed):
                 self._rollouts += 1
                 self._errors.add(rollout)
                 yield rollout
@@ -204,13 +213,18 @@ class InlinePool:
         self.close()
 
 
-def run_slots(stream: Stream, recorder: Recorder, slots: Slots) -> Generator[Rollout, None, None]:
+def run_slots(
+    stream: Stream, recorder: Recorder, slots: Slots, heed: Heed | None = None
+) -> Generator[Rollout, None, None]:
     """Run a stream of requests through slots of this process; yields rollouts as they end.
 
     Closing the generator abandons what is in progress; the simulators stay in their cache.
     """
     try:
         while True:
+            if heed is not None:
+                heed()
+                stream.ask_again()
             while slots.free and (flight := stream.draw()) is not None:
                 if not slots.has_room(flight.request):
                     stream.back(flight)
@@ -218,14 +232,14 @@ def run_slots(stream: Stream, recorder: Recorder, slots: Slots) -> Generator[Rol
                 recorder.begin(flight.ticket, flight.request)
                 failed = slots.start(flight.ticket, flight.request)
                 if failed is not None:
-                    stream.delivered()
+                    stream.ask_again()
                     yield recorder.rollout(failed)
             if not len(slots):
                 if stream.finished():
                     return
                 continue
             for outcome in slots.cycle(recorder):
-                stream.delivered()
+                stream.ask_again()
                 yield recorder.rollout(outcome)
     finally:
         slots.abandon()

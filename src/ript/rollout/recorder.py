@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,10 +66,18 @@ class Recorder:
 
     Every rollout draws from `request.generator()` alone, so its result depends neither on its batch nor on the order.
     Each call of the policy is a unit of work that `watch` is told of.
+
+    Args:
+        policy: acts.
+        version: that it has.
+        watch: see above.
+        rows: of every call of the policy, which is filled up with copies of its last row; 0: as many as there are to
+            decide for. Arithmetic rounds differently in batches of other sizes, but not in one size's: with a fixed one
+            a rollout is the same to the bit, whatever it was decided together with.
     """
 
-    def __init__(self, policy: Policy, version: int = 0, watch: Watch = lambda what: None):
-        self.policy, self._watch = policy, watch
+    def __init__(self, policy: Policy, version: int = 0, watch: Watch = lambda what: None, rows: int = 0):
+        self.policy, self._watch, self._rows = policy, watch, rows
         self.version = version
         self.infer_seconds = 0.0
         self._traces: dict[int, _Trace] = {}
@@ -93,10 +101,7 @@ class Recorder:
         """
         traces = [self._traces[ticket] for ticket in tickets]
         actions: np.ndarray | None = None
-        for greedy in (False, True):
-            rows = [i for i, trace in enumerate(traces) if trace.request.greedy is greedy]
-            if not rows:
-                continue
+        for greedy, rows in self._batches(traces):
             chunk = self._act([traces[i] for i in rows], _take(observation, rows), greedy)
             if actions is None:
                 actions = np.empty((len(traces), *chunk.actions.shape[1:]), np.float32)
@@ -108,6 +113,13 @@ class Recorder:
             actions[rows] = chunk.actions
         assert actions is not None
         return actions
+
+    def _batches(self, traces: Sequence[_Trace]) -> Iterator[tuple[bool, list[int]]]:
+        """(greedy, rows) of each call of the policy."""
+        for greedy in (False, True):
+            rows = [i for i, trace in enumerate(traces) if trace.request.greedy is greedy]
+            size = self._rows or max(1, len(rows))
+            yield from ((greedy, rows[start : start + size]) for start in range(0, len(rows), size))
 
     def rollout(self, outcome: Outcome) -> Rollout:
         """The complete record of a finished rollout; forgets it."""
@@ -143,7 +155,13 @@ class Recorder:
         self._watch(DECIDING)
         started = time.perf_counter()
         try:
-            chunk = self.policy.act(observation, [trace.generator for trace in traces], greedy=greedy)
+            generators, spare = [trace.generator for trace in traces], max(0, self._rows - len(traces))
+            if spare:
+                last = [*range(len(traces)), *[len(traces) - 1] * spare]
+                generators += [np.random.default_rng(0) for _ in range(spare)]
+                chunk = _first(self.policy.act(_take(observation, last), generators, greedy=greedy), len(traces))
+            else:
+                chunk = self.policy.act(observation, generators, greedy=greedy)
         except RiptError:
             raise
         except Exception as error:
@@ -169,6 +187,20 @@ class Recorder:
             if trace.request.record:
                 trace.add(chunk, row)
         return chunk
+
+
+def _first(chunk: ActionChunk, rows: int) -> ActionChunk:
+    """The first rows of a decision."""
+    steps = chunk.term_steps
+    return replace(
+        chunk,
+        actions=chunk.actions[:rows],
+        sample=chunk.sample[:rows],
+        log_prob=chunk.log_prob[:rows],
+        inputs={name: value[:rows] for name, value in chunk.inputs.items()},
+        rollout_inputs={name: value[:rows] for name, value in chunk.rollout_inputs.items()},
+        term_steps=steps if steps is None or steps.ndim == 1 else steps[:rows],
+    )
 
 
 def _require_arrays(chunk: ActionChunk, traces: Sequence[_Trace]) -> None:
@@ -254,7 +286,7 @@ def _require_finite(what: str, array: np.ndarray, traces: Sequence[_Trace]) -> N
 
 
 def _take(observation: Observation, rows: Sequence[int]) -> Observation:
-    if len(rows) == len(observation):
+    if list(rows) == list(range(len(observation))):
         return observation
     index = np.asarray(rows)
     return Observation(

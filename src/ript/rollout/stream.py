@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from ript.core.errors import ConfigError, ErrorRateExceeded
 from ript.core.types import Rollout, RolloutRequest, Status
 from ript.rollout.reasons import reasons
+
+Heed = Callable[[], None]
+"""Called by a pool's `run` between two turns, after `HEED_SECONDS` at the latest: for those that feed it from another
+thread. The source of requests is asked again after it; what it raises ends the run."""
+HEED_SECONDS = 0.01
 
 
 @dataclass(slots=True)
@@ -55,8 +60,8 @@ class Stream:
         """There is no place for this flight yet: it is drawn again before any other."""
         self._retries.appendleft(flight)
 
-    def delivered(self) -> None:
-        """A rollout was yielded: the source may now know more."""
+    def ask_again(self) -> None:
+        """The source may now know more: a rollout was yielded, or something else has come to pass."""
         self._paused = False
 
     def finished(self) -> bool:

@@ -31,9 +31,12 @@ USED: dict[str, tuple[str, ...]] = {
     "check": ("sim.",),
     "demos collect": ("sim.", "demos.noise", "demos.every", "demos.expert", "rollout.workers"),
     "sft": (*_RUN, "device", "tracker", BUILT, "sft."),
-    "rl": (*_RUN, "device", "tracker", "iterations", "stop_at", "policy.", "rollout.", "sampling.", "learn.", "eval."),
-    "bench rollout": (*_RUN, BUILT, "rollout."),
-    "bench update": (*_RUN, "policy.", "rollout.", "sampling.", "learn."),
+    "rl": (
+        *(*_RUN, "device", "tracker", "iterations", "stop_at", "policy."),
+        *("rollout.", "cluster.", "sampling.", "learn.", "eval."),
+    ),
+    "bench rollout": (*_RUN, BUILT, "rollout.", "cluster."),
+    "bench update": (*_RUN, "policy.", "rollout.", "cluster.", "sampling.", "learn."),
 }
 """Command -> the settings that it uses, or the sections; those that are not here use all of them."""
 
@@ -107,7 +110,9 @@ def idle(config: Config) -> dict[str, str]:
     """Settings that change nothing beside the others, whatever the command: dotted name -> why, and the remedy."""
     sections = [section for section in config.values().values() if isinstance(section, Settings)]
     found = {section.named(name): why for section in sections for name, why in section.idle().items()}
-    if not config.rollout.workers:
+    if config.cluster.used:
+        found["rollout.workers"] = " on a cluster: give --cluster.workers_per_node"
+    elif not config.rollout.workers:
         for name in ("rollout.inference", "rollout.gather", "rollout.request_timeout", "rollout.max_retries"):
             found[name] = " without workers, for the policy acts in this process: leave it out, or give --workers N"
     elif config.rollout.inference == "local":
@@ -146,7 +151,8 @@ def refuse_unused(command: str, config: Config, given: Iterable[str]) -> None:
         if why := unused(command, config, name):
             raise ConfigError(why)
     r = config.rollout
-    if uses(command, config, "rollout.inference") and r.inference == "central" and not r.workers:
+    alone = not r.workers and not config.cluster.used
+    if uses(command, config, "rollout.inference") and r.inference == "central" and alone:
         raise ConfigError(
             "rollout.inference = central has no effect without workers, for the policy acts in this process: give "
             "--workers N, or --rollout.inference=local"
@@ -320,7 +326,7 @@ def recorded(command: str, config: Config, policy: PostTrainable | None = None) 
 
 # ------------------------------------------------------------------ what may change when a run goes on
 
-NEUTRAL = ("tracker", "rollout.")
+NEUTRAL = ("tracker", "rollout.", "cluster.")
 """Settings, or sections, that results do not depend on."""
 FREE: dict[str, tuple[str, ...]] = {
     "rl": ("iterations", *NEUTRAL),

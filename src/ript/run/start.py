@@ -18,6 +18,7 @@ from ript.build import (
     load_policy,
     make_policy,
     origin_of,
+    require_room,
     sim_options_of,
     some_task_keys,
 )
@@ -28,7 +29,7 @@ from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable
 from ript.core.options import SimOptions, replace
 from ript.core.registry import kinds, suites
-from ript.core.types import Errand
+from ript.core.types import Errand, InitialState
 from ript.evaluation import own_decisions
 from ript.rollout import errands
 from ript.run.cards import begin_practice, set_horizon
@@ -47,7 +48,7 @@ from ript.run.settings import (
     refuse_other_content,
     settled,
 )
-from ript.run.states import InitialStates
+from ript.run.states import LOOKED, InitialStates
 from ript.run.trackers import require_trackers
 from ript.run.video import require_encoder
 
@@ -96,7 +97,7 @@ def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config
         )
     config = Config.from_record(nested(leaves(held) | changed))
     if (out / "start").exists():
-        return config, load_policy(out / "start"), changed
+        return config, load_policy(out / "start", config.device), changed
     if start == IN_MEMORY:
         raise RunError(f"{out} was stopped before it kept the policy that it was given: start again with another --out")
     origin = None if start is None else Origin(start, document["config"].get("start_revision"))
@@ -143,18 +144,22 @@ def plan(
     if resume:
         config, start, changed = interrupted(out, config, asked)
         held = read_config(out)["config"]
-        return Plan(config=config, start=start, policy=_opened(start), changed=changed, held=held)
+        return Plan(config=config, start=start, policy=_opened(start, config), changed=changed, held=held)
     RunFolder.require_free(out)
     require_trackers(config.trackers)
     if config.eval.videos:
         require_encoder()
     start, wanted = origin_of(policy) if isinstance(policy, str | Path) else policy, asked_for(config, asked)
-    given = _opened(start)
+    given = _opened(start, config)
     return Plan(config=protocol(config, given, wanted), start=start, policy=given, asked=wanted)
 
 
-def _opened(start: Start) -> PostTrainable | None:
-    return load_policy(start.place) if isinstance(start, Origin) else start
+def _opened(start: Start, config: Config) -> PostTrainable | None:
+    """The policy there, on the run's device, which must have room for it."""
+    if isinstance(start, Origin):
+        require_room(config, start.place)
+        return load_policy(start.place, config.device)
+    return start
 
 
 def protocol(config: Config, policy: PostTrainable | None, asked: Collection[str]) -> Config:
@@ -205,6 +210,8 @@ def beginning(plan: Plan, states: InitialStates) -> tuple[Config, PostTrainable]
             kinds.get(config.policy.kind).prepare_untrained(policy, config.seed)
     begin_practice(policy.card)
     set_horizon(policy.card, config.sim.horizon)
+    if policy.simulator.unseen != states.spec.unseen:  # such as what counts as success: it is practised for this now
+        policy.simulator = replace(policy.simulator, unseen=states.spec.unseen)
     return settled(config, policy, plan.asked, whose), policy
 
 
@@ -250,8 +257,33 @@ def learner(config: Config, start: PostTrainable, states: InitialStates, *, cali
     return policy
 
 
-IDLE_STATES, IDLE_STEPS = 16, 10
-"""Training states of each task that are looked at, and steps of zero actions from them, by `solved_by_nothing`."""
+IDLE_STEPS = 10
+"""Steps of zero actions from the training states that are looked at."""
+
+
+def first_of_training(config: Config, states: InitialStates) -> dict[str, list[InitialState]]:
+    """Task key -> the first states to practise on, each once."""
+    s = config.sampling
+    stream = states.training(0, s.contexts, s.context_noise)
+    looked = {state.id: state for state in itertools.islice(stream, LOOKED * len(states.tasks))}
+    return {task: [state for state in looked.values() if state.task.key == task] for task in states.tasks}
+
+
+def tested_as_practised(config: Config, states: InitialStates) -> list[str]:
+    """Of tasks whose first test states look like ones that are practised on: how many do, each told on the screen.
+
+    Success on them is no success on what was never seen.
+    """
+    found, e = [], config.eval
+    for task, practised in first_of_training(config, states).items():
+        tested = states.states(task, min(e.trials, LOOKED), "test", seed=e.seed)
+        seen = set(states.looks(practised).values()) - {""}
+        same = sum(look in seen for look in states.looks(tested).values())
+        if same:
+            of = f"{same} of the first {len(tested)} test states look like one of the first {len(practised)} that are"
+            found.append(f"{task}: {of} practised on: success on them says nothing of states that were never seen.")
+            status(f"  {found[-1]}")
+    return found
 
 
 def solved_by_nothing(config: Config, states: InitialStates) -> dict[str, list[str]]:
@@ -260,10 +292,7 @@ def solved_by_nothing(config: Config, states: InitialStates) -> dict[str, list[s
     Every rollout from such a state succeeds, so that it teaches nothing and its success is not the policy's. Each is
     named on the screen.
     """
-    s = config.sampling
-    stream = states.training(0, s.contexts, s.context_noise)
-    looked = {state.id: state for state in itertools.islice(stream, IDLE_STATES * len(states.tasks))}
-    of_task = {task: [state for state in looked.values() if state.task.key == task] for task in states.tasks}
+    of_task = first_of_training(config, states)
     wanted = [
         Errand(task, functools.partial(errands.solved_by_nothing, states=several, steps=IDLE_STEPS))
         for task, several in of_task.items()
@@ -272,7 +301,7 @@ def solved_by_nothing(config: Config, states: InitialStates) -> dict[str, list[s
     found: dict[str, list[str]] = {task: ids for task, ids in solved.items() if ids}
     for task, ids in found.items():
         status(
-            f"  {task}: {len(ids)} of the first {IDLE_STATES} training states are solved by doing nothing for "
+            f"  {task}: {len(ids)} of the first {LOOKED} training states are solved by doing nothing for "
             f"{IDLE_STEPS} steps ({', '.join(ids)}): nothing is learned from them, and success counts them"
         )
     return found
@@ -280,7 +309,7 @@ def solved_by_nothing(config: Config, states: InitialStates) -> dict[str, list[s
 
 def to_stay_near(config: Config, start: Path) -> PostTrainable | None:
     """The policy in `start`, where the run began, when the update is to stay near it."""
-    return load_policy(start).to(config.device) if config.learn.kl_to_start else None
+    return load_policy(start, config.device) if config.learn.kl_to_start else None
 
 
 def calibration_rollouts(config: Config) -> int:
@@ -293,6 +322,7 @@ def document(config: Config, policy: PostTrainable, start: Start, states: Initia
     idle = solved_by_nothing(config, states)
     notes = list(hooks.caveats_of(policy))
     notes += [f"{task}: solved by doing nothing from initial states {', '.join(ids)}." for task, ids in idle.items()]
+    notes += tested_as_practised(config, states)
     notes += suites.get(config.sim.suite).caveats(config.sim)
     given = {"start": None if start is None else IN_MEMORY}
     where = start.record("start") if isinstance(start, Origin) else given

@@ -18,6 +18,8 @@ from ript.run.progress import status
 
 PART, AHEAD = 16, 32
 """States that one errand draws at most; training states that are drawn ahead, at least one of each task."""
+LOOKED = 16
+"""States of each task and split that are looked at before they are practised or measured on."""
 
 
 class InitialStates:
@@ -38,6 +40,7 @@ class InitialStates:
         shown = open_demos(demos) if demos else None
         self._demonstrated = {} if shown is None else {task: demo_initial_states(shown, [task]) for task in tasks}
         self._known: dict[str, Found] = {}
+        self._looks: dict[str, str] = {}
         self._practised: dict[tuple[str, int, float], InitialState | RiptError | None] = {}
 
     def fingerprint(self) -> str:
@@ -90,7 +93,8 @@ class InitialStates:
     def measured(self, split: Split, trials: int, seed: int = 0) -> dict[Task, list[InitialState]]:
         """Task -> the first `trials` states of its split, "test" or "validation", to be measured on.
 
-        Each is there once: a split that has fewer states gives those that it has, which the screen tells.
+        Each is there once: a split that has fewer states gives those that it has, which the screen tells, as it does
+        where states look the same.
 
         Raises:
             SimulatorError: it has none.
@@ -104,7 +108,30 @@ class InitialStates:
                 there = f"there are {len(states)} initial states in its split {split} of seed {seed}"
                 status(f"  {key}: {there}, not {trials}; each is measured once")
             found[self.task(key)] = list(states.values())
+        looks = self.looks([state for states in found.values() for state in states[:LOOKED]])
+        for task, several in found.items():
+            seen = [look for state in several[:LOOKED] if (look := looks[state.id])]
+            if len(set(seen)) < len(seen):
+                status(
+                    f"  {task.key}: the first {len(seen)} states of split {split} look like {len(set(seen))}, to the "
+                    "last pixel and number: trials from them are no independent ones, and intervals too narrow"
+                )
         return found
+
+    def looks(self, states: Sequence[InitialState]) -> dict[str, str]:
+        """Id of a state -> what it looks like: equal for states that nothing tells apart that a simulator shows, empty
+        where it cannot be looked at."""
+        of_task: dict[str, dict[str, InitialState]] = {}
+        for state in states:
+            if state.id not in self._looks:
+                of_task.setdefault(state.task.key, {})[state.id] = state
+        wanted = [
+            Errand(task, functools.partial(errands.first_looks, states=list(several.values())))
+            for task, several in of_task.items()
+        ]
+        for several, found in zip(of_task.values(), self.pool.ask(wanted), strict=True):
+            self._looks |= dict(zip(several, found, strict=True))
+        return {state.id: self._looks[state.id] for state in states}
 
     def training(self, position: int, fixed: int = 0, noise: float = 0.0) -> Iterator[InitialState]:
         """The endless sequence of training states from `position` on, task after task in turn.

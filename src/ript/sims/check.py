@@ -17,8 +17,20 @@ import numpy as np
 from ript.core import arguments
 from ript.core.errors import ConfigError, DependencyMissing, SimulatorError, UnknownNameError
 from ript.core.interfaces import Simulator
-from ript.core.types import InitialState, Split, Task
-from ript.sims.trajectories import Moment, compare, copied, difference, fail, moment, plans, random_actions, trajectory
+from ript.core.types import InitialState, Observation, Split, Task
+from ript.sims.trajectories import (
+    Moment,
+    Violation,
+    compare,
+    copied,
+    difference,
+    fail,
+    moment,
+    plans,
+    random_actions,
+    same,
+    trajectory,
+)
 
 
 class StockEpisode(Protocol):
@@ -95,11 +107,13 @@ class Finding:
         name: of `CHECKS`.
         passed: None where it does not apply.
         what: the first violation, with its address; "" without one.
+        raised: it is none of the check's: the simulator raised, so that the check could not be made.
     """
 
     name: str
     passed: bool | None
     what: str = ""
+    raised: bool = False
 
 
 def findings(factory: Callable[[], Simulator], *, seed: int = 0, episodes: int = 2, steps: int = 40) -> list[Finding]:
@@ -116,38 +130,40 @@ def findings(factory: Callable[[], Simulator], *, seed: int = 0, episodes: int =
             raise
         except Exception as error:  # a simulator of anyone's, which may raise anything
             what = str(error) if isinstance(error, SimulatorError) else f"{type(error).__name__}: {error}"
-            found.append(Finding(name=name, passed=False, what=what))
+            found.append(Finding(name=name, passed=False, what=what, raised=not isinstance(error, Violation)))
     return found
 
 
 def observations_fit_the_spec(subject: _Subject) -> None:
-    """Shapes, types and cameras of observations are those of `spec`, before and after a step."""
+    """Shapes, types and cameras of observations are those of `spec`, and numbers are finite, at every step."""
     with subject.factory() as simulator:
-        task, spec, state = simulator.task, simulator.spec, subject.states(simulator)[0]
-        looks = [simulator.reset(state)]
-        simulator.step_chunk(random_actions(simulator, subject.steps, subject.seed)[:1])
-        for step, look in enumerate([*looks, simulator.observe()]):
-            if set(look.images) != set(spec.cameras):
-                fail(task, state, step, f"cameras: expected {sorted(spec.cameras)}, got {sorted(look.images)}")
-            for name, image in look.images.items():
-                shape = (1, *spec.cameras[name], 3)
-                if image.shape != shape or image.dtype != np.uint8 or not image.flags.c_contiguous:
-                    fail(
-                        task,
-                        state,
-                        step,
-                        f"image {name!r}: expected contiguous uint8 {shape}, got {image.dtype} {image.shape}",
-                    )
-            expected = (1, spec.proprio_dim)
-            if (
-                look.proprio.shape != expected
-                or look.proprio.dtype != np.float32
-                or not np.isfinite(look.proprio).all()
-            ):
-                got = f"{look.proprio.dtype} {look.proprio.tolist()}"
-                fail(task, state, step, f"proprio: expected finite float32 {expected}, got {got}")
-            if look.instruction != (task.instruction,):
-                fail(task, state, step, f"instruction: expected {(task.instruction,)}, got {look.instruction}")
+        state = subject.states(simulator)[0]
+        _fits(simulator, state, 0, simulator.reset(state))
+        for step, action in enumerate(random_actions(simulator, subject.steps, subject.seed), start=1):
+            done = simulator.step_chunk(action[None]).done
+            _fits(simulator, state, step, simulator.observe())
+            if done:
+                break
+
+
+def _fits(simulator: Simulator, state: InitialState, step: int, look: Observation) -> None:
+    task, spec = simulator.task, simulator.spec
+    if set(look.images) != set(spec.cameras):
+        fail(task, state, step, f"cameras: expected {sorted(spec.cameras)}, got {sorted(look.images)}")
+    for name, image in look.images.items():
+        shape = (1, *spec.cameras[name], 3)
+        if image.shape != shape or image.dtype != np.uint8 or not image.flags.c_contiguous:
+            got = f"{image.dtype} {image.shape}"
+            fail(task, state, step, f"image {name!r}: expected contiguous uint8 {shape}, got {got}")
+    expected = (1, spec.proprio_dim)
+    if look.proprio.shape != expected or look.proprio.dtype != np.float32 or not np.isfinite(look.proprio).all():
+        got = f"{look.proprio.dtype} {look.proprio.tolist()}"
+        fail(task, state, step, f"proprio: expected finite float32 {expected}, got {got}")
+    if look.instruction != (task.instruction,):
+        fail(task, state, step, f"instruction: expected {(task.instruction,)}, got {look.instruction}")
+    privileged = getattr(simulator, "privileged", None)
+    if privileged and not np.isfinite(hidden := np.asarray(privileged())).all():
+        fail(task, state, step, f"privileged: expected finite numbers, got {hidden.tolist()}")
 
 
 def initial_states_are_sequences(subject: _Subject) -> None:
@@ -365,7 +381,7 @@ def equals_stock(subject: _Subject) -> bool | None:
                         fail(simulator.task, state, step, what)
                     if hasattr(simulator, "stock_reward"):
                         ours = simulator.stock_reward(action)
-                        if ours != reward:
+                        if ours != reward and not (np.isnan(ours) and np.isnan(reward)):
                             what = f"{kind}: reward is {ours}, in the stock environment {reward}"
                             fail(simulator.task, state, step, what)
                     if result.done:
@@ -374,9 +390,10 @@ def equals_stock(subject: _Subject) -> bool | None:
 
 
 def _same_vector(task: Task, state: InitialState, step: int, ours: np.ndarray, stock: np.ndarray) -> None:
-    if ours.shape != stock.shape or not np.array_equal(ours, stock):
-        same_shape = ours.shape == stock.shape
-        where = np.flatnonzero(ours != stock).tolist() if same_shape else [ours.shape, stock.shape]
+    if not same(ours, stock):
+        where: list[Any] = [ours.shape, stock.shape]
+        if ours.shape == stock.shape:
+            where = np.flatnonzero((ours != stock) & ~(np.isnan(ours) & np.isnan(stock))).tolist()
         fail(task, state, step, f"the observation vector differs from the stock environment's at {where}")
 
 

@@ -6,9 +6,10 @@ an error. The rest is looked at on some initial states: whether there is anythin
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ript.core.interfaces import Simulator
 from ript.core.simulators import close
 from ript.core.types import InitialState, Task
 from ript.sims.check import CHECKS, Finding, findings
-from ript.sims.trajectories import copied, difference, random_actions
+from ript.sims.trajectories import Moment, alike, moment, random_actions, trajectory
 
 MEANS = {
     "observations fit the spec": "a policy would be built for other pictures and numbers than it is shown",
@@ -48,7 +49,8 @@ class Soundness:
         states: how many initial states of the split train the rest was tried on.
         still: those that were solved by doing nothing: (id, label, steps).
         lucky: how many were solved by random actions.
-        alike: how many of as many test states look like one of them, to the last pixel and number.
+        alike: how many of as many test states look like one of them, to the last pixel and number, and go on so.
+        odd: how many episodes came to numbers that are not finite, in what the simulator shows beside proprioception.
         notes: what the simulator itself has to say.
         build, instance, step, look: seconds of the first instance, of another one beside it, of a step, of a look.
         bytes: resident memory of another instance.
@@ -60,6 +62,7 @@ class Soundness:
     still: tuple[tuple[str, str, int], ...]
     lucky: int
     alike: int
+    odd: int
     notes: tuple[str, ...]
     build: float
     instance: float
@@ -73,8 +76,8 @@ class Soundness:
 
     @property
     def sound(self) -> bool:
-        """The contract holds, and there is something to learn."""
-        return not self.failed and len(self.still) < self.states
+        """The contract holds, there is something to learn, and test states that tell what was learned."""
+        return not self.failed and len(self.still) < self.states and self.alike < self.states
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -90,6 +93,7 @@ class Soundness:
             ],
             "solved_by_random_actions": self.lucky,
             "test_states_alike": self.alike,
+            "episodes_with_numbers_that_are_not_finite": self.odd,
             "notes": list(self.notes),
             "seconds": {"first": self.build, "instance": self.instance, "step": self.step, "look": self.look},
             "bytes": {"instance": self.bytes},
@@ -120,19 +124,20 @@ def soundness(factory: Callable[[], Simulator], *, seed: int = 0, states: int = 
         instance, size = _another(factory, practised[0])
     found = tuple(findings(factory, seed=seed, steps=steps))
     with factory() as simulator:
-        still, lucky, step, look, alike = _tried(simulator, practised, tested, seed)
+        tried = _tried(simulator, practised, tested, seed)
     return Soundness(
         task=task,
         findings=found,
         states=states,
-        still=still,
-        lucky=lucky,
-        alike=alike,
+        still=tuple(tried.still),
+        lucky=tried.lucky,
+        alike=tried.alike,
+        odd=tried.odd,
         notes=notes,
         build=build,
         instance=instance,
-        step=step,
-        look=look,
+        step=tried.step / max(1, tried.steps),
+        look=tried.look / max(1, tried.looks),
         bytes=size,
     )
 
@@ -153,46 +158,71 @@ def _another(factory: Callable[[], Simulator], state: InitialState, n: int = 4) 
             close(simulator)
 
 
-def _tried(
-    simulator: Simulator, practised: list[InitialState], tested: list[InitialState], seed: int
-) -> tuple[tuple[tuple[str, str, int], ...], int, float, float, int]:
-    """(solved by doing nothing, how many by random actions, seconds a step, seconds a look, test states alike)."""
-    horizon, first = simulator.task.horizon, []
-    still: list[tuple[str, str, int]] = []
-    lucky = steps = looks = alike = 0
-    step = look = 0.0
+@dataclass
+class _Tried:
+    """What was seen of a simulator's states; see `Soundness`. `step` and `look` are seconds of all of them."""
+
+    still: list[tuple[str, str, int]] = field(default_factory=list)
+    lucky: int = 0
+    alike: int = 0
+    odd: int = 0
+    steps: int = 0
+    looks: int = 0
+    step: float = 0.0
+    look: float = 0.0
+
+
+def _tried(simulator: Simulator, practised: list[InitialState], tested: list[InitialState], seed: int) -> _Tried:
+    horizon, found, first = simulator.task.horizon, _Tried(), []
     nothing = np.zeros((horizon, simulator.spec.action_dim), np.float32)
     try:
         simulator.reset(practised[0])  # opens what the first look needs
         for number, state in enumerate(practised):
             for actions in (nothing, random_actions(simulator, horizon, seed + number)):
-                seen, before = simulator.reset(state), dict(simulator.seconds)
+                seen, before = moment(simulator, 0, None, simulator.reset(state)), dict(simulator.seconds)
                 result = simulator.step_chunk(actions)
                 middle = dict(simulator.seconds)
-                simulator.observe()
-                step += middle["simulate"] - before["simulate"]
-                look += simulator.seconds["render"] - middle["render"]
-                steps, looks = steps + result.env_steps, looks + 1
+                last = moment(simulator, result.env_steps, result, simulator.observe())
+                found.step += middle["simulate"] - before["simulate"]
+                found.look += simulator.seconds["render"] - middle["render"]
+                found.steps, found.looks = found.steps + result.env_steps, found.looks + 1
+                found.odd += last.vector is not None and not np.isfinite(last.vector).all()
                 if actions is not nothing:
-                    lucky += result.success
+                    found.lucky += result.success
                     continue
-                first.append(copied(seen))
+                first.append((state, seen))
                 if result.success:
-                    still.append((state.id, state.label, result.env_steps))
-        alike = sum(any(not difference(simulator.reset(state), one) for one in first) for state in tested)
+                    found.still.append((state.id, state.label, result.env_steps))
+        found.alike = sum(_is_among(simulator, state, first, seed) for state in tested)
     except SimulatorError:  # the checks have found it
         pass
-    return tuple(still), lucky, step / max(1, steps), look / max(1, looks), alike
+    return found
+
+
+def _is_among(
+    simulator: Simulator, state: InitialState, first: list[tuple[InitialState, Moment]], seed: int, steps: int = 20
+) -> bool:
+    """Whether a state looks like one of these, and the same actions lead to what looks the same."""
+    seen = moment(simulator, 0, None, simulator.reset(state))
+    if (other := next((other for other, look in first if alike(seen, look)), None)) is None:
+        return False
+    actions = random_actions(simulator, min(steps, simulator.task.horizon), seed)
+    return alike(*(trajectory(simulator, one, actions, chunk=steps)[-1] for one in (state, other)))
 
 
 def in_words(found: Soundness) -> str:
     """The whole of it as text, what matters first."""
     lines = [f"{found.task.key}: {found.task.instruction}", ""]
     width = max(map(len, CHECKS))
-    marks = {True: "holds", False: "FAILS", None: "-"}
+    marks, said = {True: "holds", False: "FAILS", None: "-"}, set[str]()
     for finding in found.findings:
-        lines.append(f"  {finding.name:<{width}}  {marks[finding.passed]}")
-        if finding.passed is False:
+        lines.append(f"  {finding.name:<{width}}  {'RAISES' if finding.raised else marks[finding.passed]}")
+        cause = re.sub(r"[-+.\d]|, initial state \w+", "", finding.what)
+        if finding.raised and cause not in said:
+            said.add(cause)
+            lines.append(f"      found: {finding.what}")
+            lines.append("      means: this cannot be checked, and such rollouts end in ERROR")
+        elif finding.passed is False and not finding.raised:
             lines += [f"      found: {finding.what}", f"      means: {MEANS[finding.name]}"]
     lines += ["", *_about(found), "", _verdict(found)]
     return "\n".join(lines)
@@ -208,6 +238,8 @@ def _about(found: Soundness) -> list[str]:
     if found.alike:
         lines.append(f"  {found.alike} of {n} test states look like one that is practised on: success on them is not")
         lines.append("      success on what was never seen")
+    if found.odd:
+        lines.append(f"  {found.odd} of {2 * n} episodes came to NaN or infinity in numbers that a policy is not shown")
     lines += [f"  {note}" for note in found.notes]
     first, other = f"{found.build:.2f} s", f"{found.instance * 1e3:.1f} ms and {found.bytes / 2**20:.1f} MiB"
     lines.append(f"  cost here: {first} for the first instance, {other} for each other;")
@@ -217,9 +249,16 @@ def _about(found: Soundness) -> list[str]:
 
 def _verdict(found: Soundness) -> str:
     if found.failed:
-        names = ", ".join(finding.name for finding in found.failed)
+        names = ", ".join(finding.name for finding in found.failed if not finding.raised)
+        if not names:
+            return f"not sound: the simulator raises in {len(found.failed)} of {len(found.findings)} checks"
         return f"not sound: practice here would learn from what is not so ({names})"
     if not found.sound:
-        return "not sound: every state that was tried is solved by doing nothing, so there is nothing to learn"
+        if len(found.still) == found.states:
+            return "not sound: every state that was tried is solved by doing nothing, so there is nothing to learn"
+        return (
+            "not sound: every test state looks like one that is practised on, so success on them would not say what "
+            "was learned"
+        )
     held = sum(finding.passed is True for finding in found.findings)
     return f"sound: {held} of {held} checks that apply hold"

@@ -29,21 +29,25 @@ def moment(simulator: Simulator, step: int, result: ChunkResult | None, observat
     return Moment(step, result, copied(observation), vector)
 
 
+class Violation(SimulatorError):
+    """A simulator does what it must not do, which is another thing than that it raises."""
+
+
 def fail(task: Task, state: InitialState | None, step: int | None, what: str) -> NoReturn:
-    """Raise `SimulatorError` with the address of a violation."""
+    """Raise `Violation` with its address."""
     where = [task.key]
     if state is not None:
         where.append(f"initial state {state.id}")
     if step is not None:
         where.append(f"step {step}")
-    raise SimulatorError(f"{', '.join(where)}: {what}")
+    raise Violation(f"{', '.join(where)}: {what}")
 
 
 def difference(a: Observation, b: Observation) -> str:
-    """What differs between two observations, or ""."""
+    """What differs between two observations, or "". NaN equals NaN: whether one may be there is asked elsewhere."""
     if a.instruction != b.instruction:
         return f"instruction {a.instruction} and {b.instruction}"
-    if not np.array_equal(a.proprio, b.proprio):
+    if not same(a.proprio, b.proprio):
         return f"proprio {a.proprio.tolist()} and {b.proprio.tolist()}"
     for name in a.images:
         x, y = a.images[name].astype(int), b.images[name].astype(int)
@@ -51,6 +55,17 @@ def difference(a: Observation, b: Observation) -> str:
             where = tuple(int(i) for i in np.argwhere(x != y)[0])
             return f"image {name!r} in {int((x != y).sum())} values, first at {where}: {x[where]} and {y[where]}"
     return ""
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays are equal to the last bit; NaN equals NaN."""
+    return bool(np.array_equal(a, b, equal_nan=True))
+
+
+def alike(a: Moment, b: Moment) -> bool:
+    """Whether nothing that a simulator shows tells two moments apart."""
+    vectors = a.vector is None or b.vector is None or same(a.vector, b.vector)
+    return a.result == b.result and vectors and not difference(a.observation, b.observation)
 
 
 def copied(observation: Observation) -> Observation:
@@ -68,7 +83,7 @@ def compare(subject: Sequence[Moment], other: Sequence[Moment], task: Task, stat
         if a.result != b.result:
             fail(task, state, a.step, f"{what} differ: {a.result} and {b.result}")
         different = difference(a.observation, b.observation)
-        if not different and a.vector is not None and not np.array_equal(a.vector, b.vector):  # type: ignore[arg-type]
+        if not different and a.vector is not None and b.vector is not None and not same(a.vector, b.vector):
             different = f"state vector {a.vector} and {b.vector}"
         if different:
             fail(task, state, a.step, f"{what} differ: {different}")

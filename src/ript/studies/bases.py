@@ -49,7 +49,9 @@ def base_fingerprint(config: Config) -> str:
         "sft": {
             name: value
             for name, value in config.sft.to_json().items()
-            if config.sft.stage_of(name) in (None, *config.sft.OF_BASE) and name != "checkpoint_every"
+            if config.sft.stage_of(name) in (None, *config.sft.OF_BASE)
+            and name != "checkpoint_every"
+            and (name, value) != ("micro_batch", 0)  # as it was before there was one
         },
         "device": config.device,
         "versions": [_version(package) for package in ("ript", *suites.get(config.sim.suite).packages, "torch")],

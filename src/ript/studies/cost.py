@@ -166,7 +166,7 @@ def measure_speed(config: Config, steps: int = 64) -> Speed:
     """Rollouts with an untrained policy in the loop, then one epoch of an update on them."""
     key = some_task_keys(config)[0]
     slots = max(2, config.rollout.workers * config.rollout.slots)
-    with make_env_pool(config.sim, config.rollout) as pool:
+    with make_env_pool(config.sim, config.rollout, cluster=config.cluster) as pool:
         states = InitialStates(pool, (key,), 0)
         fresh = make_policy(config, states.spec)
         hooks.pretend_to_read(fresh, [states.task(key).instruction])
@@ -178,6 +178,7 @@ def measure_speed(config: Config, steps: int = 64) -> Speed:
             asked = (RolloutRequest(initial_state=s, index=0, seed=(0,), horizon=horizon) for s in drawn)
             done = list(pool.run(asked))
             rollout_seconds = time.perf_counter() - began
+        done = [rollout.whole() for rollout in done]
     batch = make_batch([Group(initial_state=drawn[0], rollouts=_half_successful(done))])
     settings = update_settings(config.learn) | {"epochs": 1, "target_kl": None, "start": policy}
     with computing("cpu", config.learn.threads):

@@ -154,6 +154,28 @@ def test_practice_updates_adapter_and_head_and_starts_at_a_ratio_of_one(trained,
     assert any(".lora_" in name for name in changed)
 
 
+def test_recomputed_activations_change_no_gradient(trained):
+    batch, gradients = make_batch(rollouts(with_adapter(trained[0]))), []
+    for forward, recompute in itertools.product(("official", "two_pass"), (False, True)):
+        policy = with_adapter(trained[0], recompute=recompute, forward=forward)
+        groups = policy.rl_parameters()
+        rows = batch.take(torch.arange(5))
+        policy.log_prob(rows.inputs, rows.sample)[0].sum().backward()
+        gradients.append([p.grad for group in groups for p in group["params"] if p.grad is not None])
+    assert gradients[0] and all(torch.equal(a, b) for a, b in zip(gradients[0], gradients[1], strict=True))
+    assert gradients[2] and all(torch.equal(a, b) for a, b in zip(gradients[2], gradients[3], strict=True))
+
+
+def test_the_head_may_learn_at_a_rate_of_its_own(trained):
+    policy = with_adapter(trained[0], head_rate=1e-5)
+    optimiser = make_optimiser(policy, learning_rate=1e-3)
+    rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    names = {name: rates[id(p)] for name, p in policy.network.named_parameters() if id(p) in rates}
+    assert {rate for name, rate in names.items() if name.startswith("action_head.")} == {1e-5}
+    assert {rate for name, rate in names.items() if ".lora_" in name} == {1e-3}
+    assert set(names) == set(policy.weights())
+
+
 def test_practice_makes_what_succeeded_likelier(trained):
     policy = with_adapter(trained[0], scale_clip=(-5.0, 0.5), temperature=3.0)
     batch = make_batch(rollouts(policy, groups=8))

@@ -14,14 +14,17 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.files import absolute, expanded, read_bytes
+from ript.core.room import Demands, free_on
 from ript.core.types import SimulatorSpec
 from ript.policies import folder as policy_folder
 from ript.policies import hub
+from ript.policies.openvla_oft import room
 from ript.policies.openvla_oft.adapters import load_adapter
 from ript.policies.openvla_oft.config import Base, OftConfig
 from ript.policies.openvla_oft.model import OpenVla
@@ -35,6 +38,7 @@ from ript.policies.openvla_oft.published import (
     load_scale_head,
     read,
     shards_of,
+    sizes_of,
 )
 from ript.policies.openvla_oft.saving import HELD
 from ript.policies.openvla_oft.selftest import require_sound
@@ -72,7 +76,11 @@ def load(
 
     Raises:
         PolicyError: a folder that cannot be used; says why.
+        DeviceTooSmall: the device has no room for it, found before anything is loaded.
     """
+    if (free := free_on(device)) is not None:
+        sizes, rank = sizes_in(folder)
+        room.require(sizes, room.Use(rank=rank), Demands(device_bytes=free, act_batch=1))
     dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
     place = hub.fetch(str(folder)) if hub.on_hub(folder) else expanded(folder)
     if "kind" in document(place, "config.json"):
@@ -88,6 +96,20 @@ def load(
     if self_test:
         require_sound(policy.network, str(folder), policy.config.last)
     return policy
+
+
+def sizes_in(folder: str | Path) -> tuple[OpenVlaSizes, int]:
+    """Sizes of the policy in a folder, published or ours, and the rank of its adapter (0: none); no weights are read.
+
+    Raises:
+        PolicyError: a folder that cannot be used.
+    """
+    place = hub.fetch(str(folder)) if hub.on_hub(folder) else expanded(folder)
+    content = document(place, "config.json")
+    if "kind" not in content:
+        return sizes_of(content, place / "config.json"), 0
+    config = _config_of(content.get("config"), place)
+    return config.sizes, config.rank
 
 
 def put_on(policy: OpenVlaPolicy, folder: Path, alpha: float | None, device: str) -> None:
@@ -110,15 +132,19 @@ def _load_published(folder: Path, suite: str | None, device: str, dtype: torch.d
         cameras=PUBLISHED_CAMERAS,
         base=base_of(folder),
     )
-    simulator = SimulatorSpec(
+    prompts = Prompts(tokenizer_of(folder), config.room, config.last, str(folder))
+    return OpenVlaPolicy(config, network.eval(), prompts, published_simulator(found.sizes))
+
+
+def published_simulator(sizes: OpenVlaSizes) -> SimulatorSpec:
+    """What published policies were trained on."""
+    return SimulatorSpec(
         suite=PUBLISHED_SUITE,
         cameras=dict.fromkeys(PUBLISHED_CAMERAS, (PUBLISHED_FRAME, PUBLISHED_FRAME)),
         proprio=PUBLISHED_PROPRIO,
-        action_dim=found.sizes.action,
+        action_dim=sizes.action,
         render={},
     )
-    prompts = Prompts(tokenizer_of(folder), config.room, config.last, str(folder))
-    return OpenVlaPolicy(config, network.eval(), prompts, simulator)
 
 
 def empty(sizes: OpenVlaSizes) -> OpenVla:
@@ -145,10 +171,7 @@ def index_of(folder: Path) -> str:
 
 def _load_own(folder: Path, device: str, dtype: torch.dtype) -> OpenVlaPolicy:
     saved = policy_folder.load(folder, OpenVlaPolicy.KIND)
-    try:
-        config = OftConfig.from_json(saved.config)
-    except (ConfigError, PolicyError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PolicyError(f"{folder / 'config.json'} describes no policy that can be built: {error}") from error
+    config = _config_of(saved.config, folder)
     network = empty(config.sizes)
     if any(name.startswith("scale_head.") for name in saved.weights):
         add_scale_head(network)
@@ -165,6 +188,13 @@ def _load_own(folder: Path, device: str, dtype: torch.dtype) -> OpenVlaPolicy:
         load_adapter(network, folder, device=device)
     prompts = Prompts(tokenizer_of(base), config.room, config.last, str(base))
     return OpenVlaPolicy(config, network.eval(), prompts, saved.simulator, saved.card)
+
+
+def _config_of(data: Any, folder: Path) -> OftConfig:
+    try:
+        return OftConfig.from_json(data)
+    except (ConfigError, PolicyError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PolicyError(f"{folder / 'config.json'} describes no policy that can be built: {error}") from error
 
 
 def backbone_shards(base: Path) -> dict[str, Path]:

@@ -56,6 +56,9 @@ class OftConfig:
         forward: see `Forward`.
         temperature, sampling, terms, scale_clip: of the density; see `density`.
         rl_trains: see `Trains`.
+        head_rate: learning rate of the L1 head in post-training; 0: that of the adapter.
+        recompute: in training, layers of the language model keep no activations but compute them again: less memory, a
+            third more work, same numbers.
         rank: of the adapter; 0 for none.
         scaling: factor on its updates.
         last: token that a prompt ends with; None for none.
@@ -75,6 +78,8 @@ class OftConfig:
     terms: Terms = "action"
     scale_clip: tuple[float, float] = CLIP
     rl_trains: Trains = "adapter+head"
+    head_rate: float = 0.0
+    recompute: bool = False
     rank: int = 0
     scaling: float = 0.5
     last: int | None = SPACE
@@ -91,6 +96,8 @@ class OftConfig:
             raise ConfigError(f"cameras = {self.cameras}: expected {self.sizes.pictures} different names")
         if not self.scale_clip[0] < self.scale_clip[1]:
             raise ConfigError(f"scale_clip = {self.scale_clip}: expected a least and a largest log-scale")
+        if not 0 <= self.head_rate < float("inf"):
+            raise ConfigError(f"head_rate = {self.head_rate}: expected 0 or a learning rate")
         if not 0 < self.temperature < float("inf"):
             raise ConfigError(f"temperature = {self.temperature}: expected a finite number above 0")
 

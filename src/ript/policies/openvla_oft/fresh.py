@@ -62,20 +62,10 @@ def new_policy(
         action=spec.action_dim,
         chunk=chunk or preset.chunk,
     )
-    ones = np.ones(spec.action_dim), np.ones(spec.proprio_dim)
-    statistics = Statistics(
-        key=spec.suite,
-        action_low=-ones[0],
-        action_high=ones[0],
-        action_scaled=np.ones(spec.action_dim, bool),
-        proprio_low=-ones[1],
-        proprio_high=ones[1],
-        gripper="plain",
-    )
     fields = {"pictures": "plain", "upside_down": False, "last": None} | settings
     config = OftConfig(
         sizes=sizes,
-        statistics=statistics,
+        statistics=Statistics.plain(spec.suite, spec.action_dim, spec.proprio_dim),
         cameras=tuple(spec.cameras),
         execute=execute or sizes.chunk,
         **fields,  # type: ignore[arg-type]

@@ -10,6 +10,8 @@ from pydantic import Field
 
 from ript.core.house import CheckpointFormat, PolicyKind
 from ript.core.options import Settings
+from ript.core.room import Demands
+from ript.core.specimens import Specimens
 from ript.core.supervised import DemoSource, Stage
 from ript.core.types import SimulatorSpec
 from ript.policies.openvla_oft.options import OftOptions, OftTraining
@@ -37,6 +39,24 @@ def load(folder: str | Path) -> OpenVlaPolicy:
     from ript.policies.openvla_oft.checkpoint import load as load_folder
 
     return load_folder(folder)
+
+
+def load_on(folder: str | Path, device: str) -> OpenVlaPolicy:
+    """The policy in a folder, its weights straight on a device."""
+    from ript.policies.openvla_oft.checkpoint import load as load_folder
+
+    return load_folder(folder, device=device)
+
+
+def require_room(folder: str | Path | None, options: OftOptions, demands: Demands) -> None:
+    """Raise `DeviceTooSmall` where a device has no room for the policy in a folder, at work."""
+    from ript.policies.openvla_oft import room
+    from ript.policies.openvla_oft.checkpoint import sizes_in
+
+    if folder is not None:  # new ones are small
+        sizes, rank = sizes_in(folder)
+        use = room.Use(rank=rank or options.rank, trains=options.rl_trains, recompute=options.recompute)
+        room.require(sizes, use, demands)
 
 
 def check(options: OftOptions) -> None:
@@ -131,6 +151,27 @@ PUBLISHED = CheckpointFormat(
     ),
 )
 
+
+def specimens() -> Specimens:
+    """Random policies: the small sizes, and the published one, which is made on the device."""
+    from ript.policies.openvla_oft import specimens as made
+
+    return Specimens(
+        sizes=("tiny", "small", made.PUBLISHED),
+        usual="small",
+        make=made.random_policy,
+        look=made.random_look,
+        decisions=made.decisions,
+        comparisons=made.comparisons,
+        batches=(1, 8, 32),
+        rows=32,
+        micro_batch=8,
+        options=False,
+        require_room=made.require_room,
+        plan=made.plan,
+    )
+
+
 KIND = PolicyKind(
     kind="openvla_oft",
     summary="chunks of continuous actions by a vision-language model: published 7 B policies, and small ones",
@@ -138,6 +179,8 @@ KIND = PolicyKind(
     training=OftTraining,
     make=make,
     load=load,
+    load_on=load_on,
+    require_room=require_room,
     reads=lambda config: config.get("model_type") == MODEL_TYPE,
     check=check,
     prepare_untrained=prepare_untrained,
@@ -145,4 +188,5 @@ KIND = PolicyKind(
     stages=stages,
     in_words=in_words,
     formats=(PUBLISHED,),
+    specimens=specimens,
 )

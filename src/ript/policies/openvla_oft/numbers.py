@@ -44,6 +44,19 @@ class Statistics:
     proprio_high: np.ndarray
     gripper: Gripper = "libero"
 
+    @classmethod
+    def plain(cls, key: str, actions: int, proprio: int) -> Statistics:
+        """Those that change no number."""
+        return cls(
+            key=key,
+            action_low=-np.ones(actions),
+            action_high=np.ones(actions),
+            action_scaled=np.ones(actions, bool),
+            proprio_low=-np.ones(proprio),
+            proprio_high=np.ones(proprio),
+            gripper="plain",
+        )
+
     def proprio(self, state: np.ndarray) -> np.ndarray:
         """Normalised proprioception float64 `[..., P]`, clipped to [-1, 1]."""
         span = self.proprio_high - self.proprio_low + EPS

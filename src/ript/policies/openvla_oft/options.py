@@ -44,12 +44,25 @@ class OftOptions(PolicyOptions):
         description="What post-training updates: low-rank updates (LoRA) of the language model's layers, the L1 head, "
         "or both. The scale head stays.",
     )
+    head_rate: float = Field(
+        0.0, ge=0, le=1, description="Learning rate of the L1 head in post-training; 0: that of the adapter."
+    )
+    recompute: bool = Field(
+        False,
+        description="Keep no activations within layers of the language model for the gradient, but compute them again "
+        "(gradient checkpointing): a fraction of the memory, a third more work, same results.",
+    )
     rank: int = Field(32, ge=1, le=1024, description="Of the adapter that post-training begins with.")
     alpha: float = Field(16.0, gt=0, le=10000, description="The adapter's updates are scaled by alpha / rank.")
 
     @model_validator(mode="after")
     def _can_be(self) -> OftOptions:
         low, high = self.scale_clip
+        need(
+            not self.head_rate or self.rl_trains == "adapter+head",
+            "policy.head_rate",
+            f"is of the head beside an adapter, and policy.rl_trains is {self.rl_trains}: give learn.learning_rate",
+        )
         need(
             low < high, "policy.scale_clip", f"the least log-scale must be below the largest, got {low:g} and {high:g}"
         )
@@ -87,3 +100,8 @@ class OftTraining(TrainingOptions):
     scale_steps: int = Field(500, ge=0, description="Optimiser steps of the scale head; 0: it stays.")
     scale_batch: int = Field(64, ge=1, description="Looks in a batch of the scale head.")
     scale_learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate of the scale head.")
+
+    @property
+    def largest_pass(self) -> int:
+        """The scale head learns from what was computed before."""
+        return self.micro_batch or self.policy_batch

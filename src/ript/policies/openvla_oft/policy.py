@@ -16,6 +16,7 @@ from torch import nn
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.metrics import Mean, Metrics
 from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
+from ript.policies.fit import require_same_settings
 from ript.policies.openvla_oft.config import OftConfig
 from ript.policies.openvla_oft.density import Density
 from ript.policies.openvla_oft.lora import add_lora, lora_layers, lora_weights
@@ -165,8 +166,8 @@ class OpenVlaPolicy(nn.Module):
         pixels = self.config.normalisation.pixels(pictures.to(self.device))
         seen = self.network.seen(pixels, proprio.to(self.device))
         if self.config.forward == "two_pass":
-            return self.network.hidden_two_pass(seen, prompts)
-        return self.network.hidden(seen, prompts)
+            return self.network.hidden_two_pass(seen, prompts, recompute=self.config.recompute)
+        return self.network.hidden(seen, prompts, recompute=self.config.recompute)
 
     def heads(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(means, log-scales or None without a scale head), float32 `[B, chunk, A]` of normalised actions, with
@@ -302,7 +303,10 @@ class OpenVlaPolicy(nn.Module):
             parameter.requires_grad_(False)
         for parameter in trained.values():
             parameter.requires_grad_(True)
-        return [group for group in parameter_groups([self.network]) if group["params"]]
+        heads = {"lr": self.config.head_rate} if self.config.head_rate else {}
+        groups = parameter_groups([self.network.language_model])
+        groups += [group | heads for group in parameter_groups([self.network.action_head])]
+        return [group for group in groups if group["params"]]
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: parameter.detach() for name, parameter in self._trained().items()}
@@ -339,7 +343,7 @@ class OpenVlaPolicy(nn.Module):
     def tuned(self, options: Any, decisions: Any) -> tuple[OpenVlaPolicy, str]:
         """See `core.hooks`. Post-training that updates an adapter gives one to a policy that has none: it acts exactly
         as before."""
-        names = ("temperature", "sampling", "terms", "scale_clip", "forward", "rl_trains")
+        names = ("temperature", "sampling", "terms", "scale_clip", "forward", "rl_trains", "head_rate", "recompute")
         policy = self.configured(**{name: getattr(options, name) for name in names})
         if "adapter" in options.rl_trains and not policy.config.rank:
             policy = policy.with_adapter(options.rank, options.alpha / options.rank)
@@ -390,13 +394,8 @@ class OpenVlaPolicy(nn.Module):
             for name in cameras:
                 if spec.cameras[name] != (sizes.image, sizes.image):
                     raise PolicyError(f"the policy takes pictures of {sizes.image}, {name} shows {spec.cameras[name]}")
-        if spec.suite != self.simulator.suite:
-            raise PolicyError(f"the policy was trained on {self.simulator.suite!r}, the simulator is {spec.suite!r}")
-        if self.simulator.render and dict(spec.render) != dict(self.simulator.render):
-            raise PolicyError(
-                f"the policy was trained on pictures of {self.simulator.suite} {dict(self.simulator.render)}, "
-                f"the simulator shows {dict(spec.render)}: use the same render settings"
-            )
+        if spec.suite != self.simulator.suite or self.simulator.render:  # of a published one only the suite is known
+            require_same_settings(self.simulator, spec)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapter and heads with a reference to the base, or, of a policy without one, everything."""

@@ -22,6 +22,7 @@ class Settings:
     frame_every: int
     free_simulators: int
     loaded_tasks: int
+    fixed_batch: int
 
 
 # ---------------------------------------------------------------------------------------------- parent -> worker

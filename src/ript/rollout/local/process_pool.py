@@ -40,7 +40,7 @@ from ript.rollout.local.processes import RolloutWorker, pack_policy
 from ript.rollout.local.shared import Layout
 from ript.rollout.local.worker import dump_weights
 from ript.rollout.recorder import Recorder
-from ript.rollout.stream import ErrorLimit, Flight, Stream, refuse_if
+from ript.rollout.stream import HEED_SECONDS, ErrorLimit, Flight, Heed, Stream, refuse_if
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +80,7 @@ class ProcessPool:
         free_simulators: int,
         loaded_tasks: int,
         gather: float,
+        fixed_batch: int,
     ):
         if (limit := open_files(workers)).remedy:
             raise WorkerError(f"too few open files are allowed: {limit.detail}: {limit.remedy}")
@@ -104,7 +105,7 @@ class ProcessPool:
         self._stream: Stream | None = None
         self._done: deque[Rollout] = deque()
         self._errands = Errands(max_retries)
-        self._gather = gather
+        self._gather, self._rows = gather, fixed_batch
         self._questions: list[tuple[RolloutWorker, Ask]] = []
         self._since = 0.0
         self._workers: list[RolloutWorker] = []
@@ -119,6 +120,7 @@ class ProcessPool:
                     frame_every=frame_every,
                     free_simulators=free_simulators,
                     loaded_tasks=loaded_tasks,
+                    fixed_batch=fixed_batch,
                 )
                 self._workers.append(self._worker(settings))
             self._settle()
@@ -144,7 +146,7 @@ class ProcessPool:
             return
         if self._spec is not None:
             policy.check_simulator(self._spec)
-        recorder = Recorder(policy)
+        recorder = Recorder(policy, rows=self._rows)
         if self._central is not None:
             recorder.infer_seconds = self._central.infer_seconds
         self._policy, self._central = policy, recorder
@@ -162,7 +164,9 @@ class ProcessPool:
         for worker in self._workers:
             worker.send(self._weights)
 
-    def run(self, requests: Iterable[RolloutRequest | None]) -> Generator[Rollout, None, None]:
+    def run(
+        self, requests: Iterable[RolloutRequest | None], heed: Heed | None = None
+    ) -> Generator[Rollout, None, None]:
         refuse_if(self._running, "run")
         self._need_policy()
         self._settle()
@@ -171,16 +175,19 @@ class ProcessPool:
         stream = self._stream = Stream(requests, self._ticket)
         try:
             while True:
+                if heed is not None:
+                    heed()
+                    stream.ask_again()
                 self._assign(stream)
                 if not self._done:
                     if not any(worker.flights for worker in self._workers) and stream.finished():
                         return
-                    self._turn()
+                    self._turn(math.inf if heed is None else HEED_SECONDS)
                 while self._done:
                     rollout = self._done.popleft()
                     self._spent["rollouts"] += 1
                     self._errors.add(rollout)
-                    stream.delivered()
+                    stream.ask_again()
                     yield rollout
         finally:
             self._ticket = stream.ticket
@@ -258,9 +265,10 @@ class ProcessPool:
                 worker.load.use(trip.errand.task)
                 worker.send(Go(trip.number, trip.errand))
 
-    def _turn(self) -> None:
-        """Wait for messages, take in what has finished, answer the workers' questions, replace those that are lost."""
-        for worker, message in receive(self._workers, self._timeout, self._patience()):
+    def _turn(self, most: float = math.inf) -> None:
+        """Wait for messages, at most so many seconds; take in what has finished, answer the workers' questions, replace
+        those that are lost."""
+        for worker, message in receive(self._workers, self._timeout, min(most, self._patience())):
             if isinstance(message, Ready):
                 worker.process.ready = True
             elif isinstance(message, Back):

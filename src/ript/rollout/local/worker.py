@@ -108,6 +108,7 @@ class Worker:
         self._link, self._watch = link, watch
         self._where = f"worker {settings.index}"
         self._recorder: Recorder | None = None
+        self._rows = settings.fixed_batch
         self.simulators = SimulatorCache(make_simulator, limit=settings.free_simulators, tasks=settings.loaded_tasks)
         self._slots = Slots(
             self.simulators,
@@ -185,7 +186,7 @@ class Worker:
         return sorted(found, key=lambda part: -room[part])
 
     def _use(self, policy: Any) -> None:
-        recorder = Recorder(policy, watch=self._watch)
+        recorder = Recorder(policy, watch=self._watch, rows=self._rows)
         if self._recorder is not None:
             recorder.infer_seconds = self._recorder.infer_seconds
         self._recorder = recorder

@@ -13,7 +13,7 @@ import io
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,6 @@ from ript.core.errors import ConfigError, DependencyMissing, RiptError, Simulato
 from ript.sims.mujoco import gl
 
 INSTALL = 'pip install "ript[gym]"'
-SUCCESS_KEYS = ("is_success", "success")
-"""Keys of `info` that say whether a task is solved, where none is named."""
 OBSERVATION = "observation"
 """Name of an observation that is one array."""
 PROPRIO_KEYS = (OBSERVATION, "agent_pos", "state", "proprio")
@@ -155,15 +153,23 @@ def no_pictures(name: str, why: str) -> ConfigError:
 
 
 @contextlib.contextmanager
-def calling(where: str) -> Iterator[None]:
-    """What an environment raises becomes a `SimulatorError` with an address; its warnings are not shown."""
+def calling(where: Callable[[], str], seed: int = 0) -> Iterator[None]:
+    """What an environment raises becomes a `SimulatorError` with an address; its warnings are not shown.
+
+    Args:
+        where: gives the address, asked for when the environment has raised.
+        seed: that a reset is given.
+    """
     try:
         with _quiet():
             yield
     except RiptError:
         raise
     except Exception as error:
-        raise SimulatorError(f"{where}: the environment raised {_line(error)}") from error
+        why = f"{where()}: the environment raised {_line(error)}"
+        if seed >= 2**32:  # which some generators do not take, and then speak of a seed that nobody gave
+            why += f" (its reset was given the seed {seed}; with --seed below 512 those of all states are below 2^32)"
+        raise SimulatorError(why) from error
 
 
 def _line(error: BaseException) -> str:
@@ -298,53 +304,6 @@ def default_proprio(seen: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     vectors = [name for name, value in seen.items() if not is_picture(value) and value.dtype.kind in "biuf"]
     usual = [name for name in PROPRIO_KEYS if name in vectors]
     return (usual[0],) if usual else tuple(vectors)
-
-
-class Success:
-    """What counts as success: a key of `info`, a reward, or the end that the environment makes.
-
-    Args:
-        key: of the task, for errors.
-        rule: "" (is_success or success of `info`), another key of it, "terminated", or "reward>=NUMBER".
-
-    Raises:
-        ConfigError: a reward without a number.
-    """
-
-    def __init__(self, key: str, rule: str):
-        self._task, self._rule, self._least = key, rule, None
-        if rule.replace(" ", "").startswith("reward>"):
-            try:
-                self._least = float(rule.replace(" ", "").removeprefix("reward>=").removeprefix("reward>"))
-            except ValueError:
-                raise ConfigError(f"sim.success: {rule!r}; expected a rule such as reward>=0.9") from None
-        self._keys = (rule,) if rule else SUCCESS_KEYS
-
-    def __call__(self, reward: float, terminated: bool, info: Mapping[str, Any]) -> bool:
-        """Whether a step was the one that solved the task.
-
-        Raises:
-            ConfigError: `info` does not say.
-        """
-        if self._least is not None:
-            return bool(reward >= self._least)
-        if self._rule == "terminated":
-            return bool(terminated)
-        for name in self._keys:
-            if name in info:
-                return self._value(name, info[name])
-        keys = ", ".join(map(str, info)) or "none"
-        raise ConfigError(
-            f"sim.success: {self._task} does not say whether it is solved: {' and '.join(self._keys)} "
-            f"{'are' if len(self._keys) > 1 else 'is'} not in the info of a step (its keys: {keys}). Name another key "
-            "(--sim.success=KEY), or --sim.success='reward>=NUMBER', or --sim.success=terminated"
-        )
-
-    def _value(self, name: str, value: Any) -> bool:
-        number = np.asarray(value)
-        if number.size != 1 or number.dtype.kind not in "biuf" or not np.isfinite(number).all():
-            raise ConfigError(f"sim.success: {self._task}: info[{name!r}] is {value!r}; expected true or false")
-        return bool(number.reshape(()))
 
 
 def instruction_of(name: str) -> str:

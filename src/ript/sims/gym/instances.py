@@ -90,7 +90,7 @@ class Environment:
         if self.renders:
             self._env.close()
             self._env = request.build(True)
-        with calling(f"{request.key}, reset and first step"):
+        with calling(lambda: f"{request.key}, reset and first step"):
             observation = self.shared.own_reset(0)[1] if self.shared else self._env.reset(seed=0)[0]
             self.seen = parts(observation)
             result = self._env.step(self.actions.to_environment(np.zeros(self.actions.dim, np.float32)))
@@ -132,7 +132,7 @@ class Environment:
         Raises:
             SimulatorError: the environment raised, or its state cannot be held as it could when it was tried.
         """
-        with calling(where):
+        with calling(lambda: where, seed=number):
             if self.shared is None:
                 if self.request.rebuild:
                     self._env.close()

@@ -8,6 +8,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ript.core.options import SimOptions, Size, Words, need
+from ript.core.types import Task
+from ript.sims.gym.success import threshold
+from ript.sims.gym.tasks import own_horizon
 
 
 class GymOptions(SimOptions):
@@ -36,11 +39,17 @@ class GymOptions(SimOptions):
     )
     success: str = Field(
         "",
-        description="What counts as success: a key of a step's info, terminated, or reward>=NUMBER. Empty: is_success "
-        "or success of the info.",
+        description="What counts as success: a key of a step's info, terminated, reward>=NUMBER or reward>NUMBER. "
+        "Empty: is_success or success of the info.",
     )
     instruction: str = Field("", description="What the policy is told, one sentence; empty: made of the id.")
-    repeat: int = Field(1, ge=1, le=1000, description="Steps of the environment for each action.")
+    repeat: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Steps of the environment for each action. Whatever else counts steps counts actions, and the "
+        "environment's own limit is divided by it.",
+    )
     states: Literal["auto", "physics", "seed"] = Field(
         "auto",
         description="What an initial state is: the whole state of a MuJoCo environment, or the seed of a reset. auto: "
@@ -64,9 +73,13 @@ class GymOptions(SimOptions):
         need(isinstance(given, dict), "sim.arguments", f"expected a JSON object, got {self.arguments!r}")
         reserved = {"render_mode", "max_episode_steps", "id", "disable_env_checker"} & set(given)
         need(not reserved, "sim.arguments", f"{', '.join(sorted(reserved))} cannot be given here")
+        threshold(self.success)
         need(
             not (self.rebuild and self.states == "physics"),
             "sim.states",
             "physics and sim.rebuild contradict each other",
         )
         return self
+
+    def horizon_of(self, task: Task) -> int:
+        return self.horizon or own_horizon(task.horizon, self.repeat)

@@ -15,17 +15,20 @@ from ript.core.errors import SimulatorError
 from ript.core.types import ChunkResult, InitialState, Observation, SimulatorSpec, Split
 from ript.sims.gym import instances
 from ript.sims.gym.cameras import RENDER, named_views
-from ript.sims.gym.environment import Success, Taken, calling, default_proprio, parts
+from ript.sims.gym.environment import Taken, calling, default_proprio, parts
 from ript.sims.gym.environment import taken as numbers_of
 from ript.sims.gym.instances import SHELF, Environment, OwnInstance, Request, SharedInstance, States
 from ript.sims.gym.numbers import numbers
 from ript.sims.gym.pictures import Meshes, ModelPictures, checked, resized
+from ript.sims.gym.success import Success, truth
 from ript.sims.gym.tasks import NAME, VIEWS, task_of
-from ript.sims.mujoco import gl
+from ript.sims.mujoco import gl, stability
 from ript.sims.mujoco.rendering import CameraView, image_shape
 from ript.sims.sequences import numbers as seeds_of
 
 VIDEO = (160, 160)
+UNSEEN = ("success", "states", "rebuild")
+"""Settings that change neither what a policy sees nor what its actions do."""
 
 
 class GymSimulator:
@@ -36,14 +39,14 @@ class GymSimulator:
 
     Args:
         task_name: id, or PACKAGE:ID, as `environment.find_spec` takes it.
-        horizon: steps after which an episode without success is over; 0: the environment's own limit.
+        horizon: actions after which an episode without success is over; 0: those of the environment's own limit.
         cameras: see `cameras`.
         image_size: pixels of a policy's pictures, one number or (height, width).
         meshes: draw a MuJoCo model's meshes, or the boxes around them.
         proprio: keys of the observation, or ranges of their numbers (KEY, KEY[i], KEY[a:b]); none: see
             `environment.default_proprio`.
         privileged: of the observation, for an auxiliary loss in supervised training; none: nothing.
-        success: see `environment.Success`.
+        success: see `success.Success`.
         instruction: a sentence; "": made of the id.
         repeat: steps of the environment for each action.
         states: how initial states are held.
@@ -79,7 +82,7 @@ class GymSimulator:
         rebuild: bool = False,
         arguments: str = "",
     ):
-        self.task = task_of(task_name, horizon, instruction)
+        self.task = task_of(task_name, horizon, instruction, repeat)
         self.seconds = {"simulate": 0.0, "render": 0.0}
         self._success = Success(self.task.key, success)
         self._size, self._meshes, self._repeat = image_shape(image_size), meshes, repeat
@@ -109,12 +112,14 @@ class GymSimulator:
     def _spec(self, *words: Any) -> SimulatorSpec:
         names = ("cameras", "proprio", "privileged", "success", "instruction", "states", "rebuild", "arguments")
         given = {k: list(v) if isinstance(v, tuple | list) else v for k, v in zip(names, words, strict=True)}
+        unseen = {name: given.pop(name) for name in UNSEEN}
         return SimulatorSpec(
             suite=NAME,
             cameras=dict.fromkeys(self._environment.views, self._size),
             proprio={one.word: one.size for one in self._proprio},
             action_dim=self._environment.actions.dim,
             render={**given, "image_size": list(self._size), "meshes": self._meshes, "repeat": self._repeat},
+            unseen=unseen,
         )
 
     @property
@@ -146,8 +151,10 @@ class GymSimulator:
                 f"seed, got {state.size}; it was made by another version of the environment, or with other --sim.states"
             )
         self._state, self._steps, self._done, self.terminated = initial_state, 0, False, False
-        with calling(self._address()):
+        with calling(self._address, seed=int(state[0])):
             self.observation = self._instance.reset(state, self._address())
+            if self._environment.model is not None:
+                stability.begin(self._instance.simulation()[1])
         self.seconds["simulate"] += time.perf_counter() - start
         return self.observe()
 
@@ -164,30 +171,37 @@ class GymSimulator:
             raise SimulatorError(f"{self._address()}: expected actions [H, {dim}], got {list(actions.shape)}")
         if not np.isfinite(actions).all():
             raise SimulatorError(f"{self._address()}: actions are not finite: {actions.tolist()}")
-        start, executed, success = time.perf_counter(), 0, False
-        with calling(self._address()):
+        start, before, success = time.perf_counter(), self._steps, False
+        with calling(self._address):
             self._instance.turn()
             for action in actions[: self.task.horizon - self._steps]:
                 success = self._act(self._environment.actions.to_environment(action))
-                executed += 1
+                self._steps += 1
                 if success or self.terminated:
                     break
-        self._steps += executed
+            if self._environment.model is not None and not stability.is_stable(self._instance.simulation()[1]):
+                raise SimulatorError(f"{self._address()}: {stability.UNSTABLE}")
         self._done = success or self.terminated or self._steps >= self.task.horizon
         self.seconds["simulate"] += time.perf_counter() - start
-        return ChunkResult(success=success, env_steps=executed, done=self._done)
+        return ChunkResult(success=success, env_steps=self._steps - before, done=self._done)
 
     def _act(self, action: np.ndarray) -> bool:
         """One action, repeated; whether it solved the task."""
         for _ in range(self._repeat):
             self.observation, reward, terminated, truncated, info = self._instance.env.step(action)
             self._reward = float(reward)
-            if self._success(self._reward, terminated, info):
+            ended = self._said("terminated", terminated), self._said("truncated", truncated)
+            if self._success(self._reward, ended[0], info, self._address()):
                 return True
-            if terminated or truncated:
+            if any(ended):
                 self.terminated = True
                 break
         return False
+
+    def _said(self, name: str, value: Any) -> bool:
+        if (found := truth(value)) is None:
+            raise SimulatorError(f"{self._address()}: step returned {name} = {value!r}; expected true or false")
+        return found
 
     def _require_state(self) -> None:
         if self._state is None:
@@ -205,7 +219,7 @@ class GymSimulator:
         if not np.isfinite(proprio).all():
             raise SimulatorError(f"{self._address()}: the observation is not finite: {proprio.tolist()}")
         middle = time.perf_counter()
-        with calling(self._address()):
+        with calling(self._address):
             images = self._look(seen, self._environment.views, self._size, self._meshes)
         self.seconds["simulate"] += middle - start
         self.seconds["render"] += time.perf_counter() - middle
@@ -241,7 +255,7 @@ class GymSimulator:
         start = time.perf_counter()
         name, view = next(iter(self._environment.views.items()))
         size = VIDEO if isinstance(view, CameraView) else self._size
-        with calling(self._address()):
+        with calling(self._address):
             picture = self._look(seen, {name: view}, size, "mesh")[name]
         self.seconds["render"] += time.perf_counter() - start
         return picture

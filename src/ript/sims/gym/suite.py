@@ -11,6 +11,7 @@ from ript.core.house import Suite
 from ript.core.interfaces import Simulator
 from ript.core.types import SimulatorSpec
 from ript.sims.gym.options import GymOptions
+from ript.sims.gym.success import threshold
 from ript.sims.gym.tasks import NAME, find, known_tasks
 
 
@@ -28,7 +29,8 @@ def options_of(spec: SimulatorSpec) -> GymOptions:
     Raises:
         PolicyError: it is of no simulator of this suite.
     """
-    given: dict[str, Any] = {name: value for name, value in spec.render.items() if name in GymOptions.model_fields}
+    recorded = {**spec.render, **spec.unseen}
+    given: dict[str, Any] = {name: value for name, value in recorded.items() if name in GymOptions.model_fields}
     if missing := sorted(set(GymOptions.model_fields) - {"suite", "horizon", *given}):
         raise PolicyError(f"a simulator of suite {NAME} says what it was made with; {', '.join(missing)} missing")
     height, width = given["image_size"]
@@ -42,10 +44,12 @@ def available() -> str | None:
 def caveats(options: GymOptions) -> Sequence[str]:
     """What readers of results should know."""
     found = []
-    if options.success.replace(" ", "").startswith("reward>"):
+    if threshold(options.success):
         found.append(f"success is a threshold on the reward ({options.success}), not the environment's own word")
     if options.repeat > 1:
-        found.append(f"each action is repeated {options.repeat} times")
+        found.append(
+            f"each action is repeated {options.repeat} times, so that a step is {options.repeat} of the environment's"
+        )
     return found
 
 

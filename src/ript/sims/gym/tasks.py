@@ -47,13 +47,19 @@ def find(name: str) -> Task:
     return _task(name, find_spec(name).max_episode_steps or 0, instruction_of(name))
 
 
-def task_of(name: str, horizon: int = 0, instruction: str = "") -> Task:
+def own_horizon(limit: int, repeat: int) -> int:
+    """Actions of an episode within an environment's own limit of steps, where each is executed `repeat` times."""
+    return max(1, limit // repeat) if limit else 0
+
+
+def task_of(name: str, horizon: int = 0, instruction: str = "", repeat: int = 1) -> Task:
     """The task of any environment.
 
     Args:
         name: id, or PACKAGE:ID.
-        horizon: steps after which an episode without success is over; 0: the environment's own limit.
+        horizon: actions after which an episode without success is over; 0: those of the environment's own limit.
         instruction: a sentence; "": the known one, or one made of the id.
+        repeat: steps of the environment for each action.
 
     Raises:
         UnknownNameError: no such environment.
@@ -62,7 +68,8 @@ def task_of(name: str, horizon: int = 0, instruction: str = "") -> Task:
     found, (text, _) = find(name), KNOWN.get(name, ("", 0))
     if not (horizon or found.horizon):
         raise ConfigError(f"sim.horizon: gym/{name} has no limit of steps of its own: give one (--sim.horizon=200)")
-    return _task(name, horizon or found.horizon, instruction or text or found.instruction)
+    horizon = horizon or own_horizon(found.horizon, repeat)
+    return _task(name, horizon, instruction or text or found.instruction)
 
 
 def _task(name: str, horizon: int, instruction: str) -> Task:

@@ -27,7 +27,7 @@ from ript.sims.metaworld.tasks import (
     resolve_cameras,
     task_of,
 )
-from ript.sims.mujoco import gl
+from ript.sims.mujoco import gl, stability
 from ript.sims.mujoco.rendering import (
     ARMS,
     Arm,
@@ -122,6 +122,7 @@ class MetaworldSimulator:
         self._shared.active = None
         self._activate()
         self._mujoco.mj_setState(self._model, self._data, physics.copy(), self._shared.integration)
+        stability.begin(self._data)
         # In some tasks (window-*) the stock reset leaves poses of the moment before; the policy sees the state itself.
         self._mujoco.mj_kinematics(self._model, self._data)
         self._success = SUCCESS[self.task.name](self._data, self._first[-3:])
@@ -150,6 +151,8 @@ class MetaworldSimulator:
         self._activate()
         executed, success = self._run(actions[: self.task.horizon - self._steps])
         self._steps += executed
+        if not stability.is_stable(self._data):
+            raise SimulatorError(f"{self._address()}: {stability.UNSTABLE}")
         self._done = success or self._steps >= self.task.horizon
         self.seconds["simulate"] += time.perf_counter() - start
         return ChunkResult(success=success, env_steps=executed, done=self._done)

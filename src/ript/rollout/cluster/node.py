@@ -1,0 +1,246 @@
+"""A node of a cluster, as it runs there: an actor with a pool of its own, which keeps the records of its rollouts.
+
+One thread owns the pool and does one thing after another; calls of the driver come in on other threads and are handed
+to it. While it runs rollouts it heeds them between two turns of the pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+
+from ript.core import children, machine
+from ript.core.types import Errand, Rollout, RolloutRequest
+from ript.core.workers import Crashed
+from ript.rollout.cluster.versions import installed
+from ript.rollout.local.worker import load_weights
+from ript.rollout.pool import make_pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a node is told when it starts.
+
+    Attributes:
+        name: of the node, for messages.
+        factory: packed simulator factory.
+        pool: arguments of `make_pool`, but for the factory and the policy.
+        packages: whose versions it tells.
+        path: the driver's module path; what of it is there is looked through here too.
+        environ: variables of the driver that are set here too.
+    """
+
+    name: str
+    factory: bytes
+    pool: Mapping[str, Any]
+    packages: Sequence[str]
+    path: Sequence[str]
+    environ: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """What a node says when it has started.
+
+    Attributes:
+        pid: of its process.
+        saturation: see `EnvPool.saturation`.
+        cores: that its process may use.
+        versions: of the packages it was asked for.
+    """
+
+    pid: int
+    saturation: int
+    cores: int
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a node has done of a run; `results` are rollouts, their records held here, or why the run ended."""
+
+    run: int
+    results: Sequence[Rollout | Crashed]
+
+
+class _Stopped(Exception):
+    """The driver ended the run."""
+
+
+@dataclass(frozen=True)
+class _Stop:
+    run: int
+
+
+@dataclass(frozen=True)
+class _Give:
+    run: int
+    requests: Sequence[RolloutRequest]
+
+
+@dataclass
+class _Call:
+    work: Callable[[], Any]
+    answer: Future[Any] = field(default_factory=Future)
+
+
+class Node:
+    """See the module. Every method but `results` answers when it is done; what it raises is the answer, `Crashed`."""
+
+    def __init__(self) -> None:
+        self._name = "a node"
+        self._inbox: queue.SimpleQueue[_Call | _Give | _Stop] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[tuple[int, Rollout | Crashed]] = queue.SimpleQueue()
+        self._requests: deque[RolloutRequest] = deque()
+        self._run = 0
+        self._in_flight = 0
+        self._pool: Any = None
+        threading.Thread(target=self._own, daemon=True, name="pool").start()
+
+    # ------------------------------------------------------------------------------------------ the driver's calls
+
+    def start(self, setup: Setup) -> Started | Crashed:
+        return self._do(lambda: self._start(setup))
+
+    def use(self, policy: bytes) -> Crashed | None:
+        return self._do(lambda: self._pool.use(children.unpack(policy)))
+
+    def set_policy(self, weights: bytes, version: int) -> Crashed | None:
+        return self._do(lambda: self._pool.set_policy(load_weights(weights), version))
+
+    def ask(self, errands: Sequence[Errand]) -> list[Any] | Crashed:
+        return self._do(lambda: self._pool.ask(errands))
+
+    def timings(self) -> dict[str, float] | Crashed:
+        return self._do(lambda: {name: metric.value for name, metric in self._pool.timings().items()})
+
+    def begin(self, run: int) -> None:
+        """A run begins; its rollouts are given from now on."""
+        self._do(lambda: self._begin(run))
+
+    def give(self, run: int, requests: Sequence[RolloutRequest]) -> None:
+        self._inbox.put(_Give(run, requests))
+
+    def stop(self, run: int) -> None:
+        """Drop what is in flight of this run. Returns when the pool is free."""
+        self._inbox.put(_Stop(run))
+        self._do(lambda: None)
+
+    def results(self, patience: float) -> Part:
+        """What has been done since the last call, of one run; waits for something at most `patience` seconds. That it
+        answers is also the node's sign of life."""
+        found: list[Rollout | Crashed] = []
+        run = self._run
+        with contextlib.suppress(queue.Empty):
+            of, result = self._outbox.get(timeout=patience)
+            while True:
+                if of != run:
+                    run, found = of, []
+                found.append(result)
+                of, result = self._outbox.get_nowait()
+        return Part(run, found)
+
+    def close(self) -> None:
+        self._do(lambda: None if self._pool is None else self._pool.close())
+
+    # ------------------------------------------------------------------------------------------ the owner's thread
+
+    def _do(self, work: Callable[[], Any]) -> Any:
+        call = _Call(work)
+        self._inbox.put(call)
+        return call.answer.result()
+
+    def _own(self) -> None:
+        while True:
+            self._handle(self._inbox.get())
+            if self._run:
+                self._go(self._run)
+
+    def _handle(self, item: _Call | _Give | _Stop) -> None:
+        """Do what was asked for.
+
+        Raises:
+            _Stopped: it was to end the present run.
+        """
+        if isinstance(item, _Call):
+            try:
+                item.answer.set_result(item.work())
+            except BaseException as error:
+                item.answer.set_result(Crashed.of(error, self._name))
+        elif item.run != self._run:
+            return
+        elif isinstance(item, _Stop):
+            raise _Stopped
+        else:
+            self._requests.extend(item.requests)
+
+    def _begin(self, run: int) -> None:
+        self._run, self._in_flight = run, 0
+        self._requests.clear()
+
+    def _go(self, run: int) -> None:
+        """Run rollouts until the driver says that it is enough."""
+        try:
+            for rollout in self._pool.run(self._source(), self._heed):
+                self._in_flight -= 1
+                self._outbox.put((run, self._held(rollout)))
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self._outbox.put((run, Crashed.of(error, self._name)))
+        finally:
+            self._run = 0
+
+    def _heed(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._handle(self._inbox.get_nowait())
+
+    def _source(self) -> Iterator[RolloutRequest | None]:
+        while True:
+            while not self._requests and not self._in_flight:
+                self._handle(self._inbox.get())
+            if not self._requests:
+                yield None
+                continue
+            self._in_flight += 1
+            yield self._requests.popleft()
+
+    def _held(self, rollout: Rollout) -> Rollout:
+        """The rollout without its record, which stays here."""
+        if not rollout.recorded:
+            return rollout
+        return replace(rollout.outcome(), mask=rollout.mask, held=Record(ray.put(rollout)))
+
+    def _start(self, setup: Setup) -> Started:
+        self._name = setup.name
+        sys.path += [path for path in setup.path if path not in sys.path and os.path.isdir(path)]
+        os.environ.update(setup.environ)
+        self._pool = make_pool(children.unpack(setup.factory), None, **setup.pool)
+        return Started(
+            pid=os.getpid(),
+            saturation=self._pool.saturation,
+            cores=machine.cores().usable,
+            versions=installed(setup.packages),
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """The record of a rollout in the object store of the node that made it; freed when nobody has this any more."""
+
+    ref: Any
+
+    def fetch(self) -> Rollout:
+        rollout: Rollout = ray.get(self.ref)
+        return rollout

@@ -1,0 +1,159 @@
+"""What memory a policy takes, said before anything is loaded."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from oft_golden import ADAPTER, TINY
+
+from ript import build
+from ript.bench import policy as bench
+from ript.bench.policy import bench_policy, describe_policy
+from ript.cli import main as cli
+from ript.core import room as memory
+from ript.core.errors import DeviceTooSmall
+from ript.core.registry import kinds
+from ript.core.room import GIB, Demands
+from ript.policies.openvla_oft import checkpoint, room, specimens
+from ript.policies.openvla_oft.llama import Llama
+from ript.policies.openvla_oft.lora import add_lora, lora_layers
+from ript.policies.openvla_oft.options import OftOptions
+from ript.policies.openvla_oft.room import Use
+from ript.policies.openvla_oft.sizes import LlamaSizes, OpenVlaSizes
+
+PUBLISHED = OpenVlaSizes()
+
+
+def kept_bytes(layers: int, tokens: int, dtype: torch.dtype, *, recompute: bool = False) -> int:
+    """What the language model keeps for the gradient of its adapter, parameters apart."""
+    sizes = LlamaSizes(width=64, hidden=160, layers=layers, heads=4, vocabulary=32)
+    llama = Llama(sizes).to(dtype).requires_grad_(False)
+    add_lora(llama, lora_layers(llama), 8, 1.0)
+    own, kept = {p.untyped_storage().data_ptr() for p in llama.parameters()}, {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage  # alive, so that no other gets its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        llama(torch.randn(2, tokens, 64, dtype=dtype), rows=torch.zeros(2, 4, dtype=torch.int64), recompute=recompute)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("dtype, size", [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_a_layer_keeps_for_its_gradient_what_the_plan_counts(dtype, size):
+    layers, tokens = 3, 32
+    more = [kept_bytes(layers + 2, t, dtype) - kept_bytes(layers, t, dtype) for t in (tokens, 2 * tokens)]
+    a_token = (more[1] - more[0]) / 2 / (2 * tokens)  # of two layers, a batch of two
+    expected = room.kept_by_a_layer(LlamaSizes(width=64, hidden=160), 8, size)
+    assert a_token == pytest.approx(expected, rel=0.02)
+
+
+def test_recomputed_layers_keep_their_input_alone():
+    more = kept_bytes(5, 32, torch.float32, recompute=True) - kept_bytes(3, 32, torch.float32, recompute=True)
+    assert more / 2 == 2 * 32 * 64 * 4
+
+
+def test_the_published_size_is_counted_as_its_manifest_has_it():
+    counted = room.counted(PUBLISHED)
+    assert 7.3e9 < counted["backbone"] < 7.54e9  # 982 tensors have 7.54e9; unused ones are not loaded
+    assert 32 * counted["adapter"] == 79_953_920
+    needed = room.needs(PUBLISHED, Use(act_batch=1))
+    assert needed["weights"] == 2 * counted["backbone"]
+
+
+def test_training_fits_a_small_card_only_with_less_at_once_and_a_large_one_as_asked():
+    use = Use(recompute=True, act_batch=32, micro_batch=16)
+    small, middle, large = room.plan(PUBLISHED, use)[1:]
+    assert "24 GB" in small and "learn.micro_batch=" in small and "as asked" not in small
+    assert "as asked" in middle and "as asked" in large
+    without = room.plan(PUBLISHED, dataclasses.replace(use, recompute=False))
+    assert "policy.recompute=true" in without[2]
+
+
+def test_ways_to_need_less_need_less_and_less():
+    use = Use(act_batch=32, micro_batch=32)
+    needed = [memory.total(room.needs(PUBLISHED, other)) for _, other in room.ways(PUBLISHED, use)]
+    assert needed == sorted(needed, reverse=True) and needed[0] < memory.total(room.needs(PUBLISHED, use))
+
+
+def test_a_device_that_is_too_small_is_told_what_is_needed_for_what_and_what_fits():
+    with pytest.raises(DeviceTooSmall) as caught:
+        room.require(PUBLISHED, Use(), Demands(device_bytes=22 * GIB, act_batch=32, micro_batch=32))
+    message = str(caught.value)
+    assert "a device with 22.0 GiB free is too small for an OpenVLA-OFT policy of 7.37 billion parameters" in message
+    assert "(weights 13.72, heads and adapter 1.55" in message
+    assert "what fits: policy.recompute=true, learn.micro_batch=" in message
+    with pytest.raises(DeviceTooSmall, match=r"at the least it takes 1\d\.\d GiB"):
+        room.require(PUBLISHED, Use(), Demands(device_bytes=10 * GIB, act_batch=1))
+
+
+@pytest.fixture
+def small_gpu(monkeypatch):
+    """A GPU with 0.1 GiB free, as far as questions of memory go."""
+
+    def free(device: str) -> int | None:
+        return GIB // 10 if device == "cuda" else None
+
+    for module in (checkpoint, build, specimens):
+        monkeypatch.setattr(module, "free_on", free)
+
+
+def test_a_folder_is_not_loaded_where_there_is_no_room(small_gpu, monkeypatch):
+    for name in ("load_heads", "load_backbone"):
+        monkeypatch.setattr(checkpoint, name, lambda *_, **__: pytest.fail("something was loaded"))
+    with pytest.raises(DeviceTooSmall, match=r"set aside 1\.00"):
+        checkpoint.load(TINY, suite="libero_spatial", device="cuda")
+
+
+def test_practice_and_supervised_training_ask_before_they_load(small_gpu, monkeypatch):
+    options = OftOptions(rank=4, alpha=4)
+    kind = kinds.get("openvla_oft")
+    with pytest.raises(DeviceTooSmall):
+        kind.require_room(TINY, options, Demands(device_bytes=GIB // 10, act_batch=8, micro_batch=8))
+    kind.require_room(TINY, options, Demands(device_bytes=2 * GIB, act_batch=8, micro_batch=8))
+    kind.require_room(None, options, Demands(device_bytes=0))  # new policies are small
+
+
+def test_the_rank_of_a_saved_policy_counts(tmp_path):
+    policy = checkpoint.load(TINY, suite="libero_spatial", adapter=ADAPTER)
+    policy.save_pretrained(tmp_path / "own")
+    assert checkpoint.sizes_in(tmp_path / "own") == (policy.config.sizes, 4)
+    assert checkpoint.sizes_in(TINY) == (policy.config.sizes, 0)
+
+
+# ------------------------------------------------------------------ the benchmark
+
+
+def test_the_benchmark_of_this_kind_measures_each_batch_and_passes_of_an_update(monkeypatch):
+    monkeypatch.setattr(bench, "matmul_speed", lambda *_: 1e11)  # has a test of its own
+    document = bench_policy("tiny", batch=[1, 3], kind="openvla_oft", rows=6, micro_batch=2, threads=1)
+    assert [part["batch"] for part in document["act"]] == [1, 3]
+    assert document["update"]["batch"] == 6 and document["precision"] == "float32"
+    assert 2 * document["log_prob"]["gflop"] < document["update"]["gflop"] < 3 * document["log_prob"]["gflop"]
+    assert "prepared" in describe_policy(document)
+
+
+def test_a_random_policy_of_published_layout_acts_and_is_scored(monkeypatch):
+    tiny = checkpoint.sizes_in(TINY)[0]
+    policy = specimens._published(tiny, "cpu").with_adapter(2, 0.5)
+    look = specimens.random_look(policy, 2)
+    inputs, sample = specimens.decisions(policy, look, 3)
+    log_prob, _ = policy.log_prob(inputs, sample)
+    chunk = policy.act(look, [np.random.default_rng(i) for i in range(2)])
+    np.testing.assert_allclose(log_prob.detach().numpy()[:2], chunk.log_prob, rtol=1e-4)
+
+
+def test_the_synthetic_benchmark_says_that_a_gpu_is_too_small_before_it_makes_anything(small_gpu, monkeypatch):
+    monkeypatch.setattr(specimens, "_published", lambda *_: pytest.fail("a policy was made"))
+    with pytest.raises(DeviceTooSmall, match=r"what fits|at the least"):
+        specimens.require_room("published", "cuda", 32, 8)
+    assert any("48 GB" in line for line in specimens.plan("published")) and not specimens.plan("small")
+
+
+def test_the_command_names_the_sizes_that_there_are(capsys):
+    assert cli.main(["bench", "policy", "--kind", "openvla_oft", "--size", "paper"]) == 2
+    assert "unknown size 'paper': known: published, small, tiny" in capsys.readouterr().err

@@ -1,0 +1,118 @@
+"""A cluster of nodes makes what one machine makes, bit for bit; what a lost node had is made again elsewhere.
+
+One cluster for all tests of this file: a head that gives no cores, and nodes of one core each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ray = pytest.importorskip("ray")
+
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from ript.build import make_env_pool, make_policy, some_task_keys  # noqa: E402
+from ript.config.sections import ClusterConfig  # noqa: E402
+from ript.core.options import replace  # noqa: E402
+from ript.rl import train_rl  # noqa: E402
+from ript.rollout.sampling import collect_groups  # noqa: E402
+from ript.run.states import InitialStates  # noqa: E402
+from tests.fakes import FakeFactory, FakePolicy, same  # noqa: E402
+from tests.rollout.test_pool import collect, inline, requests  # noqa: E402
+from tests.toy_runs import lively_policy, toy_config, weights, without_times  # noqa: E402
+
+STORE = 80 * 2**20
+"""Bytes of object store: Ray's least."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
+    )
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+SETTINGS = {
+    "slots": 3,
+    "inference": "local",
+    "request_timeout": 60.0,
+    "max_retries": 2,
+    "max_error_rate": 0.2,
+    "loaded_tasks": 16,
+    "gather": 0.005,
+}
+
+
+def pool_of(cluster: Any, policy: Any = None, *, nodes: int = 0, delay: float = 0.0) -> Any:
+    from ript.rollout.cluster.pool import Size, make_cluster_pool
+
+    return make_cluster_pool(
+        FakeFactory(delay=delay),
+        policy or FakePolicy(),
+        address=cluster.address,
+        size=Size(nodes=nodes, workers_per_node=1),
+        settings=SETTINGS,
+    )
+
+
+def test_nodes_make_the_rollouts_that_this_process_makes_and_keep_their_records(cluster: Any) -> None:
+    wanted = requests()
+    expected = inline(wanted)
+    with pool_of(cluster, delay=0.001) as pool:
+        assert len(pool.nodes) == 2
+        for _ in range(2):
+            done = collect(pool, wanted)
+            assert done.keys() == expected.keys()
+            assert all(r.sample is None and r.inputs is None for r in done.values())
+            assert all(same(done[key].whole(), expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_run_on_a_cluster_is_that_of_one_process(cluster: Any, tmp_path: Path, nodes: int) -> None:
+    config = toy_config(rollout={"fixed_batch": 8})
+    here = train_rl(config, lively_policy(config), tmp_path / "here")
+    config = replace(config, cluster=ClusterConfig(address=cluster.address, nodes=nodes, workers_per_node=1))
+    there = train_rl(config, lively_policy(config), tmp_path / "there")
+    assert weights(there.folder) == weights(here.folder)
+    assert without_times(there.folder) == without_times(here.folder)
+
+
+def collected(pool: Any, config: Any, policy: Any) -> list[Any]:
+    """Every rollout of an iteration, with its record, in order."""
+    states = InitialStates(pool, some_task_keys(config), 0)
+    policy.pretend_to_read([states.task(key).instruction for key in states.tasks])
+    pool.use(policy)
+    groups = collect_groups(
+        pool, states.training(0), group_size=2, quota=4, max_attempts=4, seed=(0, 1), dynamic=False, horizon=HORIZON
+    ).groups
+    return [rollout.whole() for group in groups for rollout in group.rollouts]
+
+
+TASKS = ("drawer-open-v3", "reach-v3")
+HORIZON = {f"metaworld/{task}": 12 for task in TASKS}
+
+
+def test_the_collection_of_an_iteration_on_meta_world_is_that_of_one_process(cluster: Any) -> None:
+    pytest.importorskip("metaworld")
+    config = toy_config(tasks=TASKS, sim={"suite": "metaworld", "image_size": 32})
+    config = replace(config, rollout=replace(config.rollout, slots=4, fixed_batch=4))
+    with make_env_pool(config.sim, config.rollout) as here:
+        spec = InitialStates(here, some_task_keys(config), 0).spec
+        policy = make_policy(config, spec, seed=1)
+        expected = collected(here, config, policy)
+    on = ClusterConfig(address=cluster.address, workers_per_node=1)
+    with make_env_pool(config.sim, config.rollout, cluster=on) as there:
+        found = collected(there, config, policy)
+    assert len(found) == 8 and all(same(a, b) for a, b in zip(found, expected, strict=True))
+    assert {r.decisions for r in found} == {3}
