@@ -108,6 +108,8 @@ def train_sft(
         origin = base if isinstance(base, Origin | None) else origin_of(base)
         require_room(config, origin.place if origin else None, supervised=True)
         policy = load_policy(origin.place, device) if origin else new_policy(config, demo_set)
+        if origin:
+            policy = kinds.get(str(hooks.kind_of(policy))).further(policy, config.policy)
         kind, make_stages, module = trained_by_stages(policy)
         with enough_memory("reading the demonstrations", "their number or the size of their pictures"):
             windows = Windows(demo_set, kind.window(policy))

@@ -148,9 +148,10 @@ class PolicyKind:
         check: options -> nothing; raises `DependencyMissing` where something is not here that such a policy needs.
         prepare_untrained: (new policy, seed) -> nothing; what one without demonstrations needs before it practises.
         training: class of the settings of its supervised stages, a subclass of `TrainingOptions`; None: it has no
-            supervised training, and the next five are not used.
+            supervised training, and the next six are not used.
         window: policy -> H, actions in the windows that its stages learn from; by default its `chunk`.
         begin: (new policy, options, windows) -> nothing; takes from the demonstrations what it normalises with.
+        further: (loaded policy, options) -> the same, sharing its weights, with what its stages train further.
         stages: (policy, training settings, windows, keys of target tasks, fresh) -> its supervised stages, in order;
             all of a `fresh` policy, or else those that train one further.
         card: (policy, windows, fresh) -> what a model card says of the training besides; title -> word.
@@ -174,6 +175,7 @@ class PolicyKind:
     training: type[TrainingOptions] | None = None
     window: Callable[[Any], int] = lambda policy: policy.chunk
     begin: Callable[[Any, Any, DemoSource], None] = lambda policy, options, windows: None
+    further: Callable[[Any, Any], Any] = lambda policy, options: policy
     stages: Callable[[Any, Any, DemoSource, Sequence[str], bool], Sequence[Stage]] | None = None
     card: Callable[[Any, DemoSource, bool], Mapping[str, str]] = lambda policy, windows, fresh: {}
     bound: Callable[[Any, SimulatorFactory, str], str | None] = lambda policy, factory, task: None

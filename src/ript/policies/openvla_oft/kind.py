@@ -82,6 +82,17 @@ def begin(policy: OpenVlaPolicy, options: OftOptions, windows: DemoSource) -> No
     take_statistics(policy, windows)
 
 
+def further(policy: OpenVlaPolicy, options: OftOptions) -> OpenVlaPolicy:
+    """Give one whose base lies elsewhere an adapter to learn by, and any a scale head; it acts as before."""
+    policy = policy.configured(recompute=options.recompute)
+    if policy.network.scale_head is None:
+        policy = policy.with_scale_head()
+    if policy.config.base is not None and not policy.config.rank:
+        everywhere = options.adapts == "everything"
+        policy = policy.with_adapter(options.rank, options.alpha / options.rank, everywhere=everywhere)
+    return policy
+
+
 def stages(
     policy: OpenVlaPolicy, training: OftTraining, windows: DemoSource, targets: Sequence[str], fresh: bool
 ) -> list[Stage]:
@@ -185,6 +196,7 @@ KIND = PolicyKind(
     check=check,
     prepare_untrained=prepare_untrained,
     begin=begin,
+    further=further,
     stages=stages,
     in_words=in_words,
     formats=(PUBLISHED,),

@@ -53,6 +53,11 @@ class OftOptions(PolicyOptions):
         "(gradient checkpointing): a fraction of the memory, a third more work, same results.",
     )
     rank: int = Field(32, ge=1, le=1024, description="Of the adapter that post-training begins with.")
+    adapts: Literal["language", "everything"] = Field(
+        "language",
+        description="Where supervised training from a published base puts its adapter: into the language model, or "
+        "also into vision towers and projector, as OpenVLA-OFT was trained; post-training updates the former's alone.",
+    )
     alpha: float = Field(16.0, gt=0, le=10000, description="The adapter's updates are scaled by alpha / rank.")
 
     @model_validator(mode="after")

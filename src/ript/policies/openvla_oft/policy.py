@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 from ript.policies.fit import require_same_settings
 from ript.policies.openvla_oft.config import OftConfig
 from ript.policies.openvla_oft.density import Density
+from ript.policies.openvla_oft.heads import ScaleHead
 from ript.policies.openvla_oft.lora import add_lora, lora_layers, lora_weights
 from ript.policies.openvla_oft.model import OpenVla
 from ript.policies.openvla_oft.pictures import encoded, packed, prepared, prepared_jpeg, require_picture, unpacked
@@ -349,16 +351,28 @@ class OpenVlaPolicy(nn.Module):
             policy = policy.with_adapter(options.rank, options.alpha / options.rank)
         return policy, ""
 
-    def with_adapter(self, rank: int, scaling: float) -> OpenVlaPolicy:
-        """The same policy, sharing its weights, with updates of the language model's layers that are zero."""
-        other = self.configured(rank=rank, scaling=scaling)
+    def with_adapter(self, rank: int, scaling: float, *, everywhere: bool = False) -> OpenVlaPolicy:
+        """The same policy, sharing its weights, with updates (zero yet) of the language model's layers, or of all."""
+        with self._grown(rank=rank, scaling=scaling) as other:
+            layers = [name for name in lora_layers(other.network) if everywhere or name.startswith("language_model.")]
+            add_lora(other.network, layers, rank, scaling)
+        return other
+
+    def with_scale_head(self) -> OpenVlaPolicy:
+        """The same policy, sharing its weights, with a new scale head."""
+        with self._grown() as other:
+            other.network.scale_head = ScaleHead(self.config.sizes).to(self.device)
+        return other
+
+    @contextlib.contextmanager
+    def _grown(self, **changes: Any) -> Iterator[OpenVlaPolicy]:
+        """The same policy, sharing its weights, whose network may be given parts, drawn from seed 0."""
+        other = self.configured(**changes)
         network = copy.deepcopy(self.network, {id(part): part for part in self.network.parameters()})
-        layers = [name for name in lora_layers(network) if name.startswith("language_model.")]
+        other._modules = {**self._modules, "network": network}
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
-            add_lora(network, layers, rank, scaling)
-        other._modules = {**self._modules, "network": network}
-        return other
+            yield other
 
     def made_with(self) -> dict[str, Any]:
         """See `core.hooks`."""

@@ -18,7 +18,7 @@ from torch import nn
 from ript.core.errors import ConfigError
 from ript.core.metrics import Metrics
 from ript.core.supervised import DemoSource, Stage
-from ript.policies.openvla_oft.lora import lora_layers, lora_weights
+from ript.policies.openvla_oft.lora import lora_layers
 from ript.policies.openvla_oft.policy import OpenVlaPolicy
 from ript.policies.parameters import parameter_groups
 
@@ -83,14 +83,14 @@ def trained_module(policy: OpenVlaPolicy, fresh: bool) -> nn.Module:
     network = policy.network
     for parameter in network.parameters():
         parameter.requires_grad_(False)
+    parts: dict[str, nn.Module]
     if policy.config.base is None:
         parts = {name: part for name, part in network.named_children() if name != "scale_head"}
     else:
-        if not policy.config.rank:
-            raise ConfigError("a published base is trained through an adapter, and the policy has none: give it a rank")
-        parts = {"action_head": network.action_head, "proprio_projector": network.proprio_projector}
-        for parameter in lora_weights(network).values():
-            parameter.requires_grad_(True)
+        parts = {
+            "action_head": network.action_head,
+            "proprio_projector": network.proprio_projector,
+        }
         parts |= {
             f"{name}.{which}".replace(".", "/"): getattr(layer, which)
             for name, layer in lora_layers(network).items()
