@@ -15,7 +15,7 @@ import torch
 
 from ript.build import computing, make_env_pool, require_policy, some_task_keys, update_settings
 from ript.config.sections import Config
-from ript.core import arguments
+from ript.core import arguments, hooks
 from ript.core.interfaces import PostTrainable
 from ript.core.memory import enough_memory
 from ript.core.metrics import values
@@ -28,7 +28,7 @@ from ript.run.folder import RunFolder
 from ript.run.measure import Measurements
 from ript.run.progress import status
 from ript.run.rl_progress import Progress, iteration_line, tell_errors
-from ript.run.start import beginning, document, learner, plan, practice_steps, ready, to_stay_near
+from ript.run.start import amount, beginning, document, learner, plan, practice_steps, ready, to_stay_near
 from ript.run.states import InitialStates
 
 
@@ -103,6 +103,7 @@ def train_rl(
         with RunFolder.open(out) if resume else RunFolder.create(out, record) as run:
             run.change_settings(given.changed)
             run.track(config.trackers)
+            status(f"{config.iterations} iterations: {amount(config, hooks.made_with(trained).get('execute'))}")
             if not (run.path / "start").exists():
                 trained.save_pretrained(run.path / "start")
             return _Run(config, trained, states, run).go()

@@ -13,12 +13,14 @@ looks for. A policy that is written for one task and one script needs none of th
     temperature                  of its sampling density                                 `temperature_of`
     at_temperature(t)            the same policy at another one                          `at_temperature`
     tuned(options, decisions)    made ready for post-training by its kind's options      `tuned`
+    weights_in(folder)           what practice changed, of a folder it wrote itself      `weights_in`
     ratio_tolerance              how far `act` and `log_prob` may round apart            `ratio_tolerance_of`
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ript.core.errors import ConfigError
@@ -110,6 +112,12 @@ def tuned(policy: P, options: Any, decisions: Decisions | None) -> tuple[P, str]
         ConfigError: options that it cannot follow.
     """
     return policy.tuned(options, decisions) if hasattr(policy, "tuned") else (policy, "")
+
+
+def weights_in(policy: LikelihoodPolicy, folder: Path, load: Callable[[Path], PostTrainable]) -> Mapping[str, Any]:
+    """What `policy.weights()` was when it wrote a folder, without a second copy of a large base; else of what `load`
+    finds there."""
+    return policy.weights_in(folder) if hasattr(policy, "weights_in") else load(folder).weights()
 
 
 def ratio_tolerance_of(policy: LikelihoodPolicy) -> float | None:

@@ -209,7 +209,7 @@ class _Running:
         """A line when the loss has grown over the stage (metrics of its first step and of its end)."""
         stage = self.stage
         began, ended = first.get(stage.judged, math.inf), last.get(f"{stage.name}/{stage.judged}", 0.0)
-        if ended > _DIVERGED * began:
+        if ended > began + (_DIVERGED - 1) * abs(began):  # a likelihood's loss may be negative
             self.journal.say(
                 f"  {stage.name} has diverged: {stage.judged} was {began:.3g} at its first step and is {ended:.3g}; "
                 f"lower sft.{stage.name}_learning_rate = {stage.learning_rate:g}"

@@ -200,6 +200,12 @@ def kind(folder: Path) -> str:
     return str(_configuration(folder, "kind")["kind"])
 
 
+def card(folder: Path) -> Mapping[str, Any]:
+    """The model card of the policy in a folder; empty where its kind keeps none. Its weights are not read."""
+    found = _configuration(folder).get("card")
+    return found if isinstance(found, dict) else {}
+
+
 def _configuration(folder: Path, *has: str) -> dict[str, Any]:
     """The document of a policy folder. Raises `PolicyError` unless it is one, which has these entries."""
     _require(folder)

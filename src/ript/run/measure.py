@@ -9,12 +9,14 @@ from typing import Literal
 
 from ript.build import load_policy
 from ript.config.sections import Config
+from ript.core import hooks
 from ript.core.errors import RunError
 from ript.core.hooks import temperature_of
 from ript.core.interfaces import PostTrainable
 from ript.core.statistics import align, pairs, success
 from ript.core.types import EvalResult, InitialState, Task
 from ript.evaluation import run_evaluation
+from ript.policies import folder as policy_folder
 from ript.report.tables import change, points
 from ript.run import cards
 from ript.run.folder import RunFolder
@@ -116,7 +118,7 @@ class Measurements:
         """Of a run that goes on: the best policy is the one in the folder, which a killed run may have replaced after
         its last checkpoint, and which says itself what it is."""
         if self._has_best(at):
-            found = cards.validation_in(load_policy(self.run.best).card)
+            found = cards.validation_in(policy_folder.card(self.run.best))
             if found is not None:  # kinds of policies need not keep their card
                 at.best_iteration, at.best_success, at.kept_of_task = found
 
@@ -151,9 +153,8 @@ class Measurements:
         """The policy with the highest validation success, the one from before practice included; the last one without
         validation. Tells which tasks it is not the best policy for."""
         if self._has_best(at) and at.best_iteration != at.iteration:
-            best = load_policy(self.run.best)
-            self.policy.load_weights(best.weights())
-            self.policy.card[cards.VALIDATION] = best.card.get(cards.VALIDATION)
+            self.policy.load_weights(hooks.weights_in(self.policy, self.run.best, load_policy))
+            self.policy.card[cards.VALIDATION] = policy_folder.card(self.run.best).get(cards.VALIDATION)
         else:
             at.best_iteration = at.iteration
         if at.best_success >= 0 and at.best_iteration == 0 < at.iteration:

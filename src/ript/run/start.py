@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -315,6 +316,42 @@ def to_stay_near(config: Config, start: Path) -> PostTrainable | None:
 def calibration_rollouts(config: Config) -> int:
     """Rollouts before the first iteration, at most; see `CALIBRATION`."""
     return CALIBRATION * len(config.tasks) if config.policy.calibrates else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """What a run does at most: every group attempted, every rollout to the horizon.
+
+    Attributes:
+        rollouts, env_steps: of practice and evaluation.
+        decisions: that updates work on, each as often as there are epochs.
+    """
+
+    rollouts: int
+    env_steps: int
+    decisions: int
+
+    def __str__(self) -> str:
+        decisions = f", {self.decisions:,} decisions in updates" if self.decisions else ""
+        return f"at most {self.rollouts:,} rollouts, {self.env_steps:,} env-steps{decisions}"
+
+
+def amount(config: Config, execute: int | None) -> Amount:
+    """Of a run with this configuration, whose policy looks again after `execute` actions; None: that is not known, and
+    its decisions are not counted."""
+    s, e = config.sampling, config.eval
+    steps = max(horizons(config.sim, some_task_keys(config)).values())
+    horizon = min(s.horizon or steps, steps)
+    practice = config.iterations * s.max_attempts * s.group_size + calibration_rollouts(config)
+    validations = config.iterations // e.every if e.every else 0
+    tests = len(some_task_keys(config)) * (4 * e.trials + validations * e.every_trials)
+    each = math.ceil(horizon / execute) if execute else 0
+    kept = min(each, config.learn.max_decisions or each)
+    return Amount(
+        rollouts=practice + tests,
+        env_steps=practice * horizon + tests * steps,
+        decisions=config.iterations * s.groups * s.group_size * kept * config.learn.epochs,
+    )
 
 
 def document(config: Config, policy: PostTrainable, start: Start, states: InitialStates) -> dict[str, Any]:

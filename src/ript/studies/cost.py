@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ript.build import computing, horizons, make_env_pool, make_policy, some_task_keys, update_settings
+from ript.build import computing, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config.sections import Config
 from ript.core import hooks
 from ript.core.options import replace
@@ -18,7 +18,7 @@ from ript.learn.batch import make_batch
 from ript.learn.rate import make_optimiser
 from ript.learn.update import update
 from ript.report.tables import count
-from ript.run.start import calibration_rollouts, learner
+from ript.run.start import amount, learner
 from ript.run.states import InitialStates
 from ript.studies.catalogue import Study, with_simulator
 from ript.studies.sft_cost import base_hours, measure_supervised, tuning_hours
@@ -140,17 +140,10 @@ def cost(study: Study, seeds: Sequence[int], done: Collection[tuple[str, int]] =
     speed, supervised = measure_speed(study.cells[0].config), measure_supervised(study.cells[0].config)
     rollouts = env_steps = decisions = 0
     for c in runs:
-        s = c.sampling
-        steps = max(horizons(c.sim, some_task_keys(c)).values())
-        horizon = min(s.horizon or steps, steps)
-        practice = c.iterations * s.max_attempts * s.group_size + calibration_rollouts(c)
-        validations = c.iterations // c.eval.every if c.eval.every else 0
-        measured = len(c.tasks) * (4 * c.eval.trials + validations * c.eval.every_trials)
-        rollouts += practice + measured
-        env_steps += practice * horizon + measured * steps
-        each = math.ceil(horizon / speed.execute)
-        kept = min(each, c.learn.max_decisions or each)
-        decisions += c.iterations * s.groups * s.group_size * kept * c.learn.epochs
+        found = amount(c, speed.execute)
+        rollouts += found.rollouts
+        env_steps += found.env_steps
+        decisions += found.decisions
     return Cost(
         cells=len(runs),
         rollouts=rollouts,

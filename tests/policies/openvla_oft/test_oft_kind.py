@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from oft_golden import ADAPTER, SCALE_HEAD, TINY
 from oft_policies import observation, published, ready
 
@@ -12,12 +13,14 @@ from ript.build import simulator_factory, task_keys
 from ript.cli import main as cli
 from ript.config import recipes
 from ript.config.sections import Config, DemoConfig, EvalConfig, LearnConfig, RolloutConfig, SamplingConfig
+from ript.core import hooks
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.options import replace
 from ript.core.registry import kinds
 from ript.demos.collect import collect_demos
 from ript.policies.openvla_oft.options import OftOptions, OftTraining
 from ript.rl import train_rl
+from ript.run.start import amount
 from ript.sft import train_sft
 from ript.sims.toy.options import ToyOptions
 from ript.studies.quickstart import quickstart
@@ -157,3 +160,33 @@ def test_the_small_recipe_goes_from_nothing_to_a_practised_policy(tmp_path, monk
     assert result.rl.iterations == 1
     adapted = ript.load_policy(result.rl.policy)
     assert adapted.config.rank == recipe.policy.rank and adapted.config.base is None
+
+
+def test_what_practice_changed_is_read_from_a_folder_without_its_base(start, tmp_path):
+    policy = ript.load_policy(start).with_adapter(2, 1.0)
+    with torch.no_grad():
+        for parameter in policy._trained().values():
+            parameter.add_(torch.rand(parameter.shape))
+    policy.save_pretrained(tmp_path / "saved")
+    found = hooks.weights_in(policy, tmp_path / "saved", lambda folder: pytest.fail("the whole policy was loaded"))
+    assert found.keys() == policy.weights().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in policy.weights().items())
+
+
+def test_a_run_says_how_much_it_is_before_it_begins(start, tmp_path, capsys):
+    train_rl(replace(config(), iterations=0), start, tmp_path / "run")
+    assert "0 iterations: at most 32 rollouts, 512 env-steps\n" in capsys.readouterr().err
+    # 2 iterations of 8 attempts of 4 rollouts; 8 test states four times, 5 validation states twice
+    found = amount(config(), execute=4)
+    assert found.rollouts == 2 * 8 * 4 + 4 * 8 + 2 * 5
+    assert found.env_steps == 16 * found.rollouts and found.decisions == 2 * 4 * 4 * 4
+
+
+def test_records_of_the_published_recipe_fit_into_two_gib():
+    policy = published()
+    chunk = policy.act(observation("s1"), [np.random.default_rng(0)])
+    arrays = [chunk.sample, chunk.log_prob, *chunk.inputs.values()]
+    a_decision = sum(array.nbytes for array in arrays)
+    longest = -(-520 // policy.config.execute)  # decisions within the horizon of LIBERO-Long
+    assert 24 * 8 * longest * a_decision < 2 * 2**30
+    assert set(chunk.inputs) == {"frames", "proprio"}  # once, as JPEGs

@@ -26,7 +26,7 @@ from ript.policies.openvla_oft.model import OpenVla
 from ript.policies.openvla_oft.pictures import encoded, packed, prepared, prepared_jpeg, require_picture, unpacked
 from ript.policies.openvla_oft.presets import PRESETS
 from ript.policies.openvla_oft.prompt import Prompts
-from ript.policies.openvla_oft.saving import KIND, save
+from ript.policies.openvla_oft.saving import KIND, save, saved_weights
 from ript.policies.parameters import parameter_groups
 
 T = TypeVar("T")
@@ -318,6 +318,12 @@ class OpenVlaPolicy(nn.Module):
         with torch.no_grad():
             for name, tensor in weights.items():
                 own[name].copy_(tensor)
+
+    def weights_in(self, folder: Path) -> dict[str, torch.Tensor]:
+        """See `core.hooks`."""
+        own = dict(self.network.named_parameters())
+        found = saved_weights(folder)
+        return {name: found[name].to(own[name].dtype) for name in self._trained()}
 
     # ------------------------------------------------------------------ as others see it
 

@@ -52,6 +52,18 @@ def save(
     )
 
 
+def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Name -> tensor of what a folder holds itself: heads and adapter, or all of a policy without a base.
+
+    Raises:
+        PolicyError: a file is missing or damaged.
+    """
+    found = policy_folder.read_tensors(folder / "model.safetensors")
+    adapter = folder / "adapter_model.safetensors"
+    updates = policy_folder.read_tensors(adapter) if adapter.is_file() else {}
+    return found | {name.removeprefix(PEFT): tensor for name, tensor in updates.items()}
+
+
 def smallest(tensor: torch.Tensor) -> torch.Tensor:
     """The same numbers in bfloat16, where that holds them all: frozen heads of published policies do."""
     short = tensor.detach().bfloat16()
