@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ript.config.sections import ClusterConfig, Config, LearnConfig, RolloutConfig
 from ript.core import arguments
@@ -20,6 +20,8 @@ from ript.core.registry import kinds, suites
 from ript.core.room import Demands, free_on
 from ript.core.types import SimulatorSpec
 from ript.demos.scripted import with_expert
+from ript.learn.spread import Machines, Spread
+from ript.learn.update import UpdateResult, update
 from ript.policies import folder as policy_folder
 from ript.policies import hub
 from ript.rollout.pool import make_pool
@@ -317,6 +319,20 @@ def make_env_pool(
         settings=settings,
         packages=suites.get(sim.suite).packages,
     )
+
+
+def make_update(learn: LearnConfig, pool: EnvPool) -> Callable[..., UpdateResult]:
+    """What improves a policy: `learn.update.update`, in this process or by ranks on the nodes of the pool.
+
+    Raises:
+        ConfigError: more ranks than nodes, or a pool that has none.
+    """
+    if not learn.ranks:
+        return update
+    if not hasattr(pool, "work"):
+        raise ConfigError("learn.ranks has no effect without a cluster, whose nodes are the ranks: give --cluster")
+    made_with = {"learning_rate": learn.learning_rate, "weight_decay": learn.weight_decay}
+    return Spread(cast(Machines, pool), 0 if learn.ranks == "auto" else learn.ranks, made_with)
 
 
 def update_settings(learn: LearnConfig) -> dict[str, Any]:

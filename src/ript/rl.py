@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ript.build import computing, make_env_pool, require_policy, some_task_keys, update_settings
+from ript.build import computing, make_env_pool, make_update, require_policy, some_task_keys, update_settings
 from ript.config.sections import Config
 from ript.core import arguments, hooks
 from ript.core.interfaces import PostTrainable
@@ -22,7 +22,6 @@ from ript.core.metrics import values
 from ript.core.types import EvalResult
 from ript.learn.batch import make_batch
 from ript.learn.rate import make_optimiser, scale_rate
-from ript.learn.update import update
 from ript.rollout.sampling import Collection, collect_groups, practice_horizons
 from ript.run.folder import RunFolder
 from ript.run.measure import Measurements
@@ -121,6 +120,7 @@ class _Run:
         self.at = Progress(horizons=dict(self.longest))
         start = to_stay_near(config, run.path / "start")
         self.settings = update_settings(learn) | {"start": start, "generator": self.generator}
+        self.update = make_update(learn, self.pool)
         self.measurements = Measurements(config, policy, states, run)
 
     def go(self) -> RLResult:
@@ -199,7 +199,7 @@ class _Run:
         )
         scale_rate(self.optimiser, self.at.rate_scale)
         with enough_memory("in the update", "learn.micro_batch"):
-            result = update(self.policy, self.optimiser, batch, version=self.at.iteration, **self.settings)
+            result = self.update(self.policy, self.optimiser, batch, version=self.at.iteration, **self.settings)
         self.at.adapt(result, learn)
         metrics = {f"update/{k}": v for k, v in values(result.metrics).items()}
         return metrics | times | {"time/update": time.perf_counter() - collected, "update/decisions": float(len(batch))}

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from ript.build import make_env_pool, make_policy, some_task_keys  # noqa: E402
 from ript.config.sections import ClusterConfig  # noqa: E402
@@ -116,3 +118,27 @@ def test_the_collection_of_an_iteration_on_meta_world_is_that_of_one_process(clu
         found = collected(there, config, policy)
     assert len(found) == 8 and all(same(a, b) for a, b in zip(found, expected, strict=True))
     assert {r.decisions for r in found} == {3}
+
+
+def test_ranks_on_nodes_learn_what_one_process_learns(cluster: Any, tmp_path: Path) -> None:
+    config = toy_config(iterations=1, rollout={"fixed_batch": 8}, eval={"every": 0})
+    here = train_rl(config, lively_policy(config), tmp_path / "here")
+    on = ClusterConfig(address=cluster.address, workers_per_node=1)
+    config = replace(config, cluster=on, learn=replace(config.learn, ranks="auto"))
+    there = train_rl(config, lively_policy(config), tmp_path / "there")
+    ours, theirs = (_trained(result.folder) for result in (here, there))
+    before = load_file(here.folder / "start" / "model.safetensors")
+    assert any(not torch.equal(ours[name], tensor) for name, tensor in before.items())
+    for name in ours:
+        apart = (ours[name].double() - theirs[name].double()).norm()
+        assert float(apart) <= 1e-6 * float(ours[name].double().norm()), name
+
+
+def _trained(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights, without biases of attention's keys: nothing depends on them, their gradient is rounding alone, and AdamW
+    makes steps of it all the same. (Another size of micro-batches in one process moves them as far.)"""
+    found = {n: t for n, t in load_file(folder / "policy" / "model.safetensors").items() if t.is_floating_point()}
+    for name in [name for name in found if name.endswith("in_proj_bias")]:
+        query, _, value = found[name].chunk(3)
+        found[name] = torch.cat([query, value])
+    return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -252,6 +252,11 @@ class LearnConfig(Settings):
         'reduction "trajectory".',
     )
     min_abs_advantage: float = Field(0.0, ge=0, le=1, description="Drop rollouts whose advantage is smaller than this.")
+    ranks: Literal["auto"] | Annotated[int, Field(ge=0, le=4096)] = Field(
+        0,
+        description="Nodes of the cluster that learn together, each from the rollouts that it made; auto: all; 0: this "
+        "process alone. Changes no result beyond rounding.",
+    )
     threads: int = Field(
         2,
         ge=1,

@@ -48,6 +48,7 @@ class UpdateBatch:
         advantage: float32 `[N]`.
         trajectory: int64 `[R]`, which rollout (0..N-1) a row belongs to.
         decision: int32 `[R]`, which of that rollout's decisions a row is.
+        mine: bool `[N]`, the rollouts whose rows this rank works on; None: all.
         terms: int64 `[N]`, valid terms in each rollout's rows.
     """
 
@@ -55,6 +56,7 @@ class UpdateBatch:
     advantage: torch.Tensor
     trajectory: torch.Tensor
     decision: torch.Tensor
+    mine: torch.Tensor | None = None
     terms: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +89,7 @@ class UpdateBatch:
         return len(self.trajectory)
 
     def here(self) -> UpdateBatch:
-        """The batch with all records here, which may have stayed where they were made.
+        """The batch with all records of this rank here, which may have stayed where they were made.
 
         Raises:
             WorkerError: a record is lost.
@@ -95,12 +97,17 @@ class UpdateBatch:
         """
         if all(rollout.held is None for rollout in self.rollouts):
             return self
-        whole = tuple(rollout.whole() for rollout in self.rollouts)
-        layout = _layout(whole[0])
-        for rollout in whole:
+        mine = [True] * len(self.rollouts) if self.mine is None else self.mine.tolist()
+        whole = [rollout.whole() if own else rollout for rollout, own in zip(self.rollouts, mine, strict=True)]
+        fetched = [rollout for rollout, own in zip(whole, mine, strict=True) if own]
+        for rollout in fetched:
             _check_recorded(rollout)
-            _check_layout(rollout, layout)
-        return replace(self, rollouts=whole)
+            _check_layout(rollout, _layout(fetched[0]))
+        return replace(self, rollouts=tuple(whole))
+
+    def own(self, rows: torch.Tensor) -> torch.Tensor:
+        """Those of the rows int64 `[r]` that this rank works on."""
+        return rows if self.mine is None else rows[self.mine[self.trajectory[rows]]]
 
     def ages(self, version: int) -> torch.Tensor:
         """How many versions of the policy lie between the one that acted and this one, for each row: int64 `[R]`.
@@ -118,7 +125,7 @@ class UpdateBatch:
     def take(self, rows: torch.Tensor, device: torch.device | str = "cpu") -> Rows:
         """The rows int64 `[r]`, copied to a device."""
         owners, decisions = self._places(rows)
-        first = self.rollouts[0]
+        first = owners[0]
         inputs = {
             name: _gather([_there(r.inputs)[name] for r in owners], decisions).to(device)
             for name in _there(first.inputs)

@@ -57,8 +57,8 @@ class Minibatches:
         self.total = reduction_count(batch.terms, reduction)
         if not self.total:
             raise NoSignalError(f"update: none of the batch's {len(batch)} rows has a valid term")
-        k = batch.mask(torch.zeros(1, dtype=torch.int64)).shape[1]
-        self.terms_each = k if int(batch.terms.sum()) == k * len(batch) else 0  # 0: not all are valid
+        self.terms = batch.mask(torch.zeros(1, dtype=torch.int64)).shape[1]
+        self.terms_each = self.terms if int(batch.terms.sum()) == self.terms * len(batch) else 0  # 0: not all are valid
         self.whole_trajectories = trajectories is not None
         self.units = len(batch.rollouts) if self.whole_trajectories else len(batch)
         self.per_epoch = math.ceil(self.units / size)

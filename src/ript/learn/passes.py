@@ -11,10 +11,11 @@ import torch
 
 from ript.core.errors import TrainingError
 from ript.core.interfaces import LikelihoodPolicy
-from ript.core.metrics import Metrics, merge
+from ript.core.metrics import Max, Mean, Metrics, merge
 from ript.learn.batch import Rows, UpdateBatch
 from ript.learn.gradient import Gradient
 from ript.learn.minibatches import Minibatch, Minibatches
+from ript.learn.ranks import ALONE, Ranks, sum_gradients
 
 Result = TypeVar("Result")
 Objective = Callable[..., tuple[torch.Tensor, Metrics]]
@@ -33,6 +34,7 @@ class Passes(Gradient):
         minibatches: of the batch that is worked on.
         micro_batch: rows a forward pass, at most; None: all of a minibatch.
         threads: see `Gradient`; 1 on another device than a CPU.
+        ranks: what each finds on its rows is summed over all of them.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class Passes(Gradient):
         optimiser: torch.optim.Optimizer,
         micro_batch: int | None,
         threads: int,
+        ranks: Ranks = ALONE,
     ):
+        self.ranks = ranks
         self.policy, self.objective, self.minibatches, self.micro_batch = policy, objective, minibatches, micro_batch
         self.batch: UpdateBatch = minibatches.batch
         self.device: torch.device = optimiser.param_groups[0]["params"][0].device
@@ -54,30 +58,51 @@ class Passes(Gradient):
 
     def gradient(self, minibatch: Minibatch) -> Metrics:
         """Add a minibatch's gradient; returns its metrics."""
-        return self.add(partial(self._loss, normaliser=minibatch.normaliser), self._parts(minibatch.rows))
+        with self.ranks.together():
+            measured = self.add(partial(self._loss, normaliser=minibatch.normaliser), self._parts(minibatch.rows))
+        sum_gradients(self.ranks, self.parameters)
+        return self.ranks.merge(measured)
 
     def look(self, minibatch: Minibatch) -> Metrics:
         """A minibatch's metrics alone."""
-        return merge(self._each(lambda rows: self._loss(rows, minibatch.normaliser)[1], self._parts(minibatch.rows)))
+        with self.ranks.together():
+            parts = self._parts(minibatch.rows)
+            found = list(self._each(lambda rows: self._loss(rows, minibatch.normaliser)[1], parts))
+        return self.ranks.merge(merge(found))
+
+    def largest(self, minibatch: Minibatch) -> float:
+        """Of a minibatch's recorded log-probabilities, the one farthest from 0."""
+        rows = self.batch.own(minibatch.rows)
+        valid = self.batch.old_log_prob(rows)[self.batch.mask(rows)] if len(rows) else torch.zeros(0)
+        found = self.ranks.merge({"largest": Max(float(valid.abs().max()) if len(valid) else 0.0)})
+        return float(found["largest"].value)
 
     def stay_near(self, start: LikelihoodPolicy) -> None:
         """Compute the batch's log-probabilities under a policy, for losses that have the KL to it, from now on."""
         self.start_log_prob = self._log_prob_of_all(start)
 
-    def recompute(self) -> torch.Tensor:
+    def recompute(self) -> Metrics:
         """From now on the old log-probabilities are what the policy gives here and now, not what `act` recorded.
 
         Returns:
-            the valid terms' log ratios of the two, `[T]`.
+            apart: nats between the two, mean over valid terms.
+            first_ratio_deviation: largest |ratio - 1| of the two.
         """
         self.old_log_prob = self._log_prob_of_all(self.policy)
-        apart = []
-        for rows in torch.arange(len(self.batch)).split(MOST_ROWS):
-            apart.append((self.old_log_prob[rows] - self.batch.old_log_prob(rows))[self.batch.mask(rows)])
-        return torch.cat(apart)
+        found: list[Metrics] = []
+        for rows in self.batch.own(torch.arange(len(self.batch))).split(MOST_ROWS):
+            apart = (self.old_log_prob[rows] - self.batch.old_log_prob(rows))[self.batch.mask(rows)]
+            if len(apart):
+                found.append(
+                    {
+                        "apart": Mean(float(apart.abs().sum()), len(apart)),
+                        "first_ratio_deviation": Max(float((apart.double().exp() - 1).abs().max())),
+                    }
+                )
+        return self.ranks.merge(merge(found))
 
     def _log_prob_of_all(self, policy: LikelihoodPolicy) -> torch.Tensor:
-        """`[R, K]`, on the CPU."""
+        """`[R, K]`, on the CPU; 0 in rows of other ranks."""
         if isinstance(policy, torch.nn.Module):
             policy.eval()
 
@@ -85,10 +110,20 @@ class Passes(Gradient):
             taken = self.batch.take(rows, self.device)
             return policy.log_prob(taken.inputs, taken.sample)[0].cpu()
 
-        parts = self._parts(torch.arange(len(self.batch)), limit=MOST_ROWS)
-        return torch.cat(list(self._each(log_prob, parts)))
+        shape = (len(self.batch), self.minibatches.terms)
+        found = torch.zeros(shape)
+        with self.ranks.together():
+            parts = self._parts(torch.arange(len(self.batch)), limit=MOST_ROWS)
+            for part, values in zip(parts, self._each(log_prob, parts), strict=True):
+                found = found if found.dtype == values.dtype else values.new_zeros(shape)
+                found[part] = values
+        return found
 
     def _parts(self, rows: torch.Tensor, limit: int | None = None) -> Sequence[torch.Tensor]:
+        """This rank's rows of these, for one pass each."""
+        rows = self.batch.own(rows)
+        if not len(rows):
+            return []
         size = math.ceil(len(rows) / self.threads)
         return rows.split(min(size, self.micro_batch or limit or size))
 

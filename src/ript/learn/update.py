@@ -19,6 +19,7 @@ from ript.learn.gradient import require_finite, step
 from ript.learn.minibatches import Minibatch, Minibatches
 from ript.learn.objective import Reduction, check_clip, weighted_objective
 from ript.learn.passes import Passes
+from ript.learn.ranks import ALONE, Ranks
 
 FAR_APART = 0.5
 """Nats between recorded and recomputed log-probabilities, in the mean over terms, that are no rounding any more."""
@@ -72,6 +73,7 @@ def update(
     ratio_tolerance: float | None = None,
     recompute: bool = False,
     version: int | None = None,
+    ranks: Ranks = ALONE,
     on_minibatch: Callable[[int, int], None] | None = None,
 ) -> UpdateResult:
     """Improve the policy on a batch, in place.
@@ -114,6 +116,9 @@ def update(
             recorded: where both round differently (another precision, device or kernel). One more pass over the batch.
             A policy may ask for it by itself. Nothing is refused then unless the two are `FAR_APART`.
         version: that the policy has now.
+        ranks: that this process learns together with, each from rollouts of its own (`UpdateBatch.mine`) of one batch,
+            and all with the same policy, optimiser and generator; so are they afterwards. Another number of ranks
+            rounds differently.
         on_minibatch: called with (minibatches done, minibatches in all) after each.
 
     Raises:
@@ -138,7 +143,8 @@ def update(
     told: Metrics = {} if version is None else _age(batch.ages(version))
     if isinstance(policy, torch.nn.Module):
         policy.eval()
-    batch = batch.here()
+    with ranks.together():
+        batch = batch.here()
     minibatches = Minibatches(
         batch,
         epochs=epochs,
@@ -150,7 +156,7 @@ def update(
     objective = partial(
         weighted_objective, clip_low=clip_low, clip_high=clip_high, entropy_bonus=entropy_bonus, kl_to_start=kl_to_start
     )
-    with Passes(policy, objective, minibatches, optimiser, micro_batch, threads) as passes:
+    with Passes(policy, objective, minibatches, optimiser, micro_batch, threads, ranks) as passes:
         if kl_to_start and start is not None:
             passes.stay_near(start)
         if recompute or tolerance is None:
@@ -230,8 +236,8 @@ class _Steps:
     def _gradient(self, minibatch: Minibatch) -> Metrics:
         measured = self.passes.gradient(minibatch)
         if self.steps == 0 and self.ratio_tolerance is not None:
-            batch, rows = self.passes.batch, minibatch.rows
-            rounding = _rounding(batch.old_log_prob(rows), batch.mask(rows))
+            # |ratio - 1| that two roundings of the largest log-probability can make, with a factor of two to spare
+            rounding = 4 * torch.finfo(torch.float32).eps * self.passes.largest(minibatch)
             measured |= _first_ratio(measured, max(self.ratio_tolerance, rounding))
         self.parts.append(measured)
         return measured
@@ -286,12 +292,6 @@ def _kl(measured: Metrics) -> list[Mean]:
     return [kl] if isinstance(kl, Mean) else []
 
 
-def _rounding(old_log_prob: torch.Tensor, mask: torch.Tensor) -> float:
-    """|ratio - 1| that two roundings of the largest log-probability can make, with a factor of two to spare."""
-    old = torch.where(mask, old_log_prob, 0.0)
-    return 4 * torch.finfo(old.dtype).eps * float(old.abs().max()) if old.numel() else 0.0
-
-
 def _first_ratio(measured: Metrics, tolerance: float) -> Metrics:
     """Before the first step every ratio is 1, or the update optimises another density than the one that acted."""
     if not measured:
@@ -311,16 +311,16 @@ def _first_ratio(measured: Metrics, tolerance: float) -> Metrics:
     return {"first_ratio_deviation": Max(deviation)}
 
 
-def _apart(log_ratios: torch.Tensor) -> Metrics:
-    """How far recomputed log-probabilities are from those recorded, over valid terms `[T]`."""
-    mean = float(log_ratios.abs().mean())
+def _apart(measured: Metrics) -> Metrics:
+    """How far recomputed log-probabilities are from those recorded; see `Passes.recompute`."""
+    mean = measured["apart"].value
     if mean >= FAR_APART:
         raise RatioError(
             f"recomputed log-probabilities are {mean:.3g} nats from those that act recorded, in the mean over terms "
             f"(at most {FAR_APART:g} may be rounding). log_prob(inputs, sample) is another density than the one that "
             "act drew from, or the rollouts were made with other weights"
         )
-    return {"first_ratio_deviation": Max(float((log_ratios.double().exp() - 1).abs().max()))}
+    return {"first_ratio_deviation": measured["first_ratio_deviation"]}
 
 
 def _age(ages: torch.Tensor) -> Metrics:

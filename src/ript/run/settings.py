@@ -110,6 +110,8 @@ def idle(config: Config) -> dict[str, str]:
     """Settings that change nothing beside the others, whatever the command: dotted name -> why, and the remedy."""
     sections = [section for section in config.values().values() if isinstance(section, Settings)]
     found = {section.named(name): why for section in sections for name, why in section.idle().items()}
+    if not config.cluster.used:
+        found["learn.ranks"] = " without a cluster, whose nodes are the ranks: give --cluster, or leave it out"
     if config.cluster.used:
         found["rollout.workers"] = " on a cluster: give --cluster.workers_per_node"
     elif not config.rollout.workers:
@@ -329,7 +331,7 @@ def recorded(command: str, config: Config, policy: PostTrainable | None = None) 
 NEUTRAL = ("tracker", "rollout.", "cluster.")
 """Settings, or sections, that results do not depend on."""
 FREE: dict[str, tuple[str, ...]] = {
-    "rl": ("iterations", *NEUTRAL),
+    "rl": ("iterations", "learn.ranks", *NEUTRAL),
     "sft": ("tracker", "sft.checkpoint_every"),
 }
 """Command -> the settings, or sections, that may be others when its run goes on."""

@@ -36,6 +36,7 @@ class Setup:
         factory: packed simulator factory.
         pool: arguments of `make_pool`, but for the factory and the policy.
         packages: whose versions it tells.
+        device: "cpu" or "cuda", where it learns.
         path: the driver's module path; what of it is there is looked through here too.
         environ: variables of the driver that are set here too.
     """
@@ -44,6 +45,7 @@ class Setup:
     factory: bytes
     pool: Mapping[str, Any]
     packages: Sequence[str]
+    device: str
     path: Sequence[str]
     environ: Mapping[str, str]
 
@@ -105,6 +107,8 @@ class Node:
         self._run = 0
         self._in_flight = 0
         self._pool: Any = None
+        self._desk: dict[str, Any] = {}
+        self._working = threading.Lock()
         threading.Thread(target=self._own, daemon=True, name="pool").start()
 
     # ------------------------------------------------------------------------------------------ the driver's calls
@@ -112,11 +116,23 @@ class Node:
     def start(self, setup: Setup) -> Started | Crashed:
         return self._do(lambda: self._start(setup))
 
+    def here(self) -> None:
+        """It is."""
+
     def use(self, policy: bytes) -> Crashed | None:
+        self._desk["policy"] = policy
         return self._do(lambda: self._pool.use(children.unpack(policy)))
 
     def set_policy(self, weights: bytes, version: int) -> Crashed | None:
         return self._do(lambda: self._pool.set_policy(load_weights(weights), version))
+
+    def work(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(desk, *arguments)`, beside what the pool does; see `learn.spread.Machines`."""
+        try:
+            with self._working:
+                return function(self._desk, *arguments)
+        except BaseException as error:
+            return Crashed.of(error, self._name)
 
     def ask(self, errands: Sequence[Errand]) -> list[Any] | Crashed:
         return self._do(lambda: self._pool.ask(errands))
@@ -220,10 +236,11 @@ class Node:
         """The rollout without its record, which stays here."""
         if not rollout.recorded:
             return rollout
-        return replace(rollout.outcome(), mask=rollout.mask, held=Record(ray.put(rollout)))
+        return replace(rollout.outcome(), mask=rollout.mask, held=Record(self._name, ray.put(rollout)))
 
     def _start(self, setup: Setup) -> Started:
         self._name = setup.name
+        self._desk |= {"host": ray.util.get_node_ip_address(), "device": setup.device}
         sys.path += [path for path in setup.path if path not in sys.path and os.path.isdir(path)]
         os.environ.update(setup.environ)
         self._pool = make_pool(children.unpack(setup.factory), None, **setup.pool)
@@ -239,6 +256,7 @@ class Node:
 class Record:
     """The record of a rollout in the object store of the node that made it; freed when nobody has this any more."""
 
+    node: str
     ref: Any
 
     def fetch(self) -> Rollout:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import time
+import weakref
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ript.core import children, interpreter
@@ -22,7 +23,7 @@ from ript.core.types import Errand, Rollout, RolloutRequest, Status
 from ript.core.workers import Crashed
 from ript.rollout.cluster.connection import LOCAL, Connection, Place
 from ript.rollout.cluster.member import Member, place_on, workers_on
-from ript.rollout.cluster.node import Part, Setup
+from ript.rollout.cluster.node import Part, Record, Setup
 from ript.rollout.cluster.versions import ALWAYS, differing, installed
 from ript.rollout.engine import address
 from ript.rollout.local.process_pool import NO_POLICY, SPENT
@@ -38,6 +39,8 @@ _log.addHandler(logging.NullHandler())
 
 PASSED_ON = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Variables of this process that nodes have too."""
+LOST_AT_MOST = 5
+"""Times that one record is made again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,7 @@ class Size:
         silence: seconds without a sign of life after which a node counts as lost.
         start: seconds that nodes may take to start, or to be found again when all are lost.
         gpus_per_node: that a node has to itself.
+        device: where nodes learn, "cpu" or "cuda".
     """
 
     nodes: int = 0
@@ -57,6 +61,7 @@ class Size:
     silence: float = 60.0
     start: float = 180.0
     gpus_per_node: int = 0
+    device: str = "cpu"
 
 
 def make_cluster_pool(
@@ -74,6 +79,28 @@ def make_cluster_pool(
     if policy is not None:
         pool.use(policy)
     return pool
+
+
+class Kept:
+    """The record of a rollout, on its node, as long as the driver has a use for it. One that is lost is made again.
+
+    On its way to another process it is the `Record` alone.
+    """
+
+    def __init__(self, record: Record, request: RolloutRequest, version: int, pool: ClusterPool):
+        self.record, self.request, self.version, self._pool = record, request, version, pool
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Record, (self.record.node, self.record.ref)
+
+    def fetch(self) -> Rollout:
+        for _ in range(LOST_AT_MOST):
+            try:
+                return self.record.fetch()
+            except self._pool.lost_errors:
+                self._pool.look()
+                self._pool.mend()
+        raise WorkerError(f"the record of {address(self.request)} was lost {LOST_AT_MOST} times")
 
 
 class ClusterPool:
@@ -114,9 +141,10 @@ class ClusterPool:
         self._version = 0
         self._run = self._ticket = 0
         self._running = False
-        self._barren = 0
+        self._barren = self._made = 0
         self._stream: Stream | None = None
         self._done: deque[Rollout] = deque()
+        self._kept: weakref.WeakSet[Kept] = weakref.WeakSet()
         self._spent: Counter[str] = Counter()
         self.spent_of: dict[str, Counter[str]] = {}
         try:
@@ -130,6 +158,16 @@ class ClusterPool:
     @property
     def saturation(self) -> int:
         return sum(member.saturation for member in self._members)
+
+    @property
+    def lost_errors(self) -> tuple[type[Exception], ...]:
+        """Of Ray, when an object is gone with its node."""
+        errors = self._ray.exceptions
+        return errors.ObjectLostError, errors.RayActorError, errors.RaySystemError
+
+    def look(self) -> None:
+        """See whether nodes are lost; waits until those that are have been heard of."""
+        self._all("here")
 
     @property
     def nodes(self) -> list[str]:
@@ -194,6 +232,39 @@ class ClusterPool:
         spent, self._spent = self._spent, Counter()
         return {name: Sum(float(spent[name])) for name in SPENT}
 
+    # ------------------------------------------------------------------------------------------ as machines of ranks
+
+    def home(self, rollout: Rollout) -> str | None:
+        name = rollout.held.record.node if isinstance(rollout.held, Kept) else None
+        return name if name in self.nodes else None
+
+    def share(self, thing: Any) -> Any:
+        return self._ray.put(thing)
+
+    def work(self, function: Callable[..., Any], jobs: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        named = {member.name: member for member in self._members}
+        asked = {named[n]: named[n].actor.work.remote(function, *job) for n, job in jobs.items() if n in named}
+        answers = self._answers(asked, raising=False)
+        failed = [answer for answer in answers.values() if isinstance(answer, Crashed)]
+        if failed and len(answers) == len(jobs):  # else because of one that was lost
+            own = [crash for crash in failed if crash.kind != "ElsewhereError"]
+            raise (own or failed)[0].rebuild()
+        return {m.name: answer for m, answer in answers.items() if not isinstance(answer, Crashed)}
+
+    def mend(self) -> None:
+        """Make records again that were lost with their nodes, all that somebody still has a use for."""
+        lost = [kept for kept in list(self._kept) if kept.record.node not in self.nodes]
+        if not lost:
+            return
+        if self._running or any(kept.version != self._version for kept in lost):
+            raise WorkerError(f"{lost[0].record.node} was lost with {len(lost)} records, and they cannot be made now")
+        _log.warning("%d records were lost with their nodes; their rollouts are made again", len(lost))
+        places = {(kept.request.initial_state.id, kept.request.index): kept for kept in lost}
+        for rollout in self.run(iter([kept.request for kept in lost])):
+            if rollout.held is None:
+                raise WorkerError(f"a rollout whose record was lost could not be made again: {rollout.error}")
+            places[rollout.initial_state_id, rollout.index].record = rollout.held.record  # type: ignore[attr-defined]
+
     def close(self) -> None:
         """End all nodes, and leave the cluster."""
         members, self._members, self._coming = [*self._members, *self._coming], [], []
@@ -257,17 +328,17 @@ class ClusterPool:
         """Wait for results, take them in, and give up nodes that are lost."""
         self._listen([])
 
-    def _answers(self, asked: dict[Member, Any]) -> dict[Member, Any]:
+    def _answers(self, asked: dict[Member, Any], raising: bool = True) -> dict[Member, Any]:
         """What nodes answer, those left out that are lost meanwhile.
 
         Raises:
-            RiptError: what a node raised.
+            RiptError: what a node raised, as soon as it comes; unless that shall be an answer too.
         """
         waiting, answers = dict(asked), {}
         while waiting := {m: ref for m, ref in waiting.items() if m in self._members and m not in answers}:
             for member in self._listen(list(waiting.values()), waiting):
                 found = self._got(member, waiting[member])
-                if isinstance(found, Crashed):
+                if isinstance(found, Crashed) and raising:
                     raise found.rebuild()
                 if member in self._members:
                     answers[member] = found
@@ -316,7 +387,14 @@ class ClusterPool:
             if flight is not None:
                 self._barren = 0
                 self._spent["rollouts"] += 1
-                self._done.append(result)
+                self._done.append(self._with_record(result, flight.request))
+
+    def _with_record(self, rollout: Rollout, request: RolloutRequest) -> Rollout:
+        if rollout.held is None:
+            return rollout
+        kept = Kept(rollout.held, request, rollout.policy_version, self)  # type: ignore[arg-type]
+        self._kept.add(kept)
+        return replace(rollout, held=kept)
 
     def _stop(self) -> None:
         """End a run: nodes drop what is in flight."""
@@ -333,7 +411,7 @@ class ClusterPool:
         places = self._places()
         if not places:
             raise ConfigError("the cluster has no machine with a core to give")
-        self._coming = [self._member(place, number) for number, place in enumerate(places)]
+        self._coming = [self._member(place) for place in places]
         self._await_coming()
 
     def _places(self) -> list[Place]:
@@ -357,14 +435,17 @@ class ClusterPool:
                 )
         return found
 
-    def _member(self, place: Place, number: int) -> Member:
+    def _member(self, place: Place) -> Member:
+        """One that is being started; no two have one name."""
+        self._made += 1
         shared = self._cluster.address == LOCAL
         workers = workers_on(place, self._size.workers_per_node, max(1, self._size.nodes) if shared else 1)
         setup = Setup(
-            name=f"node {number}" if shared else f"node {place.name}",
+            name=f"node {self._made}" if shared else f"node {self._made} at {place.name}",
             factory=self._factory,
             pool={**self._settings, "workers": workers},
             packages=self._packages,
+            device=self._size.device,
             path=interpreter.module_path(),
             environ={name: os.environ[name] for name in PASSED_ON if name in os.environ},
         )
@@ -431,7 +512,7 @@ class ClusterPool:
             if self._cluster.address != LOCAL and any(m.place.id == place.id for m in have):
                 continue
             if not 0 < self._size.nodes <= len(have):
-                self._coming += [self._member(place, len(have) + n) for n in range(missing)]
+                self._coming += [self._member(place) for _ in range(missing)]
         if self._coming:
             self._adopt_started(strict=False, patience=0.0)
 
@@ -462,7 +543,7 @@ class ClusterPool:
         deadline = time.monotonic() + self._size.start
         while not self._members:
             if not self._coming:
-                self._coming = [self._member(place, n) for n, place in enumerate(self._cluster.places()[:1])]
+                self._coming = [self._member(place) for place in self._cluster.places()[:1]]
             if self._coming:
                 self._adopt_started(strict=False)
             elif time.monotonic() < deadline:

@@ -1,0 +1,149 @@
+"""Several ranks do what one does: here threads of this process, which speak over torch.distributed as machines do."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from ript.core.errors import NotFiniteError, RatioError
+from ript.core.metrics import Mean, Sum, values
+from ript.learn.ranks import ElsewhereError, Gloo, sum_gradients
+from ript.learn.rate import make_optimiser
+from ript.learn.spread import owners
+from ript.learn.update import UpdateResult, update
+from tests.learn.test_update import Bandit, changed, everything, make_update_batch
+
+SETTINGS: dict[str, Any] = {"epochs": 3, "minibatch_decisions": 7, "micro_batch": 3, "target_kl": 9.0}
+
+
+def together(world: int, work: Callable[[Gloo], Any], seconds: float = 20.0) -> list[Any]:
+    """What each of `world` ranks comes to, or the error that it raised."""
+    import torch.distributed as dist
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    found: list[Any] = [None] * world
+
+    def rank(number: int) -> None:
+        torch.set_num_threads(1)
+        own = dist.TCPStore("127.0.0.1", store.port, is_master=False)
+        try:
+            found[number] = work(Gloo(number, world, own, "127.0.0.1", seconds))
+        except Exception as error:
+            found[number] = error
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return found
+
+
+def improved(world: int, batch: Any, policy: Bandit, **settings: Any) -> list[tuple[torch.Tensor, UpdateResult]]:
+    """(weights, result) of each rank."""
+    homes = [f"node {number % world}" for number in range(len(batch.rollouts))]
+    owner = owners(batch, homes, [f"node {number}" for number in range(world)])
+
+    def learn(ranks: Gloo) -> tuple[torch.Tensor, UpdateResult]:
+        own = copy.deepcopy(policy)
+        optimiser = make_optimiser(own, learning_rate=1e-2)
+        generator = torch.Generator().manual_seed(5)
+        part = replace(batch, mine=owner == ranks.rank)
+        result = update(own, optimiser, part, generator=generator, ranks=ranks, **(SETTINGS | settings))
+        return torch.nn.utils.parameters_to_vector(own.parameters()).detach(), result
+
+    return together(world, learn)
+
+
+@pytest.mark.parametrize("reduction", ["token", "trajectory"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_learn_what_one_process_learns(world: int, reduction: str) -> None:
+    policy = Bandit()
+    batch = make_update_batch(policy, lengths=(1, 4, 2, 3, 1, 5, 2, 2))
+    alone = copy.deepcopy(policy)
+    generator = torch.Generator().manual_seed(5)
+    settings = SETTINGS | {"reduction": reduction}
+    expected = update(alone, make_optimiser(alone, learning_rate=1e-2), batch, generator=generator, **settings)
+    weights = torch.nn.utils.parameters_to_vector(alone.parameters()).detach()
+    found = improved(world, batch, policy, reduction=reduction)
+    assert all(torch.equal(own, found[0][0]) for own, _ in found)
+    assert float((found[0][0] - weights).norm() / weights.norm()) < 1e-6
+    there, here = values(found[0][1].metrics), values(expected.metrics)
+    assert there.keys() == here.keys()
+    for name in here:
+        if name != "update_seconds":
+            assert there[name] == pytest.approx(here[name], rel=1e-5, abs=1e-7), name
+    counts = ("epochs_done", "optimiser_steps", "clip_fraction", "grad_clip_fraction")
+    assert [there[name] for name in counts] == [here[name] for name in counts]
+
+
+def test_a_rank_without_rows_takes_part() -> None:
+    policy = Bandit()
+    batch = make_update_batch(policy)
+    (one,) = improved(1, batch, policy)
+    found = together(3, lambda ranks: _with_rows_of_rank_0(ranks, batch, policy))
+    for weights in found:
+        assert float((weights - one[0]).norm() / one[0].norm()) < 1e-6
+
+
+def _with_rows_of_rank_0(ranks: Gloo, batch: Any, policy: Bandit) -> torch.Tensor:
+    own = copy.deepcopy(policy)
+    part = replace(batch, mine=torch.full((len(batch.rollouts),), ranks.rank == 0))
+    generator = torch.Generator().manual_seed(5)
+    update(own, make_optimiser(own, learning_rate=1e-2), part, generator=generator, ranks=ranks, **SETTINGS)
+    return torch.nn.utils.parameters_to_vector(own.parameters()).detach()
+
+
+def test_an_update_stops_by_the_kl_of_all_ranks_together() -> None:
+    policy = Bandit()
+    batch = make_update_batch(policy, lengths=(3, 3, 3, 3), spread=0.3)
+    settings = {"target_kl": 1e-3, "ratio_tolerance": 9.0}
+    alone = copy.deepcopy(policy)
+    expected = update(alone, make_optimiser(alone, learning_rate=1e-2), batch, generator=None, **(SETTINGS | settings))
+    found = improved(2, batch, policy, **settings)
+    assert "passed the target" in expected.stop_reason
+    assert {result.stop_reason.partition(" passed")[0][:6] for _, result in found} == {expected.stop_reason[:6]}
+    assert len({result.metrics["optimiser_steps"].value for _, result in found}) == 1
+
+
+def test_an_error_on_one_rank_ends_the_update_on_all() -> None:
+    policy = Bandit()
+    batch = make_update_batch(policy, lengths=(4, 4, 4, 4))
+    rows = everything(batch).old_log_prob.clone()
+    rows[0] = float("nan")
+    found = improved(2, changed(batch, old_log_prob=rows), policy, minibatch_decisions=99)
+    assert [type(error) for error in found] == [NotFiniteError, ElsewhereError]
+
+
+def test_rollouts_of_another_density_are_refused_by_all_ranks() -> None:
+    policy = Bandit()
+    found = improved(2, make_update_batch(policy, spread=0.5), policy)
+    assert [type(error) for error in found] == [RatioError, RatioError]
+
+
+def test_a_parameter_that_no_rank_has_a_gradient_of_stays_without() -> None:
+    def work(ranks: Gloo) -> list[Any]:
+        parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+        parameters[0].grad = torch.ones(2)
+        if ranks.rank:
+            parameters[1].grad = torch.ones(2)
+        sum_gradients(ranks, parameters)
+        return [None if p.grad is None else p.grad.tolist() for p in parameters]
+
+    assert together(2, work) == [[[2.0, 2.0], [1.0, 1.0], None]] * 2
+
+
+def test_metrics_of_all_ranks_are_merged() -> None:
+    found = together(3, lambda ranks: ranks.merge({"rows": Sum(ranks.rank), "loss": Mean(ranks.rank, 1)}))
+    assert found == [{"rows": Sum(3), "loss": Mean(3, 3)}] * 3
+
+
+def test_rows_of_a_node_that_is_no_rank_go_to_the_rank_with_the_fewest() -> None:
+    batch = make_update_batch(Bandit(), lengths=(5, 1, 2, 9))
+    assert owners(batch, ["a", "b", "gone", None], ["a", "b"]).tolist() == [0, 1, 1, 1]
