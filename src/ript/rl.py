@@ -207,8 +207,7 @@ class _Run:
     def count(self, collection: Collection, seconds: float) -> None:
         self.at.count(collection, seconds)
         if margin := self.config.sampling.horizon_margin:
-            longest = max(self.longest.values())
-            self.at.horizons = practice_horizons(collection, self.at.horizons, margin=margin, longest=longest)
+            self.at.horizons = practice_horizons(collection, self.at.horizons, margin=margin, longest=self.longest)
 
     def log(self, collection: Collection, metrics: dict[str, float]) -> None:
         sampled = {f"rollout/{k}": v for k, v in values(collection.metrics).items()}

@@ -114,6 +114,14 @@ def test_the_model_card_has_hub_metadata_what_was_measured_and_how_to_load(saved
         assert part in text
 
 
+def test_names_in_a_headline_of_the_model_card_keep_their_capitals() -> None:
+    document = {"kind": "quest", "simulator": {"suite": "desk", "cameras": [], "action_dim": 2}}
+    card = {"success, with Wilson 95 % intervals": {}, "after_minus before, with McNemar's exact test": {}}
+    text = model_card(document | {"card": card})
+    assert "## Success, with Wilson 95 % intervals\n" in text
+    assert "## After minus before, with McNemar's exact test\n" in text
+
+
 def test_embeddings_that_were_computed_are_not_saved_as_notice_says(tmp_path: Path) -> None:
     policy = make_policy(language_dim=384)
     policy._remembered.clear()

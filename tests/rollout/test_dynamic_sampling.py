@@ -437,7 +437,7 @@ OK, BAD = Status.SUCCESS, Status.FAILURE
 def horizon_after(groups: list[list[tuple[int, Status]]], present: int, longest: int = 200) -> int:
     collection = collection_of({"task": groups})
     key = collection.attempted[0].initial_state.task.key
-    return practice_horizons(collection, {key: present}, margin=1.25, longest=longest)[key]
+    return practice_horizons(collection, {key: present}, margin=1.25, longest={key: longest})[key]
 
 
 def test_states_that_are_solved_at_once_whatever_happens_do_not_shorten_the_horizon() -> None:
@@ -460,6 +460,15 @@ def test_a_horizon_leaves_time_to_fail_and_comes_back_when_too_few_succeed() -> 
     assert [horizon_after(never, present) for present in (50, 100, 200)] == [100, 200, 200]
 
 
+def test_a_short_task_beside_a_long_one_has_bounds_of_its_own() -> None:
+    quick = [[(2, OK)] * 8 + [(10, BAD)]] * 3
+    collection = collection_of({"short": quick, "long": quick, "none": [[(10, BAD)] * 16]})
+    keys = {group.initial_state.task.name: group.initial_state.task.key for group in collection.attempted}
+    longest = {keys["short"]: 10, keys["long"]: 100, keys["none"]: 10}
+    found = practice_horizons(collection, longest, margin=1.25, longest=longest)
+    assert {name: found[key] for name, key in keys.items()} == {"short": 3, "long": 25, "none": 10}
+
+
 def test_a_tasks_horizon_follows_the_time_of_its_successes_alone() -> None:
     collection = collection_of(
         {
@@ -471,7 +480,7 @@ def test_a_tasks_horizon_follows_the_time_of_its_successes_alone() -> None:
     )
     keys = {group.initial_state.task.name: group.initial_state.task.key for group in collection.attempted}
     present = dict.fromkeys(keys.values(), 200) | {keys["rare"]: 75}
-    found = practice_horizons(collection, present, margin=1.25, longest=200)
+    found = practice_horizons(collection, present, margin=1.25, longest=dict.fromkeys(present, 200))
     assert {name: found[key] for name, key in keys.items()} == {"quick": 125, "late": 200, "rare": 150, "never": 200}
     assert present[keys["quick"]] == 200  # not changed in place
 
@@ -481,5 +490,6 @@ def test_a_horizon_never_cuts_more_than_a_tenth_of_the_successes(
     lengths: list[int], margin: float, longest: int
 ) -> None:
     collection = collection_of({"task": [[*((n, OK) for n in lengths), (longest, BAD)]] * 3})
-    (horizon,) = practice_horizons(collection, {}, margin=margin, longest=longest).values()
+    key = collection.attempted[0].initial_state.task.key
+    (horizon,) = practice_horizons(collection, {}, margin=margin, longest={key: longest}).values()
     assert np.mean(np.array(lengths) > horizon) <= 0.1 and horizon <= longest

@@ -347,6 +347,25 @@ class Pixels(Dot):
         return {"pixels": self.render(), "agent_pos": self.place.astype(np.float32)}
 
 
+class RestlessPixels(Dot):
+    """A picture alone, of a goal that each reset draws elsewhere."""
+
+    def __init__(self, render_mode: str | None = None):
+        super().__init__(render_mode)
+        self.observation_space = spaces.Box(0, 255, (96, 96, 3), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.goal = np.random.default_rng().uniform(-1, 1, 2)
+        return self._see(), {}
+
+    def _see(self) -> Any:
+        picture = np.zeros((96, 96, 3), np.uint8)
+        column, row = ((self.goal + 1) / 2 * 95).astype(int)
+        picture[row, column] = (255, 0, 0)
+        return picture
+
+
 for kind in [Dot, Point, *Dot.__subclasses__(), *Later.__subclasses__(), *Point.__subclasses__()]:
     gymnasium.register(f"{kind.__name__}-v0", entry_point=kind, max_episode_steps=30)
 gymnasium.register("Endless-v0", entry_point=Dot)

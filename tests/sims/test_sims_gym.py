@@ -17,7 +17,7 @@ from ript.core.options import replace
 from ript.core.registry import suites
 from ript.rl import train_rl
 from ript.sims.check import CHECKS, check_simulator
-from ript.sims.gym import cameras, environment, pictures, success
+from ript.sims.gym import cameras, environment, instances, pictures, success
 from ript.sims.gym.instances import SHELF
 from ript.sims.gym.simulator import GymSimulator
 from ript.sims.gym.tasks import task_of
@@ -501,6 +501,20 @@ def test_a_reset_that_does_not_repeat_itself_is_refused_at_once():
         (state,) = simulator.initial_states(1)
         with pytest.raises(SimulatorError, match=rf"Restless.*{state.id}.*does not repeat itself.*np_random"):
             simulator.reset(state)
+
+
+def test_a_reset_that_shows_another_picture_is_refused_at_once_and_one_that_is_drawn_a_little_differently_is_not():
+    with made("RestlessPixels", cameras=("observation",), proprio=()) as simulator:
+        for state in simulator.initial_states(4):
+            with pytest.raises(SimulatorError, match=r"RestlessPixels.*does not repeat itself.*np_random"):
+                simulator.reset(state)
+    picture = np.random.default_rng(0).integers(1, 255, (96, 96, 3)).astype(np.uint8)
+    near = (picture + np.random.default_rng(1).integers(-1, 2, picture.shape)).astype(np.uint8)
+    tolerances = instances.TOLERANCE, instances.TOLERANCE
+    assert np.allclose(instances.summary(near), instances.summary(picture), *tolerances)
+    assert not np.allclose(instances.summary(picture[::-1]), instances.summary(picture), *tolerances)
+    cloud = np.random.default_rng(0).normal(size=(300, 3))
+    assert not np.allclose(instances.summary(cloud[::-1]), instances.summary(cloud), *tolerances)
 
 
 def test_a_package_that_is_missing_or_broken_is_named(tmp_path, monkeypatch):

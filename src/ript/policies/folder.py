@@ -263,7 +263,7 @@ def model_card(document: Mapping) -> str:
         "",
     ]
     for title, value in card.items():
-        lines += [f"## {title.replace('_', ' ').capitalize()}", ""]
+        lines += [f"## {title[:1].upper()}{title[1:].replace('_', ' ')}", ""]
         if isinstance(value, Mapping):
             lines += ["| | |", "|---|---|"] + [f"| {k} | {v} |" for k, v in value.items()]
         elif isinstance(value, list | tuple):

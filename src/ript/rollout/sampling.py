@@ -270,7 +270,7 @@ SHORTEST = 0.25
 
 
 def practice_horizons(
-    collection: Collection, present: Mapping[str, int], *, margin: float, longest: int
+    collection: Collection, present: Mapping[str, int], *, margin: float, longest: Mapping[str, int]
 ) -> dict[str, int]:
     """Task key -> environment steps after which its next practice rollouts are failures.
 
@@ -285,7 +285,7 @@ def practice_horizons(
         collection: the iteration's rollouts.
         present: horizons so far, kept for tasks that the collection did not come to.
         margin: above 1.
-        longest: upper bound; the lower one is `SHORTEST` of it.
+        longest: task key -> upper bound; the lower one is `SHORTEST` of it.
     """
     lengths: dict[str, list[list[int]]] = {}
     for group in collection.attempted:
@@ -297,8 +297,8 @@ def practice_horizons(
         if len(groups) >= SEVERAL and len(together) >= ENOUGH:
             wanted = math.ceil(margin * float(np.quantile(together, 0.9, method="higher")))
         else:
-            wanted = 2 * present.get(task, longest)
-        horizons[task] = min(longest, max(wanted, math.ceil(SHORTEST * longest)))
+            wanted = 2 * present.get(task, longest[task])
+        horizons[task] = min(longest[task], max(wanted, math.ceil(SHORTEST * longest[task])))
     return horizons
 
 
