@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ript.config.sections import ClusterConfig, Config, LearnConfig, RolloutConfig
-from ript.core import arguments
+from ript.core import arguments, asking
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.files import absolute, expanded
 from ript.core.house import PolicyKind
@@ -145,7 +145,7 @@ def make_policy(
         seed: another one.
     """
     make = kinds.get(config.policy.kind).make
-    return make(config.policy, spec, config.seed if seed is None else seed, privileged_dim)
+    return asking.require_made(make(config.policy, spec, config.seed if seed is None else seed, privileged_dim))
 
 
 def load_policy(folder: str | Path, device: str = "cpu") -> PostTrainable:
@@ -161,9 +161,10 @@ def load_policy(folder: str | Path, device: str = "cpu") -> PostTrainable:
         DeviceTooSmall: the device has no room for it.
     """
     place, kind = _placed(folder)
-    if device == "cpu":
-        return kind.load(place)
-    return kind.load_on(place, device) if kind.load_on else kind.load(place).to(device)
+    if device != "cpu" and kind.load_on:
+        return asking.require_made(kind.load_on(place, device))
+    policy = asking.require_made(kind.load(place))
+    return policy if device == "cpu" else asking.to(policy, device)
 
 
 def require_room(config: Config, folder: str | Path | None, *, supervised: bool = False) -> None:
@@ -244,11 +245,14 @@ def origin_of(policy: str | Path) -> Origin:
 
 
 def require_policy(policy: object) -> None:
-    """Raise `ConfigError` unless it is a policy, or says where one is."""
-    if not isinstance(policy, str | Path | Origin) and not hasattr(policy, "act"):
-        raise ConfigError(
-            f"policy must be a policy folder, a name on the hub (hf://owner/name) or a policy, got {policy!r}"
-        )
+    """Raise `ConfigError` unless it is a policy, or says where one is; `PolicyError` of a policy that does not say of
+    itself what every one does."""
+    if isinstance(policy, str | Path | Origin):
+        return
+    if not hasattr(policy, "act") or isinstance(policy, type):
+        got = f"the class {policy.__name__}: give a policy of it" if isinstance(policy, type) else repr(policy)
+        raise ConfigError(f"policy must be a policy folder, a name on the hub (hf://owner/name) or a policy, got {got}")
+    asking.require_made(policy)
 
 
 @contextmanager

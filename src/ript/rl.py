@@ -15,7 +15,7 @@ import torch
 
 from ript.build import computing, make_env_pool, make_update, require_policy, some_task_keys, update_settings
 from ript.config.sections import Config
-from ript.core import arguments, hooks
+from ript.core import arguments, asking, hooks
 from ript.core.interfaces import PostTrainable
 from ript.core.memory import enough_memory
 from ript.core.metrics import values
@@ -96,7 +96,7 @@ def train_rl(
         next(states.training(0, config.sampling.contexts, config.sampling.context_noise))  # can there be any?
         config, policy = beginning(given, states)
         prepare = ready if resume and (out / "start").exists() else learner  # what a run kept is what it began with
-        trained = prepare(config, policy, states).to(device)
+        trained = asking.to(prepare(config, policy, states), device)
         record = {} if resume else document(config, trained, given.start, states)
         pool.use(trained)
         with RunFolder.open(out) if resume else RunFolder.create(out, record) as run:
@@ -104,7 +104,7 @@ def train_rl(
             run.track(config.trackers)
             status(f"{config.iterations} iterations: {amount(config, hooks.made_with(trained).get('execute'))}")
             if not (run.path / "start").exists():
-                trained.save_pretrained(run.path / "start")
+                asking.save(trained, run.path / "start")
             return _Run(config, trained, states, run).go()
 
 
@@ -165,7 +165,7 @@ class _Run:
     def collect(self) -> Collection:
         """Rollouts from the same initial states, K at a time, until enough groups have a signal."""
         s = self.config.sampling
-        self.pool.set_policy(self.policy.weights(), self.at.iteration)
+        self.pool.set_policy(asking.weights(self.policy), self.at.iteration)
         self.pool.timings()  # from here on
         self.clock = time.perf_counter()
         self.horizons = self.at.horizons
@@ -224,7 +224,7 @@ class _Run:
         self.run.save_checkpoint(
             self.at.iteration,
             {
-                "weights": self.policy.weights(),
+                "weights": asking.weights(self.policy),
                 "optimiser": self.optimiser.state_dict(),
                 "generator": self.generator.get_state(),
                 "progress": asdict(self.at),
@@ -237,7 +237,7 @@ class _Run:
         if found is None:
             self.save()
             return
-        self.policy.load_weights(found.state["weights"])
+        asking.load_weights(self.policy, found.state["weights"])
         self.optimiser.load_state_dict(found.state["optimiser"])
         self.generator.set_state(found.state["generator"])
         self.at = replace(self.at, **found.state["progress"])

@@ -23,7 +23,7 @@ from ript.build import (
     task_keys,
 )
 from ript.config.sections import Config
-from ript.core import arguments, hooks
+from ript.core import arguments, asking, hooks
 from ript.core.errors import ConfigError, DataError, PolicyError, RunError
 from ript.core.files import absolute
 from ript.core.house import PolicyKind
@@ -117,7 +117,7 @@ def train_sft(
             config = settled(measured(config, policy, wanted), policy, wanted, "the base", ("policy", "sft"))
         else:
             kind.begin(policy, config.policy, windows)
-        policy.to(device).check_simulator(windows.spec)
+        asking.check_simulator(asking.to(policy, device), windows.spec)
         hooks.read(policy, [task.instruction for task in windows.tasks])
         stages = make_stages(policy, config.sft, windows, targets, origin is None)
         if not stages:
@@ -134,7 +134,7 @@ def train_sft(
             run.change_settings(changed)
             run.track(config.trackers)
             if origin and not (run.path / "start").exists():
-                policy.save_pretrained(run.path / "start")
+                asking.save(policy, run.path / "start")
             with run.saying_what_is_kept(), _batches_that_fit(config), computing("cpu", config.sft.threads):
                 run_stages(_Journal(run), module, stages, stage_settings(config))
             module.eval()
@@ -146,7 +146,7 @@ def train_sft(
                 further=kind.card(policy, windows, origin is None),
             )
             with run.replace(run.policy) as folder:
-                policy.save_pretrained(folder)
+                asking.save(policy, folder)
             run.finish("all stages done")
         return policy
 

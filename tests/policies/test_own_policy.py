@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ript import recipe
-from ript.build import load_policy
-from ript.config.sections import sim_options
+from ript import recipe, train_rl, train_sft
+from ript.build import load_policy, simulator_factory
+from ript.config.sections import policy_options, sim_options, training_options
 from ript.core.errors import ConfigError, PolicyError, UnknownNameError
 from ript.core.hooks import made_with, settings_of
 from ript.core.registry import Registry, kinds
 from ript.core.types import SimulatorSpec
+from ript.demos.collect import collect_demos
 from ript.policies import hub
+from ript.run.folder import read_rows
 from ript.run.settings import settled
 
 SPEC = SimulatorSpec(suite="toy", cameras={"top": (16, 16)}, proprio={"dot": 2}, action_dim=2, render={})
@@ -120,3 +122,114 @@ def test_what_a_folder_from_the_hub_names_is_not_imported(here: Path, monkeypatc
     monkeypatch.setattr(Registry, "get", lambda *_: pytest.fail("imported"))
     with pytest.raises(PolicyError, match=r"is of kind 'my_policy:MyPolicy', a file that is not part of it"):
         load_policy("hf://stranger/policy")
+
+
+# ------------------------------------------------------------------------------------------- what its methods do
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("demos") / "five.hdf5"
+    collect_demos(simulator_factory(sim_options("toy")), ["toy/reach-corner"], 5, file, every=1)
+    return file
+
+
+def trained(here: Path, name: str, demos: Path) -> None:
+    """`ript sft` and then an iteration of `ript rl` with a kind of policy."""
+    base = recipe("practice").replaced(tasks=("reach-corner",), sim=sim_options("toy"), policy=policy_options(name))
+    config = base.replaced(
+        iterations=1,
+        sft=training_options(name).replaced(policy_steps=2, threads=2),
+        sampling=base.sampling.replaced(group_size=8, groups=1, max_attempts=8),
+        eval=base.eval.replaced(trials=2, every=0, videos=0),
+    )
+    train_sft(config, demos, here / "sft")
+    train_rl(config, here / "sft" / "policy", here / "rl")
+
+
+LOSS, SCORE = (
+    "return squared[torch.from_numpy(batch.mask)].mean(), {}",
+    "return density.log_prob(sample).sum(-1), density",
+)
+SAVE = "modules.save(self, folder)"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        (
+            "a",
+            (LOSS, "return 3.0, {}"),
+            r"loss returned a tuple of \(3\.0, an empty dict\); expected \(the mean loss as",
+        ),
+        ("b", (LOSS, LOSS.replace(", {}", "")), r"loss returned a tensor \[\]; expected"),
+        (
+            "c",
+            (LOSS, LOSS.replace(".mean(), {}", ", {}")),
+            r"loss returned a tuple of \(a tensor \[\d+\], an empty dict",
+        ),
+        ("d", (LOSS, "with torch.no_grad():\n            " + LOSS), "loss returned a tuple .* with a gradient"),
+        ("e", (LOSS, "1 / 0"), r"loss raised ZeroDivisionError: division by zero \(.*e\.py, line \d+\)"),
+        ("f", (SAVE, "1 / 0"), r"save_pretrained raised ZeroDivisionError: division by zero \(.*f\.py, line"),
+        ("g", (SAVE, "pass"), "save_pretrained wrote nothing into"),
+        ("h", (SAVE, "torch.save(1, folder / 'x')"), "save_pretrained wrote no config.json, without which"),
+        ("i", ("dict(card)\n", "None\n"), "card is None; expected a dict"),
+        ("j", ("self.camera, (", "1 / 0\n        self.camera, ("), r"__init__ raised ZeroDivisionError.*j\.py, line"),
+        (
+            "k",
+            ("def see(", "def set_statistics(self, x):\n        1 / 0\n\n    def see("),
+            "set_statistics raised Zero",
+        ),
+        (
+            "l",
+            ("require_fit(self.simulator, spec)", "assert False"),
+            r"check_simulator raised AssertionError \(.*l\.py",
+        ),
+        (
+            "m",
+            ('[{"params": list(self.parameters())}]', "[]"),
+            "rl_parameters returned an empty list; expected a list of",
+        ),
+        ("n", ('[{"params": list(self.parameters())}]', "1 / 0"), "rl_parameters raised ZeroDivisionError"),
+        ("o", ('[{"params": list(self.parameters())}]', "list(self.parameters())"), "rl_parameters returned a list"),
+        (
+            "p",
+            ("{name: tensor.detach() for name, tensor in self.state_dict().items()}", "{}"),
+            "weights returned an em",
+        ),
+        (
+            "q",
+            ("{name: tensor.detach() for name, tensor in self.state_dict().items()}", "None"),
+            "weights returned None",
+        ),
+        ("r", ("self.load_state_dict(dict(weights))", "1 / 0"), "load_weights raised ZeroDivisionError"),
+        (
+            "s",
+            (SCORE, SCORE.replace(", density", "\n        density")),
+            r"log_prob returned a tensor \[\d+, 4\]; expected",
+        ),
+        (
+            "t",
+            ("sample).sum(-1), density.entropy()", "sample).sum(1), density.entropy()"),
+            r"log_prob returned a tuple .*2\]",
+        ),
+        (
+            "u",
+            ("density.entropy().sum(-1)", "density.entropy()"),
+            r"log_prob returned .*\[\d+, 4, 2\]\); expected .* entropies \[R, K\]",
+        ),
+        ("v", ("density.entropy().sum(-1)", "1 / 0"), r"log_prob raised ZeroDivisionError.*v\.py, line"),
+    ],
+)
+def test_a_method_that_raises_or_returns_something_else_is_named(
+    here: Path, five: Path, name: str, change: tuple[str, str], said: str
+) -> None:
+    with pytest.raises(PolicyError, match=rf"policy {name}:MyPolicy: {said}"):
+        trained(here, changed(here, name, change), five)
+
+
+def test_a_loss_may_log_numbers_and_parameters_may_come_one_by_one(here: Path, five: Path) -> None:
+    logged = (LOSS, LOSS.replace("{}", "{'mine': 2.0, 'other': squared.detach().sum()}"))
+    trained(here, changed(here, "w", logged, ("list(self.parameters())", "self.parameters()")), five)
+    row = read_rows(here / "sft" / "metrics.jsonl")[-1]
+    assert row["policy/mine"] == 2.0 and row["policy/other"] > 0

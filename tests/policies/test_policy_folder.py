@@ -117,7 +117,7 @@ def test_the_model_card_has_hub_metadata_what_was_measured_and_how_to_load(saved
 def test_names_in_a_headline_of_the_model_card_keep_their_capitals() -> None:
     document = {"kind": "quest", "simulator": {"suite": "desk", "cameras": [], "action_dim": 2}}
     card = {"success, with Wilson 95 % intervals": {}, "after_minus before, with McNemar's exact test": {}}
-    text = model_card(document | {"card": card})
+    text = policy_folder.model_card(document | {"card": card})
     assert "## Success, with Wilson 95 % intervals\n" in text
     assert "## After minus before, with McNemar's exact test\n" in text
 

@@ -6,7 +6,8 @@
     ├── DependencyMissing       a package or system library is not installed; names what to install
     │   └── RendererMissing     no OpenGL renderer could be started
     ├── DataError               a file that is missing, corrupt, truncated or foreign; names file and key
-    │   └── PolicyError         a policy folder that cannot be used (missing, partial, other simulator or version)
+    │   └── PolicyError         a policy that cannot be used: its folder is missing, partial or of another version, it
+    │                           does not fit a simulator, or a method raised or returned what it may not
     ├── SimulatorError          a simulator failed or broke its contract; says task, initial state and worker
     ├── WorkerError             a rollout worker raised, died or hung
     │   └── ErrorRateExceeded   too many rollouts ended in ERROR

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ript.core import asking
 from ript.core.errors import ConfigError
 from ript.core.interfaces import LikelihoodPolicy
 
 
 def make_optimiser(policy: LikelihoodPolicy, *, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
     """AdamW over what post-training updates. A parameter group's own `lr` and `weight_decay` take precedence."""
-    optimiser = torch.optim.AdamW(policy.rl_parameters(), lr=learning_rate, weight_decay=weight_decay)
+    optimiser = torch.optim.AdamW(asking.rl_parameters(policy), lr=learning_rate, weight_decay=weight_decay)
     for group in optimiser.param_groups:
         group["initial_lr"] = group["lr"]
     return optimiser

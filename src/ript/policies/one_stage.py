@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from ript.core import asking
 from ript.core.metrics import Mean, Metrics
 from ript.core.options import TrainingOptions
 from ript.core.supervised import DemoSource, Stage
@@ -54,10 +55,12 @@ def one_stage(
     own_loss = loss or policy.loss
 
     def share(rows: np.ndarray, batch: np.ndarray) -> tuple[torch.Tensor, Metrics]:
-        value, metrics = own_loss(windows.batch(rows))
-        count = windows.executed(rows)
-        own = {judged: Mean(float(value.detach()) * count, count)}
-        return value * (count / windows.executed(batch)), own | dict(metrics)
+        batch_of_rows, count = windows.batch(rows), windows.executed(rows)
+        with asking.asking(policy, "loss"):
+            found = own_loss(batch_of_rows)
+        value, told = asking.loss(policy, found)
+        metrics = {name: Mean(float(x) * count, count) if _is_number(x) else x for name, x in told.items()}
+        return value * (count / windows.executed(batch)), {judged: Mean(float(value.detach()) * count, count)} | metrics
 
     weights = None if fresh else windows.target_weights(targets, 1.0)
     return [
@@ -72,3 +75,7 @@ def one_stage(
             judged=judged,
         )
     ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or getattr(value, "shape", None) == ()

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ript.core.asking import asking
 from ript.core.errors import ConfigError
 from ript.core.house import PolicyKind
 from ript.core.options import PolicyOptions
@@ -71,15 +72,20 @@ def _make(cls: type, options: Any, spec: SimulatorSpec, seed: int, privileged_di
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cls(options, spec, {})
+        with asking(cls, "__init__"):
+            return cls(options, spec, {})
 
 
 def _load(cls: Any, options: type[PolicyOptions], folder: str | Path) -> Any:
     from ript.policies import modules
 
-    return cls.from_pretrained(folder) if hasattr(cls, "from_pretrained") else modules.load(cls, options, folder)
+    if not hasattr(cls, "from_pretrained"):
+        return modules.load(cls, options, folder)
+    with asking(cls, "from_pretrained"):
+        return cls.from_pretrained(folder)
 
 
 def _begin(policy: Any, options: Any, windows: DemoSource) -> None:
     if hasattr(policy, "set_statistics"):
-        policy.set_statistics(windows.statistics())
+        with asking(policy, "set_statistics"):
+            policy.set_statistics(windows.statistics())

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ript.build import load_policy
 from ript.config.sections import Config
-from ript.core import hooks
+from ript.core import asking, hooks
 from ript.core.errors import RunError
 from ript.core.hooks import temperature_of
 from ript.core.interfaces import PostTrainable
@@ -96,7 +96,7 @@ class Measurements:
             cards.set_validation(self.policy.card, at.iteration, result.total.rate, rates)
             if at.iteration % e.every == 0:  # a run that goes on beyond its end would not have looked at others
                 with self.run.replace(self.run.best) as folder:
-                    self.policy.save_pretrained(folder)
+                    asking.save(self.policy, folder)
         return time.perf_counter() - began
 
     def _is_best(self, result: EvalResult, at: Progress) -> bool:
@@ -146,14 +146,14 @@ class Measurements:
     def _keep_best(self, policy: PostTrainable, at: Progress) -> bool:
         cards.set_validation(policy.card, at.best_iteration, at.best_success, at.kept_of_task)
         with self.run.replace(self.run.best) as folder:
-            policy.save_pretrained(folder)
+            asking.save(policy, folder)
         return True
 
     def choose_best(self, at: Progress) -> None:
         """The policy with the highest validation success, the one from before practice included; the last one without
         validation. Tells which tasks it is not the best policy for."""
         if self._has_best(at) and at.best_iteration != at.iteration:
-            self.policy.load_weights(hooks.weights_in(self.policy, self.run.best, load_policy))
+            asking.load_weights(self.policy, hooks.weights_in(self.policy, self.run.best, load_policy))
             self.policy.card[cards.VALIDATION] = policy_folder.card(self.run.best).get(cards.VALIDATION)
         else:
             at.best_iteration = at.iteration
@@ -204,7 +204,7 @@ class Measurements:
             mode: points(change(before[mode], r)) for mode, r in after.items()
         }
         with self.run.replace(self.run.policy) as folder:
-            self.policy.save_pretrained(folder)
+            asking.save(self.policy, folder)
 
     def _evaluate(
         self,
@@ -214,7 +214,7 @@ class Measurements:
         what: Path,
         videos: int = 0,
     ) -> dict[str, EvalResult]:
-        self.pool.set_policy(self.policy.weights(), at.iteration)
+        self.pool.set_policy(asking.weights(self.policy), at.iteration)
         return run_evaluation(
             self.pool,
             states,

@@ -24,7 +24,7 @@ from ript.build import (
     some_task_keys,
 )
 from ript.config.sections import Config
-from ript.core import hooks
+from ript.core import asking, hooks
 from ript.core.errors import ConfigError, PolicyError, RunError
 from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable
@@ -228,7 +228,7 @@ def ready(config: Config, policy: PostTrainable, states: InitialStates) -> PostT
         PolicyError: it does not fit.
     """
     with computing(config.device, 1):
-        policy.check_simulator(states.spec)
+        asking.check_simulator(policy, states.spec)
         hooks.read(policy, [states.task(task).instruction for task in states.tasks])
     return policy
 

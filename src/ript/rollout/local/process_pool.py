@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from ript.core import children
+from ript.core import asking, children
 from ript.core.errors import ConfigError, WorkerError
 from ript.core.interfaces import Policy, SimulatorFactory
 from ript.core.metrics import Metrics, Sum
@@ -145,7 +145,7 @@ class ProcessPool:
             self._packed, self._weights = pack_policy(policy), None
             return
         if self._spec is not None:
-            policy.check_simulator(self._spec)
+            asking.check_simulator(policy, self._spec)
         recorder = Recorder(policy, rows=self._rows)
         if self._central is not None:
             recorder.infer_seconds = self._central.infer_seconds
@@ -300,7 +300,7 @@ class ProcessPool:
 
     def _attach(self, worker: RolloutWorker, spec: SimulatorSpec) -> None:
         """Let a worker that has its first simulator have shared memory for what that shows."""
-        self._policy.check_simulator(spec)
+        asking.check_simulator(self._policy, spec)
         self._spec = spec
         layout = Layout.of(spec, self._slots)
         worker.memory.make_room(layout)

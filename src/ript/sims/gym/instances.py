@@ -238,8 +238,8 @@ class OwnInstance:
         if not np.all(same):
             far = f"in {np.sum(~same)} of {same.size} numbers" if isinstance(same, np.ndarray) else "in its size"
             raise SimulatorError(
-                f"{where}: reset(seed={int(state[0])}) does not repeat itself: its first observation differs {far} from "
-                f"that which this state was made with. Rollouts from one state could not be compared. The "
+                f"{where}: reset(seed={int(state[0])}) does not repeat itself: its first observation differs {far} "
+                f"from that of this state. Rollouts from one state could not be compared. The "
                 "environment has to draw everything from self.np_random, or was changed; try --sim.rebuild=true"
             )
         return observation
