@@ -16,11 +16,12 @@ EMPTY      :=
 INSTALLED  := $(subst $(EMPTY) ,\ ,$(VENV)/.installed)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test check format bench clean
+.PHONY: help quickstart install test test-all check format bench clean
 
 help:
 	@echo "make quickstart   install, then go from nothing to a post-trained policy and a report (about 15 minutes)"
 	@echo "make test         install, then run the whole test suite"
+	@echo "make test-all     the tests that take minutes too: all of LIBERO beside the stock environment"
 	@echo "make install      the environment alone, in $(VENV); nothing happens when nothing changed"
 	@echo "make check        lint, format and types"
 	@echo "make format       put the code into the form that check wants"
@@ -34,6 +35,9 @@ install: $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
+
+test-all: $(INSTALLED)
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n $(PROCESSES) --dist worksteal -m "slow or not slow" $(ARGS)
 
 check: $(INSTALLED)
 	"$(BIN)/ruff" check .

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -215,10 +215,15 @@ class LiberoSimulator:
         data = self._physics.data
         return np.concatenate([[data.time], data.qpos, data.qvel, self._physics.seen.vector(OBSERVED)])
 
-    def stock_episode(self, initial_state: InitialState) -> StockLibero:
-        """The stock environment in the same state, for `check_simulator`."""
+    @property
+    def parts(self) -> SceneParts:
+        """Of its scene."""
+        return self._parts
+
+    def stock_episode(self, initial_state: InitialState, env: Any = None) -> StockLibero:
+        """The stock environment in the same state, for `check_simulator`; `env` is one that was built for the task."""
         parts = self._parts.layout.split(initial_state.state)
-        return StockLibero(self._info, parts, *self._settling(parts))
+        return StockLibero(self._info, parts, *self._settling(parts), env)
 
     def initial_states(self, n: int, seed: int = 0, split: Split = "train", start: int = 0) -> list[InitialState]:
         """States number start..start+n-1 of a split. test: the benchmark's 50, whatever the seed, which begin again at
