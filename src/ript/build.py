@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from ript.config.sections import ClusterConfig, Config, LearnConfig, RolloutConfig
 from ript.core import arguments, asking
-from ript.core.errors import ConfigError, PolicyError
+from ript.core.errors import ConfigError, PolicyError, UnknownNameError
 from ript.core.files import absolute, expanded
 from ript.core.house import PolicyKind
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, PostTrainable, SimulatorFactory
@@ -68,6 +68,25 @@ def sim_options_of_spec(spec: SimulatorSpec, horizon: int = 0) -> SimOptions:
         PolicyError: the suite's simulators cannot show such pictures.
     """
     return suites.get(spec.suite).options_of(spec).replaced(horizon=horizon)
+
+
+def by_protocol(sim: SimOptions, name: str) -> SimOptions:
+    """The settings with those of a published protocol that change nothing of what a policy is shown, such as horizon
+    and settling.
+
+    Raises:
+        UnknownNameError: the suite has no such protocol.
+    """
+    suite = suites.get(sim.suite)
+    if name not in suite.protocols:
+        raise UnknownNameError(f"protocol of suite {sim.suite}", name, suite.protocols)
+    changes = {"horizon": suite.protocols[name].horizon}
+    if suite.spec is not None:
+        shown = suite.spec(sim)
+        for field, value in suite.protocols[name].values().items():
+            if suite.spec(sim.replaced(**{field: value})) == shown:
+                changes[field] = value
+    return sim.replaced(**changes)
 
 
 def as_published(policy: PostTrainable, suite: str, views: Sequence[str] = ()) -> SimOptions:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ript.build import load_policy, make_env_pool, origin_of, require_policy, sim_options_of, task_keys
+from ript.build import by_protocol, load_policy, make_env_pool, origin_of, require_policy, sim_options_of, task_keys
 from ript.config.sections import ClusterConfig, RolloutConfig
 from ript.core import arguments, hooks
 from ript.core.errors import ConfigError, SimulatorError
@@ -161,6 +161,7 @@ def evaluate(
     temperature: float | None = None,
     videos: int = 0,
     horizon: int | None = None,
+    protocol: str = "",
     rollout: RolloutConfig | None = None,
     cluster: ClusterConfig | None = None,
 ) -> EvalResult:
@@ -176,6 +177,7 @@ def evaluate(
         videos: how many rollouts per task are kept as frames.
         horizon: environment steps until a rollout counts as a failure; by default that which the policy was trained or
             measured with (its card says it), or else the task's own.
+        protocol: of the suite, by name: its horizon, and how it begins episodes.
         rollout: workers and slots.
         cluster: whose nodes it is done on; None: this machine.
 
@@ -198,6 +200,10 @@ def evaluate(
     if temperature is not None:
         loaded = hooks.at_temperature(loaded, temperature)
     sim = sim_options_of(loaded, horizon or horizon_in(loaded.card))
+    if protocol:
+        if horizon is not None:
+            raise ConfigError(f"protocol {protocol} says the horizon: leave one of them out")
+        sim = by_protocol(sim, protocol)
     keys = task_keys(sim, names)
     with make_env_pool(sim, rollout or RolloutConfig(), cluster=cluster) as pool:
         states = InitialStates(pool, keys, seed).measured("test", trials, seed)

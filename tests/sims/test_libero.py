@@ -76,3 +76,14 @@ def test_a_task_holds_to_the_contract_and_equals_stock_bit_for_bit() -> None:
     options = LiberoOptions(horizon=9, settle=2, image_size=32, cameras=("wrist",))
     passed = check_simulator(lambda: make("libero/libero_goal/7", options), episodes=1, steps=6)
     assert len(passed) == 11
+
+
+def test_a_protocol_changes_how_episodes_begin_and_end_and_nothing_that_a_policy_sees() -> None:
+    from ript.build import by_protocol
+
+    seen = LiberoOptions(cameras=("wrist",), image_size=64, settle=3)
+    changed = by_protocol(seen, "openvla-goal")
+    assert changed == seen.replaced(horizon=300, settle=10, settle_gripper="open")
+    assert SUITE.spec(changed) == SUITE.spec(seen)
+    with pytest.raises(UnknownNameError, match="openvla-goal"):
+        by_protocol(seen, "openvla-gaol")

@@ -92,18 +92,18 @@ def task_names(sim: SimOptions, words: Sequence[str]) -> tuple[str, ...]:
     return tuple(key.partition("/")[2] for key in task_keys(sim, parts))
 
 
-def steps_of(suite: str, word: str) -> int:
-    """Environment steps from a number, or from the name of one of the suite's protocols.
+def steps_or_protocol(suite: str, word: str | None) -> dict[str, Any]:
+    """What `evaluate` takes for a number of steps, or for the name of one of the suite's protocols.
 
     Raises:
         UnknownNameError: neither.
     """
-    if word.lstrip("-").isdigit():
-        return int(word)
+    if word is None or word.lstrip("-").isdigit():
+        return {"horizon": None if word is None else int(word)}
     protocols = suites.get(suite).protocols
     if word not in protocols:
         raise UnknownNameError(f"number of steps or protocol of suite {suite}", word, protocols)
-    return protocols[word].horizon
+    return {"protocol": word}
 
 
 def require(args: Namespace, *names: str) -> None:

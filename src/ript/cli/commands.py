@@ -19,7 +19,7 @@ from ript.cli.arguments import (
     require,
     resumed,
     saying_what_is_kept,
-    steps_of,
+    steps_or_protocol,
     task_names,
 )
 from ript.cli.checkpoints import export_checkpoint as export_checkpoint
@@ -350,7 +350,7 @@ def evaluate(args: Namespace) -> Answer:
         raise ConfigError("--cluster.nodes and --cluster.workers-per-node have no effect without --cluster")
     name, policy = named_policy(args.policy)
     sim = sim_options_of(policy)
-    names, horizon = task_names(sim, args.tasks), None if args.horizon is None else steps_of(sim.suite, args.horizon)
+    names, how = task_names(sim, args.tasks), steps_or_protocol(sim.suite, args.horizon)
     if args.videos:
         require_encoder()
         require_writable_folder(args.video_dir)
@@ -363,9 +363,9 @@ def evaluate(args: Namespace) -> Answer:
             greedy=args.greedy,
             temperature=args.temperature,
             videos=args.videos,
-            horizon=horizon,
             rollout=rollout,
             cluster=cluster,
+            **how,
         )
     result = replace(result, policy=name)
     steps = sorted(set(result.horizon.values()))
