@@ -41,6 +41,16 @@ def test_every_task_has_its_files_and_the_130_a_human_demonstration_each() -> No
         assert one.actions.shape[1] == 7 and np.abs(one.actions).max() <= 1
 
 
+def test_tasks_of_one_model_have_the_same_things_in_the_same_scene() -> None:
+    scenes: dict[str, set[tuple[object, ...]]] = {}
+    for info in ALL.values():
+        one = problem_of(info.bddl)
+        zones = tuple((name, region.target, region.ranges) for name, region in one.regions.items())
+        things = one.kind, tuple(one.fixtures.items()), tuple(one.objects.items()), zones
+        scenes.setdefault(info.model, set()).add(things)
+    assert {key for key, things in scenes.items() if len(things) != 1} == set() and len(scenes) == 63
+
+
 def test_options_and_specs_are_inverses_and_protocols_are_the_published_ones() -> None:
     for options in SUITE.protocols.values():
         assert SUITE.options_of(SUITE.spec(options)) == options.replaced(
@@ -87,3 +97,18 @@ def test_a_protocol_changes_how_episodes_begin_and_end_and_nothing_that_a_policy
     assert SUITE.spec(changed) == SUITE.spec(seen)
     with pytest.raises(UnknownNameError, match="openvla-goal"):
         by_protocol(seen, "openvla-gaol")
+
+
+def test_objects_are_moved_with_what_stands_on_them_and_not_into_each_other() -> None:
+    """With large noise: they come to rest where they would have, and the task is not solved."""
+    with make("libero/libero_goal/7", LiberoOptions()) as simulator:
+        state = simulator.initial_states(1, split="test")[0]
+        moved = [simulator.perturbed_state(state, 0.1, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+        assert moved[0].id == moved[1].id and len({state.id, *(one.id for one in moved)}) == 3
+        before, after = (simulator.parts.layout.split(one.state) for one in (state, moved[0]))
+        changed = np.flatnonzero(before.qpos != after.qpos)
+        assert len(changed) == 8 and 0.05 < np.abs(before.qpos - after.qpos)[changed].mean() < 0.15  # x, y of four
+        simulator.reset(moved[0])
+        assert not simulator.step_chunk(np.zeros((10, 7))).success
+        with pytest.raises(SimulatorError, match="none of 500 draws"):
+            simulator.perturbed_state(state, 30.0, np.random.default_rng(0))

@@ -16,6 +16,7 @@ from ript.core.errors import ConfigError, SimulatorError
 from ript.core.types import ChunkResult, InitialState, Observation, Split
 from ript.sims.libero import available, models
 from ript.sims.libero.human import WAITING
+from ript.sims.libero.perturb import perturbed
 from ript.sims.libero.rendering import Look, Moment, resolve_cameras
 from ript.sims.libero.spec import libero_spec, proprio_sizes
 from ript.sims.libero.states import Parts, SceneParts, States
@@ -46,6 +47,12 @@ class LiberoSimulator:
         settle_gripper: whether the gripper opens meanwhile.
         physics: "exact" equals stock LIBERO bit for bit.
 
+    Attributes:
+        parts: of the scene.
+        states: the task's initial states.
+        physics: what is stepped.
+        waiting: the action while a state settles, `[7]`.
+
     Raises:
         UnknownNameError: no such task, camera or part.
         DependencyMissing: LIBERO, robosuite or MuJoCo is not installed, or MuJoCo is too new.
@@ -72,8 +79,8 @@ class LiberoSimulator:
         self._views, self._size, self._look = resolve_cameras(cameras), image_shape(image_size), look
         self._proprio = tuple(proprio_sizes(proprio))
         self.spec = libero_spec(self._views, self._size, look, self._proprio)
-        self._settle, self._waiting = settle, np.zeros(ACTION_DIM)
-        self._waiting[-1] = OPEN if settle_gripper == "open" else 0.0
+        self._settle, self.waiting = settle, np.zeros(ACTION_DIM)
+        self.waiting[-1] = OPEN if settle_gripper == "open" else 0.0
         available.require()
         mujoco = import_mujoco(INSTALL)
         self._scene, self._let_go = models.take(self._info, self)
@@ -81,9 +88,9 @@ class LiberoSimulator:
             cache = self._scene.cache
             if "parts" not in cache:
                 cache["parts"] = SceneParts(mujoco, self._scene.model, self._scene.facts)
-            self._parts: SceneParts = cache["parts"]
-            self.states = States(self._info, self.task, self._parts)
-            self._physics = Physics(mujoco, self._scene.model, self._parts.arm, exact=physics == "exact")
+            self.parts: SceneParts = cache["parts"]
+            self.states = States(self._info, self.task, self.parts)
+            self.physics = Physics(mujoco, self._scene.model, self.parts.arm, exact=physics == "exact")
         except BaseException:
             self._let_go()
             raise
@@ -99,8 +106,12 @@ class LiberoSimulator:
         self.set_state(initial_state)
         return self.observe()
 
-    def set_state(self, initial_state: InitialState) -> None:
+    def set_state(self, initial_state: InitialState, *, settled: bool = True) -> None:
         """`reset` without a look.
+
+        Args:
+            initial_state: of this task.
+            settled: let it settle.
 
         Raises:
             SimulatorError: the state is of another task or has a wrong size.
@@ -108,7 +119,7 @@ class LiberoSimulator:
         start = time.perf_counter()
         if initial_state.task.key != self.task.key:
             raise SimulatorError(f"{self.task.key}: initial state {initial_state.id} is of {initial_state.task.key}")
-        layout, state = self._parts.layout, initial_state.state
+        layout, state = self.parts.layout, initial_state.state
         problem = layout.problem(state)
         if problem:
             raise SimulatorError(f"{self.task.key}: initial state {initial_state.id} does not fit: {problem}")
@@ -117,15 +128,15 @@ class LiberoSimulator:
         self._state, self._steps, self._done = initial_state, 0, False
         self._scene.active = None
         self._activate()
-        steps, waiting = self._settling(parts)
+        steps, waiting = self._settling(parts) if settled else (0, self.waiting)
         key = (initial_state.id, steps, float(waiting[-1]), self._exact)
-        if (settled := self._settled.pop(key, None)) is None:
-            self._physics.reset(parts.time, parts.qpos, parts.qvel)
+        if (snapshot := self._settled.pop(key, None)) is None:
+            self.physics.reset(parts.time, parts.qpos, parts.qvel)
             for _ in range(steps):
-                self._physics.step(waiting)
-            settled = self._physics.snapshot()
-        self._physics.restore(settled)
-        self._settled[key] = settled  # the latest
+                self.physics.step(waiting)
+            snapshot = self.physics.snapshot()
+        self.physics.restore(snapshot)
+        self._settled[key] = snapshot  # the latest
         while len(self._settled) > SETTLED:
             del self._settled[next(iter(self._settled))]
         self.seconds["simulate"] += time.perf_counter() - start
@@ -133,13 +144,13 @@ class LiberoSimulator:
     def _settling(self, parts: Parts) -> tuple[int, np.ndarray]:
         """How many steps a state settles, and their action."""
         if parts.settle < 0:
-            return self._settle, self._waiting
+            return self._settle, self.waiting
         return parts.settle, np.array(WAITING)
 
     def _activate(self) -> None:
         """Put this instance's fixtures into the model that all share."""
         if self._scene.active is not self._token:
-            model, bodies = self._scene.model, self._parts.fixtures
+            model, bodies = self._scene.model, self.parts.fixtures
             model.body_pos[bodies], model.body_quat[bodies] = self._fixture_pos, self._fixture_quat
             self._scene.active = self._token
 
@@ -160,11 +171,11 @@ class LiberoSimulator:
         start, executed, success = time.perf_counter(), 0, False
         self._activate()
         for action in actions[: self.task.horizon - self._steps].astype(np.float64):
-            self._physics.step(action)
+            self.physics.step(action)
             executed += 1
-            if not np.isfinite(self._physics.data.qvel).all():
+            if not np.isfinite(self.physics.data.qvel).all():
                 raise SimulatorError(f"{self._address()} and {executed} more: the physics came apart")
-            if self.states.goal(self._physics.data):
+            if self.states.goal(self.physics.data):
                 success = True
                 break
         self._steps += executed
@@ -180,7 +191,7 @@ class LiberoSimulator:
         """Look: what stock would have observed after the same steps."""
         self._require_state()
         start = time.perf_counter()
-        proprio = self._physics.seen.vector(self._proprio).astype(np.float32)
+        proprio = self.physics.seen.vector(self._proprio).astype(np.float32)
         middle = time.perf_counter()
         images = self._scene.draw(self._views, self._size, self._look, self._moment())
         self.seconds["simulate"] += middle - start
@@ -192,8 +203,8 @@ class LiberoSimulator:
         )
 
     def _moment(self) -> Moment:
-        seen = self._physics.seen
-        return Moment(seen.qpos.copy(), self._fixture_pos, self._fixture_quat, self._parts.colours(seen.before))
+        seen = self.physics.seen
+        return Moment(seen.qpos.copy(), self._fixture_pos, self._fixture_quat, self.parts.colours(seen.before))
 
     def render(self) -> np.ndarray:
         """A picture for videos from the first camera: uint8 `[h, w, 3]`."""
@@ -207,28 +218,34 @@ class LiberoSimulator:
     def privileged(self) -> np.ndarray:
         """Where the objects are: float32 `[3 n]`, metres."""
         self._require_state()
-        return self._physics.data.xpos[self._parts.objects].astype(np.float32).ravel()
+        return self.physics.data.xpos[self.parts.objects].astype(np.float32).ravel()
 
     def state_vector(self) -> np.ndarray:
         """All that stock's state holds, and what it observes of the robot: float64 `[1 + nq + nv + 15]`."""
         self._require_state()
-        data = self._physics.data
-        return np.concatenate([[data.time], data.qpos, data.qvel, self._physics.seen.vector(OBSERVED)])
-
-    @property
-    def parts(self) -> SceneParts:
-        """Of its scene."""
-        return self._parts
+        data = self.physics.data
+        return np.concatenate([[data.time], data.qpos, data.qvel, self.physics.seen.vector(OBSERVED)])
 
     def stock_episode(self, initial_state: InitialState, env: Any = None) -> StockLibero:
         """The stock environment in the same state, for `check_simulator`; `env` is one that was built for the task."""
-        parts = self._parts.layout.split(initial_state.state)
+        parts = self.parts.layout.split(initial_state.state)
         return StockLibero(self._info, parts, *self._settling(parts), env)
 
     def initial_states(self, n: int, seed: int = 0, split: Split = "train", start: int = 0) -> list[InitialState]:
         """States number start..start+n-1 of a split. test: the benchmark's 50, whatever the seed, which begin again at
         their end; the others are drawn as the task's own resets draw, and endless."""
         return self.states(n, seed, split, start)
+
+    def perturbed_state(self, state: InitialState, std_metres: float, generator: np.random.Generator) -> InitialState:
+        """A state near another; see `perturb.perturbed`. This instance is then in no episode.
+
+        Raises:
+            SimulatorError: no draw was accepted.
+        """
+        try:
+            return perturbed(self, state, std_metres, generator)
+        finally:
+            self._state, self._done = None, True
 
     def close(self) -> None:
         """The model and its renderers stay for other instances of this process, a while even when there are none."""

@@ -142,9 +142,9 @@ class States:
 
     def __init__(self, info: LiberoTask, task: Task, parts: SceneParts):
         self._info, self._task, self._parts = info, task, parts
-        problem = problem_of(info.bddl)
-        self.goal = Goal(parts.model, parts.facts, problem.goal)
-        self._placer = Placer(parts.facts, problem, parts.site_position, task.key)
+        self.problem = problem_of(info.bddl)
+        self.goal = Goal(parts.model, parts.facts, self.problem.goal)
+        self._placer = Placer(parts.facts, self.problem, parts.site_position, task.key)
         self._vectors: np.ndarray | None = None
 
     def __call__(self, n: int, seed: int, split: Split, start: int) -> list[InitialState]:

@@ -60,11 +60,15 @@ class LiberoTask:
 
     @property
     def model(self) -> str:
-        """Key of its model: tasks with equal keys differ in poses of fixtures and in goals only. The 130 have 32."""
-        if self.suite in ("libero_spatial", "libero_goal"):
-            return self.suite
+        """Key of its model: tasks with equal keys differ in where things are and in goals only. The 130 have 32, which
+        LIBERO-PRO's have too; but 31 others where objects have another look."""
+        if self.perturbation == "object" and self.suite != "libero_spatial_object":
+            return self.name
+        suite = self.suite if self.perturbation == "object" else self.suite.removesuffix(f"_{self.perturbation}")
+        if suite.startswith(("libero_spatial", "libero_goal")):
+            return suite
         scene = _SCENE.match(self.words)
-        return scene[0] if scene and not self.perturbation else self.name
+        return scene[0] if scene else f"{suite}/{self.number}"
 
     @property
     def instruction(self) -> str:
