@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ript.config.sections import ClusterConfig, Config, LearnConfig, RolloutConfig
-from ript.core import arguments, asking
+from ript.core import arguments, asking, own
 from ript.core.errors import ConfigError, PolicyError, UnknownNameError
 from ript.core.files import absolute, expanded
 from ript.core.house import PolicyKind
@@ -132,6 +132,14 @@ def show(policy: PostTrainable, sim: SimOptions) -> None:
 def task_keys(sim: SimOptions, names: tuple[str, ...]) -> tuple[str, ...]:
     """Names or keys of tasks, and named lists of them -> keys, each once; unknown names are refused."""
     return tuple(task.key for task in suites.get(sim.suite).expanded(names))
+
+
+def own_code(sim: SimOptions, keys: Sequence[str], policy: object) -> dict[str, str]:
+    """Module -> digest of the code of a user's own that simulators of these tasks, and a policy, are made of."""
+    suite = suites.get(sim.suite)
+    tasks = [module for key in keys for module in suite.modules(key.removeprefix(f"{suite.name}/"))]
+    maker = getattr(suite.make, "func", suite.make)
+    return own.fingerprints([type(policy).__module__, getattr(maker, "__module__", ""), *tasks])
 
 
 def horizons(sim: SimOptions, keys: Sequence[str]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from ript.build import (
     load_policy,
     make_policy,
     origin_of,
+    own_code,
     require_room,
     sim_options_of_spec,
     task_keys,
@@ -47,6 +48,7 @@ from ript.run.settings import (
     nested,
     recorded,
     refuse_changes,
+    refuse_other_code,
     refuse_other_content,
     refuse_unused_stages,
     settled,
@@ -125,10 +127,12 @@ def train_sft(
         settings = recorded("sft", config, policy)
         used = {name: value for name, value in settings.items() if not stage_is_missing(config, name, **there)}
         files, content = [str(absolute(file.path)) for file in demo_set.files], windows.fingerprint()
+        code = own_code(config.sim, (), policy)
         where = origin.record("base") if origin and not resume else {"base": None}
-        document = {"recipe_config": nested(used), "demos": files, "demos_content": content, **where}
+        document = {"recipe_config": nested(used), "demos": files, "demos_content": content, "code": code, **where}
         held = read_config(out)["config"] if resume else {}
         refuse_other_content(held, {"demos_content": content})
+        refuse_other_code(held, code)
         changed = refuse_changes("sft", held.get("recipe_config", {}), settings)
         with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
             run.change_settings(changed)

@@ -1,5 +1,6 @@
 """A policy of a user's own: one class in one file is a kind of policy, by its name or an entry point."""
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from ript import recipe, train_rl, train_sft
-from ript.build import load_policy, simulator_factory
-from ript.config.sections import policy_options, sim_options, training_options
-from ript.core.errors import ConfigError, PolicyError, UnknownNameError
+from ript.build import load_policy, own_code, simulator_factory
+from ript.config.sections import Config, policy_options, sim_options, training_options
+from ript.core import own
+from ript.core.errors import ConfigError, PolicyError, RunError, UnknownNameError
 from ript.core.hooks import made_with, settings_of
 from ript.core.registry import Registry, kinds
 from ript.core.types import SimulatorSpec
@@ -19,6 +21,7 @@ from ript.demos.collect import collect_demos
 from ript.policies import hub
 from ript.run.folder import read_rows
 from ript.run.settings import settled
+from ript.sft import resume_sft
 
 SPEC = SimulatorSpec(suite="toy", cameras={"top": (16, 16)}, proprio={"dot": 2}, action_dim=2, render={})
 PAGE = (Path(__file__).parents[2] / "docs" / "adding_a_policy.md").read_text()
@@ -134,8 +137,8 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def trained(here: Path, name: str, demos: Path) -> None:
-    """`ript sft` and then an iteration of `ript rl` with a kind of policy."""
+def trained(here: Path, name: str, demos: Path) -> Config:
+    """`ript sft` and then an iteration of `ript rl` with a kind of policy; the latter's configuration."""
     base = recipe("practice").replaced(tasks=("reach-corner",), sim=sim_options("toy"), policy=policy_options(name))
     config = base.replaced(
         iterations=1,
@@ -145,6 +148,7 @@ def trained(here: Path, name: str, demos: Path) -> None:
     )
     train_sft(config, demos, here / "sft")
     train_rl(config, here / "sft" / "policy", here / "rl")
+    return config
 
 
 LOSS, SCORE = (
@@ -233,3 +237,26 @@ def test_a_loss_may_log_numbers_and_parameters_may_come_one_by_one(here: Path, f
     trained(here, changed(here, "w", logged, ("list(self.parameters())", "self.parameters()")), five)
     row = read_rows(here / "sft" / "metrics.jsonl")[-1]
     assert row["policy/mine"] == 2.0 and row["policy/other"] > 0
+
+
+def test_a_run_does_not_go_on_with_other_code_than_it_began_with(here: Path, five: Path) -> None:
+    (here / "layers.py").write_text("from torch import nn\n\n\ndef bend():\n    return nn.Tanh()\n")
+    name = changed(here, "x", ("nn.Tanh()", "layers.bend()"), ("import torch\n", "import layers\nimport torch\n"))
+    config = trained(here, name, five)
+    for run in ("sft", "rl"):
+        assert set(json.loads((here / run / "config.json").read_text())["config"]["code"]) == {"x", "layers"}
+    for file in ("layers", "x"):
+        before = (here / f"{file}.py").read_text()
+        (here / f"{file}.py").write_text(f"{before}# another\n")
+        with pytest.raises(RunError, match=f"the code that it began with, and {file} is another file now: put back"):
+            train_rl(config.replaced(iterations=2), None, here / "rl", resume=True)
+        with pytest.raises(RunError, match=f"{file} is another file now"):
+            resume_sft(here / "sft")
+        (here / f"{file}.py").write_text(before)
+    assert train_rl(config.replaced(iterations=2), None, here / "rl", resume=True).iterations == 2
+
+
+def test_code_of_this_package_of_python_and_of_packages_is_not_compared() -> None:
+    policy = kinds.get("gaussian").make(policy_options("gaussian"), SPEC, 0, 0)
+    assert own_code(sim_options("toy"), ["toy/reach"], policy) == {}
+    assert own.fingerprints(["torch.nn", "pytest", "json", "__main__", "builtins", "no_such_module"]) == {}

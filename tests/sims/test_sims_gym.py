@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from ript.build import horizons, load_policy, make_policy, sim_options_of
+from ript.build import horizons, load_policy, make_policy, own_code, sim_options_of
 from ript.config.overrides import load_recipe as recipe
 from ript.core.errors import ConfigError, DependencyMissing, PolicyError, RiptError, SimulatorError, UnknownNameError
 from ript.core.options import replace
@@ -175,6 +175,12 @@ def test_the_suite_makes_any_environment_by_its_name_and_finds_its_options_again
     assert suite.caveats(options) == ["each action is repeated 2 times, so that a step is 2 of the environment's"]
     with pytest.raises(PolicyError, match="says what it was made with"):
         suite.options_of(ToySimulator().spec)
+
+
+def test_the_file_of_an_environment_of_a_users_own_belongs_to_a_run_and_gymnasiums_own_do_not():
+    options = suites.get("gym").options()
+    assert list(own_code(options, [f"gym/{PACKAGE}:Dot-v0"], object())) == [PACKAGE]
+    assert own_code(options, ["gym/Pendulum-v1"], object()) == {}
 
 
 def test_the_page_lists_every_setting_and_no_other():

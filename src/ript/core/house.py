@@ -52,6 +52,7 @@ class Suite:
         draws: its simulators need OpenGL (`sims.mujoco`), so that `ript doctor` looks whether that works.
         available: None, or what to install before a simulator can be made.
         caveats: options -> what readers of results should know of such simulators.
+        modules: name of a task -> modules that its simulator is made of, besides the suite's own.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Suite:
     draws: bool = False
     available: Callable[[], str | None] = lambda: None
     caveats: Callable[[Any], Sequence[str]] = lambda options: ()
+    modules: Callable[[str], Sequence[str]] = lambda name: ()
 
     def task(self, name: str) -> Task:
         """The task of a name, with or without the suite before it, as people write it.

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ript.core import interpreter
@@ -39,3 +44,36 @@ def find(name: str, where: str, example: str) -> Any:
         known = [key for key, value in vars(loaded).items() if callable(value) and not key.startswith("_")]
         raise UnknownNameError(f"name in {module} ({where})", attribute, known)
     return getattr(loaded, attribute)
+
+
+def fingerprints(modules: Iterable[str]) -> dict[str, str]:
+    """Module -> digest of its file, 16 hex digits, of those of these modules that are a user's own.
+
+    With them those that they have got something from which lie in the same folder, or below. Code of this package, of
+    Python and of installed packages is told by versions; that of a script is not compared.
+    """
+    found: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name in found or (file := _own_file(name)) is None:
+            continue
+        found[name] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        root = file.parents[name.count(".") + (file.name == "__init__.py")]
+        for value in vars(sys.modules[name]).values():
+            other = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            if isinstance(other, str) and (near := _own_file(other)) is not None and near.is_relative_to(root):
+                waiting.append(other)
+    return dict(sorted(found.items()))
+
+
+def _own_file(module: str) -> Path | None:
+    """The source of a module that is imported; None of one that is none of a user's own."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if not file or not str(file).endswith(".py") or module == "__main__" or module.partition(".")[0] == "ript":
+        return None
+    path = Path(file).resolve()
+    installed = [Path(place).resolve() for place in sysconfig.get_paths().values()]
+    packages = any(path.is_relative_to(place) for place in installed if place.name.endswith("-packages"))
+    library = Path(sysconfig.get_paths()["stdlib"]).resolve()
+    return None if packages or path.is_relative_to(library) or not path.is_file() else path

@@ -373,6 +373,22 @@ def refuse_changes(command: str, held: Mapping[str, Any], now: Mapping[str, Any]
     return {name: value for name, value in changed.items() if name != "recipe"}
 
 
+def refuse_other_code(held: Mapping[str, Any], now: Mapping[str, str]) -> None:
+    """Raise `RunError` when a file of a user's own, which a run is made of, is another than it began with.
+
+    Args:
+        held: what its config.json says; a record of an earlier version says nothing of code.
+        now: module -> digest of its file.
+    """
+    changed = [name for name, digest in held.get("code", {}).items() if now.get(name, digest) != digest]
+    if changed:
+        are = "are other files" if len(changed) > 1 else "is another file"
+        raise RunError(
+            f"a run goes on with the code that it began with, and {', '.join(changed)} {are} now: put back what was "
+            "there, or begin a new run with another --out (ript rl --policy takes the policy that this one has reached)"
+        )
+
+
 def refuse_other_content(held: Mapping[str, Any], now: Mapping[str, str]) -> None:
     """Raise `RunError` when what a run goes on with is other than what it began with.
 

@@ -19,6 +19,7 @@ from ript.build import (
     load_policy,
     make_policy,
     origin_of,
+    own_code,
     require_room,
     sim_options_of,
     some_task_keys,
@@ -46,6 +47,7 @@ from ript.run.settings import (
     nested,
     recorded,
     refuse_changes,
+    refuse_other_code,
     refuse_other_content,
     settled,
 )
@@ -209,6 +211,7 @@ def beginning(plan: Plan, states: InitialStates) -> tuple[Config, PostTrainable]
         with computing("cpu", 1):  # rounding grows with every step of fitting, and learn.threads is of the update alone
             policy = make_policy(config, states.spec)
             kinds.get(config.policy.kind).prepare_untrained(policy, config.seed)
+    refuse_other_code(plan.held, own_code(config.sim, states.tasks, policy))
     begin_practice(policy.card)
     set_horizon(policy.card, config.sim.horizon)
     if policy.simulator.unseen != states.spec.unseen:  # such as what counts as success: it is practised for this now
@@ -364,5 +367,6 @@ def document(config: Config, policy: PostTrainable, start: Start, states: Initia
     given = {"start": None if start is None else IN_MEMORY}
     where = start.record("start") if isinstance(start, Origin) else given
     settings = nested(recorded("rl", _with_absolute_paths(config), policy))
-    content = {"states_content": states.fingerprint()} if config.sampling.demos else {}
+    content: dict[str, Any] = {"states_content": states.fingerprint()} if config.sampling.demos else {}
+    content |= {"code": own_code(config.sim, states.tasks, policy)}
     return {"recipe_config": settings, "policy": hooks.settings_of(policy), **where, **content, "notes": notes}

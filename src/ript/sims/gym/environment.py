@@ -81,6 +81,17 @@ def find_spec(name: str) -> Any:
     )
 
 
+def modules_of(name: str) -> tuple[str, ...]:
+    """The modules of an environment: the package that is named, and where its class is."""
+    package, _, _ = name.rpartition(":")
+    entry: Any = find_spec(name).entry_point
+    where = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", "")
+    if where:
+        with _quiet(), contextlib.suppress(Exception):  # what cannot be imported says so when it is built
+            importlib.import_module(where)
+    return tuple(filter(None, (package, where)))
+
+
 def _import_what_registers(id_: str) -> None:
     """Import the package that is known to register an id, or bears the name before its slash, if that is there."""
     namespace = id_.partition("/")[0] if "/" in id_ else None

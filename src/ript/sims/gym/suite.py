@@ -10,6 +10,7 @@ from ript.core.errors import PolicyError
 from ript.core.house import Suite
 from ript.core.interfaces import Simulator
 from ript.core.types import SimulatorSpec
+from ript.sims.gym.environment import modules_of
 from ript.sims.gym.options import GymOptions
 from ript.sims.gym.success import threshold
 from ript.sims.gym.tasks import NAME, find, known_tasks
@@ -64,4 +65,5 @@ SUITE = Suite(
     packages=("gymnasium", "gymnasium-robotics", "mujoco"),
     available=available,
     caveats=caveats,
+    modules=modules_of,
 )
