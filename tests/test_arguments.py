@@ -198,6 +198,20 @@ def test_a_report_takes_one_run(tmp_path: Path, as_it_is: Any) -> None:
         ("recipe", (["smoke"],), "recipe"),
         ("make_simulator", (3,), "simulator"),
         ("check_simulator", (3,), "factory"),
+        (
+            "check_simulator",
+            (lambda: 3,),
+            "factory made 3, which is no simulator: it has no task, spec, seconds, reset",
+        ),
+        ("check_simulator", (lambda: None,), "factory made None, which is no simulator"),
+        ("check_simulator", (lambda key: None,), r"factory must .* which takes no argument; this takes \(key\)"),
+        (
+            "collect_demos",
+            (lambda: None, "toy/reach", 1, "x.hdf5"),
+            r"make_simulator .* takes 1 argument; .* takes \(\)",
+        ),
+        ("evaluate", (QuestPolicy, "toy/reach"), "got the class QuestPolicy: give a policy of it"),
+        ("train_rl", (CONFIG, QuestPolicy, "run"), "got the class QuestPolicy: give a policy of it"),
         ("quickstart", (3,), "target"),
     ],
 )

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import h5py
 import numpy as np
@@ -23,6 +24,7 @@ from ript.cli import commands
 from ript.cli import main as cli
 from ript.cli.arguments import need_a_working_machine
 from ript.cli.doctor import check_cache
+from ript.core import interpreter
 from ript.core.errors import ConfigError, DependencyMissing, SimulatorError
 from ript.run.folder import RunFolder
 from ript.sims.toy.simulator import ToySimulator
@@ -644,6 +646,20 @@ def test_ctrl_c_ends_at_once_says_what_is_kept_and_how_to_go_on(rl: Path, tmp_pa
         assert "Traceback" not in said
 
     beside_each_other(sent, (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"))
+
+
+@pytest.mark.parametrize(
+    ("where", "what"), [(interpreter, "load_torch_where_it_can_be"), (commands, "resumed"), (commands, "rl")]
+)
+def test_a_run_that_was_to_go_on_is_named_when_the_command_is_stopped_before_it_does(
+    rl: Path, capsys, monkeypatch, where: ModuleType, what: str
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, what, stopped)
+    assert run("rl", "--resume", rl, "--iterations", 9) == 130
+    assert capsys.readouterr().err.endswith(f"go on with: ript rl --resume {rl}\n")
 
 
 def test_the_parser_itself_raises_what_the_command_line_prints() -> None:

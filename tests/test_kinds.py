@@ -14,7 +14,7 @@ from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, wei
 import ript
 from ript.build import load_policy, make_policy
 from ript.cli import main as cli
-from ript.config.sections import Config
+from ript.config.sections import Config, policy_options, training_options
 from ript.core.errors import ConfigError, PolicyError, UnknownNameError
 from ript.core.options import replace
 from ript.core.registry import kinds
@@ -169,6 +169,24 @@ def test_a_policy_has_its_own_kinds_settings_whatever_the_recipe_is_of(tmp_path:
         "policy.kind": "plain",
         "policy.chunk": 4,
     }
+
+
+def test_settings_are_read_as_those_of_the_policy_that_is_given_whatever_the_recipe_is_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = plain_config(policy=policy_options("gaussian"), sft=training_options("gaussian"))
+    make_policy(config, make_simulator("toy/reach", image_size=16).spec).save_pretrained(tmp_path / "policy")
+    words = ["rl", "--recipe", "smoke", "--out", str(tmp_path / "run"), "--policy", str(tmp_path / "policy")]
+    for given, says in (
+        ("--policy.width=7", "policy.width = 7 (the policy has width = 256): cannot be changed any more"),
+        ("--policy.wide=7", "unknown setting of policies of kind gaussian 'policy.wide': did you mean policy.width"),
+        ("--policy.terms=chunks", "policy.terms: expected one of"),
+        ("--policy.kind=quest", "policy.kind = quest (the policy is of kind gaussian)"),
+    ):
+        assert cli.main([*words, given]) == 2
+        assert says in capsys.readouterr().err
+    assert cli.main([*words[:-1], str(tmp_path / "none"), "--policy.width=7"]) == 1
+    assert "no policy folder at" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 @pytest.mark.usefixtures("plain")

@@ -194,6 +194,15 @@ def load_policy(folder: str | Path, device: str = "cpu") -> PostTrainable:
     return policy if device == "cpu" else asking.to(policy, device)
 
 
+def kind_in(folder: str | Path) -> str:
+    """The kind of the policy in a folder, or under a name on the hub.
+
+    Raises:
+        PolicyError: as `load_policy`.
+    """
+    return _placed(folder)[1].kind
+
+
 def require_room(config: Config, folder: str | Path | None, *, supervised: bool = False) -> None:
     """Raise `DeviceTooSmall` unless the policy in a folder, or a new one, can be trained as configured on the GPU that
     the configuration wants; on a CPU nothing is required. It is not loaded for that."""

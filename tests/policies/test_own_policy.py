@@ -15,9 +15,10 @@ from ript.config.sections import Config, policy_options, sim_options, training_o
 from ript.core import own
 from ript.core.errors import ConfigError, PolicyError, RunError, UnknownNameError
 from ript.core.hooks import made_with, settings_of
-from ript.core.registry import Registry, kinds
+from ript.core.registry import Registry, kinds, suites
 from ript.core.types import SimulatorSpec
 from ript.demos.collect import collect_demos
+from ript.demos.scripted import load_expert
 from ript.policies import hub
 from ript.run.folder import read_rows
 from ript.run.settings import settled
@@ -103,6 +104,29 @@ def test_a_class_that_cannot_be_a_policy_is_refused_with_what_to_do(
 ) -> None:
     with pytest.raises(error, match=said):
         kinds.get(changed(here, name, *changes))
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (
+            "../p/my_policy",
+            r"\.\./p/my_policy is no .*: start `ript` in the folder \.\./p, and name it my_policy",
+        ),
+        ("/a/b/my_policy.py", "start `ript` in the folder /a/b, and name it my_policy"),
+        ("my_policy.py", "my_policy.py is no module's name, but that of a file: name it my_policy"),
+        (".my_policy", "expected a name such as my_file"),
+        ("my-policy", "expected a name such as my_file"),
+    ],
+)
+def test_a_path_in_the_place_of_a_module_is_refused_with_the_name_to_give(here: Path, module: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        kinds.get(f"{module}:MyPolicy")
+    with pytest.raises(ConfigError, match=said):
+        load_expert(f"{module}:expert")
+    pytest.importorskip("gymnasium")
+    with pytest.raises(ConfigError, match=said):
+        suites.get("gym").task(f"gym/{module}:Cart-v0")
 
 
 def test_a_package_may_name_its_class_as_an_entry_point(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ript.core.errors import SimulatorError
+from ript.core.errors import ConfigError, SimulatorError
 from ript.core.types import ChunkResult
 from ript.sims.check import CHECKS
 from ript.sims.soundness import MEANS, in_words, soundness
@@ -54,6 +54,26 @@ class Alike(ToySimulator):
 class NoNumber(ToySimulator):
     def reset(self, initial_state):
         raise SimulatorError("toy/reach: no reset is possible")
+
+
+class RaisesSometimes(ToySimulator):
+    """Raises in some states, beyond those that the checks look at."""
+
+    def reset(self, initial_state):
+        if initial_state.label.endswith(("#7", "#8")):
+            raise KeyError("a state")
+        return super().reset(initial_state)
+
+
+class SpecOfThree(ToySimulator):
+    def __init__(self):
+        super().__init__()
+        self.spec = 3
+
+
+class NoStates(ToySimulator):
+    def initial_states(self, *args, **settings):
+        raise KeyError("no states")
 
 
 class Raises(ToySimulator):
@@ -108,6 +128,13 @@ def test_an_error_of_any_kind_is_a_finding_but_not_where_nothing_is_possible():
     assert [(f.name, f.what) for f in found.failed] == [("looking changes nothing", "KeyError: 'picture'")]
     with pytest.raises(SimulatorError, match="no reset is possible"):
         soundness(NoNumber, states=2)
+    with pytest.raises(SimulatorError, match="toy/reach: KeyError: 'no states'"):
+        soundness(NoStates, states=2)
+    some = soundness(RaisesSometimes, states=10)
+    assert some.sound and some.raised == "KeyError: 'a state'"
+    assert "but not all were tried, for it raised KeyError: 'a state'" in in_words(some)
+    with pytest.raises(ConfigError, match="factory made a simulator whose spec is 3; expected a SimulatorSpec"):
+        soundness(SpecOfThree, states=2)
 
 
 def test_every_check_says_what_its_failure_means():

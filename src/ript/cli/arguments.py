@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,21 @@ def _suite_of_tasks(words: Sequence[str]) -> dict[str, list[str]]:
     return {"sim.suite": [*named]} if named else {}
 
 
+def _kind_of_start(args: Namespace, given: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The kind of the policy that a command begins with, as a setting, where settings of a kind were given: they are
+    that kind's own.
+
+    Raises:
+        PolicyError: there is no policy.
+    """
+    start = getattr(args, "policy", None) or getattr(args, "base", None)
+    if not start or not any(name.startswith(("policy.", "sft.")) for name in given):
+        return {}
+    from ript.build import kind_in
+
+    return {"policy.kind": [kind_in(start)]}
+
+
 def asked_fields(args: Namespace) -> set[str]:
     """Dotted names of the settings that were asked for: given, or said by a recipe file of a user's own."""
     return {*given_fields(args), *overrides.said_in(args.recipe)}
@@ -54,7 +69,7 @@ def configure(args: Namespace) -> Config:
         ConfigError: a setting was given that has no effect in this command.
     """
     given = given_fields(args)
-    config = overrides.apply(overrides.load_recipe(args.recipe), given)
+    config = overrides.apply(overrides.load_recipe(args.recipe), _kind_of_start(args, given) | given)
     if "tasks" in given:
         config = recipes.with_tasks(config, task_names(config.sim, config.tasks))
     refuse_unused(args.run.replace("_", " "), config, given)

@@ -488,12 +488,26 @@ def _run(words: list[str]) -> int:
     if rest and not args.overrides:
         _refuse(rest, args)
     args.rest = rest
-    interpreter.load_torch_where_it_can_be()
-    from ript.cli import commands
+    with _saying_what_is_resumed(args):
+        interpreter.load_torch_where_it_can_be()
+        from ript.cli import commands
 
-    with _terminated_like_interrupted(), streams.forgiving(), _stdout_for_the_document(args.json):
-        answer = getattr(commands, args.run)(args)
+        with _terminated_like_interrupted(), streams.forgiving(), _stdout_for_the_document(args.json):
+            answer = getattr(commands, args.run)(args)
     return _tell(answer, args.json, args.run)
+
+
+@contextlib.contextmanager
+def _saying_what_is_resumed(args: argparse.Namespace) -> Iterator[None]:
+    """A run that was to go on is there, also when the command is stopped before it has begun with it."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if getattr(args, "resume", None) and not getattr(stop, "__notes__", []):
+            from ript.cli.arguments import kept_of_run
+
+            stop.add_note(kept_of_run(args.resume, args.run))
+        raise
 
 
 def _tell(answer: Answer, json: bool, command: str) -> int:

@@ -6,6 +6,7 @@ traceback from far inside, or be recorded as something that no program reads bac
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import os
@@ -86,10 +87,19 @@ def instance(name: str, value: Any, kind: type, remedy: str) -> None:
         raise ConfigError(f"{name} must be a {kind.__name__} ({remedy}), got {value!r}")
 
 
-def function(name: str, value: Any, what: str) -> None:
-    """Raise `ConfigError` unless the value can be called; `what` says with what and for what."""
+def function(name: str, value: Any, what: str, given: int = 0) -> None:
+    """Raise `ConfigError` unless the value can be called with so many arguments; `what` says with what and for what."""
     if not callable(value):
         raise ConfigError(f"{name} must be a function, {what}; got {value!r}")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # nobody knows what it takes
+        return
+    try:
+        signature.bind(*[None] * given)
+    except TypeError:
+        many = f"{given} argument{'' if given == 1 else 's'}" if given else "no argument"
+        raise ConfigError(f"{name} must be a function, {what}, which takes {many}; this takes {signature}") from None
 
 
 def _within(value: float, least: float | None, most: float | None) -> bool:

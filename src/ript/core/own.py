@@ -30,6 +30,7 @@ def find(name: str, where: str, example: str) -> Any:
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
         raise ConfigError(f"{where}: {name!r}; expected {example}")
+    require_module(module, where)
     here = interpreter.folder()
     if here and here not in sys.path:
         sys.path.append(here)
@@ -44,6 +45,21 @@ def find(name: str, where: str, example: str) -> Any:
         known = [key for key, value in vars(loaded).items() if callable(value) and not key.startswith("_")]
         raise UnknownNameError(f"name in {module} ({where})", attribute, known)
     return getattr(loaded, attribute)
+
+
+def require_module(name: str, where: str) -> None:
+    """Raise `ConfigError` where a module is named by a path or its file's name, saying how it is named.
+
+    Args:
+        name: of the module, as it was given.
+        where: dotted name of the setting, or what is sought, for messages.
+    """
+    bare = name.replace("\\", "/").rstrip("/").rpartition("/")[2].removesuffix(".py")
+    folder = name.replace("\\", "/").rstrip("/").rpartition("/")[0]
+    if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
+        start = f": start `ript` in the folder {folder}, and name it {bare}" if folder else f": name it {bare}"
+        start = start if bare.isidentifier() else "; expected a name such as my_file"
+        raise ConfigError(f"{where}: {name} is no module's name, but that of a file{start}")
 
 
 def fingerprints(modules: Iterable[str]) -> dict[str, str]:

@@ -71,7 +71,7 @@ def collect_demos(
         noise=arguments.number("noise", noise, 0),
         every=arguments.whole("every", every, 1),
     )
-    arguments.function("make_simulator", make_simulator, "task key -> simulator")
+    arguments.function("make_simulator", make_simulator, "task key -> simulator", 1)
     task_keys, out = arguments.words("task_keys", task_keys), arguments.place("out", out)
     per_task, workers = arguments.whole("per_task", per_task, 1), arguments.whole("workers", workers, 0)
     max_tries_factor = arguments.number("max_tries_factor", max_tries_factor, 0)

@@ -17,7 +17,7 @@ import numpy as np
 from ript.core import arguments
 from ript.core.errors import ConfigError, DependencyMissing, SimulatorError, UnknownNameError
 from ript.core.interfaces import Simulator
-from ript.core.types import InitialState, Observation, Split, Task
+from ript.core.types import InitialState, Observation, SimulatorSpec, Split, Task
 from ript.sims.trajectories import (
     Moment,
     Violation,
@@ -94,9 +94,40 @@ def check_simulator(
     for name in checks or ():
         if name not in CHECKS:
             raise UnknownNameError("check", name, CHECKS)
+    require_simulator(factory)
     subject = _Subject(factory, stock, seed, episodes, steps)
     chosen = {name: check for name, check in CHECKS.items() if checks is None or name in checks}
     return [name for name, check in chosen.items() if check(subject) is not False]
+
+
+_MEMBERS = (
+    "task",
+    "spec",
+    "seconds",
+    "reset",
+    "step_chunk",
+    "observe",
+    "render",
+    "initial_states",
+    "close",
+    "__enter__",
+    "__exit__",
+)
+
+
+def require_simulator(factory: Callable[[], Simulator]) -> None:
+    """Raise `ConfigError` unless what is made is a simulator, as far as its members tell."""
+    made: Any = factory()
+    lacks = [member for member in _MEMBERS if not hasattr(made, member)]
+    try:
+        if lacks:
+            raise ConfigError(f"factory made {made!r}, which is no simulator: it has no {', '.join(lacks)}")
+        for name, kind in (("task", Task), ("spec", SimulatorSpec)):
+            if not isinstance(found := getattr(made, name), kind):
+                raise ConfigError(f"factory made a simulator whose {name} is {found!r}; expected a {kind.__name__}")
+    finally:
+        if hasattr(made, "close"):
+            made.close()
 
 
 @dataclass(frozen=True, kw_only=True)

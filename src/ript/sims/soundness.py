@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ript.core.errors import SimulatorError
+from ript.core.errors import ConfigError, DependencyMissing, RiptError, SimulatorError
 from ript.core.interfaces import Simulator
 from ript.core.simulators import close
 from ript.core.types import InitialState, Task
-from ript.sims.check import CHECKS, Finding, findings
+from ript.sims.check import CHECKS, Finding, findings, require_simulator
 from ript.sims.trajectories import Moment, alike, moment, random_actions, trajectory
 
 MEANS = {
@@ -50,6 +51,7 @@ class Soundness:
         still: those that were solved by doing nothing: (id, label, steps).
         lucky: how many were solved by random actions.
         alike: how many of as many test states look like one of them, to the last pixel and number, and go on so.
+        raised: what the simulator raised meanwhile, so that not all of them were tried; "".
         odd: how many episodes came to numbers that are not finite, in what the simulator shows beside proprioception.
         notes: what the simulator itself has to say.
         build, instance, step, look: seconds of the first instance, of another one beside it, of a step, of a look.
@@ -63,6 +65,7 @@ class Soundness:
     lucky: int
     alike: int
     odd: int
+    raised: str
     notes: tuple[str, ...]
     build: float
     instance: float
@@ -94,6 +97,7 @@ class Soundness:
             "solved_by_random_actions": self.lucky,
             "test_states_alike": self.alike,
             "episodes_with_numbers_that_are_not_finite": self.odd,
+            "raised": self.raised,
             "notes": list(self.notes),
             "seconds": {"first": self.build, "instance": self.instance, "step": self.step, "look": self.look},
             "bytes": {"instance": self.bytes},
@@ -113,8 +117,9 @@ def soundness(factory: Callable[[], Simulator], *, seed: int = 0, states: int = 
         ConfigError, DependencyMissing: no simulator can be made; says why.
         SimulatorError: not even a first reset is possible.
     """
+    require_simulator(factory)
     began = time.perf_counter()
-    with factory() as simulator:
+    with factory() as simulator, _naming(simulator.task):
         build = time.perf_counter() - began
         task = simulator.task
         notes = tuple(getattr(simulator, "notes", ()))
@@ -133,6 +138,7 @@ def soundness(factory: Callable[[], Simulator], *, seed: int = 0, states: int = 
         lucky=tried.lucky,
         alike=tried.alike,
         odd=tried.odd,
+        raised=tried.raised,
         notes=notes,
         build=build,
         instance=instance,
@@ -158,6 +164,21 @@ def _another(factory: Callable[[], Simulator], state: InitialState, n: int = 4) 
             close(simulator)
 
 
+@contextmanager
+def _naming(task: Task) -> Iterator[None]:
+    """Whatever a simulator raises becomes a `SimulatorError`."""
+    try:
+        yield
+    except RiptError:
+        raise
+    except Exception as error:
+        raise SimulatorError(f"{task.key}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return str(error) if isinstance(error, SimulatorError) else f"{type(error).__name__}: {error}"
+
+
 @dataclass
 class _Tried:
     """What was seen of a simulator's states; see `Soundness`. `step` and `look` are seconds of all of them."""
@@ -170,6 +191,7 @@ class _Tried:
     looks: int = 0
     step: float = 0.0
     look: float = 0.0
+    raised: str = ""
 
 
 def _tried(simulator: Simulator, practised: list[InitialState], tested: list[InitialState], seed: int) -> _Tried:
@@ -194,8 +216,10 @@ def _tried(simulator: Simulator, practised: list[InitialState], tested: list[Ini
                 if result.success:
                     found.still.append((state.id, state.label, result.env_steps))
         found.alike = sum(_is_among(simulator, state, first, seed) for state in tested)
-    except SimulatorError:  # the checks have found it
-        pass
+    except (ConfigError, DependencyMissing):
+        raise
+    except Exception as error:  # a simulator of anyone's, which may raise anything
+        found.raised = _line(error)
     return found
 
 
@@ -238,6 +262,8 @@ def _about(found: Soundness) -> list[str]:
     if found.alike:
         lines.append(f"  {found.alike} of {n} test states look like one that is practised on: success on them is not")
         lines.append("      success on what was never seen")
+    if found.raised:
+        lines.append(f"      but not all were tried, for it raised {found.raised}")
     if found.odd:
         lines.append(f"  {found.odd} of {2 * n} episodes came to NaN or infinity in numbers that a policy is not shown")
     lines += [f"  {note}" for note in found.notes]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ript.core import interpreter
+from ript.core import interpreter, own
 from ript.core.errors import ConfigError, DependencyMissing, RiptError, SimulatorError, UnknownNameError
 from ript.sims.mujoco import gl
 
@@ -69,6 +69,7 @@ def find_spec(name: str) -> Any:
     gymnasium = import_gymnasium()
     package, _, id_ = name.rpartition(":")
     if package:
+        own.require_module(package, f"gym/{name}")
         _import(package, name)
     elif id_ not in gymnasium.registry:
         _import_what_registers(id_)
