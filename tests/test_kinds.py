@@ -28,8 +28,16 @@ from ript.studies.bases import base_fingerprint, sft_fingerprint
 
 PACKAGE = Path(ript.__file__).parent
 FOLDERS = sorted(path.parent.name for path in (PACKAGE / "policies").glob("*/kind.py"))
-MAY = ("config/defaults.py", "config/recipes.py", "studies/catalogue.py", "bench/rollout.py", "__init__.py")
-"""Recipes, the paper's studies, the limit of rollouts and public names: they are about kinds that there are."""
+MAY = (
+    "config/defaults.py",
+    "config/recipes.py",
+    "studies/catalogue.py",
+    "bench/rollout.py",
+    "sims/libero/suite.py",
+    "__init__.py",
+)
+"""Recipes, the paper's studies, the limit of rollouts, protocols named by whose results they are of, and public
+names: they are about kinds that there are."""
 
 
 @pytest.fixture
