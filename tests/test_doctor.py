@@ -22,6 +22,7 @@ from ript.cli.doctor import (
     check_packages,
     check_python,
     check_renderer,
+    check_simulators,
     check_suites,
     check_threads,
     doctor,
@@ -32,6 +33,7 @@ from ript.cli.doctor import (
 from ript.cli.probes import GIB, Outcome, run_child
 from ript.core.errors import DependencyMissing
 from ript.core.machine import Cores, Memory
+from ript.core.options import replace
 from ript.core.registry import suites
 from ript.policies.language_files import model_folder
 from ript.rollout.local.limits import open_files
@@ -241,6 +243,24 @@ def test_a_suite_that_cannot_be_imported_is_named_with_the_cause(monkeypatch):
     monkeypatch.setattr(suites, "names", lambda: ("desk",))
     (check,) = check_suites("toy")
     assert not check.ok and not check.required and "package desks" in check.detail and "uninstall" in check.remedy
+
+
+def test_the_simulators_of_the_suite_that_is_needed_are_tried_where_they_have_something_to_try(monkeypatch):
+    asked = []
+
+    def answer(name, argument, **_):
+        asked.append((name, argument))
+        return outcome
+
+    monkeypatch.setattr("ript.cli.doctor.run_child", answer)
+    suite = replace(suites.get("toy"), probe=lambda: "")
+    monkeypatch.setattr(suites, "all", lambda: ({"toy": suite}, {}))
+    outcome = Outcome({"found": "all is well"})
+    assert [str(check) for check in check_simulators("toy")] == ["ok       simulators of toy: all is well"]
+    outcome = Outcome(None, "objects move")
+    (check,) = check_simulators("toy")
+    assert not check.ok and check.required and check.detail == "objects move" and asked == [("suite", "toy")] * 2
+    assert not list(check_simulators("other"))
 
 
 # ---- the renderer ----

@@ -8,7 +8,7 @@ pytest.importorskip("robosuite")
 
 from ript.core.errors import SimulatorError, UnknownNameError
 from ript.sims.check import check_simulator
-from ript.sims.libero import available
+from ript.sims.libero import available, probe
 from ript.sims.libero.bddl import problem_of
 from ript.sims.libero.human import human_demonstration
 from ript.sims.libero.options import LiberoOptions
@@ -75,16 +75,30 @@ def test_a_mujoco_that_changes_results_is_refused_with_the_reason(monkeypatch: p
         make("libero/libero_goal/7", LiberoOptions())
 
 
+def test_what_doctor_tries_equals_a_published_observation_and_other_physics_or_pictures_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "equals a published one" in probe.probe()
+    for name, value, says in (
+        ("OBSERVED", (-0.2, *probe.OBSERVED[1:]), "0.0112 away"),
+        ("PICTURE", np.array(probe.PICTURE) - 30, "by 30 of 255"),
+        ("STILL", 1e-4, "benchmark state 0 move at"),
+    ):
+        with monkeypatch.context() as patched, pytest.raises(SimulatorError, match=says):
+            patched.setattr(probe, name, value)
+            probe.probe()
+
+
 def test_a_task_holds_to_the_contract_and_equals_stock_bit_for_bit() -> None:
     """A drawer, a stove and bowls: through settling, contacts, the first step after a reset, and what is observed."""
-    with make("libero/libero_goal/7", LiberoOptions(horizon=30, settle=2)) as simulator:
+    with make("libero/libero_spatial/0", LiberoOptions(horizon=30, settle=2)) as simulator:
         for split in ("train", "test"):
             state = simulator.initial_states(1, split=split)[0]
-            short = SUITE.task("libero_goal/6")
-            with pytest.raises(SimulatorError, match="is of libero/libero_goal/6"):
+            short = SUITE.task("libero_spatial/6")
+            with pytest.raises(SimulatorError, match="is of libero/libero_spatial/6"):
                 simulator.reset(type(state)(task=short, state=state.state, origin="sampled"))
     options = LiberoOptions(horizon=9, settle=2, image_size=32, cameras=("wrist",))
-    passed = check_simulator(lambda: make("libero/libero_goal/7", options), episodes=1, steps=6)
+    passed = check_simulator(lambda: make("libero/libero_spatial/0", options), episodes=1, steps=6)
     assert len(passed) == 11
 
 
@@ -101,13 +115,13 @@ def test_a_protocol_changes_how_episodes_begin_and_end_and_nothing_that_a_policy
 
 def test_objects_are_moved_with_what_stands_on_them_and_not_into_each_other() -> None:
     """With large noise: they come to rest where they would have, and the task is not solved."""
-    with make("libero/libero_goal/7", LiberoOptions()) as simulator:
+    with make("libero/libero_spatial/0", LiberoOptions()) as simulator:
         state = simulator.initial_states(1, split="test")[0]
         moved = [simulator.perturbed_state(state, 0.1, np.random.default_rng(seed)) for seed in (0, 0, 1)]
         assert moved[0].id == moved[1].id and len({state.id, *(one.id for one in moved)}) == 3
         before, after = (simulator.parts.layout.split(one.state) for one in (state, moved[0]))
         changed = np.flatnonzero(before.qpos != after.qpos)
-        assert len(changed) == 8 and 0.05 < np.abs(before.qpos - after.qpos)[changed].mean() < 0.15  # x, y of four
+        assert len(changed) == 10 and 0.05 < np.abs(before.qpos - after.qpos)[changed].mean() < 0.15  # x, y of five
         simulator.reset(moved[0])
         assert not simulator.step_chunk(np.zeros((10, 7))).success
         with pytest.raises(SimulatorError, match="none of 500 draws"):

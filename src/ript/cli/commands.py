@@ -495,10 +495,14 @@ def bench_policy(args: Namespace) -> Answer:
 def doctor(args: Namespace) -> Answer:
     from ript.cli.doctor import doctor as examine
     from ript.cli.doctor import healthy, to_json
+    from ript.core.registry import suites
     from ript.run.progress import progress
 
+    if args.suite not in suites.names():
+        raise UnknownNameError("simulator suite", args.suite, suites.names())
+
     with progress[object](None, "checking this machine") as bar:
-        checks = examine(on_check=lambda check: bar.advance())
+        checks = examine(suite=args.suite, on_check=lambda check: bar.advance())
     good = healthy(checks)
     verdict = "everything needed is here" if good else "something needed is missing: see the lines marked MISSING"
     text = "\n".join([*map(str, checks), "", verdict])

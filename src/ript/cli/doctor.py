@@ -31,6 +31,8 @@ from ript.rollout.local.limits import Limit, open_files, shared_memory
 MEMORY_GIB, DISK_GIB = 4.0, 2.0
 WORKERS = 2
 """Worker processes that the documentation's commands start."""
+COMPILING = 600.0
+"""Seconds that trying a suite's simulators may take: the first time, models are compiled."""
 
 EGL_DEVICE = "MUJOCO_EGL_DEVICE_ID"
 
@@ -91,6 +93,7 @@ def _checks(folder: Path, suite: str) -> Iterator[Check]:
     packages = run_child("packages", required_packages(suite))
     yield from check_packages(packages, suite)
     yield from check_suites(suite)
+    yield from check_simulators(suite)
     yield from check_kinds()
     cores = machine.cores()
     looks: dict[str, Callable[[], Check]] = {
@@ -164,6 +167,20 @@ def check_suites(needed: str) -> Iterator[Check]:
             missing = found[name].available() or ""
             detail = "not installed" if missing else found[name].summary
         yield Check(name=f"suite {name}", ok=not missing, detail=detail, remedy=missing, required=name == needed)
+
+
+def check_simulators(suite: str) -> Iterator[Check]:
+    """One check where the suite that is needed is here and has something to try; may compile models."""
+    found, _ = suites.all()
+    if suite not in found or found[suite].probe is None or found[suite].available():
+        return
+    tried = run_child("suite", suite, time_limit=COMPILING)
+    yield Check(
+        name=f"simulators of {suite}",
+        ok=tried.value is not None,
+        detail=tried.problem if tried.value is None else tried.value["found"],
+        remedy="" if tried.value is not None else "run `make install`, which brings the versions that are tested",
+    )
 
 
 def check_kinds() -> Iterator[Check]:

@@ -409,12 +409,18 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--micro_batch", type=int, metavar="N", help="decisions of a pass of it (default: the kind's)")
     p.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda (default cpu)")
     p.add_argument("--threads", type=int, metavar="N", help="torch threads (default 2)")
-    _command(
+    p = _command(
         commands,
         "doctor",
         "doctor",
         "check this machine; exit code 1 when something needed is missing",
         "  ript doctor\n  ript doctor --json",
+    )
+    p.add_argument(
+        "--suite",
+        default=defaults.SUITE,
+        metavar="NAME",
+        help=f"of simulators that must be here, and are tried (default {defaults.SUITE})",
     )
     p = _command(
         commands,

@@ -188,9 +188,18 @@ def probe_encoder(_: object) -> dict:
     return {"codec": require_encoder()}
 
 
+def probe_suite(name: str) -> dict:
+    """What a suite tries of its simulators. Runs in a child process."""
+    from ript.core.registry import suites
+
+    tried = suites.get(name).probe
+    return {"found": tried() if tried is not None else "nothing to try"}
+
+
 PROBES: dict[str, Callable] = {
     "packages": probe_packages,
     "language": probe_language,
     "encoder": probe_encoder,
     "render": probe_render,
+    "suite": probe_suite,
 }

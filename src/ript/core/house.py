@@ -51,6 +51,8 @@ class Suite:
         packages: distributions whose versions belong into a record.
         draws: its simulators need OpenGL (`sims.mujoco`), so that `ript doctor` looks whether that works.
         available: None, or what to install before a simulator can be made.
+        probe: makes simulators, tries whether they behave as they should, and says what was found, in words; raises
+            what is wrong. `ript doctor --suite NAME` runs it, in another process. None: there is nothing to try.
         caveats: options -> what readers of results should know of such simulators.
         modules: name of a task -> modules that its simulator is made of, besides the suite's own.
     """
@@ -69,6 +71,7 @@ class Suite:
     packages: tuple[str, ...] = ()
     draws: bool = False
     available: Callable[[], str | None] = lambda: None
+    probe: Callable[[], str] | None = None
     caveats: Callable[[Any], Sequence[str]] = lambda options: ()
     modules: Callable[[str], Sequence[str]] = lambda name: ()
 

