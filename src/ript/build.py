@@ -126,7 +126,7 @@ def show(policy: PostTrainable, sim: SimOptions) -> None:
     if suite.spec is None:
         raise ConfigError(f"what simulators of suite {suite.name} show depends on the task: give a simulator's spec")
     policy.simulator = suite.spec(sim)
-    policy.check_simulator(policy.simulator)
+    asking.check_simulator(policy, policy.simulator)
 
 
 def task_keys(sim: SimOptions, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -126,3 +126,22 @@ def test_objects_are_moved_with_what_stands_on_them_and_not_into_each_other() ->
         assert not simulator.step_chunk(np.zeros((10, 7))).success
         with pytest.raises(SimulatorError, match="none of 500 draws"):
             simulator.perturbed_state(state, 30.0, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("physics", ["exact", "inexact"])
+def test_a_simulation_that_becomes_unstable_is_an_error_and_the_next_episode_is_not(
+    physics, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where MuJoCo writes a log
+    with make("libero/libero_goal/7", LiberoOptions(physics=physics, settle=1, image_size=16)) as simulator:
+        first, second = simulator.initial_states(2)
+        for huge in (np.nan, 1e12):
+            simulator.reset(first)
+            simulator.step_chunk(np.zeros((1, 7)))
+            simulator.physics.data.qvel[-1] = huge
+            with pytest.raises(
+                SimulatorError, match=rf"{first.id}, step 1 and \d more: the simulation has become unst"
+            ):
+                simulator.step_chunk(np.zeros((2, 7)))
+        simulator.reset(second)
+        simulator.step_chunk(np.zeros((2, 7)))

@@ -21,6 +21,7 @@ import torch
 
 from ript.build import computing, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config.sections import Config
+from ript.core import asking
 from ript.core.errors import ConfigError
 from ript.core.interfaces import PostTrainable
 from ript.core.metrics import values
@@ -88,7 +89,7 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
         k = config.sampling.group_size
         _collect(config, states, -(-max(1, config.rollout.workers) * config.rollout.slots // k), dynamic=False)
         with stage("set_policy"):
-            pool.set_policy(learner.weights(), 1)
+            pool.set_policy(asking.weights(learner), 1)
         with stage("rollouts"):
             collection = _collect(config, states, config.sampling.groups, dynamic=real and config.sampling.dynamic)
         groups = collection.groups if real else [_with_drawn_rewards(g, config.seed) for g in collection.groups]
@@ -104,13 +105,13 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
                 max_decisions=learn.max_decisions,
                 generator=torch.Generator().manual_seed(0),
             )
-        learner.save_pretrained(f"{folder}/start")
+        asking.save(learner, f"{folder}/start")
         settings = update_settings(learn) | {"start": to_stay_near(config, Path(folder) / "start")}
         settings |= {} if real else {"target_kl": None}
         with stage("update"):
             result = update(learner, optimiser, batch, generator=torch.Generator().manual_seed(0), **settings)
         with stage("checkpoint"):
-            write_checkpoint(folder, 1, {"weights": learner.weights(), "optimiser": optimiser.state_dict()})
+            write_checkpoint(folder, 1, {"weights": asking.weights(learner), "optimiser": optimiser.state_dict()})
     seconds["total"] = sum(seconds.values())
     did = values(result.metrics)
     return {

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from ript.cli.answer import Answer
+from ript.core import asking
 from ript.core.errors import ConfigError, RiptError
 from ript.core.house import CheckpointFormat, PolicyKind
 from ript.core.options import Settings
@@ -103,7 +104,7 @@ def import_checkpoint(args: argparse.Namespace) -> Answer:
         show(policy, overrides.apply(Config(sim=sim), given).sim)
     elif given or args.cameras:
         raise ConfigError("say of which suite the policy was shown pictures: --sim.suite=NAME (see `ript doctor`)")
-    policy.save_pretrained(args.out)
+    asking.save(policy, args.out)
     spec = policy.simulator
     parameters = sum(parameter.numel() for parameter in policy.parameters()) if hasattr(policy, "parameters") else 0
     document = {

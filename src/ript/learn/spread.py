@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ript.core import asking
 from ript.core.children import pack, unpack
 from ript.core.errors import ConfigError
 from ript.core.interfaces import LikelihoodPolicy
@@ -120,7 +121,7 @@ class Spread:
     ) -> UpdateResult:
         """See `update`. What a rank was lost in begins again with those that are left."""
         learner = Learner(
-            weights=_on_cpu(policy.weights()),
+            weights=_on_cpu(asking.weights(policy)),
             optimiser=_on_cpu(optimiser.state_dict()),
             made_with=self.made_with,
             generator=generator.get_state(),
@@ -132,7 +133,7 @@ class Spread:
         while learned is None:
             self.machines.mend()
             learned = self._try(learner, batch)
-        policy.load_weights(learned.weights)
+        asking.load_weights(policy, learned.weights)
         optimiser.load_state_dict(dict(learned.optimiser))
         generator.set_state(learned.generator)
         return learned.result
@@ -199,7 +200,7 @@ def learn(
     """An update as one rank, near the packed policy `start`; what it came to on rank 0, None on the others."""
     ranks = _ranks(desk, rank, world, meeting)
     policy, optimiser = _own(desk, learner)
-    policy.load_weights(learner.weights)
+    asking.load_weights(policy, learner.weights)
     optimiser.load_state_dict(dict(learner.optimiser))
     generator = torch.Generator()
     generator.set_state(learner.generator)
@@ -208,11 +209,11 @@ def learn(
     batch = replace(batch, mine=mine)
     result = update(policy, optimiser, batch, generator=generator, start=near, ranks=ranks, **learner.settings)
     if isinstance(ranks, Gloo):
-        ranks.require_equal(policy.weights().values())
+        ranks.require_equal(asking.weights(policy).values())
     if rank:
         return None
     return Learned(
-        weights=_on_cpu(policy.weights()),
+        weights=_on_cpu(asking.weights(policy)),
         optimiser=_on_cpu(optimiser.state_dict()),
         generator=generator.get_state(),
         result=result,

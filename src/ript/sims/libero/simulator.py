@@ -23,6 +23,7 @@ from ript.sims.libero.states import Parts, SceneParts, States
 from ript.sims.libero.step import ACTION_DIM, Physics, Snapshot
 from ript.sims.libero.stock import OBSERVED, StockLibero
 from ript.sims.libero.tasks import HORIZON, INSTALL, info_of, task_of
+from ript.sims.mujoco import stability
 from ript.sims.mujoco.gl import import_mujoco
 from ript.sims.mujoco.rendering import CameraView, image_shape
 
@@ -136,6 +137,7 @@ class LiberoSimulator:
                 self.physics.step(waiting)
             snapshot = self.physics.snapshot()
         self.physics.restore(snapshot)
+        stability.begin(self.physics.data)
         self._settled[key] = snapshot  # the latest
         while len(self._settled) > SETTLED:
             del self._settled[next(iter(self._settled))]
@@ -171,10 +173,14 @@ class LiberoSimulator:
         start, executed, success = time.perf_counter(), 0, False
         self._activate()
         for action in actions[: self.task.horizon - self._steps].astype(np.float64):
-            self.physics.step(action)
             executed += 1
-            if not np.isfinite(self.physics.data.qvel).all():
-                raise SimulatorError(f"{self._address()} and {executed} more: the physics came apart")
+            unstable = f"{self._address()} and {executed} more: {stability.UNSTABLE}"
+            try:
+                self.physics.step(action)
+            except np.linalg.LinAlgError as error:  # of the controller, which is given NaN
+                raise SimulatorError(unstable) from error
+            if not stability.is_stable(self.physics.data):
+                raise SimulatorError(unstable)
             if self.states.goal(self.physics.data):
                 success = True
                 break

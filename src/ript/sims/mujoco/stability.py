@@ -1,13 +1,18 @@
-"""Simulations that have become unstable. MuJoCo begins them again by itself, within an episode, and goes on."""
+"""Simulations that have become unstable. MuJoCo's own step begins them again by itself, within an episode, and goes on;
+where a step is made of its parts nobody does."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 UNSTABLE = (
-    "the simulation has become unstable (NaN, infinite or huge positions, velocities or accelerations), and MuJoCo has "
-    "begun it again from the model's own state: what followed is no answer to the actions"
+    "the simulation has become unstable (NaN, infinite or huge positions, velocities or accelerations): what follows "
+    "is no answer to the actions"
 )
+HUGE = 1e10
+"""What MuJoCo takes for no number of a simulation."""
 _SIGNS = ("mjWARN_BADQPOS", "mjWARN_BADQVEL", "mjWARN_BADQACC")
 
 
@@ -16,6 +21,8 @@ def is_stable(data: Any) -> bool:
     import mujoco
 
     numbers = data.warning.number
+    if not (np.abs(data.qvel) < HUGE).all():
+        return False
     return not any(numbers[int(getattr(mujoco.mjtWarning, sign))] for sign in _SIGNS)
 
 
