@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from ript.config.sections import ClusterConfig, Config, LearnConfig, RolloutConfig
-from ript.core import arguments, asking, own
-from ript.core.errors import ConfigError, PolicyError, UnknownNameError
+from ript.core import arguments, asking, hooks, own
+from ript.core.errors import ConfigError, PolicyError, RiptError, UnknownNameError
 from ript.core.files import absolute, expanded
-from ript.core.house import PolicyKind
+from ript.core.house import PolicyKind, Suite
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, PostTrainable, SimulatorFactory
 from ript.core.options import SimOptions
 from ript.core.registry import kinds, suites
@@ -89,23 +89,50 @@ def by_protocol(sim: SimOptions, name: str) -> SimOptions:
     return sim.replaced(**changes)
 
 
+def as_seen_by(policy: PostTrainable, sim: SimOptions, asked: Collection[str] = ()) -> SimOptions:
+    """These settings, but with what the policy was trained to see; how episodes begin and go on stays.
+
+    Args:
+        policy: of the suite that the settings are of.
+        asked: names of settings that stay, too.
+
+    Raises:
+        PolicyError: the suite's simulators cannot show what the policy sees.
+    """
+    own, suite = sim_options_of(policy).values(), suites.get(sim.suite)
+    changes = {name: own[name] for name in own if name not in SimOptions.model_fields and name not in asked}
+    if suite.spec is not None:  # settings that what is seen does not depend on are not the policy's
+        shown = suite.spec(sim)
+        changes = {n: v for n, v in changes.items() if _shows_another(suite, sim.replaced(**{n: v}), shown)}
+    return sim.replaced(**changes)
+
+
+def _shows_another(suite: Suite, sim: SimOptions, shown: SimulatorSpec) -> bool:
+    assert suite.spec is not None
+    try:
+        return suite.spec(sim) != shown
+    except RiptError:  # a setting that fits only with others
+        return True
+
+
 def as_published(policy: PostTrainable, suite: str, views: Sequence[str] = ()) -> SimOptions:
     """The settings with which the suite's simulators show an imported policy what it was trained on.
 
     Args:
         policy: whose cameras have names and sizes, but no views yet.
-        suite: has a protocol "published".
+        suite: has the protocol that the policy names, or "published".
         views: of the suite, for the policy's cameras in order; none: the published one for each.
 
     Raises:
         ConfigError: the suite has no published look or no cameras of one size, or there are not as many views as
             cameras.
     """
-    published = suites.get(suite).protocols.get("published")
+    published = suites.get(suite).protocols.get(hooks.protocol_of(policy))
     if published is None or not {"cameras", "image_size"} <= type(published).model_fields.keys():
         raise ConfigError(f"suite {suite} does not say which pictures published policies saw: give a simulator's spec")
     names, sizes = list(policy.simulator.cameras), set(policy.simulator.cameras.values())
-    views = list(views) or [*published.cameras] * (len(names) if len(published.cameras) == 1 else 1)
+    usual = [word.rpartition("=")[2] for word in published.cameras]
+    views = list(views) or usual * (len(names) if len(usual) == 1 else 1)
     if len(views) != len(names):
         raise ConfigError(f"the policy has {len(names)} cameras ({', '.join(names)}), got {len(views)} views for them")
     if len(sizes) != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from ript.config.sections import (
     Config,
@@ -17,6 +18,7 @@ from ript.config.sections import (
 )
 from ript.core.errors import ConfigError, UnknownNameError
 from ript.core.options import replace
+from ript.core.registry import suites
 
 RECIPES: dict[str, Callable[[], Config]] = {}
 """Name -> what makes the configuration."""
@@ -173,6 +175,60 @@ def practice() -> Config:
         eval=EvalConfig(mode="greedy"),
         stop_at=0.95,
     )
+
+
+OPENVLA_SUITES = ("goal", "spatial", "object", "long")
+"""LIBERO's suites as RIPT-VLA names them; "long" is libero_10."""
+
+
+def openvla_oft_libero(suite: str, *, exact: bool) -> Config:
+    """Post-training of a published 7 B policy on the ten tasks of a suite, on one GPU.
+
+    With RIPT-VLA's settings: eight rollouts from each of 24 states, one epoch, ratios cut at 0.1, 12 iterations; it
+    draws by another scale than it scores with, and computes what comes before the last word without gradient. Exact:
+    one density, the forward pass that checkpoints were trained for, and rates and limits found on `openvla_oft_small`.
+    """
+    tasks = "libero_10" if suite == "long" else f"libero_{suite}"
+    density = {"temperature": 2.0 if suite == "spatial" else 5.0, "sampling": "published", "forward": "two_pass"}
+    learn = LearnConfig(
+        learning_rate=1e-4,
+        epochs=1,
+        minibatch_trajectories=16,  # four on each of four GPUs
+        micro_batch=8,
+        clip_low=0.1,
+        clip_high=0.1,
+        reduction="token",
+        target_kl=0.0,
+        adapt_kl=0.0,
+    )
+    return Config(
+        recipe=f"openvla_oft_libero_{suite}{'_exact' if exact else ''}",
+        tasks=(tasks,),
+        iterations=12,
+        device="cuda",
+        sim=suites.get("libero").protocols[tasks.replace("libero_", "openvla-")],
+        policy=policy_options(
+            "openvla_oft", recompute=True, head_rate=1e-5, **({"temperature": 1.0} if exact else density)
+        ),
+        demos=DemoConfig(target=5),
+        sft=training_options(
+            "openvla_oft", finetune_steps=2000, finetune_learning_rate=5e-4, scale_steps=1000, micro_batch=8
+        ),
+        rollout=RolloutConfig(workers=12, slots=8, inference="central"),
+        sampling=SamplingConfig(group_size=8, groups=24, max_attempts=48),
+        learn=replace(learn, clip_low=0.2, clip_high=0.2, target_kl=1.0, adapt_kl=0.3) if exact else learn,
+        eval=EvalConfig(mode="greedy", trials=50, every=4, every_trials=5, videos=1),
+    )
+
+
+for _suite in OPENVLA_SUITES:
+    for _exact in (False, True):
+        _made = partial(openvla_oft_libero, _suite, exact=_exact)
+        _name = f"openvla_oft_libero_{_suite}{'_exact' if _exact else ''}"
+        RECIPES[_name] = _made
+        ABOUT[_name] = f"OpenVLA-OFT (7 B) on LIBERO-{_suite.capitalize()}, all ten tasks, one GPU: " + (
+            "one density for drawing and scoring." if _exact else "RIPT-VLA's settings, as published."
+        )
 
 
 def get(name: str) -> Config:

@@ -14,6 +14,7 @@ looks for. A policy that is written for one task and one script needs none of th
     at_temperature(t)            the same policy at another one                          `at_temperature`
     tuned(options, decisions)    made ready for post-training by its kind's options      `tuned`
     weights_in(folder)           what practice changed, of a folder it wrote itself      `weights_in`
+    protocol                     of its suite, that its published results follow         `protocol_of`
     ratio_tolerance              how far `act` and `log_prob` may round apart            `ratio_tolerance_of`
 """
 
@@ -118,6 +119,11 @@ def weights_in(policy: LikelihoodPolicy, folder: Path, load: Callable[[Path], Po
     """What `policy.weights()` was when it wrote a folder, without a second copy of a large base; else of what `load`
     finds there."""
     return policy.weights_in(folder) if hasattr(policy, "weights_in") else load(folder).weights()
+
+
+def protocol_of(policy: LikelihoodPolicy) -> str:
+    """The name, among its suite's protocols, of that by which it was trained and measured when it was published."""
+    return getattr(policy, "protocol", "published")
 
 
 def ratio_tolerance_of(policy: LikelihoodPolicy) -> float | None:

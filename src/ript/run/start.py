@@ -14,6 +14,7 @@ import torch
 
 from ript.build import (
     Origin,
+    as_seen_by,
     computing,
     horizons,
     load_policy,
@@ -21,7 +22,6 @@ from ript.build import (
     origin_of,
     own_code,
     require_room,
-    sim_options_of,
     some_task_keys,
 )
 from ript.config.sections import Config
@@ -29,7 +29,7 @@ from ript.core import asking, hooks
 from ript.core.errors import ConfigError, PolicyError, RunError
 from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable
-from ript.core.options import SimOptions, replace
+from ript.core.options import replace
 from ript.core.registry import kinds, suites
 from ript.core.types import Errand, InitialState
 from ript.evaluation import own_decisions
@@ -188,11 +188,10 @@ def _seen(config: Config, policy: PostTrainable, asked: Collection[str]) -> Conf
     if policy.simulator.suite != config.sim.suite:
         return config  # which the policy does not fit, and says so
     try:
-        own = sim_options_of(policy).values()
+        kept = {name.removeprefix("sim.") for name in asked if name.startswith("sim.")}
+        return replace(config, sim=as_seen_by(policy, config.sim, kept))
     except PolicyError:  # the suite's simulators do not show that
         return config
-    changes = {name: own[name] for name in own if name not in SimOptions.model_fields and f"sim.{name}" not in asked}
-    return replace(config, sim=config.sim.replaced(**changes))
 
 
 def beginning(plan: Plan, states: InitialStates) -> tuple[Config, PostTrainable]:

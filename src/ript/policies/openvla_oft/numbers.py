@@ -154,6 +154,15 @@ def statistics_of(document: Mapping, suite: str | None, where: str) -> Statistic
     raise PolicyError(f"{where} has no statistics of {suite!r} or {suite + SUFFIX!r}, but of {', '.join(known)}{hint}")
 
 
+PROTOCOLS = {f"libero_{name}": f"openvla-{name}" for name in ("spatial", "object", "goal", "10", "90")}
+"""Data of a suite -> the protocol that policies trained on it are measured by."""
+
+
+def protocol_of(key: str) -> str:
+    """Of statistics; for data of several suites that with the longest episodes."""
+    return PROTOCOLS.get(key.removesuffix(SUFFIX), PROTOCOLS["libero_10"] if key.startswith("libero_") else "published")
+
+
 def axis_angle(quaternion: np.ndarray) -> np.ndarray:
     """Rotation vectors float64 `[..., 3]` of quaternions (x, y, z, w) `[..., 4]`.
 

@@ -23,6 +23,7 @@ from ript.policies.openvla_oft.density import Density
 from ript.policies.openvla_oft.heads import ScaleHead
 from ript.policies.openvla_oft.lora import add_lora, lora_layers, lora_weights
 from ript.policies.openvla_oft.model import OpenVla
+from ript.policies.openvla_oft.numbers import protocol_of
 from ript.policies.openvla_oft.pictures import encoded, packed, prepared, prepared_jpeg, require_picture, unpacked
 from ript.policies.openvla_oft.presets import PRESETS
 from ript.policies.openvla_oft.prompt import Prompts
@@ -389,6 +390,11 @@ class OpenVlaPolicy(nn.Module):
             if (preset.dino, preset.siglip, preset.llama) == (sizes.dino, sizes.siglip, sizes.llama)
         ]
         return {"size": same[0] if same else None, "chunk": sizes.chunk, "execute": self.config.execute}
+
+    @property
+    def protocol(self) -> str:
+        """See `core.hooks`: a published policy's is that of the data it was trained on."""
+        return protocol_of(self.config.statistics.key)
 
     @property
     def caveats(self) -> tuple[str, ...]:
