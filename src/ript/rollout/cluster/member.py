@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from ript.core import machine
 from ript.core.liveness import Silence
 from ript.rollout.cluster.connection import Connection, Place
 from ript.rollout.cluster.node import Node, Part, Setup, Started
@@ -18,6 +17,15 @@ PATIENCE = 1.0
 """Seconds after which a node answers though it has nothing to tell."""
 
 
+@dataclass(frozen=True)
+class Has:
+    """A policy, its weights where these are others by now, and their version; both as objects of the cluster."""
+
+    policy: Any = None
+    weights: Any = None
+    version: int = 0
+
+
 class Member:
     """One node of the pool.
 
@@ -25,6 +33,7 @@ class Member:
         cluster: where it is started.
         place: on which machine.
         setup: what it is told.
+        has: the policy that it begins with.
         workers: of its pool, one core each.
         slots: of each worker.
         gpus: that it has to itself.
@@ -35,7 +44,10 @@ class Member:
         poll: its next results.
     """
 
-    def __init__(self, cluster: Connection, place: Place, setup: Setup, *, workers: int, slots: int, gpus: int):
+    def __init__(
+        self, cluster: Connection, place: Place, setup: Setup, has: Has, *, workers: int, slots: int, gpus: int
+    ):
+        self.has = has
         self.place, self.name, self.workers, self.slots = place, setup.name, workers, slots
         self.capacity = max(1, workers) * (slots + max(1, slots // 8))
         self.load = Load(max(1, workers) * int(setup.pool["loaded_tasks"]))
@@ -48,7 +60,7 @@ class Member:
             .options(num_cpus=max(1, workers), num_gpus=gpus, max_concurrency=CALLS, scheduling_strategy=here)
             .remote()
         )
-        self.starting = self.actor.start.remote(setup)
+        self.starting = self.actor.start.remote(setup, has.policy, has.weights, has.version)
         self.poll: Any = None
         self._heard = 0
         self._silence = Silence((0,))
@@ -104,7 +116,3 @@ def place_on(task: str, members: list[Member]) -> Member | None:
 def workers_on(place: Place, wanted: int, share: int) -> int:
     """Workers of a node: those wanted, or one for each core of its share of the machine."""
     return wanted or max(1, place.cores // share)
-
-
-Adopt = Callable[[Member], None]
-__all__ = ["Adopt", "Member", "machine", "place_on", "workers_on"]

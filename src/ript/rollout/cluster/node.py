@@ -113,15 +113,15 @@ class Node:
 
     # ------------------------------------------------------------------------------------------ the driver's calls
 
-    def start(self, setup: Setup) -> Started | Crashed:
-        return self._do(lambda: self._start(setup))
+    def start(self, setup: Setup, policy: bytes | None, weights: bytes | None, version: int) -> Started | Crashed:
+        """Be ready, with the policy and weights that there are."""
+        return self._do(lambda: self._start(setup, policy, weights, version))
 
     def here(self) -> None:
         """It is."""
 
     def use(self, policy: bytes) -> Crashed | None:
-        self._desk["policy"] = policy
-        return self._do(lambda: self._pool.use(children.unpack(policy)))
+        return self._do(lambda: self._use(policy))
 
     def set_policy(self, weights: bytes, version: int) -> Crashed | None:
         return self._do(lambda: self._pool.set_policy(load_weights(weights), version))
@@ -238,12 +238,20 @@ class Node:
             return rollout
         return replace(rollout.outcome(), mask=rollout.mask, held=Record(self._name, ray.put(rollout)))
 
-    def _start(self, setup: Setup) -> Started:
+    def _use(self, policy: bytes) -> None:
+        self._desk["policy"] = policy
+        self._pool.use(children.unpack(policy))
+
+    def _start(self, setup: Setup, policy: bytes | None, weights: bytes | None, version: int) -> Started:
         self._name = setup.name
         self._desk |= {"host": ray.util.get_node_ip_address(), "device": setup.device}
         sys.path += [path for path in setup.path if path not in sys.path and os.path.isdir(path)]
         os.environ.update(setup.environ)
         self._pool = make_pool(children.unpack(setup.factory), None, **setup.pool)
+        if policy is not None:
+            self._use(policy)
+        if weights is not None:
+            self._pool.set_policy(load_weights(weights), version)
         return Started(
             pid=os.getpid(),
             saturation=self._pool.saturation,
@@ -259,6 +267,7 @@ class Record:
     node: str
     ref: Any
 
-    def fetch(self) -> Rollout:
-        rollout: Rollout = ray.get(self.ref)
+    def fetch(self, seconds: float | None = None) -> Rollout:
+        """From wherever it is; `seconds` to wait at most, for a node that hangs."""
+        rollout: Rollout = ray.get(self.ref, timeout=seconds)
         return rollout

@@ -22,7 +22,7 @@ from ript.core.metrics import Metrics, Sum
 from ript.core.types import Errand, Rollout, RolloutRequest, Status
 from ript.core.workers import Crashed
 from ript.rollout.cluster.connection import LOCAL, Connection, Place
-from ript.rollout.cluster.member import Member, place_on, workers_on
+from ript.rollout.cluster.member import Has, Member, place_on, workers_on
 from ript.rollout.cluster.node import Part, Record, Setup
 from ript.rollout.cluster.versions import ALWAYS, differing, installed
 from ript.rollout.engine import address
@@ -39,8 +39,10 @@ _log.addHandler(logging.NullHandler())
 
 PASSED_ON = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Variables of this process that nodes have too."""
-LOST_AT_MOST = 5
-"""Times that one record is made again."""
+LOST_AT_MOST, FETCH_SECONDS = 5, 30.0
+"""Times that one record is looked for, and seconds after which it is asked whether its node is still there."""
+LOOK_SECONDS = 5.0
+"""Between two looks at which nodes the cluster has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +97,11 @@ class Kept:
 
     def fetch(self) -> Rollout:
         for _ in range(LOST_AT_MOST):
+            self._pool.mend()
             try:
-                return self.record.fetch()
+                return self.record.fetch(FETCH_SECONDS)
             except self._pool.lost_errors:
                 self._pool.look()
-                self._pool.mend()
         raise WorkerError(f"the record of {address(self.request)} was lost {LOST_AT_MOST} times")
 
 
@@ -136,9 +138,8 @@ class ClusterPool:
         self._versions = installed(self._packages)
         self._members: list[Member] = []
         self._coming: list[Member] = []
-        self._policy: Any = None
-        self._weights: Any = None
-        self._version = 0
+        self._has = Has()
+        self._looked = 0.0
         self._run = self._ticket = 0
         self._running = False
         self._barren = self._made = 0
@@ -163,7 +164,7 @@ class ClusterPool:
     def lost_errors(self) -> tuple[type[Exception], ...]:
         """Of Ray, when an object is gone with its node."""
         errors = self._ray.exceptions
-        return errors.ObjectLostError, errors.RayActorError, errors.RaySystemError
+        return errors.ObjectLostError, errors.RayActorError, errors.RaySystemError, errors.GetTimeoutError
 
     def look(self) -> None:
         """See whether nodes are lost; waits until those that are have been heard of."""
@@ -176,26 +177,26 @@ class ClusterPool:
 
     def use(self, policy: Policy) -> None:
         refuse_if(self._running, "use")
-        self._policy, self._weights = self._ray.put(pack_policy(policy)), None
-        self._take_up()
-        self._all("use", self._policy)
+        self._has = Has(policy=self._ray.put(pack_policy(policy)))
+        self._take_up(wait=True)
+        self._give_policy("use", self._has.policy)
 
     def set_policy(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         refuse_if(self._running, "set_policy")
         self._need_policy()
-        self._weights, self._version = self._ray.put(dump_weights(weights)), version
-        self._take_up()
-        self._all("set_policy", self._weights, version)
+        self._has = replace(self._has, weights=self._ray.put(dump_weights(weights)), version=version)
+        self._take_up(wait=True)
+        self._give_policy("set_policy", self._has.weights, version)
 
     def run(self, requests: Iterable[RolloutRequest | None]) -> Generator[Rollout, None, None]:
         refuse_if(self._running, "run")
         self._need_policy()
-        self._take_up()
+        self._take_up(wait=True)
         self._run += 1
-        self._all("begin", self._run)
         self._running = True
         stream = self._stream = Stream(requests, self._ticket)
         try:
+            self._all("begin", self._run)
             while True:
                 self._assign(stream)
                 if not self._done:
@@ -256,7 +257,7 @@ class ClusterPool:
         lost = [kept for kept in list(self._kept) if kept.record.node not in self.nodes]
         if not lost:
             return
-        if self._running or any(kept.version != self._version for kept in lost):
+        if self._running or any(kept.version != self._has.version for kept in lost):
             raise WorkerError(f"{lost[0].record.node} was lost with {len(lost)} records, and they cannot be made now")
         _log.warning("%d records were lost with their nodes; their rollouts are made again", len(lost))
         places = {(kept.request.initial_state.id, kept.request.index): kept for kept in lost}
@@ -287,7 +288,7 @@ class ClusterPool:
     # ------------------------------------------------------------------------------------------ work
 
     def _need_policy(self) -> None:
-        if self._policy is None:
+        if self._has.policy is None:
             raise ConfigError(NO_POLICY)
 
     def _assign(self, stream: Stream) -> None:
@@ -365,6 +366,8 @@ class ClusterPool:
                 self._lose(member, f"no sign of life for {self._size.silence:g} s")
         if not self._members:
             self._find_again()
+        elif self._running:
+            self._take_up()
         there = set(ready)
         return [member for member, ref in (of or {}).items() if ref in there]
 
@@ -450,7 +453,7 @@ class ClusterPool:
             environ={name: os.environ[name] for name in PASSED_ON if name in os.environ},
         )
         slots, gpus = int(self._settings["slots"]), self._size.gpus_per_node
-        return Member(self._cluster, place, setup, workers=workers, slots=slots, gpus=gpus)
+        return Member(self._cluster, place, setup, self._has, workers=workers, slots=slots, gpus=gpus)
 
     def _await_coming(self) -> None:
         """Wait until all nodes that were started are there.
@@ -495,17 +498,39 @@ class ClusterPool:
         return bool(ready)
 
     def _welcome(self, member: Member, told: Any) -> None:
-        """A node that has started gets the policy and works with the others."""
-        for method, arguments in (("use", (self._policy,)), ("set_policy", (self._weights, self._version))):
-            if arguments[0] is not None:
-                found = self._ray.get(getattr(member.actor, method).remote(*arguments), timeout=self._size.start)
-                if isinstance(found, Crashed):
-                    raise found.rebuild()
+        """A node that has started works with the others, with the policy that these have by now."""
+        has = self._has
+        missing: list[tuple[str, tuple[Any, ...]]] = []
+        if has.policy is not member.has.policy:
+            missing.append(("use", (has.policy,)))
+        if has.weights is not None and (missing or has.weights is not member.has.weights):
+            missing.append(("set_policy", (has.weights, has.version)))
+        if self._running:
+            missing.append(("begin", (self._run,)))
+        for method, arguments in missing:
+            found = self._ray.get(getattr(member.actor, method).remote(*arguments), timeout=self._size.start)
+            if isinstance(found, Crashed):
+                raise found.rebuild()
+        member.has = has
         member.started(told)
         self._members.append(member)
 
-    def _take_up(self) -> None:
-        """Before a run: nodes that the cluster has, and this pool not."""
+    def _give_policy(self, method: str, *arguments: Any) -> None:
+        """Let the nodes that were there before have what has changed."""
+        old = [member for member in self._members if member.has is not self._has]
+        self._answers({m: getattr(m.actor, method).remote(*arguments) for m in old})
+        for member in old:
+            member.has = self._has
+
+    def _take_up(self, *, wait: bool = False) -> None:
+        """Nodes that the cluster has, and this pool not: start them, and take in those that have started.
+
+        Args:
+            wait: look whether there are any, however short ago that was done.
+        """
+        if not wait and time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
         for place in self._cluster.places():
             have = [*self._members, *self._coming]
             missing = (self._size.nodes or 1) - len(have) if self._cluster.address == LOCAL else 1
@@ -543,7 +568,7 @@ class ClusterPool:
         deadline = time.monotonic() + self._size.start
         while not self._members:
             if not self._coming:
-                self._coming = [self._member(place) for place in self._cluster.places()[:1]]
+                self._coming = [self._member(place) for place in self._cluster.places()]
             if self._coming:
                 self._adopt_started(strict=False)
             elif time.monotonic() < deadline:
@@ -552,8 +577,6 @@ class ClusterPool:
                 raise WorkerError(
                     f"all nodes of the cluster are lost, and none came back within {self._size.start:g} s"
                 )
-        if self._running:
-            self._all("begin", self._run)
 
     def _give_up(self, flight: Flight, cause: str) -> Rollout:
         request = flight.request
@@ -563,7 +586,7 @@ class ClusterPool:
             status=Status.ERROR,
             decisions=0,
             env_steps=0,
-            policy_version=self._version,
+            policy_version=self._has.version,
             error=f"WorkerError: the node was lost\n  with {address(request)}, {flight.lost} times; the last: {cause}",
         )
 
