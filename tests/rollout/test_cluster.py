@@ -5,6 +5,9 @@ One cluster for all tests of this file: a head that gives no cores, and nodes of
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,10 @@ from safetensors.torch import load_file  # noqa: E402
 
 from ript.build import make_env_pool, make_policy, some_task_keys  # noqa: E402
 from ript.config.sections import ClusterConfig  # noqa: E402
+from ript.core.errors import ConfigError  # noqa: E402
+from ript.core.metrics import values  # noqa: E402
 from ript.core.options import replace  # noqa: E402
+from ript.learn import spread  # noqa: E402
 from ript.rl import train_rl  # noqa: E402
 from ript.rollout.sampling import collect_groups  # noqa: E402
 from ript.run.states import InitialStates  # noqa: E402
@@ -56,14 +62,14 @@ SETTINGS = {
 }
 
 
-def pool_of(cluster: Any, policy: Any = None, *, nodes: int = 0, delay: float = 0.0) -> Any:
+def pool_of(cluster: Any, policy: Any = None, *, delay: float = 0.0, **size: int) -> Any:
     from ript.rollout.cluster.pool import Size, make_cluster_pool
 
     return make_cluster_pool(
         FakeFactory(delay=delay),
         policy or FakePolicy(),
         address=cluster.address,
-        size=Size(nodes=nodes, workers_per_node=1),
+        size=Size(**({"workers_per_node": 1} | size)),
         settings=SETTINGS,
     )
 
@@ -78,6 +84,35 @@ def test_nodes_make_the_rollouts_that_this_process_makes_and_keep_their_records(
             assert done.keys() == expected.keys()
             assert all(r.sample is None and r.inputs is None for r in done.values())
             assert all(same(done[key].whole(), expected[key]) for key in expected)
+
+
+def test_what_a_killed_node_had_to_do_and_had_recorded_is_made_again(cluster: Any) -> None:
+    wanted = requests(12)
+    expected = inline(wanted)
+    done: dict[tuple[str, int], Any] = {}
+    with pool_of(cluster, delay=0.01) as pool:
+        for number, rollout in enumerate(pool.run(iter(wanted))):
+            done[rollout.initial_state_id, rollout.index] = rollout
+            if number == 10:
+                os.kill(pool.pids[pool.nodes[0]], signal.SIGKILL)
+        assert values(pool.timings())["worker_restarts"] == 1
+        assert any(r.held and pool.home(r) is None for r in done.values())  # some records are gone
+        assert done.keys() == expected.keys()
+        assert all(same(done[key].whole(), expected[key]) for key in expected)
+        while len(pool.nodes) < 2:  # another took its place
+            assert collect(pool, wanted).keys() == expected.keys()
+
+
+@pytest.mark.parametrize(
+    ("size", "complaint"),
+    [
+        ({"nodes": 9}, "cluster.nodes = 9, but the cluster has 2 with cores to give"),
+        ({"workers_per_node": 5}, "cluster.workers_per_node = 5, but .* has 1 core"),
+    ],
+)
+def test_more_than_the_cluster_has_is_refused(cluster: Any, size: dict[str, int], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        pool_of(cluster, **size)
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
@@ -132,6 +167,29 @@ def test_ranks_on_nodes_learn_what_one_process_learns(cluster: Any, tmp_path: Pa
     for name in ours:
         apart = (ours[name].double() - theirs[name].double()).norm()
         assert float(apart) <= 1e-6 * float(ours[name].double().norm()), name
+
+
+def test_an_update_that_loses_a_rank_begins_again_with_the_others(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ript.rollout.cluster.pool import ClusterPool
+
+    config = toy_config(iterations=1, rollout={"fixed_batch": 8}, eval={"every": 0})
+    here = train_rl(config, lively_policy(config), tmp_path / "here")
+    work, lost = ClusterPool.work, []
+
+    def killing_one(pool: Any, function: Any, jobs: Any) -> Any:
+        if function is spread.learn and not lost:
+            lost.append(pool.pids[[*jobs][-1]])
+            os.kill(lost[0], signal.SIGSTOP)  # it takes its job, and never answers
+            threading.Timer(0.5, os.kill, (lost[0], signal.SIGKILL)).start()
+        return work(pool, function, jobs)
+
+    monkeypatch.setattr(ClusterPool, "work", killing_one)
+    on = ClusterConfig(address=cluster.address, workers_per_node=1)
+    config = replace(config, cluster=on, learn=replace(config.learn, ranks="auto"))
+    there = train_rl(config, lively_policy(config), tmp_path / "there")
+    assert lost and weights(there.folder) == weights(here.folder)  # one rank was left
 
 
 def _trained(folder: Path) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ each update, so any number of ranks may do the next one, and an update that lost
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -18,12 +19,14 @@ from ript.core.errors import ConfigError
 from ript.core.interfaces import LikelihoodPolicy
 from ript.core.types import Rollout
 from ript.learn.batch import UpdateBatch
-from ript.learn.ranks import ALONE, Gloo, Ranks
+from ript.learn.ranks import ALONE, ElsewhereError, Gloo, Ranks
 from ript.learn.rate import make_optimiser
 from ript.learn.update import UpdateResult, update
 
 SECONDS = 600.0
 """That ranks wait for each other at most; the driver gives up one that hangs long before."""
+CONNECTED_SECONDS = 30.0
+"""Within which a rank is connected to the first."""
 
 
 class Machines(Protocol):
@@ -48,7 +51,8 @@ class Machines(Protocol):
 
     def work(self, function: Callable[..., Any], jobs: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         """Let each named node call `function(desk, *arguments)`, where `desk` is a dictionary of its own that outlives
-        the call and has "policy", packed, "device" and "host", the address that other nodes reach it at.
+        the call and has "policy", packed, "device", "host", the address that other nodes reach it at, and "abandoned",
+        an event that is set when one of the nodes was lost meanwhile.
 
         Returns:
             node -> answer; without those that were lost meanwhile.
@@ -225,7 +229,12 @@ def _ranks(desk: dict[str, Any], rank: int, world: int, meeting: tuple[str, int]
         return ALONE
     import torch.distributed as dist
 
-    store = desk.pop("store", None) if rank == 0 else dist.TCPStore(*meeting, is_master=False)
+    wait = datetime.timedelta(seconds=CONNECTED_SECONDS)
+    store = desk.pop("store", None) if rank == 0 else dist.TCPStore(*meeting, is_master=False, timeout=wait)
+    store.set(f"rank {rank}", "here")
+    while not store.check([f"rank {number}" for number in range(world)]):  # the group itself would not be interrupted
+        if desk["abandoned"].wait(0.01):
+            raise ElsewhereError("a rank was lost before all had met")
     return Gloo(rank, world, store, desk["host"], SECONDS)
 
 

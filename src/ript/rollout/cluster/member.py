@@ -41,6 +41,7 @@ class Member:
     Attributes:
         load: rollouts that it has to do.
         saturation: see `EnvPool.saturation`; 0 until it has started.
+        pid: of its process, likewise.
         poll: its next results.
     """
 
@@ -51,8 +52,7 @@ class Member:
         self.place, self.name, self.workers, self.slots = place, setup.name, workers, slots
         self.capacity = max(1, workers) * (slots + max(1, slots // 8))
         self.load = Load(max(1, workers) * int(setup.pool["loaded_tasks"]))
-        self.saturation = 0
-        self.restarts = 0
+        self.saturation = self.pid = 0
         self._ray = cluster.ray
         here = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(place.id, soft=False)
         self.actor: Any = (
@@ -68,7 +68,7 @@ class Member:
     def started(self, told: Started) -> None:
         """It may get work."""
         self.saturation = told.saturation
-        self.told = told
+        self.pid = told.pid
         self.listen()
 
     def listen(self) -> None:

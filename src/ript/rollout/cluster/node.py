@@ -107,7 +107,8 @@ class Node:
         self._run = 0
         self._in_flight = 0
         self._pool: Any = None
-        self._desk: dict[str, Any] = {}
+        self._abandoned = threading.Event()
+        self._desk: dict[str, Any] = {"abandoned": self._abandoned}
         self._working = threading.Lock()
         threading.Thread(target=self._own, daemon=True, name="pool").start()
 
@@ -130,9 +131,14 @@ class Node:
         """`function(desk, *arguments)`, beside what the pool does; see `learn.spread.Machines`."""
         try:
             with self._working:
+                self._abandoned.clear()
                 return function(self._desk, *arguments)
         except BaseException as error:
             return Crashed.of(error, self._name)
+
+    def abandon(self) -> None:
+        """A node that works together with this one was lost."""
+        self._abandoned.set()
 
     def ask(self, errands: Sequence[Errand]) -> list[Any] | Crashed:
         return self._do(lambda: self._pool.ask(errands))

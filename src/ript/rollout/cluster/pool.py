@@ -233,6 +233,11 @@ class ClusterPool:
         spent, self._spent = self._spent, Counter()
         return {name: Sum(float(spent[name])) for name in SPENT}
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """Name -> process id, of those that work."""
+        return {member.name: member.pid for member in self._members}
+
     # ------------------------------------------------------------------------------------------ as machines of ranks
 
     def home(self, rollout: Rollout) -> str | None:
@@ -245,7 +250,7 @@ class ClusterPool:
     def work(self, function: Callable[..., Any], jobs: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         named = {member.name: member for member in self._members}
         asked = {named[n]: named[n].actor.work.remote(function, *job) for n, job in jobs.items() if n in named}
-        answers = self._answers(asked, raising=False)
+        answers = self._answers(asked, together=True)
         failed = [answer for answer in answers.values() if isinstance(answer, Crashed)]
         if failed and len(answers) == len(jobs):  # else because of one that was lost
             own = [crash for crash in failed if crash.kind != "ElsewhereError"]
@@ -329,20 +334,36 @@ class ClusterPool:
         """Wait for results, take them in, and give up nodes that are lost."""
         self._listen([])
 
-    def _answers(self, asked: dict[Member, Any], raising: bool = True) -> dict[Member, Any]:
+    def _answers(self, asked: dict[Member, Any], *, together: bool = False) -> dict[Member, Any]:
         """What nodes answer, those left out that are lost meanwhile.
 
+        Args:
+            asked: node -> its call.
+            together: they wait for each other: when one is lost, the others are told, and given up when they do not
+                come back; what they raise is an answer too.
+
         Raises:
-            RiptError: what a node raised, as soon as it comes; unless that shall be an answer too.
+            RiptError: what a node raised, as soon as it comes.
         """
-        waiting, answers = dict(asked), {}
-        while waiting := {m: ref for m, ref in waiting.items() if m in self._members and m not in answers}:
+        answers: dict[Member, Any] = {}
+        alone: float | None = None  # since when
+        while waiting := {m: ref for m, ref in asked.items() if m in self._members and m not in answers}:
             for member in self._listen(list(waiting.values()), waiting):
                 found = self._got(member, waiting[member])
-                if isinstance(found, Crashed) and raising:
+                if isinstance(found, Crashed) and not together:
                     raise found.rebuild()
                 if member in self._members:
                     answers[member] = found
+            if not together or all(member in self._members for member in asked):
+                continue
+            if alone is None:
+                alone = time.monotonic()
+                for member in waiting:
+                    member.actor.abandon.remote()
+            elif time.monotonic() - alone > self._size.silence:
+                for member in waiting:
+                    if member in self._members and member not in answers:
+                        self._lose(member, "it waits for a node that was lost")
         return answers
 
     def _all(self, method: str, *arguments: Any) -> dict[Member, Any]:
