@@ -17,11 +17,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import ray
-
 from ript.core import children, machine
 from ript.core.types import Errand, Rollout, RolloutRequest
 from ript.core.workers import Crashed
+from ript.rollout.cluster.connection import require_ray
 from ript.rollout.cluster.versions import installed
 from ript.rollout.local.worker import load_weights
 from ript.rollout.pool import make_pool
@@ -100,7 +99,7 @@ class Node:
     """See the module. Every method but `results` answers when it is done; what it raises is the answer, `Crashed`."""
 
     def __init__(self) -> None:
-        self._name = "a node"
+        self._name, self._ray = "a node", require_ray()
         self._inbox: queue.SimpleQueue[_Call | _Give | _Stop] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[tuple[int, Rollout | Crashed]] = queue.SimpleQueue()
         self._requests: deque[RolloutRequest] = deque()
@@ -242,7 +241,7 @@ class Node:
         """The rollout without its record, which stays here."""
         if not rollout.recorded:
             return rollout
-        return replace(rollout.outcome(), mask=rollout.mask, held=Record(self._name, ray.put(rollout)))
+        return replace(rollout.outcome(), mask=rollout.mask, held=Record(self._name, self._ray.put(rollout)))
 
     def _use(self, policy: bytes) -> None:
         self._desk["policy"] = policy
@@ -250,7 +249,7 @@ class Node:
 
     def _start(self, setup: Setup, policy: bytes | None, weights: bytes | None, version: int) -> Started:
         self._name = setup.name
-        self._desk |= {"host": ray.util.get_node_ip_address(), "device": setup.device}
+        self._desk |= {"host": self._ray.util.get_node_ip_address(), "device": setup.device}
         sys.path += [path for path in setup.path if path not in sys.path and os.path.isdir(path)]
         os.environ.update(setup.environ)
         self._pool = make_pool(children.unpack(setup.factory), None, **setup.pool)
@@ -275,5 +274,5 @@ class Record:
 
     def fetch(self, seconds: float | None = None) -> Rollout:
         """From wherever it is; `seconds` to wait at most, for a node that hangs."""
-        rollout: Rollout = ray.get(self.ref, timeout=seconds)
+        rollout: Rollout = require_ray().get(self.ref, timeout=seconds)
         return rollout
