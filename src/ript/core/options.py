@@ -200,6 +200,7 @@ class PolicyOptions(Settings):
     Attributes:
         BUILT: fields that are decided when a policy is made, and cannot be changed any more; besides `kind`.
         DEMONSTRATED: those of them that have no effect on a policy without demonstrations.
+        FURTHER: fields that supervised training of a loaded policy follows (`PolicyKind.further`).
     """
 
     ABOUT: ClassVar[str] = "The policy."
@@ -207,6 +208,7 @@ class PolicyOptions(Settings):
 
     BUILT: ClassVar[tuple[str, ...]] = ()
     DEMONSTRATED: ClassVar[tuple[str, ...]] = ()
+    FURTHER: ClassVar[tuple[str, ...]] = ()
 
     kind: str = Field(description="Kind of policy (`ript doctor` names those that are here).")
 

@@ -77,7 +77,8 @@ def uses(command: str, config: Config, name: str) -> bool:
     if command == "bench rollout" and name in _policy(config.policy.DEMONSTRATED):
         return False
     built = ("policy.kind", *_policy(config.policy.BUILT))
-    return among(USED[command], name) or (BUILT in USED[command] and name in built)
+    further = _policy(config.policy.FURTHER) if command == "sft" else ()
+    return among(USED[command], name) or (BUILT in USED[command] and name in built) or name in further
 
 
 def _policy(names: Iterable[str]) -> tuple[str, ...]:

