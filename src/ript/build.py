@@ -139,7 +139,10 @@ def as_published(policy: PostTrainable, suite: str, views: Sequence[str] = ()) -
         raise ConfigError(f"{suite} shows pictures of one size, the policy takes {dict(policy.simulator.cameras)}")
     height, width = sizes.pop()
     cameras = tuple(f"{name}={view}" for name, view in zip(names, views, strict=True))
-    return published.replaced(cameras=cameras, image_size=height if height == width else (height, width))
+    changes: dict[str, Any] = {"cameras": cameras, "image_size": height if height == width else (height, width)}
+    if "proprio" in type(published).model_fields:
+        changes["proprio"] = tuple(policy.simulator.proprio)
+    return published.replaced(**changes)
 
 
 def show(policy: PostTrainable, sim: SimOptions) -> None:

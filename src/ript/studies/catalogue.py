@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field
-
 from ript.config.recipes import quickstart
 from ript.config.sections import (
     Config,
@@ -24,24 +22,19 @@ from ript.config.sections import (
     training_options,
 )
 from ript.core.errors import DependencyMissing, UnknownNameError
-from ript.core.options import SimOptions, Words, replace
+from ript.core.options import replace
 from ript.core.registry import suites
 from ript.report.tables import count
 from ript.studies.notes import differences, finetunes
 
 Scale = Literal["paper", "small"]
 
+_LIBERO = suites.get("libero").protocols["published"]
+_LIBERO_VIEWS = ("agentview_rgb", "eye_in_hand_rgb")
+"""Names of the cameras in the paper's policies."""
 _LISTS = suites.get("metaworld").lists()
 ML45_TRAIN, ML45_TEST = _LISTS["ML45-train"], _LISTS["ML45-test"]
 """The 45 training tasks of ML45 and the five that it holds out."""
-
-
-class LiberoOptions(SimOptions):
-    """LIBERO's simulators as in the paper, until the suite is here and brings its own settings."""
-
-    suite: Literal["libero"] = Field("libero", description=SimOptions.meaning("suite"))
-    cameras: Words = Field(("agentview_rgb", "eye_in_hand_rgb"), description="Names of the cameras.")
-    image_size: int = Field(128, description="Height and width of the pictures in pixels.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,7 +378,9 @@ def paper_libero(
         recipe=f"paper-{tasks}",
         iterations=15 if single else 30,
         pretrain_tasks=(pretrain,),
-        sim=LiberoOptions(horizon=600),
+        sim=replace(
+            _LIBERO, cameras=tuple(f"{name}={view}" for name, view in zip(_LIBERO_VIEWS, _LIBERO.cameras, strict=True))
+        ),
         demos=replace(config.demos, per_task=per_task, target=target),
         sft=replace(config.sft, policy_epochs=policy_epochs),
         sampling=replace(config.sampling, contexts=0 if tasks == pretrain else 50),
@@ -395,7 +390,8 @@ def paper_libero(
 def small_libero(config: Config) -> Config:
     """The same question for the small policy."""
     base = small_metaworld(config.tasks)
-    sim = replace(config.sim, image_size=64)
+    libero: type[Any] = suites.get("libero").options
+    sim = libero(horizon=config.sim.horizon, image_size=64)
     demos = replace(base.demos, per_task=min(10, config.demos.per_task), target=config.demos.target)
     return replace(base, recipe=f"small-{config.tasks[0]}", pretrain_tasks=config.pretrain_tasks, sim=sim, demos=demos)
 
@@ -473,6 +469,6 @@ def with_simulator(study: Study) -> Study:
     Raises:
         DependencyMissing: it is not.
     """
-    if study.needs not in suites.names():
-        raise DependencyMissing(f"study {study.name} needs the simulator suite {study.needs!r}, which is not here yet")
+    if missing := suites.get(study.needs).available():
+        raise DependencyMissing(f"study {study.name} needs the simulator suite {study.needs!r}: {missing}")
     return study

@@ -16,7 +16,8 @@ from ript.sims.libero.spec import libero_spec
 from ript.sims.libero.tasks import HORIZON, LISTS, NAME, find, libero_tasks
 from ript.sims.mujoco.rendering import describe, image_shape
 
-STOCK = ("agentview=agentview-stock", "wrist=wrist-stock")
+STOCK = ("agentview-stock", "wrist-stock")
+"""What published policies saw."""
 
 
 def make(key: str, options: LiberoOptions) -> Simulator:

@@ -118,6 +118,7 @@ LISTS: dict[str, tuple[str, ...]] = {
     for suite in dict.fromkeys(task.suite for task in ALL.values())
 }
 """Suite -> names of its tasks; those of LIBERO-PRO among them."""
+LISTS["libero_long"] = LISTS["libero_10"]  # as papers call it
 
 
 def info_of(name: str) -> LiberoTask:
