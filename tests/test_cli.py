@@ -214,7 +214,7 @@ def test_a_printed_recipe_is_a_file_that_recipe_reads_back(folder: Path, capsys)
             "(one without demonstrations has privileged = false)",
         ),
         (
-            "rl --recipe quickstart --policy P --out OUT --policy.temperature=0.5",
+            "rl --recipe quickstart --out OUT --policy.temperature=0.5",
             2,
             "no effect while policy.entropy = 0.8 decides: leave it out, or give --policy.entropy=0",
         ),
@@ -517,7 +517,7 @@ def test_a_policy_with_settings_that_nothing_here_writes_is_refused(rl: Path, tm
         ("config", "sampling", "x", "unknown sampling 'x'"),
         ("config", "rl_trains", "x", "unknown rl_trains"),
         ("simulator", "suite", None, "suite must be a word"),
-        ("simulator", "render", [], "render an object"),
+        ("simulator", "render", [], "render and unseen must be objects"),
     ):
         folder = tmp_path / f"{part}-{name}"
         shutil.copytree(rl / "policy", folder)

@@ -199,11 +199,35 @@ def test_the_page_lists_every_setting_and_no_other():
         ({"proprio": ("a", "a")}, r"sim\.proprio: named twice: a"),
         ({"repeat": 0}, r"sim\.repeat: must be in 1\.\.1000"),
         ({"states": "goal"}, r"sim\.states: 'goal' is not one of"),
+        ({"instruction": "Go\nthere."}, r"sim\.instruction: expected a line of text, got 'Go\\nthere\.'"),
+        ({"instruction": "Go \udcff"}, r"sim\.instruction: expected a line of text"),
+        ({"success": "won\udcff"}, r"sim\.success: expected a line of text"),
+        ({"proprio": ("place", "\udcff")}, r"sim\.proprio: expected a line of text"),
     ],
 )
 def test_options_that_cannot_be_are_refused(given, message):
     with pytest.raises(ConfigError, match=message):
         suites.get("gym").options(**given)
+
+
+def test_keyword_arguments_are_the_same_however_they_are_written():
+    options = suites.get("gym").options
+    assert options(arguments='{"b":1,"a": 2.0}') == options(arguments=' { "a":2.0 , "b": 1}')
+    assert options(arguments="{ }") == options()
+    with made("Dot", arguments='{"reach":0.5}') as one, made("Dot", arguments='{ "reach": 0.5 }') as other:
+        assert one.spec == other.spec and len(SHELF) == 1
+
+
+def test_a_check_of_more_steps_than_an_episode_has_ends_with_it():
+    drawn = []
+
+    class Counted(GymSimulator):
+        def initial_states(self, n, *args, **settings):
+            drawn.append(n)
+            return super().initial_states(n, *args, **settings)
+
+    assert len(check_simulator(lambda: Counted(f"{PACKAGE}:Dot-v0"), steps=10**5)) == len(CHECKS)
+    assert len(drawn) < 60
 
 
 # ------------------------------------------------------------------------------------------------------ what is taken

@@ -361,7 +361,7 @@ def check_renderer(environment: Mapping[str, str], render: Callable[[Mapping[str
     problem = _render_problem(first := render(environment))
     if not problem:
         assert first.value is not None
-        detail = f"{first.value['backend']}, a 64x64 frame in {first.value['milliseconds']:.1f} ms"
+        detail = f"{first.value['backend']}, a 64x64 frame in {first.value['milliseconds']:.2g} ms"
         return Check(name="renderer", ok=True, detail=detail)
     tries = {f"export MUJOCO_GL={backend}": {**environment, "MUJOCO_GL": backend} for backend in ("egl", "osmesa")}
     if EGL_DEVICE in environment:

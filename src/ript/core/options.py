@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+import unicodedata
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from ript.core.errors import ConfigError, UnknownNameError
@@ -170,6 +171,11 @@ def _kind_of(hint: Any) -> str:
     return str(hint)
 
 
+_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of characters that are in no line of text: control characters, halves of pairs (what was not UTF-8), and
+ends of lines."""
+
+
 class SimOptions(Settings):
     """What every suite's simulators can be told. A suite brings a subclass with settings of its own."""
 
@@ -184,6 +190,14 @@ class SimOptions(Settings):
         description="Steps (actions) after which a rollout without success is a failure; 0: as the policy was "
         "measured before, or else as the suite says of the task.",
     )
+
+    @model_validator(mode="after")
+    def _is_text(self) -> Self:
+        for name, value in self.values().items():
+            for word in value if isinstance(value, tuple) else (value,):
+                odd = isinstance(word, str) and any(unicodedata.category(letter) in _NO_TEXT for letter in word)
+                need(not odd, self.named(name), f"expected a line of text, got {word!r}")
+        return self
 
     def horizon_of(self, task: Task) -> int:
         """Steps after which a rollout of a task without success is a failure: `horizon`, or else the task's own."""

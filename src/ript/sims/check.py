@@ -257,7 +257,9 @@ def interleaved_instances_do_not_leak(subject: _Subject) -> None:
             [moment(simulator, 0, None, simulator.reset(state))]
             for simulator, state in zip((a, b), states, strict=True)
         ]
-        for step in range(subject.steps):
+        for step in range(len(actions[0])):
+            if all(moments[-1].result is not None and moments[-1].result.done for moments in together):
+                break
             drawing.initial_states(1, seed=subject.seed, start=step)
             for simulator, plan, moments in zip((a, b), actions, together, strict=True):
                 if moments[-1].result is None or not moments[-1].result.done:

@@ -92,8 +92,9 @@ def compare(subject: Sequence[Moment], other: Sequence[Moment], task: Task, stat
 
 
 def random_actions(simulator: Simulator, steps: int, seed: int) -> np.ndarray:
-    """Random actions that keep a direction for four steps, so that they get somewhere: float32 `[steps, A]`."""
-    generator = np.random.default_rng(seed)
+    """Random actions that keep a direction for four steps, so that they get somewhere: float32 `[steps, A]`, no more
+    than an episode takes."""
+    generator, steps = np.random.default_rng(seed), min(steps, simulator.task.horizon)
     shape = (-(-steps // 4), simulator.spec.action_dim)
     return np.repeat(generator.uniform(-1, 1, shape), 4, axis=0)[:steps].astype(np.float32)
 
@@ -104,7 +105,7 @@ def plans(simulator: Simulator, state: InitialState, steps: int, seed: int) -> I
     if hasattr(simulator, "expert_action"):
         actions: list[np.ndarray] = []
         simulator.reset(state)
-        for _ in range(steps):
+        for _ in range(min(steps, simulator.task.horizon)):
             actions.append(simulator.expert_action())
             if simulator.step_chunk(actions[-1][None]).done:
                 break

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import json
 import re
 import sys
 import warnings
@@ -120,6 +121,15 @@ def _import(package: str, name: str) -> None:
         raise
     except Exception as error:  # whatever a package raises when it is imported
         raise DependencyMissing(f"{name}: package {package} cannot be imported: {_line(error)}") from error
+
+
+def in_one_form(arguments: str) -> str:
+    """JSON of keyword arguments, written in one way whatever its spaces and order; as it is where it is none."""
+    try:
+        given = json.loads(arguments or "{}")
+    except ValueError:
+        return arguments
+    return (json.dumps(given, sort_keys=True) if given else "") if isinstance(given, dict) else arguments
 
 
 def build(name: str, arguments: Mapping[str, Any], *, render: bool) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ript.core.options import SimOptions, Size, Words, need
 from ript.core.types import Task
+from ript.sims.gym.environment import in_one_form
 from ript.sims.gym.success import threshold
 from ript.sims.gym.tasks import own_horizon
 
@@ -60,6 +61,11 @@ class GymOptions(SimOptions):
         description="Build the environment anew for each reset: slow, and exact where a reset leaves something behind.",
     )
     arguments: str = Field("", description='Keyword arguments of the environment, as JSON: {"reward_type": "dense"}.')
+
+    @field_validator("arguments")
+    @classmethod
+    def _in_one_form(cls, given: str) -> str:
+        return in_one_form(given)
 
     @model_validator(mode="after")
     def _can_be_read(self) -> GymOptions:

@@ -15,7 +15,7 @@ from ript.core.errors import SimulatorError
 from ript.core.types import ChunkResult, InitialState, Observation, SimulatorSpec, Split
 from ript.sims.gym import instances
 from ript.sims.gym.cameras import RENDER, named_views
-from ript.sims.gym.environment import Taken, calling, default_proprio, parts
+from ript.sims.gym.environment import Taken, calling, default_proprio, in_one_form, parts
 from ript.sims.gym.environment import taken as numbers_of
 from ript.sims.gym.instances import SHELF, Environment, OwnInstance, Request, SharedInstance, States
 from ript.sims.gym.numbers import numbers
@@ -84,7 +84,7 @@ class GymSimulator:
     ):
         self.task = task_of(task_name, horizon, instruction, repeat)
         self.seconds = {"simulate": 0.0, "render": 0.0}
-        self._success = Success(self.task.key, success)
+        self._success, arguments = Success(self.task.key, success), in_one_form(arguments)
         self._size, self._meshes, self._repeat = image_shape(image_size), meshes, repeat
         views = named_views(cameras, VIEWS.get(task_name, {}))
         request = Request(task_name, arguments, tuple(views.items()), states, rebuild)
