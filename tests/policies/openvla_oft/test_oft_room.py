@@ -13,6 +13,7 @@ from ript.bench.policy import bench_policy, describe_policy
 from ript.cli import main as cli
 from ript.core import room as memory
 from ript.core.errors import DeviceTooSmall
+from ript.core.machine import Memory
 from ript.core.registry import kinds
 from ript.core.room import GIB, Demands
 from ript.policies.openvla_oft import checkpoint, room, specimens
@@ -152,6 +153,15 @@ def test_the_synthetic_benchmark_says_that_a_gpu_is_too_small_before_it_makes_an
     with pytest.raises(DeviceTooSmall, match=r"what fits|at the least"):
         specimens.require_room("published", "cuda", 32, 8)
     assert any("48 GB" in line for line in specimens.plan("published")) and not specimens.plan("small")
+
+
+def test_the_synthetic_benchmark_on_a_cpu_without_room_for_it_is_refused_too(monkeypatch, capsys):
+    monkeypatch.setattr(specimens, "memory", lambda: Memory(16 * GIB, 12 * GIB, ""))
+    monkeypatch.setattr(specimens, "_published", lambda *_: pytest.fail("a policy was made"))
+    assert cli.main(["bench", "policy", "--kind", "openvla_oft", "--synthetic", "--threads", "1"]) == 1
+    message = capsys.readouterr().err
+    assert "a device with 12.0 GiB free is too small" in message and "weights 27.44" in message
+    specimens.require_room("tiny", "cpu", 32, 8)
 
 
 def test_the_command_names_the_sizes_that_there_are(capsys):

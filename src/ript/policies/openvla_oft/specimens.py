@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from ript.core.machine import memory
 from ript.core.room import Demands, free_on
 from ript.core.specimens import Comparison
 from ript.core.types import Observation, SimulatorSpec
@@ -114,11 +116,14 @@ def use_of(size: str, batch: int = 32, micro_batch: int = 8) -> room.Use:
 
 
 def require_room(size: str, device: str, batch: int, micro_batch: int) -> None:
-    """Raise `DeviceTooSmall` where the published size does not fit on a GPU; small ones fit anywhere."""
-    free = free_on(device)
-    if free is not None and size == PUBLISHED:
-        demands = Demands(device_bytes=free, act_batch=batch, micro_batch=micro_batch)
-        room.require(OpenVlaSizes(), use_of(size), demands)
+    """Raise `DeviceTooSmall` where the published size does not fit on a GPU, or into this machine; small ones fit
+    anywhere."""
+    if size != PUBLISHED:
+        return
+    free, use = free_on(device), use_of(size)
+    if free is None:  # float32 there
+        free, use = memory().available, replace(use, dtype_bytes=4)
+    room.require(OpenVlaSizes(), use, Demands(device_bytes=free, act_batch=batch, micro_batch=micro_batch))
 
 
 def plan(size: str) -> list[str]:
