@@ -249,6 +249,7 @@ def require_room(config: Config, folder: str | Path | None, *, supervised: bool 
         act_batch=0 if supervised or not central else max(1, config.rollout.workers) * config.rollout.slots,
         micro_batch=config.sft.largest_pass if supervised else config.learn.micro_batch,
         supervised=supervised,
+        copies=2 if config.learn.kl_to_start and not supervised else 1,
     )
     kind.require_room(place, config.policy, demands)
 

@@ -22,12 +22,14 @@ class Demands:
         act_batch: decisions in one batch of acting; 0: it acts elsewhere.
         micro_batch: decisions in one pass of training; 0: it is not trained.
         supervised: the training is supervised.
+        copies: of the policy's weights, one more where training stays near a start.
     """
 
     device_bytes: int
     act_batch: int = 0
     micro_batch: int = 0
     supervised: bool = False
+    copies: int = 1
 
 
 def free_on(device: str) -> int | None:

@@ -75,6 +75,13 @@ def test_training_fits_a_small_card_only_with_less_at_once_and_a_large_one_as_as
     assert "policy.recompute=true" in without[2]
 
 
+def test_a_second_copy_and_what_the_scale_head_learns_from_take_room_too():
+    plain = room.needs(PUBLISHED, Use(act_batch=1))
+    assert room.needs(PUBLISHED, Use(act_batch=1, copies=2))["weights"] == 2 * plain["weights"]
+    kept = room.needs(PUBLISHED, Use(micro_batch=1, supervised=True))["hidden states for the scale head"]
+    assert kept == 4096 * 56 * 4096 * 2
+
+
 def test_ways_to_need_less_need_less_and_less():
     use = Use(act_batch=32, micro_batch=32)
     needed = [memory.total(room.needs(PUBLISHED, other)) for _, other in room.ways(PUBLISHED, use)]

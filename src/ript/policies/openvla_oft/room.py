@@ -20,6 +20,8 @@ CARDS = (24, 48, 80)
 """GB of memory of usual data-centre devices."""
 SET_ASIDE = GIB
 """For the device's own context, for what libraries work in, and for holes."""
+SCALE_WINDOWS = 4096
+"""Windows whose hidden states are kept for the scale head, at most."""
 WORDS = 40
 """Tokens of a prompt; LIBERO's have 22 to 40."""
 MASTER, GRADIENT, MOMENTS = 4, 4, 8
@@ -37,7 +39,9 @@ class Use:
         recompute: see `Llama.forward`.
         act_batch: decisions in one batch of acting; 0: none.
         micro_batch: decisions in one pass of training; 0: none.
-        supervised: the projector of proprioception is trained too.
+        supervised: the projector of proprioception is trained too, and then the scale head, on hidden states that are
+            kept.
+        copies: of the weights.
     """
 
     dtype_bytes: int = 2
@@ -47,6 +51,7 @@ class Use:
     act_batch: int = 0
     micro_batch: int = 0
     supervised: bool = False
+    copies: int = 1
 
 
 @functools.lru_cache(maxsize=8)
@@ -91,10 +96,12 @@ def needs(sizes: OpenVlaSizes, use: Use) -> Needs:
     trained = adapter * ("adapter" in parts) + n["action_head"] * ("head" in parts)
     trained += n["proprio_projector"] if use.supervised else 0
     found = {
-        "weights": n["backbone"] * e,
+        "weights": use.copies * n["backbone"] * e,
         "heads and adapter": MASTER * (n["action_head"] + n["scale_head"] + n["proprio_projector"] + adapter),
     }
     at_work = {f"acting on {use.act_batch} decisions": use.act_batch * (layer + towers + pixels)}
+    if use.supervised:
+        found["hidden states for the scale head"] = SCALE_WINDOWS * sizes.slots * sizes.llama.width * e
     if use.micro_batch:
         found["AdamW's moments"] = MOMENTS * trained
         inputs = tokens * sizes.llama.width * e
@@ -128,7 +135,8 @@ def ways(sizes: OpenVlaSizes, use: Use) -> Iterator[tuple[str, Use]]:
 
 def require(sizes: OpenVlaSizes, use: Use, demands: Demands) -> None:
     """Raise `DeviceTooSmall` unless a policy of these sizes can do what is demanded of it."""
-    use = replace(use, act_batch=demands.act_batch, micro_batch=demands.micro_batch, supervised=demands.supervised)
+    d = demands
+    use = replace(use, act_batch=d.act_batch, micro_batch=d.micro_batch, supervised=d.supervised, copies=d.copies)
     require_room(
         f"an OpenVLA-OFT policy of {counted(sizes)['backbone'] / 1e9:.2f} billion parameters",
         needs(sizes, use),

@@ -20,10 +20,8 @@ from ript.core.metrics import Metrics
 from ript.core.supervised import DemoSource, Stage
 from ript.policies.openvla_oft.lora import lora_layers
 from ript.policies.openvla_oft.policy import OpenVlaPolicy
+from ript.policies.openvla_oft.room import SCALE_WINDOWS
 from ript.policies.parameters import parameter_groups
-
-SCALE_WINDOWS = 4096
-"""Windows whose hidden states are kept for the scale head; a 7 B policy's take 2 GB."""
 
 
 def make_stages(
