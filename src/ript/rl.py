@@ -22,7 +22,8 @@ from ript.core.metrics import values
 from ript.core.types import EvalResult
 from ript.learn.batch import make_batch
 from ript.learn.rate import make_optimiser, scale_rate
-from ript.rollout.sampling import Collection, collect_groups, practice_horizons
+from ript.rollout.sampling import Collection
+from ript.run.collecting import Collecting
 from ript.run.folder import RunFolder
 from ript.run.measure import Measurements
 from ript.run.progress import status
@@ -105,7 +106,9 @@ def train_rl(
             status(f"{config.iterations} iterations: {amount(config, hooks.made_with(trained).get('execute'))}")
             if not (run.path / "start").exists():
                 asking.save(trained, run.path / "start")
-            return _Run(config, trained, states, run).go()
+            loop = _Run(config, trained, states, run)
+            with loop.collecting:
+                return loop.go()
 
 
 class _Run:
@@ -116,8 +119,8 @@ class _Run:
         learn = config.learn
         self.optimiser = make_optimiser(policy, learning_rate=learn.learning_rate, weight_decay=learn.weight_decay)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.longest = practice_steps(config, states.tasks)
-        self.at = Progress(horizons=dict(self.longest))
+        longest = practice_steps(config, states.tasks)
+        self.at, self.collecting = Progress(horizons=dict(longest)), Collecting(config, policy, states, longest)
         start = to_stay_near(config, run.path / "start")
         self.settings = update_settings(learn) | {"start": start, "generator": self.generator}
         self.update = make_update(learn, self.pool)
@@ -130,9 +133,10 @@ class _Run:
         began = time.perf_counter() - self.at.seconds
         while self.at.iteration < self.config.iterations and not self.at.ended:
             with self.run.saying_what_is_kept(f"iteration {self.at.iteration + 1}"):
-                validated = measured.validate(self.at)
-                collection = self.collect()
-                metrics = self.learn(collection) | {"time/eval": validated}
+                self.collecting.finish()  # of what goes on ahead
+                validated, self.clock = measured.validate(self.at), time.perf_counter()
+                collection, costs = self.collecting.take(self.at)
+                metrics = self.learn(collection) | costs | {"time/eval": validated}
             self.count(collection, time.perf_counter() - began)
             self.log(collection, metrics)
             self.save()
@@ -162,34 +166,14 @@ class _Run:
 
     # ------------------------------------------------------------------ the steps of an iteration
 
-    def collect(self) -> Collection:
-        """Rollouts from the same initial states, K at a time, until enough groups have a signal."""
-        s = self.config.sampling
-        self.pool.set_policy(asking.weights(self.policy), self.at.iteration)
-        self.pool.timings()  # from here on
-        self.clock = time.perf_counter()
-        self.horizons = self.at.horizons
-        return collect_groups(
-            self.pool,
-            self.states.training(self.at.position, s.contexts, s.context_noise),
-            group_size=s.group_size,
-            quota=s.groups,
-            max_attempts=s.max_attempts,
-            seed=(self.config.seed, self.at.iteration),
-            dynamic=s.dynamic,
-            equal_tasks=len(self.states.tasks) if s.equal_tasks else 0,
-            horizon=self.horizons,
-        )
-
     def learn(self, collection: Collection) -> dict[str, float]:
-        """Advantages and the clipped objective; returns the update's metrics and where the time went."""
+        """Advantages and the clipped objective; returns the update's metrics."""
         learn = self.config.learn
-        collected = time.perf_counter()
-        spent = values(self.pool.timings())
-        times = {f"time/{k}": spent[k] for k in ("simulate", "render", "infer", "wait")}  # summed over workers
-        times |= {"time/rollout": collected - self.clock, "rollout/worker_restarts": spent["worker_restarts"]}
-        if not self.at.judge(collection, self.config, self.run):
-            return times | {"time/update": 0.0}
+        began = time.perf_counter()
+        has_signal = self.at.judge(collection, self.config, self.run)
+        self.collecting.go_ahead(self.at, collection)
+        if not has_signal:
+            return {"time/update": 0.0}
         batch = make_batch(
             collection.groups,
             min_abs_advantage=learn.min_abs_advantage,
@@ -202,16 +186,16 @@ class _Run:
             result = self.update(self.policy, self.optimiser, batch, version=self.at.iteration, **self.settings)
         self.at.adapt(result, learn)
         metrics = {f"update/{k}": v for k, v in values(result.metrics).items()}
-        return metrics | times | {"time/update": time.perf_counter() - collected, "update/decisions": float(len(batch))}
+        return metrics | {"time/update": time.perf_counter() - began, "update/decisions": float(len(batch))}
 
     def count(self, collection: Collection, seconds: float) -> None:
         self.at.count(collection, seconds)
-        if margin := self.config.sampling.horizon_margin:
-            self.at.horizons = practice_horizons(collection, self.at.horizons, margin=margin, longest=self.longest)
+        self.at.horizons = self.collecting.horizons_after(collection, self.at.horizons)
 
     def log(self, collection: Collection, metrics: dict[str, float]) -> None:
         sampled = {f"rollout/{k}": v for k, v in values(collection.metrics).items()}
-        sampled["rollout/horizon"] = sum(self.horizons.values()) / len(self.horizons)
+        horizons = self.collecting.horizons
+        sampled["rollout/horizon"] = sum(horizons.values()) / len(horizons)
         row = sampled | metrics | self.at.totals()
         row["time/total"] = time.perf_counter() - self.clock
         self.run.log(self.at.iteration, row)
@@ -228,6 +212,7 @@ class _Run:
                 "optimiser": self.optimiser.state_dict(),
                 "generator": self.generator.get_state(),
                 "progress": asdict(self.at),
+                **self.collecting.state(),
             },
         )
 
@@ -241,5 +226,6 @@ class _Run:
         self.optimiser.load_state_dict(found.state["optimiser"])
         self.generator.set_state(found.state["generator"])
         self.at = replace(self.at, **found.state["progress"])
+        self.collecting.restore(found.state)
         self.measurements.remember_best(self.at)
         status(f"  going on from iteration {self.at.iteration}")

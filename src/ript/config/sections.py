@@ -59,6 +59,13 @@ class RolloutConfig(Settings):
         description="With central inference, seconds for which a question waits for those of other workers, to be "
         "decided in one batch.",
     )
+    lag: int = Field(
+        0,
+        ge=0,
+        le=1,
+        description="1: the rollouts of the next iteration are made while the update learns, by the weights from "
+        "before it; 0: one after the other. Gains time where simulators and learner do not share cores.",
+    )
     fixed_batch: int = Field(
         0,
         ge=0,

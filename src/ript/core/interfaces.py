@@ -14,6 +14,7 @@ from ript.core.types import (
     ActionChunk,
     ChunkResult,
     Errand,
+    Heed,
     InitialState,
     Observation,
     Rollout,
@@ -213,11 +214,15 @@ class EnvPool(Protocol):
         """Weights for all rollouts requested from now on."""
         ...
 
-    def run(self, requests: Iterable[RolloutRequest | None]) -> Generator[Rollout, None, None]:
+    def run(
+        self, requests: Iterable[RolloutRequest | None], heed: Heed | None = None
+    ) -> Generator[Rollout, None, None]:
         """Yield rollouts as they finish, in any order.
 
         `requests` is drawn lazily, as places become free; it may look at what was yielded so far to choose the next,
         and yields None for "nothing now: ask again after the next rollout".
+        `heed` is called between two turns, a second apart at most, for those that have something to say from another
+        thread: `requests` is asked again after it, and what it raises ends the run.
         Closing the iterator early abandons what is in flight. Rollouts whose worker died are run again up to a limit,
         then yielded as ERROR.
 

@@ -301,6 +301,10 @@ class RolloutRequest:
         )
 
 
+Heed = Callable[[], None]
+"""See `EnvPool.run`."""
+
+
 class Held(Protocol):
     """The record of a rollout, where it was made."""
 

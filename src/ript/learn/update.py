@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -140,7 +140,8 @@ def update(
     if ratio_tolerance is not None and not ratio_tolerance > 0:
         raise ConfigError(f"update: ratio_tolerance is {ratio_tolerance}; expected a positive number, such as 1e-3")
     tolerance = hooks.ratio_tolerance_of(policy) if ratio_tolerance is None else ratio_tolerance
-    told: Metrics = {} if version is None else _age(batch.ages(version))
+    ages = torch.zeros(len(batch), dtype=torch.int64) if version is None else batch.ages(version)
+    told: Metrics = {} if version is None else _age(ages)
     if isinstance(policy, torch.nn.Module):
         policy.eval()
     with ranks.together():
@@ -159,6 +160,12 @@ def update(
     with Passes(policy, objective, minibatches, optimiser, micro_batch, threads, ranks) as passes:
         if kl_to_start and start is not None:
             passes.stay_near(start)
+        if bool(ages.any()) and (recompute or tolerance is None):
+            raise ConfigError(
+                "rollout.lag: rollouts of earlier weights need the log-probabilities that they acted with, but "
+                "these are computed again (learn.recompute_log_prob, or the policy's own ratio_tolerance): set one of "
+                "the two otherwise"
+            )
         if recompute or tolerance is None:
             told |= _apart(passes.recompute())
             tolerance = None  # every ratio is 1 then
@@ -169,6 +176,7 @@ def update(
             max_grad_norm=max_grad_norm,
             target_kl=target_kl,
             ratio_tolerance=tolerance,
+            present=ages == 0,
             on_minibatch=on_minibatch,
         )
         reason = steps.go(minibatches)
@@ -187,10 +195,12 @@ class _Steps:
         max_grad_norm: float,
         target_kl: float | None,
         ratio_tolerance: float | None,
+        present: torch.Tensor,
         on_minibatch: Callable[[int, int], None] | None,
     ):
         self.passes, self.optimiser, self.named = passes, optimiser, named
         self.max_grad_norm, self.target_kl, self.ratio_tolerance = max_grad_norm, target_kl, ratio_tolerance
+        self.present = present  # rows of the weights as they are: their first ratios are 1
         self.on_minibatch = on_minibatch
         self.steps = 0
         self.parts: list[Metrics] = []
@@ -238,7 +248,9 @@ class _Steps:
         if self.steps == 0 and self.ratio_tolerance is not None:
             # |ratio - 1| that two roundings of the largest log-probability can make, with a factor of two to spare
             rounding = 4 * torch.finfo(torch.float32).eps * self.passes.largest(minibatch)
-            measured |= _first_ratio(measured, max(self.ratio_tolerance, rounding))
+            now = minibatch.rows[self.present[minibatch.rows]]
+            seen = measured if len(now) == len(minibatch.rows) else self.passes.look(replace(minibatch, rows=now))
+            measured |= _first_ratio(seen, max(self.ratio_tolerance, rounding))
         self.parts.append(measured)
         return measured
 

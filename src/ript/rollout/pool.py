@@ -9,11 +9,11 @@ from ript.core.errors import ConfigError
 from ript.core.interfaces import EnvPool, Policy, SimulatorFactory
 from ript.core.metrics import Metrics, Sum
 from ript.core.simulators import SimulatorCache, run_errand
-from ript.core.types import Errand, Rollout, RolloutRequest
+from ript.core.types import Errand, Heed, Rollout, RolloutRequest
 from ript.rollout.engine import Slots
 from ript.rollout.local.process_pool import BUSY, NO_POLICY, Inference, ProcessPool
 from ript.rollout.recorder import Recorder
-from ript.rollout.stream import ErrorLimit, Heed, Stream, refuse_if
+from ript.rollout.stream import ErrorLimit, Stream, refuse_if
 
 if TYPE_CHECKING:
     import torch

@@ -23,7 +23,7 @@ import numpy as np
 from ript.core.errors import ConfigError
 from ript.core.interfaces import EnvPool
 from ript.core.metrics import Mean, Metrics, Sum
-from ript.core.types import Group, InitialState, Rollout, RolloutRequest, Status
+from ript.core.types import Group, Heed, InitialState, Rollout, RolloutRequest, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,7 @@ def collect_groups(
     horizon: Mapping[str, int] | None = None,
     video_for: Callable[[InitialState, int], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    heed: Heed | None = None,
 ) -> Collection:
     """Collect `quota` groups with a signal.
 
@@ -93,6 +94,7 @@ def collect_groups(
         horizon: task key -> `RolloutRequest.horizon`; a task that is missing runs to the simulator's.
         video_for: (initial state, number within the group) -> keep frames.
         progress: called with (accepted, attempted) whenever one more group is settled.
+        heed: see `EnvPool.run`.
 
     Raises:
         ConfigError: K < 2, quota < 1, or with dynamic sampling quota > max_attempts.
@@ -100,7 +102,7 @@ def collect_groups(
     _check(group_size, quota, max_attempts if dynamic else quota)
     ledger = _Ledger(group_size, quota, max_attempts if dynamic else quota, dynamic, equal_tasks if dynamic else 0)
     requests = _requests(ledger, pool, iter(initial_states), seed, horizon or {}, video_for)
-    run = pool.run(requests)
+    run = pool.run(requests) if heed is None else pool.run(requests, heed)
     try:
         while not ledger.complete:
             rollout = next(run, None)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ript.core.errors import ConfigError, ErrorRateExceeded
 from ript.core.types import Rollout, RolloutRequest, Status
 from ript.rollout.reasons import reasons
 
-Heed = Callable[[], None]
-"""Called by a pool's `run` between two turns, after `HEED_SECONDS` at the latest: for those that feed it from another
-thread. The source of requests is asked again after it; what it raises ends the run."""
 HEED_SECONDS = 0.01
+"""Between two calls of what heeds (`EnvPool.run`), at most, in a pool on this machine."""
 
 
 @dataclass(slots=True)

@@ -154,6 +154,11 @@ def refuse_unused(command: str, config: Config, given: Iterable[str]) -> None:
         if why := unused(command, config, name):
             raise ConfigError(why)
     r = config.rollout
+    if r.lag and not config.cluster.used and (not r.workers or r.inference == "central"):
+        raise ConfigError(
+            "rollout.lag = 1 lets workers act while this process trains the policy, so they need copies of it: give "
+            "--workers N and --rollout.inference=local, or --cluster"
+        )
     alone = not r.workers and not config.cluster.used
     if uses(command, config, "rollout.inference") and r.inference == "central" and alone:
         raise ConfigError(
@@ -331,6 +336,8 @@ def recorded(command: str, config: Config, policy: PostTrainable | None = None) 
 
 NEUTRAL = ("tracker", "rollout.", "cluster.")
 """Settings, or sections, that results do not depend on."""
+BINDING = ("rollout.lag",)
+"""Settings of those sections on which results do depend."""
 FREE: dict[str, tuple[str, ...]] = {
     "rl": ("iterations", "learn.ranks", *NEUTRAL),
     "sft": ("tracker", "sft.checkpoint_every"),
@@ -358,12 +365,12 @@ def refuse_changes(command: str, held: Mapping[str, Any], now: Mapping[str, Any]
     changed = {
         name: value
         for name, value in now.items()
-        if before.get(name, missing) != value and (name in before or among(may, name))
+        if before.get(name, missing) != value and (name in before or _may(may, name))
     }
     fixed = [
         f"{name} = {_listed(value)} (the run has {_listed(before[name])})"
         for name, value in changed.items()
-        if not among(may, name)
+        if not _may(may, name)
     ]
     if fixed:
         free = ", ".join(f"{name}*" if name.endswith(".") else name for name in FREE[command])
@@ -415,6 +422,11 @@ _CONTENT = {
 """Entry of a run's record -> what is wrong when it has changed."""
 
 
+def _may(names: Collection[str], name: str) -> bool:
+    """Whether a setting is one of these, or in one of these sections, and does not bind."""
+    return among(names, name) and name not in BINDING
+
+
 def among(names: Collection[str], name: str) -> bool:
     """Whether a setting is one of these, or in one of these sections."""
     return name in names or f"{name.partition('.')[0]}." in names
@@ -432,5 +444,5 @@ def differing(command: str, held: Mapping[str, Any], config: Config) -> list[str
     return [
         name
         for name, value in theirs.items()
-        if ours.get(name) != value and not among((*NEUTRAL, "recipe", "sft.checkpoint_every", "sampling.demos"), name)
+        if ours.get(name) != value and not _may((*NEUTRAL, "recipe", "sft.checkpoint_every", "sampling.demos"), name)
     ]

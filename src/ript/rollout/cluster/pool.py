@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 import weakref
 from collections import Counter, deque
@@ -19,7 +20,7 @@ from ript.core import children, interpreter
 from ript.core.errors import ConfigError, RiptError, WorkerError
 from ript.core.interfaces import Policy, SimulatorFactory
 from ript.core.metrics import Metrics, Sum
-from ript.core.types import Errand, Rollout, RolloutRequest, Status
+from ript.core.types import Errand, Heed, Rollout, RolloutRequest, Status
 from ript.core.workers import Crashed
 from ript.rollout.cluster.connection import LOCAL, Connection, Place
 from ript.rollout.cluster.member import Has, Member, place_on, workers_on
@@ -139,9 +140,12 @@ class ClusterPool:
         self._members: list[Member] = []
         self._coming: list[Member] = []
         self._has = Has()
+        self._had: dict[int, Has] = {}  # by version, as long as rollouts of it may be learned from
         self._looked = 0.0
         self._run = self._ticket = 0
-        self._running = False
+        self._running, self._runner = False, 0
+        self._idle = threading.Event()  # no run goes on, in whatever thread
+        self._idle.set()
         self._barren = self._made = 0
         self._stream: Stream | None = None
         self._done: deque[Rollout] = deque()
@@ -185,19 +189,26 @@ class ClusterPool:
         refuse_if(self._running, "set_policy")
         self._need_policy()
         self._has = replace(self._has, weights=self._ray.put(dump_weights(weights)), version=version)
+        self._had = {v: has for v, has in self._had.items() if v >= version - 1} | {version: self._has}
         self._take_up(wait=True)
         self._give_policy("set_policy", self._has.weights, version)
 
-    def run(self, requests: Iterable[RolloutRequest | None]) -> Generator[Rollout, None, None]:
+    def run(
+        self, requests: Iterable[RolloutRequest | None], heed: Heed | None = None
+    ) -> Generator[Rollout, None, None]:
         refuse_if(self._running, "run")
         self._need_policy()
         self._take_up(wait=True)
         self._run += 1
-        self._running = True
+        self._running, self._runner = True, threading.get_ident()
+        self._idle.clear()
         stream = self._stream = Stream(requests, self._ticket)
         try:
             self._all("begin", self._run)
             while True:
+                if heed is not None:
+                    heed()
+                    stream.ask_again()
                 self._assign(stream)
                 if not self._done:
                     if not any(member.flights for member in self._members) and stream.finished():
@@ -262,14 +273,20 @@ class ClusterPool:
         lost = [kept for kept in list(self._kept) if kept.record.node not in self.nodes]
         if not lost:
             return
-        if self._running or any(kept.version != self._has.version for kept in lost):
-            raise WorkerError(f"{lost[0].record.node} was lost with {len(lost)} records, and they cannot be made now")
+        here = self._running and self._runner == threading.get_ident()
+        if here or any(kept.version != self._has.version and kept.version not in self._had for kept in lost):
+            raise WorkerError(f"{lost[0].record.node} was lost with {len(lost)} records, too late to make them again")
+        self._idle.wait()
         _log.warning("%d records were lost with their nodes; their rollouts are made again", len(lost))
-        places = {(kept.request.initial_state.id, kept.request.index): kept for kept in lost}
-        for rollout in self.run(iter([kept.request for kept in lost])):
-            if rollout.held is None:
-                raise WorkerError(f"a rollout whose record was lost could not be made again: {rollout.error}")
-            places[rollout.initial_state_id, rollout.index].record = rollout.held.record  # type: ignore[attr-defined]
+        for version in sorted({kept.version for kept in lost}):
+            if version != self._has.version:
+                self._has = self._had[version]
+                self._give_policy("set_policy", self._has.weights, version)
+            places = {(k.request.initial_state.id, k.request.index): k for k in lost if k.version == version}
+            for rollout in self.run(iter([kept.request for kept in places.values()])):
+                if rollout.held is None:
+                    raise WorkerError(f"a rollout whose record was lost could not be made again: {rollout.error}")
+                places[rollout.initial_state_id, rollout.index].record = rollout.held.record  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """End all nodes, and leave the cluster."""
@@ -371,7 +388,13 @@ class ClusterPool:
         return self._answers({m: getattr(m.actor, method).remote(*arguments) for m in self._members})
 
     def _listen(self, wanted: list[Any], of: Mapping[Member, Any] | None = None) -> list[Member]:
-        """Wait until something comes, a second at most. Returns those whose answer among `wanted` is there."""
+        """Wait until something comes, a second at most. Returns those whose answer among `wanted` is there.
+
+        While another thread runs rollouts, that one hears the nodes and looks after them.
+        """
+        if not self._idle.is_set() and self._runner != threading.get_ident():
+            ready, _ = self._ray.wait(wanted, timeout=1.0, fetch_local=False)
+            return [member for member, ref in (of or {}).items() if ref in set(ready)]
         polls = {member.poll: member for member in self._members}
         everything = [*polls, *wanted]
         ready, _ = self._ray.wait(everything, timeout=1.0, fetch_local=False)
@@ -397,6 +420,9 @@ class ClusterPool:
         try:
             return self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
+            if not self._idle.is_set() and self._runner != threading.get_ident():
+                while member in self._members and not self._idle.wait(0.1):  # until the one that looks after them knows
+                    pass
             if member in self._members:
                 self._lose(member, _said(error))
             return None
@@ -427,6 +453,7 @@ class ClusterPool:
         for member in self._members:
             member.flights.clear()
         self._all("stop", self._run)
+        self._idle.set()
 
     # ------------------------------------------------------------------------------------------ nodes
 

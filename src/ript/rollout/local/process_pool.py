@@ -13,7 +13,7 @@ from ript.core import asking, children
 from ript.core.errors import ConfigError, WorkerError
 from ript.core.interfaces import Policy, SimulatorFactory
 from ript.core.metrics import Metrics, Sum
-from ript.core.types import Errand, Observation, Rollout, RolloutRequest, SimulatorSpec, Status
+from ript.core.types import Errand, Heed, Observation, Rollout, RolloutRequest, SimulatorSpec, Status
 from ript.core.workers import close_all, receive
 from ript.rollout.engine import address
 from ript.rollout.local.errands import AT_A_TIME, Errands
@@ -40,7 +40,7 @@ from ript.rollout.local.processes import RolloutWorker, pack_policy
 from ript.rollout.local.shared import Layout
 from ript.rollout.local.worker import dump_weights
 from ript.rollout.recorder import Recorder
-from ript.rollout.stream import HEED_SECONDS, ErrorLimit, Flight, Heed, Stream, refuse_if
+from ript.rollout.stream import HEED_SECONDS, ErrorLimit, Flight, Stream, refuse_if
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,91 @@
+"""Practice one iteration ahead: rollouts of the next iteration are made while the update learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from ript.cli import main as cli
+from ript.core.errors import ConfigError, RatioError
+from ript.learn.update import update
+from ript.rl import train_rl
+from ript.rollout.local.process_pool import ProcessPool
+from ript.run.files import read_lines
+from tests.learn.test_update import Bandit, gradients, make_update_batch
+from tests.toy_runs import Stopped, lively_policy, stop_in, toy_config, weights, without_times
+
+WORKERS = {"workers": 1, "slots": 8, "fixed_batch": 8, "lag": 1}
+
+
+@pytest.fixture(scope="module")
+def ahead(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = toy_config(rollout=WORKERS)
+    return train_rl(config, lively_policy(config), tmp_path_factory.mktemp("lag") / "run").folder
+
+
+def test_rollouts_are_one_version_old_but_for_the_first_and_the_run_learns(ahead: Path) -> None:
+    rows = list(read_lines(ahead / "metrics.jsonl"))
+    assert [row["update/age_max"] for row in rows] == [0, 1, 1]
+    assert [row["update/age"] for row in rows] == [0, 1, 1]
+    assert "update/first_ratio_deviation" in rows[0] and "update/first_ratio_deviation" not in rows[1]
+    assert all(row["update/optimiser_steps"] > 0 for row in rows)
+
+
+def test_the_next_rollouts_are_made_during_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    run = ProcessPool.run
+
+    def noted(pool, requests, heed=None):
+        threads.append(threading.current_thread().name)
+        return run(pool, requests, heed)
+
+    monkeypatch.setattr(ProcessPool, "run", noted)
+    config = toy_config(rollout=WORKERS, eval={"every": 0})
+    train_rl(config, lively_policy(config), tmp_path / "run")
+    main = threading.main_thread().name
+    assert [name == main for name in threads] == [True, True, False, False, True]  # before, 1, 2 and 3, after
+
+
+@pytest.mark.parametrize("stopped", [1, 2])
+def test_a_run_ahead_that_was_interrupted_goes_on_as_if_it_had_not_been(
+    ahead: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int
+) -> None:
+    config = toy_config(rollout=WORKERS)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", stopped + 1)
+        train_rl(config, lively_policy(config), tmp_path / "run")
+    train_rl(config, None, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(ahead)
+    assert without_times(tmp_path / "run") == without_times(ahead)
+
+
+def test_first_ratios_are_looked_at_in_rows_of_the_present_weights_alone() -> None:
+    policy = Bandit()
+    batch = make_update_batch(policy, lengths=(4, 4))
+    old, new = batch.rollouts
+    far = dataclasses.replace(old, log_prob=old.log_prob - 1.0)
+    mixed = dataclasses.replace(batch, rollouts=(far, dataclasses.replace(new, policy_version=1)))
+    settings = {"minibatch_decisions": 99, "version": 1, "ratio_tolerance": 1e-3}
+    _, metrics = gradients(policy, mixed, **settings)
+    assert metrics["first_ratio_deviation"].value < 1e-6 and metrics["ratio_max"].value > 2
+    wrong = dataclasses.replace(mixed, rollouts=(old, dataclasses.replace(far, policy_version=1)))
+    with pytest.raises(RatioError):
+        gradients(policy, wrong, **settings)
+
+
+def test_log_probabilities_are_not_computed_again_of_earlier_weights() -> None:
+    policy = Bandit()
+    batch = make_update_batch(policy)
+    optimiser = torch.optim.SGD(policy.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=r"rollout\.lag.*recompute_log_prob"):
+        update(policy, optimiser, batch, epochs=1, generator=None, minibatch_decisions=9, version=1, recompute=True)
+
+
+def test_a_policy_that_acts_where_it_is_trained_cannot_be_ahead(capsys) -> None:
+    words = ["rl", "--recipe", "smoke", "--out", "/nowhere/at/all", "--rollout.lag=1", "--workers=0"]
+    assert cli.main(words) == 2
+    assert "rollout.lag = 1 lets workers act while this process trains" in capsys.readouterr().err
