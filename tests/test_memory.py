@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy_runs import lively_policy, toy_config, toy_demos
 
-from ript import rl as loop
+from ript import build
 from ript.cli import commands
 from ript.cli import main as cli
 from ript.core.errors import OutOfMemory
@@ -61,13 +61,13 @@ def test_other_errors_are_none_of_memory(error: Exception) -> None:
 def test_an_update_without_memory_names_its_setting_and_the_checkpoint_that_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, update, calls = toy_config(), loop.update, [0]
+    config, update, calls = toy_config(), build.update, [0]
 
     def second(*args: Any, **settings: Any) -> Any:
         calls[0] += 1
         return greedy() if calls[0] == 2 else update(*args, **settings)
 
-    monkeypatch.setattr(loop, "update", second)
+    monkeypatch.setattr(build, "update", second)
     said = r"iteration 2: memory ran out in the update .*lower learn\.micro_batch; the last good checkpoint is kept in "
     with pytest.raises(OutOfMemory, match=f"{said}{tmp_path}"):
         train_rl(config, lively_policy(config), tmp_path / "run")

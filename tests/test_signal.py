@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from toy_runs import lively_policy, toy_config
 
-from ript import rl as loop
 from ript.build import load_policy
 from ript.core.errors import NoSignalError
 from ript.core.metrics import Mean
@@ -18,6 +17,7 @@ from ript.core.types import EvalResult, Status
 from ript.evaluation import tally
 from ript.rl import RLResult, train_rl
 from ript.rollout.sampling import Collection
+from ript.run import collecting
 from ript.run.folder import read_config
 from ript.run.measure import Measurements
 from ript.run.rl_progress import Progress, iteration_line
@@ -33,7 +33,7 @@ def run(folder: Path, **changes: Any) -> RLResult:
 def collections(monkeypatch: pytest.MonkeyPatch, *successes: str) -> None:
     """Iterations whose groups of rollouts end like these words: "+-" is a group of a success and a failure."""
     waiting = [word.split() for word in successes]
-    original = loop.collect_groups
+    original = collecting.collect_groups
 
     def scripted(*args: Any, **settings: Any) -> Collection:
         taken = original(*args, **settings)
@@ -50,7 +50,7 @@ def collections(monkeypatch: pytest.MonkeyPatch, *successes: str) -> None:
             metrics=taken.metrics | {"success": Mean(sum(rewards), len(rewards))},
         )
 
-    monkeypatch.setattr(loop, "collect_groups", scripted)
+    monkeypatch.setattr(collecting, "collect_groups", scripted)
 
 
 ALONE = {"iterations": 9, "eval": {"every": 0, "trials": 2}, "sampling": {"dynamic": False, "groups": 3}}

@@ -43,6 +43,7 @@ from ript.report.read import read_run
 from ript.report.tables import change, points
 from ript.rl import RLResult, train_rl
 from ript.rollout.sampling import Collection, collect_groups
+from ript.run import collecting
 from ript.run import measure as measuring
 from ript.run import start as starting
 from ript.run.checkpoint import list_checkpoints, read_checkpoint
@@ -266,8 +267,8 @@ def test_every_iteration_practises_on_fresh_states_with_fresh_noise_and_the_newe
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[Collection] = []
-    original = loop.collect_groups
-    monkeypatch.setattr(loop, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
+    original = collecting.collect_groups
+    monkeypatch.setattr(collecting, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
     result = run(tmp_path / "fresh", toy_config(eval={"trials": 2, "every": 0}))
     ids = [group.initial_state.id for collection in taken for group in collection.attempted]
     with initial_states(toy_config().sim, ("toy/reach-centre",), 0) as source:
@@ -292,9 +293,9 @@ def test_the_initial_states_of_demonstrations_can_be_practised_on_and_are_found_
     toy_demos(tmp_path / "two.hdf5", config, "reach-centre")
     shown = [state.id for state in demo_initial_states(open_demos(tmp_path / "two.hdf5"))]
     taken: list[Collection] = []
-    original = loop.collect_groups
+    original = collecting.collect_groups
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
+        patch.setattr(collecting, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
         whole = run(tmp_path / "whole", config)
     ids = [group.initial_state.id for collection in taken for group in collection.attempted]
     assert len(ids) > 2 and ids == [shown[i % 2] for i in range(len(ids))]
@@ -311,8 +312,8 @@ def test_an_iteration_ends_with_as_many_groups_as_were_asked_for(
 ) -> None:
     """At most `sampling.groups` are learned from, though `max_attempts` more were allowed."""
     taken: list[Collection] = []
-    original = loop.collect_groups
-    monkeypatch.setattr(loop, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
+    original = collecting.collect_groups
+    monkeypatch.setattr(collecting, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
     sampling = {"groups": 2, "max_attempts": 40, "dynamic": dynamic}
     run(tmp_path / "run", toy_config(sampling=sampling, eval={"every": 0, "trials": 2}))
     assert [len(collection.groups) for collection in taken] == [2] * 3
@@ -358,8 +359,8 @@ def test_practice_rollouts_end_soon_after_the_time_that_successes_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[Collection] = []
-    original = loop.collect_groups
-    monkeypatch.setattr(loop, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
+    original = collecting.collect_groups
+    monkeypatch.setattr(collecting, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
     sampling = {"horizon_margin": 1.25, "group_size": 16, "groups": 6, "max_attempts": 6, "dynamic": False}
     config = toy_config(iterations=4, sim={"horizon": 64}, sampling=sampling, eval={"every": 0})
     horizons = [row["rollout/horizon"] for row in rows(run(tmp_path / "run", config).folder)]
@@ -490,9 +491,9 @@ def test_torchs_threads_are_afterwards_what_they_were_however_a_run_ends(
 ) -> None:
     config = toy_config(iterations=1, learn={"threads": 2}, eval={"trials": 2, "every": 0})
     within: list[int] = []
-    collect_groups = loop.collect_groups
+    collect_groups = collecting.collect_groups
     monkeypatch.setattr(
-        loop, "collect_groups", lambda *a, **k: within.append(torch.get_num_threads()) or collect_groups(*a, **k)
+        collecting, "collect_groups", lambda *a, **k: within.append(torch.get_num_threads()) or collect_groups(*a, **k)
     )
     run(tmp_path / "run", config)
     assert (within, torch.get_num_threads()) == ([2], 1)
@@ -651,7 +652,7 @@ def test_a_success_in_between_renews_the_patience(tmp_path: Path, monkeypatch: p
     """Hopeless iterations 1, 2, then a good one, then hopeless 4, 5: five are done."""
     collections = iter([1, 1, 24, 1, 1])
     config = toy_config(iterations=5, eval={"every": 0, "trials": 2})
-    original = loop.collect_groups
+    original = collecting.collect_groups
 
     def shortened(pool: EnvPool, states: Iterator[InitialState], **settings: Any) -> Collection:
         horizon = next(collections)
@@ -659,7 +660,7 @@ def test_a_success_in_between_renews_the_patience(tmp_path: Path, monkeypatch: p
             patch.setattr(toy, "RADIUS", 0.3 if horizon > 1 else -1.0)
             return original(pool, states, **settings)
 
-    monkeypatch.setattr(loop, "collect_groups", shortened)
+    monkeypatch.setattr(collecting, "collect_groups", shortened)
     assert run(tmp_path / "run", config).iterations == 5
     successes = [row["rollout/success"] for row in rows(tmp_path / "run")]
     assert successes[:2] == [0, 0] and successes[2] > 0 and successes[3:] == [0, 0]
