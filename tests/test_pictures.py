@@ -76,7 +76,7 @@ def _suite() -> Iterator[None]:
             make=make_wide,
             spec=wide_spec,
             options_of=options_of,
-            demonstrations="expert",
+            demonstrations=("expert",),
         )
     )
     yield

@@ -19,6 +19,7 @@ from ript.core.options import SimOptions
 from ript.core.registry import kinds, suites
 from ript.core.room import Demands, free_on
 from ript.core.types import SimulatorSpec
+from ript.demos.expert import DemoSource
 from ript.demos.scripted import with_expert
 from ript.learn.spread import Machines, Spread
 from ript.learn.update import UpdateResult, update
@@ -44,15 +45,32 @@ def demonstrator_factory(config: Config) -> SimulatorFactory:
     """Task key -> a simulator with the expert that `demos.expert` names, or as it is.
 
     Raises:
-        ConfigError, UnknownNameError: there is no such expert, suite or camera, or no expert at all.
+        ConfigError, UnknownNameError: there is no such expert, suite or camera, or nobody who demonstrates.
     """
     factory, expert = simulator_factory(config.sim), config.demos.expert
-    if not expert and suites.get(config.sim.suite).demonstrations != "expert":
+    if not demo_source(config):
         raise ConfigError(
             f"suite {config.sim.suite} has no scripted experts: name one of your own (--demos.expert MODULE:FUNCTION), "
             "or train on files of demonstrations"
         )
     return with_expert(factory, expert) if expert else factory
+
+
+def demo_source(config: Config) -> DemoSource | None:
+    """Who demonstrates, by what is configured and what the suite has; None: nobody.
+
+    Raises:
+        ConfigError: the suite does not have what `demos.source` asks for.
+    """
+    asked, has = config.demos.source, suites.get(config.sim.suite).demonstrations
+    if config.demos.expert:
+        return "expert"
+    if asked == "suite":
+        return has[0] if has else None
+    if asked not in has:
+        there = f"it has {' and '.join(has)} demonstrations" if has else "it has no demonstrations"
+        raise ConfigError(f"demos.source = {asked}: suite {config.sim.suite} has none; {there}")
+    return asked
 
 
 def sim_options_of(policy: PostTrainable, horizon: int = 0) -> SimOptions:

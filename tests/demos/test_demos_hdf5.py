@@ -51,7 +51,7 @@ def test_the_layout_is_that_of_robomimic_with_versions_render_settings_and_seed(
         assert file["data"].attrs["total"] == sum(file["data"][n].attrs["num_samples"] for n in file["data"])
     info = open_demos(good).info()
     (file,) = info["files"]
-    assert file["settings"] == {"per_task": 3, "seed": 5, "noise": 0.2, "every": 2}
+    assert file["settings"] == {"per_task": 3, "source": "expert", "seed": 5, "noise": 0.2, "every": 2}
     assert {"ript", "numpy", "h5py"} <= file["versions"].keys()
     assert file["bytes"] == good.stat().st_size
     assert info["render"] == {"shade": 200, "size": [12, 12]}

@@ -24,21 +24,24 @@ def given_fields(args: Namespace) -> dict[str, list[str]]:
         if name.startswith("field_") and value is not None:
             given[name.removeprefix("field_")] = value if isinstance(value, list) else [value]
     given = {overrides.SHORT.get(name, name): words for name, words in given.items()}
-    return _suite_of_tasks([*given.get("tasks", []), *(getattr(args, "tasks", None) or [])]) | given
+    return _suite_of_tasks([*given.get("tasks", []), *(getattr(args, "tasks", None) or [])], args) | given
 
 
-def _suite_of_tasks(words: Sequence[str]) -> dict[str, list[str]]:
-    """The suite that tasks name, "gym/FetchReach-v4", as a setting; nothing where they name none.
+def _suite_of_tasks(words: Sequence[str], args: Namespace) -> dict[str, list[str]]:
+    """The suite that tasks name, "gym/FetchReach-v4", as a setting; or, of tasks that the recipe's suite does not have,
+    the only one that lists them; nothing where there is none.
 
     Raises:
         ConfigError: they name several.
     """
-    from ript.core.registry import suites
-
-    parts = [part.strip() for word in words for part in word.split(",")]
+    parts = [part.strip() for word in words for part in word.split(",") if part.strip()]
     named = {part.partition("/")[0] for part in parts if "/" in part} & set(suites.names())
     if len(named) > 1:
         raise ConfigError(f"tasks of several suites ({', '.join(sorted(named))}): name those of one")
+    recipe = getattr(args, "recipe", None)
+    if parts and not named and recipe and not _has(overrides.load_recipe(recipe).sim.suite, parts):
+        having = [name for name, suite in suites.all()[0].items() if suite.lists_all(parts)]
+        named = set(having) if len(having) == 1 else set()
     return {"sim.suite": [*named]} if named else {}
 
 
@@ -55,6 +58,13 @@ def _kind_of_start(args: Namespace, given: Mapping[str, Sequence[str]]) -> dict[
     from ript.build import kind_in
 
     return {"policy.kind": [kind_in(start)]}
+
+
+def _has(suite: str, names: Sequence[str]) -> bool:
+    try:
+        return bool(suites.get(suite).expanded(names))
+    except UnknownNameError:
+        return False
 
 
 def asked_fields(args: Namespace) -> set[str]:

@@ -119,13 +119,18 @@ def check(args: Namespace) -> Answer:
 
 
 def demos_collect(args: Namespace) -> Answer:
-    from ript.build import demonstrator_factory
+    from ript.build import demo_source, demonstrator_factory
     from ript.studies.bases import collect
 
     given = given_fields(args)
     config = overrides.apply(overrides.load_recipe(args.recipe), given)
     if args.noise is not None and "demos.noise" in given:
         raise ConfigError("--noise and --demos.noise are the same: give one of them")
+    source = demo_source(config)
+    if source == "human" and (args.noise is not None or "demos.noise" in given):
+        raise ConfigError(
+            "noise has no effect on demonstrations of people, which are replayed as they are: leave it out"
+        )
     refuse_unused("demos collect", config, given)
     names = task_names(config.sim, args.tasks)
     keys = [f"{config.sim.suite}/{name}" for name in names]
@@ -138,6 +143,7 @@ def demos_collect(args: Namespace) -> Answer:
             keys,
             args.per_task,
             args.out,
+            source=source or "expert",
             seed=args.seed,
             noise=noise,
             every=config.demos.every,
@@ -148,12 +154,13 @@ def demos_collect(args: Namespace) -> Answer:
     document = {
         "file": args.out,
         "tasks": keys,
+        "source": source,
         "demos": made.demos,
         "steps": made.steps,
         "looks": made.frames,
         "tries": made.tries,
         "seed": args.seed,
-        "noise": noise,
+        "noise": 0.0 if source == "human" else noise,
     }
     return Answer(text=f"{text}\nwritten to {args.out}", document=document, kept=str(args.out))
 

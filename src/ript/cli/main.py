@@ -134,6 +134,7 @@ def _fields(parser: argparse.ArgumentParser, *names: str) -> None:
     texts = {
         "tasks": ("+", "TASK", "target tasks, or a named list such as ML45-test"),
         "iterations": (None, "N", "iterations of post-training"),
+        "source": (None, "WHO", "who demonstrates: expert or human (default: whichever the suite has first)"),
         "workers": (None, "N", "worker processes; 0 works in this process"),
         "seed": (None, "N", "seed of the run"),
         "cluster": (None, "WHERE", "nodes of a Ray cluster: local, auto or HOST:PORT; docs/clusters.md"),
@@ -193,27 +194,28 @@ def _add_demos(commands: argparse._SubParsersAction) -> None:
     demos = commands.add_parser(
         "demos",
         help="make, describe and replay demonstrations",
-        description="Demonstrations by scripted experts, in HDF5 files.",
+        description="Demonstrations by scripted experts or people, in HDF5 files.",
     )
     kinds = demos.add_subparsers(metavar="COMMAND", parser_class=_Parser, required=True)
     p = _command(
         kinds,
         "collect",
         "demos_collect",
-        "let scripted experts make demonstrations; only successes are kept",
+        "let scripted experts make demonstrations, or replay those of people; only successes are kept",
         "  ript demos collect --tasks drawer-open-v3 --per-task 1 --out drawer.hdf5\n"
-        "  ript demos collect --tasks reach push --per-task 20 --noise 0.2 --seed 1 --out demos.hdf5",
+        "  ript demos collect --tasks reach push --per-task 20 --noise 0.2 --seed 1 --out demos.hdf5\n"
+        "  ript demos collect --source human --tasks 'libero_*' --per-task 1 --out human.hdf5",
         overrides=True,
     )
     p.add_argument(
-        "--tasks", nargs="+", metavar="TASK", required=True, help="tasks, or a named list such as ML45-train"
+        "--tasks", nargs="+", metavar="TASK", required=True, help="tasks, a named list such as ML45-train, or a pattern"
     )
     p.add_argument("--per-task", type=int, metavar="N", required=True, help="demonstrations of each task")
     p.add_argument("--out", metavar="FILE.hdf5", required=True, help="file to write; replaced when all is done")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of initial states and noise (default 0)")
     p.add_argument("--noise", type=float, metavar="STD", help="of the Gaussian noise on executed actions (recipe: 0.2)")
     _recipe(p)
-    _fields(p, "workers")
+    _fields(p, "source", "workers")
     p = _command(kinds, "info", "demos_info", "say what is in demonstration files", "  ript demos info demos.hdf5")
     p.add_argument("files", nargs="+", metavar="FILE")
     p = _command(

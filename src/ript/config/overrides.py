@@ -18,7 +18,7 @@ from ript.core.errors import ConfigError, DataError, UnknownNameError
 from ript.core.files import read_text
 from ript.core.options import Settings
 
-SHORT = {"workers": "rollout.workers", "cluster": "cluster.address"}
+SHORT = {"workers": "rollout.workers", "cluster": "cluster.address", "source": "demos.source"}
 """Names that stand for a field of a section."""
 
 _SUITE, _KIND = "sim.suite", "policy.kind"

@@ -21,7 +21,7 @@ from ript.core.registry import kinds, suites
 
 
 class DemoConfig(Settings):
-    ABOUT: ClassVar[str] = "Demonstrations made by scripted experts."
+    ABOUT: ClassVar[str] = "Demonstrations: made by scripted experts, or replayed as people recorded them."
     SECTION: ClassVar[str] = "demos"
 
     per_task: int = Field(20, ge=1, description="Demonstrations for each pre-training task.")
@@ -34,6 +34,17 @@ class DemoConfig(Settings):
         "",
         description="Who demonstrates, MODULE:FUNCTION of your own, such as my_file:reach; empty: the suite's expert.",
     )
+    source: Literal["suite", "expert", "human"] = Field(
+        "suite",
+        description="Who demonstrates: a scripted expert, people whose recorded actions are replayed, or whichever of "
+        "the two the suite has first.",
+    )
+
+    def idle(self) -> dict[str, str]:
+        if self.source != "human":
+            return {}
+        why = " with demos.source = human, whose actions are replayed as they were recorded: leave it out"
+        return dict.fromkeys(("noise", "expert"), why)
 
 
 class RolloutConfig(Settings):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +48,8 @@ class Suite:
         lists: named lists: name -> task names.
         protocols: name -> the options with which results are published, such as the horizon; "published" are those that
             a published policy was trained with, its cameras among them.
-        demonstrations: where demonstrations come from: a scripted expert, people, or nowhere.
+        demonstrations: where demonstrations come from, the usual one first: "expert", its simulators are
+            `Demonstrator`s with a scripted one; "human", they are `Recorded` and bring what people did.
         packages: distributions whose versions belong into a record.
         draws: its simulators need OpenGL (`sims.mujoco`), so that `ript doctor` looks whether that works.
         available: None, or what to install before a simulator can be made.
@@ -67,7 +69,7 @@ class Suite:
     find: Callable[[str], Task | None] = lambda name: None
     lists: Callable[[], Mapping[str, tuple[str, ...]]] = dict
     protocols: Mapping[str, SimOptions] = field(default_factory=dict)
-    demonstrations: Literal["expert", "human", "none"] = "none"
+    demonstrations: tuple[Literal["expert", "human"], ...] = ()
     packages: tuple[str, ...] = ()
     draws: bool = False
     available: Callable[[], str | None] = lambda: None
@@ -89,14 +91,25 @@ class Suite:
         return found
 
     def expanded(self, names: Sequence[str]) -> tuple[Task, ...]:
-        """The tasks of names and of named lists, each once, in the order given.
+        """The tasks of names, of named lists and of patterns ("*-close-*"), each once, in the order given.
 
         Raises:
-            UnknownNameError: neither a task nor a list.
+            UnknownNameError: neither a task nor a list, or a pattern that no task of `tasks` has.
         """
         lists = self.lists()
-        parts = [part for name in names for part in lists.get(name, (name,))]
+        parts = [part for name in names for part in lists.get(name) or self._matching(name) or (name,)]
         return tuple({task.key: task for task in map(self.task, parts)}.values())
+
+    def _matching(self, name: str) -> list[str]:
+        """Names of the tasks that a pattern matches; of a name that is none, nothing."""
+        if not set(name) & set("*?["):
+            return []
+        return fnmatch.filter([task.name for task in self.tasks()], name.removeprefix(f"{self.name}/"))
+
+    def lists_all(self, names: Sequence[str]) -> bool:
+        """Whether each name is one of its lists, one of the tasks in `tasks`, or a pattern that some of them have."""
+        listed = {*self.lists(), *(task.name for task in self.tasks())}
+        return all(name in listed or self._matching(name) for name in names)
 
     def versions(self) -> dict[str, str]:
         """Distribution -> version, of those of its packages that are installed."""

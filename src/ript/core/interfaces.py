@@ -17,6 +17,7 @@ from ript.core.types import (
     Heed,
     InitialState,
     Observation,
+    Recording,
     Rollout,
     RolloutRequest,
     SimulatorSpec,
@@ -86,6 +87,15 @@ class Demonstrator(Simulator, Protocol):
 
     def privileged(self) -> np.ndarray:
         """Object state for an auxiliary loss in pre-training: float32 `[O]`, metres. An acting policy never sees it."""
+        ...
+
+
+@runtime_checkable
+class Recorded(Simulator, Protocol):
+    """A simulator that brings demonstrations of people."""
+
+    def recordings(self) -> Sequence[Recording]:
+        """Those of its task, in a stable order; none where there are none."""
         ...
 
 

@@ -196,6 +196,19 @@ def same_proprio(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """What somebody did in a simulator, to be replayed there.
+
+    Attributes:
+        initial_state: where it began.
+        actions: float32 `[T, A]` in [-1, 1]; the task is solved at the last of them, or before.
+    """
+
+    initial_state: InitialState
+    actions: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkResult:
     """Outcome of executing a chunk of actions.
 

@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from ript.core import arguments
-from ript.core.errors import ConfigError, SimulatorError
+from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.core.interfaces import Simulator
-from ript.demos.expert import ExpertSettings
+from ript.demos.expert import DemoSource, ExpertSettings
 from ript.demos.formats.writer import DemoWriter
 from ript.demos.records import Demo
 from ript.demos.workers import run_inline, run_processes
@@ -38,6 +39,7 @@ def collect_demos(
     per_task: int,
     out: str | Path,
     *,
+    source: DemoSource = "expert",
     seed: int = 0,
     noise: float = 0.2,
     every: int = 2,
@@ -46,14 +48,14 @@ def collect_demos(
     try_seconds: float = 300.0,
     progress: Callable[[Progress], None] | None = None,
 ) -> Progress:
-    """Let scripted experts make demonstrations, and write the successful ones to an HDF5 file.
+    """Let scripted experts make demonstrations, or replay those of people, and write them to an HDF5 file.
 
     Args:
-        make_simulator: task key -> a `Demonstrator`; picklable when `workers` > 0.
+        make_simulator: task key -> a `Demonstrator`, or a `Recorded` simulator; picklable when `workers` > 0.
         task_keys: tasks, "suite/name".
         per_task: demonstrations of each.
         out: the file to make; replaced if it exists, and only when all is done.
-        seed, noise, every: see `ExpertSettings`.
+        source, seed, noise, every: see `ExpertSettings`; with "human" there is neither noise nor chance.
         max_tries_factor: give up on a task after `per_task` times this many tries (at least 10).
         workers: processes, one simulator each; 0 works in this process.
         try_seconds: a piece of a try (building the simulator, a reset, a step, a look) that takes longer is taken for a
@@ -66,9 +68,12 @@ def collect_demos(
         WorkerError: a worker died or hung.
         DataError: the file cannot be written.
     """
+    if source not in get_args(DemoSource):
+        raise UnknownNameError("source of demonstrations", source, get_args(DemoSource))
     settings = ExpertSettings(
+        source=source,
         seed=arguments.seed("seed", seed),
-        noise=arguments.number("noise", noise, 0),
+        noise=0.0 if source == "human" else arguments.number("noise", noise, 0),
         every=arguments.whole("every", every, 1),
     )
     arguments.function("make_simulator", make_simulator, "task key -> simulator", 1)

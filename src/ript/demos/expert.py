@@ -1,4 +1,5 @@
-"""One try of a scripted expert: act with noise, and if that succeeded, replay it with the eyes open.
+"""One try of a scripted expert: act with noise, and if that succeeded, replay it with the eyes open. Or the recorded
+actions of a person, replayed likewise.
 
 The try itself renders nothing, so a failed one costs physics alone. A successful one is replayed from the same initial
 state to take its pictures; the replay has to succeed at the same step, so whatever is stored has been verified once.
@@ -7,15 +8,19 @@ state to take its pictures; the replay has to succeed at the same step, so whate
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ript.core.errors import NotFiniteError, SimulatorError
-from ript.core.interfaces import Demonstrator
+from ript.core.errors import ConfigError, NotFiniteError, SimulatorError
+from ript.core.interfaces import Demonstrator, Recorded, Simulator
 from ript.core.types import InitialState, Observation
 from ript.demos.records import Demo
+
+DemoSource = Literal["expert", "human"]
+"""Who demonstrates: a `Demonstrator`'s scripted expert, or people, whose `Recorded` actions are replayed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +28,13 @@ class ExpertSettings:
     """How experts act and how often they look.
 
     Attributes:
+        source: who demonstrates.
         seed: of initial states and noise.
         noise: standard deviation of the Gaussian noise added to each executed action dimension, in action units.
         every: look before every `every`-th step, step 0 included.
     """
 
+    source: DemoSource = "expert"
     seed: int = 0
     noise: float = 0.2
     every: int = 2
@@ -38,18 +45,53 @@ def noise_generator(seed: int, task_key: str, number: int) -> np.random.Generato
     return np.random.default_rng([seed, zlib.crc32(task_key.encode()), number])
 
 
-def make_demo(sim: Demonstrator, number: int, settings: ExpertSettings) -> Demo | None:
+def require_source(sim: Simulator, source: DemoSource) -> None:
+    """Raise `ConfigError` unless a simulator has what demonstrations are to come from."""
+    if source == "human" and not isinstance(sim, Recorded):
+        raise ConfigError(f"the simulator of {sim.task.key} brings no demonstrations of people to be replayed")
+    if source == "expert" and not isinstance(sim, Demonstrator):
+        raise ConfigError(f"the simulator of {sim.task.key} has no scripted expert; demonstrations cannot be collected")
+
+
+def make_demo(sim: Simulator, number: int, settings: ExpertSettings) -> Demo | None:
     """Try number `number` of this task: from state `number` of the split "demo"; None when the expert failed.
 
-    The result depends on the task, `number` and `settings` alone. `Demo.tries` is 1; the caller counts.
+    The result depends on the task, `number` and `settings` alone. `Demo.tries` is 1; the caller counts. Of people's
+    demonstrations, recording `number`.
 
     Raises:
-        SimulatorError: the replay did not succeed at the step at which the try did.
+        ConfigError: there is nobody who demonstrates, or there are not so many recordings.
+        SimulatorError: the replay did not succeed at the step at which the try did, or a recording not at all.
         NotFiniteError: the expert's action, or what the simulator shows, is not finite.
     """
+    require_source(sim, settings.source)
+    if settings.source == "human":
+        assert isinstance(sim, Recorded)
+        return _replayed(sim, number, settings)
+    assert isinstance(sim, Demonstrator)
     (state,) = sim.initial_states(1, settings.seed, "demo", start=number)
     attempt = _act(sim, state, noise_generator(settings.seed, sim.task.key, number), settings)
     return None if attempt is None else _watch(sim, state, attempt, settings.every)
+
+
+def _replayed(sim: Recorded, number: int, settings: ExpertSettings) -> Demo:
+    """Recording `number` until it succeeds."""
+    found = sim.recordings()
+    if number >= len(found):
+        raise ConfigError(f"{sim.task.key} has {len(found)} recorded demonstrations: ask for no more, or leave it out")
+    state, actions = found[number].initial_state, np.asarray(found[number].actions, np.float32)
+    sim.reset(state)
+    for step, action in enumerate(actions):
+        result = sim.step_chunk(action[None])
+        if result.success:
+            return _watch(sim, state, _Attempt(actions[: step + 1], actions[: step + 1]), settings.every)
+        if result.done:
+            break
+    raise SimulatorError(
+        f"{sim.task.key}, {state.label or state.id}: the recorded actions do not solve the task: after {step + 1} of "
+        f"{len(actions)} steps there was no success; they are of another version of the simulator, or the horizon is "
+        f"too short ({sim.task.horizon})"
+    )
 
 
 class _Attempt(NamedTuple):
@@ -81,14 +123,15 @@ def _act(
             return None
 
 
-def _watch(sim: Demonstrator, state: InitialState, attempt: _Attempt, every: int) -> Demo:
+def _watch(sim: Simulator, state: InitialState, attempt: _Attempt, every: int) -> Demo:
     """Replay an attempt, looking before steps 0, every, 2 every, ..."""
+    private: Callable[[], np.ndarray] = getattr(sim, "privileged", lambda: np.zeros(0, np.float32))
     looks: list[Observation] = []
     privileged: list[np.ndarray] = []
     for step, action in enumerate(attempt.executed):
         if step % every == 0:
             looks.append(sim.reset(state) if step == 0 else sim.observe())
-            privileged.append(np.array(sim.privileged(), np.float32))
+            privileged.append(np.array(private(), np.float32))
         success = sim.step_chunk(action[None]).success
         if success != (step == len(attempt.executed) - 1):
             raise SimulatorError(

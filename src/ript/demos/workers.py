@@ -10,12 +10,12 @@ from typing import Any
 
 from ript.core import children
 from ript.core.errors import ConfigError, WorkerError
-from ript.core.interfaces import Demonstrator, Simulator
+from ript.core.interfaces import Simulator
 from ript.core.liveness import Cell
 from ript.core.simulators import SimulatorCache, run_errand
 from ript.core.types import Errand, SimulatorSpec
 from ript.core.workers import Crashed, Link, ParentGone, WorkerProcess, close_all, receive
-from ript.demos.expert import ExpertSettings, make_demo
+from ript.demos.expert import DemoSource, ExpertSettings, make_demo, require_source
 from ript.demos.records import Demo
 
 Take = Callable[[str | None], tuple[str, int] | None]
@@ -29,7 +29,7 @@ def run_inline(
     make_simulator: Callable[[str], Simulator], settings: ExpertSettings, take: Take
 ) -> Generator[Result, None, None]:
     """Yield the result of each try, one after the other."""
-    key, simulators = None, _simulators(make_simulator)
+    key, simulators = None, _simulators(make_simulator, settings.source)
     try:
         while job := take(key):
             key, number = job
@@ -131,7 +131,7 @@ def _serve(connection: Connection, fileno: int, payload: bytes, name: str) -> No
         link.send(Crashed.of(error, f"{name} while starting"))
         return
     os.environ.setdefault("LP_NUM_THREADS", "0")  # software OpenGL: no threads of its own, every core has a worker
-    simulators = _simulators(make_simulator)
+    simulators = _simulators(make_simulator, settings.source)
     try:
         while True:
             key, number = link.receive(block=True)  # type: ignore[misc]
@@ -154,18 +154,20 @@ def _errand(key: str, number: int, settings: ExpertSettings) -> Errand:
     return Errand(key, functools.partial(_try, number=number, settings=settings))
 
 
-def _try(sim: Demonstrator, number: int, settings: ExpertSettings) -> tuple[Demo | None, SimulatorSpec]:
+def _try(sim: Simulator, number: int, settings: ExpertSettings) -> tuple[Demo | None, SimulatorSpec]:
     return make_demo(sim, number, settings), sim.spec
 
 
-def _simulators(make_simulator: Callable[[str], Simulator]) -> SimulatorCache:
+def _simulators(make_simulator: Callable[[str], Simulator], source: DemoSource) -> SimulatorCache:
     """The one in use; another task's takes its place."""
 
     def make(key: str) -> Simulator:
         sim = make_simulator(key)
-        if not isinstance(sim, Demonstrator):
+        try:
+            require_source(sim, source)
+        except ConfigError:
             sim.close()
-            raise ConfigError(f"the simulator of {key} has no scripted expert; demonstrations cannot be collected")
+            raise
         return sim
 
     return SimulatorCache(make, limit=1, tasks=1)

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ript.build import horizons, simulator_factory, task_keys
+from ript.build import demo_source, horizons, simulator_factory, task_keys
 from ript.config.sections import Config
 from ript.core.errors import DataError, RunError
 from ript.core.files import make_folder
@@ -43,7 +43,7 @@ def base_fingerprint(config: Config) -> str:
         "format": BASE_FORMAT,
         "tasks": config.pretrain_tasks,
         "simulator": config.sim.to_json() | {"horizon": sorted(set(steps.values()))},
-        "demos": [config.demos.per_task, config.demos.noise, config.demos.every],
+        "demos": [config.demos.per_task, config.demos.noise, config.demos.every, *_humans(config)],
         "language": identity(getattr(config.policy, "language", "none")),
         "policy": {name: getattr(config.policy, name) for name in ("kind", *config.policy.BUILT)},
         "sft": {
@@ -57,6 +57,11 @@ def base_fingerprint(config: Config) -> str:
         "versions": [_version(package) for package in ("ript", *suites.get(config.sim.suite).packages, "torch")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _humans(config: Config) -> list[str]:
+    """What tells a base of people's demonstrations from one of experts', whose names are as they always were."""
+    return ["human"] if demo_source(config) == "human" else []
 
 
 def _version(package: str) -> str | None:
@@ -111,6 +116,7 @@ def make_base_demos(config: Config, base: Path) -> None:
                 keys,
                 d.per_task,
                 base / "demos.hdf5",
+                source=demo_source(config) or "expert",
                 seed=0,
                 noise=d.noise,
                 every=d.every,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ript.build import load_policy, simulator_factory, task_keys
+from ript.build import demo_source, load_policy, simulator_factory, task_keys
 from ript.config.recipes import quickstart as recipe
 from ript.config.recipes import with_tasks
 from ript.config.sections import Config
@@ -155,7 +155,9 @@ class _Quickstart:
         if not (self.folder / "target.hdf5").exists():
             d, factory = self.config.demos, simulator_factory(self.config.sim)
             target = self.folder / "target.hdf5"
-            collect(factory, self.keys, d.target, target, seed=self.config.seed, noise=d.noise, every=d.every)
+            source = demo_source(self.config) or "expert"
+            how = {"source": source, "seed": self.config.seed, "noise": d.noise, "every": d.every}
+            collect(factory, self.keys, d.target, target, **how)
 
     def say_what_is_possible(self) -> None:
         policy, factory = load_policy(self.folder / "sft" / "policy"), simulator_factory(self.config.sim)

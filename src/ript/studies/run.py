@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ript.build import simulator_factory, task_keys
+from ript.build import demo_source, simulator_factory, task_keys
 from ript.config import overrides
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, DataError, NoSignalError, RiptError, RunError
@@ -275,6 +275,7 @@ def start_policy(config: Config, folder: Path) -> Path:
                 keys,
                 d.target,
                 target,
+                source=demo_source(config) or "expert",
                 seed=config.seed,
                 noise=d.noise,
                 every=d.every,

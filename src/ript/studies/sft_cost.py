@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ript.build import computing, simulator_factory, task_keys
+from ript.build import computing, demo_source, simulator_factory, task_keys
 from ript.config.sections import Config
 from ript.core import hooks
 from ript.demos.collect import collect_demos
@@ -47,7 +47,13 @@ def measure_supervised(config: Config) -> SupervisedSpeed:
         file = Path(folder) / "demos.hdf5"
         began = time.perf_counter()
         made = collect_demos(
-            simulator_factory(config.sim), keys, 1, file, noise=config.demos.noise, every=config.demos.every
+            simulator_factory(config.sim),
+            keys,
+            1,
+            file,
+            source=demo_source(config) or "expert",
+            noise=config.demos.noise,
+            every=config.demos.every,
         )
         seconds = time.perf_counter() - began
         demos = open_demos([file])

@@ -40,5 +40,5 @@ SUITE = Suite(
     make=make,
     spec=spec,
     options_of=options_of,
-    demonstrations="expert",
+    demonstrations=("expert",),
 )
