@@ -61,7 +61,9 @@ def test_workers_replay_recordings_too(tmp_path):
 
 
 def test_recorded_actions_that_do_not_solve_the_task_are_an_error_with_an_address(tmp_path):
-    with pytest.raises(SimulatorError, match=r"point/red, train seed 0 #0: the recorded actions do not solve the task"):
+    with pytest.raises(
+        SimulatorError, match=r"point/red, train seed 0 #0: its 40 recorded actions do not solve the task"
+    ):
         collect_demos(functools.partial(Recorded, turned=-1.0), ["point/red"], 1, tmp_path / "f.hdf5", source="human")
     assert list(tmp_path.iterdir()) == []
 

@@ -71,7 +71,16 @@ def make_demo(sim: Simulator, number: int, settings: ExpertSettings) -> Demo | N
     assert isinstance(sim, Demonstrator)
     (state,) = sim.initial_states(1, settings.seed, "demo", start=number)
     attempt = _act(sim, state, noise_generator(settings.seed, sim.task.key, number), settings)
-    return None if attempt is None else _watch(sim, state, attempt, settings.every)
+    if attempt is None:
+        return None
+    demo = _watch(sim, state, attempt, settings.every)
+    if demo is None or len(demo) != len(attempt.executed):
+        replayed = "not at all" if demo is None else f"after {len(demo)}"
+        raise SimulatorError(
+            f"{sim.task.key}, initial state {state.id}: the same actions succeeded after {len(attempt.executed)} steps "
+            f"and, replayed, {replayed}; the simulator breaks its contract (see sims/check.py)"
+        )
+    return demo
 
 
 def _replayed(sim: Recorded, number: int, settings: ExpertSettings) -> Demo:
@@ -80,18 +89,13 @@ def _replayed(sim: Recorded, number: int, settings: ExpertSettings) -> Demo:
     if number >= len(found):
         raise ConfigError(f"{sim.task.key} has {len(found)} recorded demonstrations: ask for no more, or leave it out")
     state, actions = found[number].initial_state, np.asarray(found[number].actions, np.float32)
-    sim.reset(state)
-    for step, action in enumerate(actions):
-        result = sim.step_chunk(action[None])
-        if result.success:
-            return _watch(sim, state, _Attempt(actions[: step + 1], actions[: step + 1]), settings.every)
-        if result.done:
-            break
-    raise SimulatorError(
-        f"{sim.task.key}, {state.label or state.id}: the recorded actions do not solve the task: after {step + 1} of "
-        f"{len(actions)} steps there was no success; they are of another version of the simulator, or the horizon is "
-        f"too short ({sim.task.horizon})"
-    )
+    demo = _watch(sim, state, _Attempt(actions, actions), settings.every)
+    if demo is None:
+        raise SimulatorError(
+            f"{sim.task.key}, {state.label or state.id}: its {len(actions)} recorded actions do not solve the task: "
+            f"they are of another version of the simulator, or the horizon is too short ({sim.task.horizon})"
+        )
+    return demo
 
 
 class _Attempt(NamedTuple):
@@ -123,8 +127,8 @@ def _act(
             return None
 
 
-def _watch(sim: Simulator, state: InitialState, attempt: _Attempt, every: int) -> Demo:
-    """Replay an attempt, looking before steps 0, every, 2 every, ..."""
+def _watch(sim: Simulator, state: InitialState, attempt: _Attempt, every: int) -> Demo | None:
+    """Replay an attempt until it succeeds, looking before steps 0, every, 2 every, ...; None if it does not."""
     private: Callable[[], np.ndarray] = getattr(sim, "privileged", lambda: np.zeros(0, np.float32))
     looks: list[Observation] = []
     privileged: list[np.ndarray] = []
@@ -132,13 +136,12 @@ def _watch(sim: Simulator, state: InitialState, attempt: _Attempt, every: int) -
         if step % every == 0:
             looks.append(sim.reset(state) if step == 0 else sim.observe())
             privileged.append(np.array(private(), np.float32))
-        success = sim.step_chunk(action[None]).success
-        if success != (step == len(attempt.executed) - 1):
-            raise SimulatorError(
-                f"{sim.task.key}, initial state {state.id}: the same actions succeeded after "
-                f"{len(attempt.executed)} steps, and replayed, step {step + 1} was {'a' if success else 'no'} success; "
-                "the simulator breaks its contract (see sims/check.py)"
-            )
+        result = sim.step_chunk(action[None])
+        if result.success or result.done:
+            break
+    if not result.success:
+        return None
+    clean, executed = attempt.clean[: step + 1], attempt.executed[: step + 1]
     seen, hidden = Observation.concatenate(looks), np.stack(privileged)
     for what, rows in (("proprio", seen.proprio), ("privileged", hidden)):
         if not np.isfinite(rows).all():
@@ -149,9 +152,9 @@ def _watch(sim: Simulator, state: InitialState, attempt: _Attempt, every: int) -
             )
     return Demo(
         initial_state=state,
-        actions=attempt.clean,
-        executed_actions=attempt.executed,
-        frame_steps=np.arange(0, len(attempt.executed), every, dtype=np.int64),
+        actions=clean,
+        executed_actions=executed,
+        frame_steps=np.arange(0, len(executed), every, dtype=np.int64),
         images=dict(seen.images),
         proprio=seen.proprio,
         privileged=hidden if hidden.shape[1] else None,

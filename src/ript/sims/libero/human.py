@@ -47,6 +47,11 @@ def _all() -> dict[str, HumanDemonstration]:
     }
 
 
+def has_human_demonstration(name: str) -> bool:
+    """Whether a task has one: the 130 do."""
+    return name in _all()
+
+
 def human_demonstration(name: str) -> HumanDemonstration:
     """The demonstration of a task.
 

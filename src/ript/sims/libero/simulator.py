@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ript.core.errors import ConfigError, SimulatorError
-from ript.core.types import ChunkResult, InitialState, Observation, Split
+from ript.core.types import ChunkResult, InitialState, Observation, Recording, Split
 from ript.sims.libero import available, models
-from ript.sims.libero.human import WAITING
+from ript.sims.libero.human import WAITING, has_human_demonstration, human_demonstration
 from ript.sims.libero.perturb import perturbed
 from ript.sims.libero.rendering import Look, Moment, resolve_cameras
 from ript.sims.libero.spec import libero_spec, proprio_sizes
@@ -35,7 +35,7 @@ SETTLED = 1024
 
 
 class LiberoSimulator:
-    """One LIBERO task. Implements `Simulator` and `Perturbable`.
+    """One LIBERO task. Implements `Recorded` and `Perturbable`.
 
     Args:
         task_name: such as "libero_goal/7".
@@ -252,6 +252,13 @@ class LiberoSimulator:
             return perturbed(self, state, std_metres, generator)
         finally:
             self._state, self._done = None, True
+
+    def recordings(self) -> list[Recording]:
+        """The human demonstration of the task, if it has one."""
+        if not has_human_demonstration(self._info.name):
+            return []
+        actions = human_demonstration(self._info.name).actions.astype(np.float32)
+        return [Recording(initial_state=self.states.human(), actions=actions)]
 
     def close(self) -> None:
         """The model and its renderers stay for other instances of this process, a while even when there are none."""
