@@ -101,15 +101,20 @@ class Arm:
         self.finger_dof = np.array([int(j.dofadr[0]) for j in fingers])
         self.site = int(model.site("gripper0_grip_site").id)
         self.hand = int(model.body("robot0_right_hand").id)
-        actuators = np.array([int(model.actuator(f"robot0_torq_j{i}").id) for i in range(1, ARM + 1)])
-        grips = np.array([int(model.actuator(f"gripper0_gripper_finger_joint{i}").id) for i in (1, 2)])
-        self.actuators, self.grips = actuators, grips
-        self.low, self.high = model.actuator_ctrlrange[actuators].T.copy()
-        grip = model.actuator_ctrlrange[grips]
-        self.grip_bias, self.grip_weight = 0.5 * (grip[:, 1] + grip[:, 0]), 0.5 * (grip[:, 1] - grip[:, 0])
         self.home = np.array(home, np.float64)
+        actuators = np.array([int(model.actuator(f"robot0_torq_j{i}").id) for i in range(1, ARM + 1)])
+        self.joints = np.stack([self.home, *model.actuator_ctrlrange[actuators].T])
+        self.places = np.stack([self.qpos_at, self.dof_at, actuators])
+        self.fingers = np.array([self._finger(model, i, sign) for i, sign in ((1, -1.0), (2, 1.0))])
         self.inertia_at = self._entries(mujoco, model)
         self._at_home(mujoco, model)
+
+    @staticmethod
+    def _finger(model: Any, number: int, sign: float) -> tuple[float, float, float, float]:
+        """(which way it goes when the gripper closes, its actuator, middle and half of the actuator's range)."""
+        actuator = int(model.actuator(f"gripper0_gripper_finger_joint{number}").id)
+        low, high = (float(x) for x in model.actuator_ctrlrange[actuator])
+        return sign, float(actuator), 0.5 * (high + low), 0.5 * (high - low)
 
     def _entries(self, mujoco: Any, model: Any) -> np.ndarray:
         """Where the entries of the arm's mass matrix lie in the sparse one."""

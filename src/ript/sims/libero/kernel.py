@@ -16,15 +16,15 @@ def torques(
     bias: np.ndarray,
     goal: np.ndarray,
     goal_matrix: np.ndarray,
-    home: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    qpos_at: np.ndarray,
-    dof_at: np.ndarray,
+    joints: np.ndarray,
+    places: np.ndarray,
     inertia_at: np.ndarray,
-    out: np.ndarray,
+    closing: float,
+    grip: np.ndarray,
+    fingers: np.ndarray,
+    ctrl: np.ndarray,
 ) -> None:
-    """Write the arm's torques (Nm) into `out[:7]`. For numba.
+    """Write the arm's torques (Nm) and where the fingers are pulled into `ctrl`. For numba.
 
     Args:
         jacp, jacr: Jacobian of the site, `[3, nv]` each.
@@ -33,18 +33,20 @@ def torques(
         inertia: sparse mass matrix of the model, as MuJoCo has it.
         bias: forces to compensate, `[nv]`.
         goal, goal_matrix: `[3]` m, `[3, 3]`.
-        home: joints that the null space is pulled to, `[7]` rad.
-        low, high: of torques, `[7]`.
-        qpos_at, dof_at: where the arm's joints are, `[7]`.
+        joints: where the null space is pulled to (rad), lowest and highest torque, `[3, 7]`.
+        places: of the arm's joints in positions, in velocities, and of their actuators, `[3, 7]`.
         inertia_at: where the entries of the arm's mass matrix are, `[7, 7]`.
+        closing: how much the gripper closes in a substep, of its whole way.
+        grip: how far its fingers have been told to go, `[2]`, -1 to 1; brought up to date.
+        fingers: which way each goes, its actuator, middle and half of the actuator's range, `[2, 4]`.
     """
     n = 7
     j_position, j_rotation, j_full = np.empty((n, 3)).T, np.empty((n, 3)).T, np.empty((n, 6)).T
     mass = np.empty((n, n)).T
     q, dq = np.empty(n), np.empty(n)
     for j in range(n):
-        dof = dof_at[j]
-        q[j], dq[j] = qpos[qpos_at[j]], qvel[dof]
+        dof = places[1, j]
+        q[j], dq[j] = qpos[places[0, j]], qvel[dof]
         for i in range(3):
             j_position[i, j] = j_full[i, j] = jacp[i, dof]
             j_rotation[i, j] = j_full[i + 3, j] = jacr[i, dof]
@@ -76,7 +78,10 @@ def torques(
     nullspace = np.eye(n, n) - np.dot(jbar, j_full)
 
     total = np.dot(j_full.T, wrench)
-    posture = np.dot(mass, (10 * (home - q) - np.sqrt(10) * 2 * dq))
+    posture = np.dot(mass, (10 * (joints[0] - q) - np.sqrt(10) * 2 * dq))
     pulled = np.dot(nullspace.transpose(), posture)
     for j in range(n):
-        out[j] = min(max((total[j] + bias[dof_at[j]]) + pulled[j], low[j]), high[j])
+        ctrl[places[2, j]] = min(max((total[j] + bias[places[1, j]]) + pulled[j], joints[1, j]), joints[2, j])
+    for i in range(2):
+        grip[i] = min(max(grip[i] + fingers[i, 0] * closing, -1.0), 1.0)
+        ctrl[int(fingers[i, 1])] = fingers[i, 2] + fingers[i, 3] * grip[i]

@@ -127,7 +127,7 @@ class Physics:
         self._qpos, self._qvel, self._inertia = self.data.qpos, self.data.qvel, self.data.qM
         self._bias, self._ctrl = self.data.qfrc_bias, self.data.ctrl
         self._goal, self._goal_matrix = np.zeros(3), np.zeros((3, 3))
-        self._grip, self._command = np.zeros(2), np.zeros(ARM)
+        self._grip = np.zeros(2)
         seen = self.seen
         self._memory = (
             *(seen.qpos, seen.before, seen.joints, seen.position, seen.quaternion),
@@ -167,14 +167,14 @@ class Physics:
     def step(self, action: np.ndarray) -> None:
         """One control step of `SUBSTEPS` physics steps: float64 `[7]`, which is clipped to [-1, 1]."""
         self.seen.begin()
-        grip = np.array([-1.0, 1.0]) * GRIP_SPEED * np.sign(action[6:])
+        closing = GRIP_SPEED * float(np.sign(action[6]))
         arm: np.ndarray | None = np.clip(action[:6], -1.0, 1.0)
         for k in range(SUBSTEPS):
             if k == SEEN:
                 self.seen.show()
             elif k == SEEN + 1:
                 self.seen.read()
-            self._substep(arm, grip)
+            self._substep(arm, closing)
             arm = None
 
     def _set_goal(self, action: np.ndarray, position: np.ndarray, orientation: np.ndarray) -> None:
@@ -184,7 +184,7 @@ class Physics:
             self._goal_matrix[:] = np.dot(rotation(turned), orientation.reshape(3, 3))
         self._goal[:] = position + moved
 
-    def _exact(self, action: np.ndarray | None, grip: np.ndarray) -> None:
+    def _exact(self, action: np.ndarray | None, closing: float) -> None:
         mujoco, model, data = self._mujoco, self._model, self.data
         mujoco.mj_fwdPosition(model, data)
         mujoco.mj_fwdVelocity(model, data)
@@ -193,49 +193,32 @@ class Physics:
         mujoco.mj_fwdConstraint(model, data)
         if not self._fresh:
             mujoco.mj_fwdConstraint(model, data)
-        self._control(action, grip)
+        self._control(action, closing)
         mujoco.mj_fwdActuation(model, data)
         mujoco.mj_fwdAcceleration(model, data)
         mujoco.mj_fwdConstraint(model, data)
         mujoco.mj_Euler(model, data)
 
-    def _inexact(self, action: np.ndarray | None, grip: np.ndarray) -> None:
+    def _inexact(self, action: np.ndarray | None, closing: float) -> None:
         mujoco, model, data = self._mujoco, self._model, self.data
         mujoco.mj_step1(model, data)
-        self._control(action, grip)
+        self._control(action, closing)
         mujoco.mj_step2(model, data)
 
-    def _control(self, action: np.ndarray | None, grip: np.ndarray) -> None:
-        arm, data, ctrl = self._arm, self.data, self._ctrl
+    def _control(self, action: np.ndarray | None, closing: float) -> None:
+        arm = self._arm
         if self._fresh:  # stock still has what it knew when it was built
             jacp, jacr, qvel, qpos = arm.home_jacp, arm.home_jacr, arm.home_qvel, arm.home_qpos
             position, orientation, inertia = arm.home_position, arm.home_orientation, arm.home_inertia
             self._fresh = False
         else:
             jacp, jacr, qvel, qpos = self._jacp, self._jacr, self._qvel, self._qpos
-            self._mujoco.mj_jacSite(self._model, data, jacp, jacr, arm.site)
+            self._mujoco.mj_jacSite(self._model, self.data, jacp, jacr, arm.site)
             position, orientation, inertia = self._position, self._orientation, self._inertia
         if action is not None:
             self._set_goal(action, position, orientation)
         self._torques(
-            jacp,
-            jacr,
-            qvel,
-            qpos,
-            position,
-            orientation,
-            inertia,
-            self._bias,
-            self._goal,
-            self._goal_matrix,
-            arm.home,
-            arm.low,
-            arm.high,
-            arm.qpos_at,
-            arm.dof_at,
-            arm.inertia_at,
-            self._command,
+            *(jacp, jacr, qvel, qpos, position, orientation, inertia, self._bias),
+            *(self._goal, self._goal_matrix, arm.joints, arm.places, arm.inertia_at),
+            *(closing, self._grip, arm.fingers, self._ctrl),
         )
-        ctrl[arm.actuators] = self._command
-        self._grip[:] = np.clip(self._grip + grip, -1.0, 1.0)
-        ctrl[arm.grips] = arm.grip_bias + arm.grip_weight * self._grip
