@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -64,3 +65,18 @@ def test_a_task_that_is_not_sound_has_an_exit_code_of_its_own(capsys, monkeypatc
 def test_what_cannot_be_checked_is_refused(words, message, capsys):
     code, out, err = run(capsys, *words)
     assert code == 2 and message in err and out == ""
+
+
+def test_a_suite_in_a_file_of_ones_own_is_checked_by_its_name(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own_suite.py").write_text(
+        "from dataclasses import replace\nfrom typing import Literal\n"
+        "from ript.sims.toy.options import ToyOptions\nfrom ript.sims.toy.suite import SUITE as TOY\n\n\n"
+        "class Options(ToyOptions):\n    suite: Literal['own_suite:SUITE'] = 'own_suite:SUITE'\n\n\n"
+        "SUITE = replace(TOY, name='own_suite:SUITE', options=Options, tasks=lambda: 1 / 0)\n"
+    )
+    code, _, err = run(capsys, "--sim.suite=own_suite:SUITE", "reach", "--states", "2")
+    assert code == 2 and "simulator suite 'own_suite:SUITE': tasks raised ZeroDivisionError" in err
+    code, _, err = run(capsys, "--sim.suite=toy", "gym/FetchReach-v4")
+    assert code == 2 and "gym/FetchReach-v4 is of suite gym: leave out --sim.suite" in err

@@ -11,6 +11,7 @@ from ript.core import registry
 from ript.core.errors import ConfigError, DependencyMissing, UnknownNameError
 from ript.core.house import Suite
 from ript.core.registry import Registry
+from ript.core.types import Task
 from ript.sims.toy.suite import SUITE as TOY
 
 RECORD = """
@@ -123,6 +124,30 @@ def test_a_script_registers_a_record_but_not_under_a_name_that_is_taken(place, s
     assert suites.register(mine) is mine and suites.get("mine") is mine and "mine" in suites.names()
     suites.unregister("mine")
     assert "mine" not in suites.names()
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "says"),
+    [
+        (
+            "tasks=lambda: 1 / 0",
+            "tasks",
+            r"tasks raised ZeroDivisionError: division .*module_of_western.py, line 4\)",
+        ),
+        ("tasks=lambda: ['reach']", "tasks", r"tasks returned \['reach'\]; expected a tuple of Task"),
+        ("tasks=lambda: None", "tasks", "tasks returned None; expected a tuple of Task"),
+        ("options_of=lambda spec: spec.nothing", "options_of", "options_of raised AttributeError: 'NoneType'"),
+        ("available=lambda: {{}}['x']", "available", "available raised KeyError: 'x'"),
+    ],
+)
+def test_what_the_record_of_a_package_raises_or_returns_is_said_to_be_its_own(
+    place, suites, monkeypatch, field: str, given: str, says: str
+) -> None:
+    package(place, "western", "west", RECORD.replace("name=", f"{field}, name="))
+    monkeypatch.setattr(suites, "_answers", {"tasks": Task})
+    found = suites.get("west")
+    with pytest.raises(ConfigError, match=f"suite 'west': {says}"):
+        getattr(found, given)(*([None] if given == "options_of" else []))
 
 
 def test_the_suites_of_this_package_are_folders() -> None:

@@ -71,6 +71,18 @@ class SpecOfThree(ToySimulator):
         self.spec = 3
 
 
+class FewTested(Alike):
+    """Its test split has three states."""
+
+    def initial_states(self, n, seed=0, split="train", start=0):
+        return super().initial_states(n if split != "test" else max(0, min(n, 3 - start)), seed, split, start)
+
+
+class EmptySplit(ToySimulator):
+    def initial_states(self, n, seed=0, split="train", start=0):
+        return super().initial_states(n, seed, split, start) if split != "test" else []
+
+
 class NoStates(ToySimulator):
     def initial_states(self, *args, **settings):
         raise KeyError("no states")
@@ -121,6 +133,9 @@ def test_where_there_is_nothing_to_learn_practice_is_not_sound():
 def test_test_states_that_look_like_practised_ones_are_counted():
     found = soundness(Alike, states=4)
     assert found.alike == 4 and "4 of 4 test states look like one that is practised on" in in_words(found)
+    few = soundness(FewTested, states=6)
+    assert (few.alike, few.tested, few.sound) == (3, 3, False)
+    assert "3 of 3 test states look like one that is practised on" in in_words(few)
 
 
 def test_an_error_of_any_kind_is_a_finding_but_not_where_nothing_is_possible():
@@ -130,6 +145,10 @@ def test_an_error_of_any_kind_is_a_finding_but_not_where_nothing_is_possible():
         soundness(NoNumber, states=2)
     with pytest.raises(SimulatorError, match="toy/reach: KeyError: 'no states'"):
         soundness(NoStates, states=2)
+    with pytest.raises(SimulatorError, match=r"initial_states\(2, split='test'\) gave a list of 0; expected init"):
+        soundness(EmptySplit, states=2)
+    with pytest.raises(SimulatorError, match="no simulator can be made: ZeroDivisionError: division by zero"):
+        soundness(lambda: 1 / 0, states=2)
     some = soundness(RaisesSometimes, states=10)
     assert some.sound and some.raised == "KeyError: 'a state'"
     assert "but not all were tried, for it raised KeyError: 'a state'" in in_words(some)

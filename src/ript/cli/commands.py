@@ -100,11 +100,11 @@ def check(args: Namespace) -> Answer:
     for name, least in (("states", 1), ("steps", 1), ("seed", 0)):
         if getattr(args, name) < least:
             raise ConfigError(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    prefix = args.task.partition("/")[0]
-    suite = prefix if "/" in args.task and prefix in suites.names() else find_task(args.task).suite
-    given = given_fields(args)
-    if given.get("sim.suite", [suite]) != [suite]:
-        raise ConfigError(f"{args.task} is of suite {suite}: leave out --sim.suite")
+    prefix, given = args.task.partition("/")[0], given_fields(args)
+    named = prefix if "/" in args.task and prefix in suites.names() else None
+    (suite,) = given["sim.suite"] if "sim.suite" in given else [named or find_task(args.task).suite]
+    if named not in (None, suite):
+        raise ConfigError(f"{args.task} is of suite {named}: leave out --sim.suite")
     config = overrides.apply(Config(), {"sim.suite": [suite]} | given)
     refuse_unused("check", config, given)
     (key,) = task_keys(config.sim, (args.task,))

@@ -8,8 +8,10 @@ more than the one that is asked for is imported.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,6 +19,8 @@ from typing import Any, Generic, TypeVar
 from ript.core import own
 from ript.core.errors import ConfigError, DependencyMissing, RiptError, UnknownNameError
 from ript.core.house import PolicyKind, Suite
+from ript.core.memory import ran_out
+from ript.core.types import Task
 
 T = TypeVar("T")
 
@@ -33,6 +37,8 @@ class Registry(Generic[T]):
         module: file in such a folder, without ".py".
         attribute: the record's name in that module.
         of_class: "module:function" of what makes a record of a class: (class, name) -> record; empty: nothing does.
+        unasked: fields whose functions are not asked with care, for their callers do that.
+        answers: field -> class of what its function gives several of.
     """
 
     def __init__(
@@ -46,10 +52,12 @@ class Registry(Generic[T]):
         module: str,
         attribute: str,
         of_class: str = "",
+        unasked: Sequence[str] = (),
+        answers: Mapping[str, type] | None = None,
     ):
         self.what, self._record, self._name_of = what, record, name_of
         self._group, self._package, self._module, self._attribute = entry_points, package, module, attribute
-        self._of_class = of_class
+        self._of_class, self._unasked, self._answers = of_class, unasked, answers or {}
         self._registered: dict[str, T] = {}
         self._loaded: dict[str, T] = {}
 
@@ -159,6 +167,47 @@ class Registry(Generic[T]):
             raise ConfigError(
                 f"{self.what} {name!r} ({claim}): expected a {self._record.__name__} of that name, got {is_there}"
             )
+        return found if claim.startswith(f"{self._package}.") else self._asked(found, name)
+
+    def _asked(self, found: T, name: str) -> T:
+        """A record that is none of this package's, whose functions say whose they are when they raise."""
+        changes = {
+            field.name: _Asked(value, f"{self.what} {name!r}: {field.name}", self._answers.get(field.name))
+            for field in dataclasses.fields(found)  # type: ignore[arg-type]
+            if callable(value := getattr(found, field.name))
+            and not isinstance(value, type)
+            and field.name not in self._unasked
+        }
+        return dataclasses.replace(found, **changes)  # type: ignore[type-var]
+
+
+class _Asked:
+    """A function of somebody's record, asked with care.
+
+    Args:
+        func: it.
+        what: it is, for errors.
+        several: class of what it gives several of; None: it gives something else.
+    """
+
+    def __init__(self, func: Callable[..., Any], what: str, several: type | None):
+        self.func, self.what, self.several = func, what, several
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        try:
+            found = self.func(*given, **named)
+        except RiptError:
+            raise
+        except Exception as error:
+            if ran_out(error):
+                raise
+            place = traceback.extract_tb(error.__traceback__)[1:]
+            where = f" ({place[-1].filename}, line {place[-1].lineno})" if place else ""
+            raise ConfigError(f"{self.what} raised {type(error).__name__}: {error}{where}") from error
+        if self.several is not None:
+            good = isinstance(found, Sequence) and all(isinstance(one, self.several) for one in found)
+            if not good:
+                raise ConfigError(f"{self.what} returned {found!r:.200}; expected a tuple of {self.several.__name__}")
         return found
 
 
@@ -174,6 +223,8 @@ suites: Registry[Suite] = Registry(
     package="ript.sims",
     module="suite",
     attribute="SUITE",
+    unasked=("make",),
+    answers={"tasks": Task},
 )
 """Every suite of simulators."""
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol, get_args
 import numpy as np
 
 from ript.core import arguments
-from ript.core.errors import ConfigError, DependencyMissing, SimulatorError, UnknownNameError
+from ript.core.errors import ConfigError, DependencyMissing, RiptError, SimulatorError, UnknownNameError
 from ript.core.interfaces import Simulator
 from ript.core.types import InitialState, Observation, SimulatorSpec, Split, Task
 from ript.sims.trajectories import (
@@ -116,8 +116,14 @@ _MEMBERS = (
 
 
 def require_simulator(factory: Callable[[], Simulator]) -> None:
-    """Raise `ConfigError` unless what is made is a simulator, as far as its members tell."""
-    made: Any = factory()
+    """Raise `ConfigError` unless what is made is a simulator, as far as its members tell; `SimulatorError` where making
+    it raises."""
+    try:
+        made: Any = factory()
+    except RiptError:
+        raise
+    except Exception as error:  # whatever a maker of anyone's raises
+        raise SimulatorError(f"no simulator can be made: {type(error).__name__}: {error}") from error
     lacks = [member for member in _MEMBERS if not hasattr(made, member)]
     try:
         if lacks:

@@ -18,7 +18,7 @@ import numpy as np
 from ript.core.errors import ConfigError, DependencyMissing, RiptError, SimulatorError
 from ript.core.interfaces import Simulator
 from ript.core.simulators import close
-from ript.core.types import InitialState, Task
+from ript.core.types import InitialState, Split, Task
 from ript.sims.check import CHECKS, Finding, findings, require_simulator
 from ript.sims.trajectories import Moment, alike, moment, random_actions, trajectory
 
@@ -50,7 +50,8 @@ class Soundness:
         states: how many initial states of the split train the rest was tried on.
         still: those that were solved by doing nothing: (id, label, steps).
         lucky: how many were solved by random actions.
-        alike: how many of as many test states look like one of them, to the last pixel and number, and go on so.
+        tested: how many of the split test, which may have fewer.
+        alike: how many of these look like one of the others, to the last pixel and number, and go on so.
         raised: what the simulator raised meanwhile, so that not all of them were tried; "".
         odd: how many episodes came to numbers that are not finite, in what the simulator shows beside proprioception.
         notes: what the simulator itself has to say.
@@ -63,6 +64,7 @@ class Soundness:
     states: int
     still: tuple[tuple[str, str, int], ...]
     lucky: int
+    tested: int
     alike: int
     odd: int
     raised: str
@@ -80,7 +82,7 @@ class Soundness:
     @property
     def sound(self) -> bool:
         """The contract holds, there is something to learn, and test states that tell what was learned."""
-        return not self.failed and len(self.still) < self.states and self.alike < self.states
+        return not self.failed and len(self.still) < self.states and self.alike < self.tested
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -95,6 +97,7 @@ class Soundness:
                 {"initial_state": id_, "label": label, "steps": steps} for id_, label, steps in self.still
             ],
             "solved_by_random_actions": self.lucky,
+            "test_states": self.tested,
             "test_states_alike": self.alike,
             "episodes_with_numbers_that_are_not_finite": self.odd,
             "raised": self.raised,
@@ -123,8 +126,7 @@ def soundness(factory: Callable[[], Simulator], *, seed: int = 0, states: int = 
         build = time.perf_counter() - began
         task = simulator.task
         notes = tuple(getattr(simulator, "notes", ()))
-        practised = simulator.initial_states(states, seed=seed)
-        tested = simulator.initial_states(states, seed=seed, split="test")
+        practised, tested = (_states(simulator, states, seed, split) for split in ("train", "test"))
         simulator.reset(practised[0])  # what cannot be done at all is an error, not a finding
         instance, size = _another(factory, practised[0])
     found = tuple(findings(factory, seed=seed, steps=steps))
@@ -136,6 +138,7 @@ def soundness(factory: Callable[[], Simulator], *, seed: int = 0, states: int = 
         states=states,
         still=tuple(tried.still),
         lucky=tried.lucky,
+        tested=len(tested),
         alike=tried.alike,
         odd=tried.odd,
         raised=tried.raised,
@@ -162,6 +165,16 @@ def _another(factory: Callable[[], Simulator], state: InitialState, n: int = 4) 
     finally:
         for simulator in opened:
             close(simulator)
+
+
+def _states(simulator: Simulator, n: int, seed: int, split: Split) -> list[InitialState]:
+    found: Any = simulator.initial_states(n, seed=seed, split=split)
+    if not isinstance(found, list) or not found or not all(isinstance(state, InitialState) for state in found):
+        given = f"a list of {len(found)}" if isinstance(found, list) else type(found).__name__
+        raise SimulatorError(
+            f"{simulator.task.key}: initial_states({n}, split={split!r}) gave {given}; expected initial states"
+        )
+    return found
 
 
 @contextmanager
@@ -260,7 +273,9 @@ def _about(found: Soundness) -> list[str]:
         more = f", and {len(found.still) - 5} more" if len(found.still) > 5 else ""
         lines.append(f"      {named}{more}: nothing can be learned from these, and they raise every success rate")
     if found.alike:
-        lines.append(f"  {found.alike} of {n} test states look like one that is practised on: success on them is not")
+        lines.append(
+            f"  {found.alike} of {found.tested} test states look like one that is practised on: success on them is not"
+        )
         lines.append("      success on what was never seen")
     if found.raised:
         lines.append(f"      but not all were tried, for it raised {found.raised}")
