@@ -114,7 +114,7 @@ def train_sft(
             policy = kinds.get(str(hooks.kind_of(policy))).further(policy, config.policy)
         kind, make_stages, module = trained_by_stages(policy)
         with enough_memory("reading the demonstrations", "their number or the size of their pictures"):
-            windows = Windows(demo_set, kind.window(policy))
+            windows = Windows(demo_set, kind.window(policy), hooks.observation_steps_of(policy))
         if origin:
             config = settled(measured(config, policy, wanted), policy, wanted, "the base", ("policy", "sft"))
         else:

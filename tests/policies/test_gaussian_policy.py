@@ -14,7 +14,7 @@ from ript.core.noise import Noise, drawing_from
 from ript.core.supervised import Statistics
 from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 from ript.policies.gaussian.options import GaussianOptions
-from ript.policies.gaussian.policy import GaussianPolicy
+from ript.policies.gaussian.policy import GaussianPolicy, augmented
 
 SPEC = SimulatorSpec(
     suite="desk",
@@ -35,6 +35,8 @@ KINDS: list[dict] = [
     {"terms": "dimension", "rl_trains": "head"},
     {"execute": 2, "std_sees": True},
     {"language": "minilm", "std": 1.5, "min_std": 0.01},
+    {"n_obs_steps": 3},
+    {"n_obs_steps": 2, "rl_trains": "head"},
 ]
 
 
@@ -52,11 +54,11 @@ def make_policy(seed: int = 0, **options: object) -> GaussianPolicy:
     return policy
 
 
-def look(rows: int, seed: int = 0) -> Observation:
-    g = np.random.default_rng(seed)
+def look(rows: int, seed: int = 0, steps: int = 1) -> Observation:
+    g, n = np.random.default_rng(seed), (rows, steps) if steps > 1 else (rows,)
     return Observation(
-        images={name: g.integers(0, 256, (rows, h, w, 3), np.uint8) for name, (h, w) in SPEC.cameras.items()},
-        proprio=g.normal(size=(rows, 3)).astype(np.float32),
+        images={name: g.integers(0, 256, (*n, h, w, 3), np.uint8) for name, (h, w) in SPEC.cameras.items()},
+        proprio=g.normal(size=(*n, 3)).astype(np.float32),
         instruction=tuple(SENTENCES[i % 2] for i in range(rows)),
     )
 
@@ -86,7 +88,7 @@ def kept(chunk: ActionChunk) -> tuple[Mapping[str, torch.Tensor], torch.Tensor]:
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_the_log_prob_of_acting_is_the_log_prob_recomputed(options: dict, greedy: bool) -> None:
     policy = make_policy(**options)
-    chunk = policy.act(look(12), generators(12), greedy=greedy)
+    chunk = policy.act(look(12, steps=policy.n_obs_steps), generators(12), greedy=greedy)
     log_prob, entropy = policy.log_prob(*kept(chunk))
     np.testing.assert_allclose(log_prob.detach().numpy(), chunk.log_prob, atol=1e-5)
     assert log_prob.requires_grad and entropy.shape == log_prob.shape
@@ -95,7 +97,7 @@ def test_the_log_prob_of_acting_is_the_log_prob_recomputed(options: dict, greedy
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_draws_have_the_mean_and_deviation_that_are_scored_and_clipping_changes_neither(options: dict) -> None:
     policy, n = make_policy(**options), 20_000
-    observation = take(look(1), [0] * n)
+    observation = take(look(1, steps=policy.n_obs_steps), [0] * n)
     chunk = policy.act(observation, generators(n))
     inputs, _ = kept(chunk)
     density = policy.density({name: x[:1] for name, x in inputs.items()})
@@ -130,8 +132,8 @@ def test_log_probability_and_entropy_are_those_of_normal_variables(terms: str) -
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_a_row_depends_on_its_own_observation_and_generator_alone(options: dict) -> None:
     policy = make_policy(**options)
-    whole = policy.act(look(6), generators(6))
-    alone = policy.act(take(look(6), [4]), generators(6)[4:5])
+    whole = policy.act(look(6, steps=policy.n_obs_steps), generators(6))
+    alone = policy.act(take(look(6, steps=policy.n_obs_steps), [4]), generators(6)[4:5])
     for name in ("actions", "sample", "log_prob"):
         np.testing.assert_allclose(getattr(alone, name)[0], getattr(whole, name)[4], atol=1e-4)
 
@@ -171,7 +173,7 @@ def test_proprioception_is_seen_in_units_of_its_deviation_from_the_demonstration
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_all_that_post_training_updates_has_a_gradient_and_is_sent_to_workers_and_nothing_else(options: dict) -> None:
     policy = make_policy(**options)
-    log_prob, _ = policy.log_prob(*kept(policy.act(look(8), generators(8))))
+    log_prob, _ = policy.log_prob(*kept(policy.act(look(8, steps=policy.n_obs_steps), generators(8))))
     log_prob.sum().backward()
     touched = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
     trained = {name for name in policy.weights() if not name.startswith("proprio")}
@@ -227,6 +229,37 @@ def test_pictures_are_moved_about_in_training_alone() -> None:
     assert loss(3) == loss(3)
 
 
+def test_pictures_of_one_row_are_moved_about_together_whatever_step_they_are_of() -> None:
+    torch.manual_seed(0)
+    picture = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8)
+    with drawing_from(Noise(0)):
+        changed = augmented(torch.stack([picture, picture, 255 - picture], 1), 3)
+    assert changed.shape == (5, 3, 8, 8, 3)
+    assert torch.equal(changed[:, 0], changed[:, 1]) and not torch.equal(changed[:, 0], changed[:, 2])
+    with drawing_from(Noise(0)):
+        assert torch.equal(changed[:, 0], augmented(picture, 3))
+
+
+def test_it_learns_from_what_moved() -> None:
+    """Two rows look alike now and came from opposite sides."""
+    for steps in (1, 2):
+        policy = make_policy(n_obs_steps=steps)
+        now, before = look(1), look(2, seed=1)
+        observation = Observation.stacked([before, take(now, [0, 0])][-steps:])
+        batch = DemoBatch(
+            observation=observation,
+            actions=np.stack([np.ones((4, 2)), -np.ones((4, 2))]).astype(np.float32),
+            mask=np.ones((2, 4), bool),
+        )
+        optimiser = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+        for _ in range(60):
+            loss, _ = policy.loss(batch)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        assert loss.item() < 0.01 if steps == 2 else loss.item() > 0.9
+
+
 def test_it_imitates_and_instructions_make_a_difference() -> None:
     """Two instructions, one look, opposite actions."""
     for reads in ("minilm", "none"):
@@ -267,7 +300,7 @@ def test_post_training_may_begin_with_another_deviation_on_the_same_weights() ->
     assert (tuned.options.std, policy.options.std) == (1.3, 0.6)
     assert (tuned.options.rl_trains, tuned.options.chunk) == ("head", 4)  # a chunk is decided when it is made
     assert tuned.mean.weight is policy.mean.weight
-    assert set(made_with(policy)) == {"chunk", "execute", "points", "width", "language", "std_sees"}
+    assert set(made_with(policy)) == {"chunk", "execute", "n_obs_steps", "points", "width", "language", "std_sees"}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ looks for. A policy that is written for one task and one script needs none of th
     weights_in(folder)           what practice changed, of a folder it wrote itself      `weights_in`
     protocol                     of its suite, that its published results follow         `protocol_of`
     ratio_tolerance              how far `act` and `log_prob` may round apart            `ratio_tolerance_of`
+    n_obs_steps                  observation steps that it sees at a time                `observation_steps_of`
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ript.core.errors import ConfigError
-from ript.core.interfaces import LikelihoodPolicy, PostTrainable
+from ript.core.interfaces import LikelihoodPolicy, Policy, PostTrainable
 from ript.core.options import PolicyOptions
 
 if TYPE_CHECKING:
@@ -140,6 +141,22 @@ def ratio_tolerance_of(policy: LikelihoodPolicy) -> float | None:
     if tolerance is not None and not (isinstance(tolerance, int | float) and tolerance > 0):
         raise ConfigError(f"{_named(policy)} has ratio_tolerance = {tolerance!r}; expected a positive number, or None")
     return tolerance
+
+
+def observation_steps_of(policy: Policy) -> int:
+    """n, consecutive environment steps whose observations it sees at a time, the present one included.
+
+    1 of a policy that says nothing: observations are `[B, ...]` then, and `[B, n, ...]` of more steps, the latest last.
+    Before an episode's first step stands its first observation, repeated. With n > 1 the simulators are looked at after
+    each of a chunk's last n - 1 steps besides, and demonstrations need an observation of every step.
+
+    Raises:
+        ConfigError: it says something else than a whole number of at least 1.
+    """
+    steps = getattr(policy, "n_obs_steps", 1)
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ConfigError(f"the policy has n_obs_steps = {steps!r}; expected a whole number of at least 1")
+    return steps
 
 
 def _options(policy: LikelihoodPolicy) -> PolicyOptions | None:

@@ -126,7 +126,7 @@ class Policy(Protocol):
         """Decide for B observations.
 
         Args:
-            observation: B rows.
+            observation: B rows; of the last n steps each for a policy whose `n_obs_steps` is n > 1 (`core.hooks`).
             generators: one a row; a row draws from its own alone, so its result does not depend on its batch.
             greedy: take the most likely sample; generators are not used.
 

@@ -5,7 +5,7 @@ Legend of shapes, used everywhere:
     K scored terms of a decision (a Gaussian: action dimensions; QueST: skill tokens; a flow: denoising steps)
     H actions in a chunk
     A action dimensions              P proprioception               S simulator state
-    O privileged object state        h, w image height and width
+    O privileged object state        h, w image height and width    n observation steps
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ class InitialState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What a policy sees.
+    """What a policy sees: one environment step, or, for a policy that asks for it, the last n of them.
 
     Attributes:
-        images: camera name -> uint8 `[B, h, w, 3]`.
-        proprio: float32 `[B, P]`, in simulator units; its parts in the order of `SimulatorSpec.proprio`.
+        images: camera name -> uint8 `[B, h, w, 3]`; of n > 1 steps `[B, n, h, w, 3]`, the latest last.
+        proprio: float32 `[B, P]` or `[B, n, P]`, in simulator units; its parts in the order of `SimulatorSpec.proprio`.
         instruction: B sentences.
     """
 
@@ -107,6 +107,18 @@ class Observation:
             images={name: np.concatenate([p.images[name] for p in parts]) for name in parts[0].images},
             proprio=np.concatenate([p.proprio for p in parts]),
             instruction=tuple(s for p in parts for s in p.instruction),
+        )
+
+    @staticmethod
+    def stacked(steps: Sequence[Observation]) -> Observation:
+        """Observations of the same B rows at consecutive steps, the latest last -> one with n; of a single step, as it
+        is."""
+        if len(steps) == 1:
+            return steps[0]
+        return Observation(
+            images={name: np.stack([s.images[name] for s in steps], 1) for name in steps[0].images},
+            proprio=np.stack([s.proprio for s in steps], 1),
+            instruction=steps[-1].instruction,
         )
 
 
@@ -423,7 +435,7 @@ class DemoBatch:
     """A batch of demonstration windows.
 
     Attributes:
-        observation: at the window's first step.
+        observation: at the window's first step, with those before it of a policy that asks for them.
         actions: float32 `[B, H, A]`.
         mask: bool `[B, H]`, False where the window runs past the end of its demonstration.
         privileged: float32 `[B, O]`, object state from the simulator for an auxiliary loss, or None. An acting policy

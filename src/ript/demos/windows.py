@@ -5,6 +5,10 @@ demonstration repeats the last action there, and its mask is False.
 
     demonstration steps   0 1 2 3 4 5 6          looks at 0 2 4 6, H = 4
     window of look 2      . . . . 4 5 6 6        mask T T T F
+
+A policy that sees several observation steps at a time is given those before the look as well, as in rollouts: of
+consecutive environment steps, and of the first step again where there was none before it. That needs demonstrations
+with a look at every step.
 """
 
 from __future__ import annotations
@@ -32,11 +36,13 @@ class Windows:
     Args:
         demos: the demonstrations; at least one.
         horizon: H, actions in a window.
+        observation_steps: n, consecutive steps that a window's observation has; its own is the last.
 
     Attributes:
         spec: what the simulator showed and took.
         tasks: distinct tasks.
         horizon: H.
+        observation_steps: n.
         images: camera -> uint8 `[W, h, w, 3]`, one row a window.
         proprio: float32 `[W, P]`.
         privileged: float32 `[W, O]`, or None unless every demonstration has it, with one O.
@@ -44,21 +50,24 @@ class Windows:
         actions: float32 `[N, A]`, the clean actions of all demonstrations end to end.
 
     Raises:
-        DataError: no demonstration, a damaged file, or pictures that do not fit into memory.
+        DataError: no demonstration, a damaged file, pictures that do not fit into memory, or steps without a look where
+            n > 1.
     """
 
-    def __init__(self, demos: DemoSet, horizon: int):
+    def __init__(self, demos: DemoSet, horizon: int, observation_steps: int = 1):
         if horizon < 1:
             raise ConfigError(f"horizon = {horizon}; expected at least 1 action in a window")
         if not len(demos):
             raise DataError("no demonstration to train on; collect some with `ript demos collect`")
         self.spec: SimulatorSpec = demos.spec
         self.tasks: tuple[Task, ...] = demos.tasks
-        self.horizon = horizon
+        self.horizon, self.observation_steps = horizon, observation_steps
         self.images = _allocate(demos)
         loaded = []
         filled = 0
         for demo in demos.demos():
+            if observation_steps > 1:
+                _require_every_step(demo, observation_steps)
             rows = slice(filled, filled + len(demo.frame_steps))
             for name, frames in self.images.items():
                 frames[rows] = demo.images[name]
@@ -67,6 +76,7 @@ class Windows:
         lengths = np.array([len(demo) for demo in loaded])
         looks = np.array([len(demo.frame_steps) for demo in loaded])
         first = np.cumsum(lengths) - lengths
+        self._first_row = np.repeat(np.cumsum(looks) - looks, looks)  # [W], of the window's demonstration
         position = {task.key: i for i, task in enumerate(self.tasks)}
         self.actions = np.concatenate([demo.actions for demo in loaded])
         self.proprio = np.concatenate([demo.proprio for demo in loaded])
@@ -88,15 +98,19 @@ class Windows:
     def batch(self, rows: np.ndarray) -> DemoBatch:
         """The windows `rows`, int `[B]`."""
         actions, mask = self._chunks(self._step[rows])
+        steps = [np.maximum(rows - back, self._first_row[rows]) for back in reversed(range(self.observation_steps))]
         return DemoBatch(
-            observation=Observation(
-                images={name: frames[rows] for name, frames in self.images.items()},
-                proprio=self.proprio[rows],
-                instruction=tuple(self._instructions[self.task_index[rows]]),
-            ),
+            observation=Observation.stacked([self._look(at) for at in steps]),
             actions=actions,
             mask=mask,
             privileged=None if self.privileged is None else self.privileged[rows],
+        )
+
+    def _look(self, rows: np.ndarray) -> Observation:
+        return Observation(
+            images={name: frames[rows] for name, frames in self.images.items()},
+            proprio=self.proprio[rows],
+            instruction=tuple(self._instructions[self.task_index[rows]]),
         )
 
     def batches(
@@ -207,6 +221,15 @@ def _allocate(demos: DemoSet) -> dict[str, np.ndarray]:
             f"{available / 2**30:.1f} are available: choose fewer tasks or demonstrations, or smaller pictures"
         )
     return {name: np.empty(shape, np.uint8) for name, shape in shapes.items()}
+
+
+def _require_every_step(demo: Demo, observation_steps: int) -> None:
+    """Raise `DataError` unless each step of a demonstration, from its first to its last look, was looked at."""
+    if not np.array_equal(demo.frame_steps, np.arange(len(demo.frame_steps))):
+        raise DataError(
+            f"the policy sees {observation_steps} consecutive steps at a time, and a demonstration of {demo.task.key} "
+            f"has looks at steps {', '.join(map(str, demo.frame_steps[:3]))}, ...: collect with --demos.every=1"
+        )
 
 
 def _join_privileged(loaded: Sequence[Demo]) -> np.ndarray | None:

@@ -6,6 +6,7 @@ The class is a torch module that is made as `cls(options, simulator, card)`, wit
     Options             class of its settings, a subclass of `PolicyOptions`; without one there are none. Of a class
                         without `tuned` (see `core.hooks`) all of them are decided when a policy is made
     chunk               H, actions in the windows that it learns from; where it has a loss
+    n_obs_steps         observation steps that it sees at a time; 1 where it says nothing
     set_statistics      (Statistics) -> nothing; takes what it normalises with from demonstrations; where it has that
     from_pretrained     folder -> a policy; by default as `modules.save` wrote it
 

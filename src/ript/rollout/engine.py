@@ -11,8 +11,10 @@ parts, so that those of one execute while another process decides for those of t
 from __future__ import annotations
 
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -67,7 +69,7 @@ class _Slot:
     part: int
     horizon: int = 0
     simulator: Simulator | None = None
-    observation: Observation | None = None
+    seen: deque[Observation] = field(default_factory=deque)
     decisions: int = 0
     env_steps: int = 0
     executed: list[int] = field(default_factory=list)
@@ -84,6 +86,12 @@ class Slots:
         where: this process in messages, such as "worker 3".
         frame_every: environment steps between the frames of a video.
         watch: told what the process works on.
+
+    Attributes:
+        check: raises unless the policy fits a simulator.
+        observation_steps: n, consecutive steps that the policy sees at a time (`hooks.observation_steps_of`); it may
+            change while no rollout is in progress.
+        spec: of the first simulator that was built.
     """
 
     def __init__(
@@ -98,6 +106,7 @@ class Slots:
     ):
         self._simulators = simulators
         self.check: Callable[[SimulatorSpec], None] = lambda spec: None
+        self.observation_steps = 1
         self.spec: SimulatorSpec | None = None
         self._size, self._where, self._frame_every, self._watch = size, where, frame_every, watch
         self.sizes = [size // parts + (part < size % parts) for part in range(parts)]
@@ -136,7 +145,8 @@ class Slots:
             slot.horizon = _horizon(request, slot.simulator)
             what = "resetting"
             self._watch(ticket)
-            slot.observation = _checked(slot.simulator.reset(request.initial_state), slot.simulator.spec)
+            first = _checked(slot.simulator.reset(request.initial_state), slot.simulator.spec)
+            slot.seen = deque([first] * self.observation_steps, maxlen=self.observation_steps)
             if request.video:
                 self._film(slot, slot.simulator)
         except FATAL:
@@ -172,8 +182,9 @@ class Slots:
         active = self._asked[part] = [slot for slot in self._slots if slot.part == part]
         if not active:
             return None
-        looks = Observation.concatenate([slot.observation for slot in active if slot.observation is not None])
-        return [slot.ticket for slot in active], looks
+        return [slot.ticket for slot in active], Observation.concatenate(
+            [Observation.stacked(slot.seen) for slot in active]
+        )
 
     def execute(self, actions: np.ndarray, part: int = 0) -> Iterator[Outcome]:
         """Execute float32 `[B, H, A]` in the slots of a part that were asked for; yields the rollouts that ended."""
@@ -231,7 +242,7 @@ class Slots:
         assert slot.simulator is not None
         self._watch(slot.ticket)
         try:
-            slot.observation = _checked(slot.simulator.observe(), slot.simulator.spec)
+            slot.seen.append(_checked(slot.simulator.observe(), slot.simulator.spec))
         except FATAL:
             raise
         except Exception as error:
@@ -239,22 +250,24 @@ class Slots:
         return None
 
     def _execute(self, slot: _Slot, simulator: Simulator, chunk: np.ndarray) -> ChunkResult:
-        """A chunk, in one call; for a video in pieces, with a frame after each."""
+        """A chunk, in one call; in pieces where it is filmed, or where steps before its last are looked at too."""
         slot.decisions += 1
         chunk = chunk[: slot.horizon - slot.env_steps]
-        stride = self._frame_every if slot.request.video else len(chunk)
-        before = slot.env_steps
-        for start in range(0, len(chunk), stride):
+        end, before = len(chunk), slot.env_steps
+        filmed = {*range(self._frame_every, end, self._frame_every), end} if slot.request.video else set()
+        looked_at = range(max(1, end - self.observation_steps + 1), end)
+        for start, stop in pairwise(sorted({0, *filmed, *looked_at, end})):
             if start:
                 self._watch(slot.ticket)
-            piece = chunk[start : start + stride]
-            result = _executed(simulator.step_chunk(piece), len(piece))
+            result = _executed(simulator.step_chunk(chunk[start:stop]), stop - start)
             slot.env_steps += result.env_steps
             self.env_steps += result.env_steps
-            if slot.request.video:
+            if stop in filmed or (filmed and result.done):
                 self._film(slot, simulator)
             if result.done:
                 break
+            if stop in looked_at:
+                slot.seen.append(_checked(simulator.observe(), simulator.spec))
         slot.executed.append(slot.env_steps - before)
         return result
 

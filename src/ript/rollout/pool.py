@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ript.core.errors import ConfigError
+from ript.core.hooks import observation_steps_of
 from ript.core.interfaces import EnvPool, Policy, SimulatorFactory
 from ript.core.metrics import Metrics, Sum
 from ript.core.simulators import SimulatorCache, run_errand
@@ -160,7 +161,7 @@ class InlinePool:
             recorder.infer_seconds = self._recorder.infer_seconds
         if slots is None:
             slots = Slots(self._simulators, size=self._size, where="this process", frame_every=self._frame_every)
-        slots.check = policy.check_simulator
+        slots.check, slots.observation_steps = policy.check_simulator, observation_steps_of(policy)
         self._recorder, self._slots = recorder, slots
 
     def set_policy(self, weights: Mapping[str, torch.Tensor], version: int) -> None:

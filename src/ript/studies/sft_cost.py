@@ -60,7 +60,8 @@ def measure_supervised(config: Config) -> SupervisedSpeed:
         policy = new_policy(config, demos)
         kind, make_stages, module = trained_by_stages(policy)
         hooks.pretend_to_read(policy, [task.instruction for task in demos.tasks])
-        stages = make_stages(policy, config.sft, Windows(demos, kind.window(policy)), keys[:1], True)
+        windows = Windows(demos, kind.window(policy), hooks.observation_steps_of(policy))
+        stages = make_stages(policy, config.sft, windows, keys[:1], True)
         with computing("cpu", config.sft.threads):
             step_seconds = time_steps(module, stages, config.sft.threads)
         return SupervisedSpeed(

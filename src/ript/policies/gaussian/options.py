@@ -12,11 +12,18 @@ from ript.policies.one_stage import OneStage
 
 class GaussianOptions(PolicyOptions):
     ABOUT: ClassVar[str] = "A normal distribution over the next actions."
-    BUILT: ClassVar[tuple[str, ...]] = ("chunk", "execute", "points", "width", "language", "std_sees")
+    BUILT: ClassVar[tuple[str, ...]] = ("chunk", "execute", "n_obs_steps", "points", "width", "language", "std_sees")
 
     kind: Literal["gaussian"] = Field("gaussian", description=PolicyOptions.meaning("kind"))
     chunk: int = Field(4, ge=1, le=1000, description="H, actions that are decided on together.")
     execute: int = Field(0, ge=0, description="Of these, actions executed before the next look; 0: all.")
+    n_obs_steps: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Observations that it sees at a time, of the present environment step and those before it: what "
+        "moves, and how fast. More than 1 need demonstrations with --demos.every=1.",
+    )
     points: int = Field(32, ge=1, le=1024, description="Key points that are sought in each picture.")
     width: int = Field(256, ge=1, le=65536, description="Of the two hidden layers.")
     language: Literal["none", "minilm", "clip"] = Field(

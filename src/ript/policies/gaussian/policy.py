@@ -51,7 +51,8 @@ class GaussianPolicy(nn.Module):
         self.register_buffer("proprio_mean", torch.zeros(simulator.proprio_dim))
         self.register_buffer("proprio_std", torch.ones(simulator.proprio_dim))
         words = 0 if options.language == "none" else language.DIMS[options.language]
-        seen, width = len(self.encoders) * 2 * options.points + simulator.proprio_dim + words, options.width
+        step, width = len(self.encoders) * 2 * options.points + simulator.proprio_dim, options.width
+        seen = options.n_obs_steps * step + words
         self.trunk = nn.Sequential(nn.Linear(seen, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.mean = nn.Linear(width, options.chunk * simulator.action_dim)
         self.spread = nn.Linear(width, simulator.action_dim)
@@ -61,6 +62,11 @@ class GaussianPolicy(nn.Module):
         self.eval()
 
     # ------------------------------------------------------------------ what it sees
+
+    @property
+    def n_obs_steps(self) -> int:
+        """Observation steps that it sees at a time; see `core.hooks`."""
+        return self.options.n_obs_steps
 
     @property
     def device(self) -> torch.device:
@@ -87,8 +93,10 @@ class GaussianPolicy(nn.Module):
 
     def features(self, inputs: Tensors) -> torch.Tensor:
         """What the trunk sees, but for the instruction: `[B, F]`."""
-        points = [encoder(inputs[f"image/{name}"]) for name, encoder in self.encoders.items()]
-        return torch.cat([*points, (inputs["proprio"] - self.proprio_mean) / self.proprio_std], 1)
+        proprio = (inputs["proprio"] - self.proprio_mean) / self.proprio_std
+        pictures = [(encoder, inputs[f"image/{name}"].flatten(0, -4)) for name, encoder in self.encoders.items()]
+        points = [encoder(each).reshape(len(proprio), -1) for encoder, each in pictures]
+        return torch.cat([*points, proprio.flatten(1)], 1)
 
     # ------------------------------------------------------------------ the density
 
@@ -152,7 +160,7 @@ class GaussianPolicy(nn.Module):
         """
         inputs = self.inputs(batch.observation)
         if self.training:
-            inputs |= {name: augment(x, shift) for name, x in inputs.items() if name.startswith("image/")}
+            inputs |= {name: augmented(x, shift) for name, x in inputs.items() if name.startswith("image/")}
         target, mask = (torch.from_numpy(array).to(self.device) for array in (batch.actions, batch.mask))
         squared = (self.density(inputs).mean - target).square().mean(-1)[mask]
         return squared.mean(), {"action_mse": Mean(squared.sum().item(), len(squared))}
@@ -193,3 +201,13 @@ class GaussianPolicy(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> GaussianPolicy:
         """Load a folder written by `save_pretrained`; see `modules.load`."""
         return modules.load(cls, GaussianOptions, folder)
+
+
+def augmented(pictures: torch.Tensor, shift: int) -> torch.Tensor:
+    """Pictures changed at random, `[B, h, w, 3]` or `[B, n, h, w, 3]`: those of a row all in the same way, so that what
+    moves in them is what moved."""
+    if pictures.ndim == 4:
+        return augment(pictures, shift)
+    rows, steps, h, w, colours = pictures.shape
+    changed = augment(pictures.permute(0, 2, 3, 1, 4).reshape(rows, h, w, steps * colours), shift)
+    return changed.unflatten(3, (steps, colours)).permute(0, 3, 1, 2, 4)

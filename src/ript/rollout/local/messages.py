@@ -30,7 +30,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Work:
+    """Make rollouts, for a policy that sees so many observation steps at a time."""
+
     run: int
+    observation_steps: int
     requests: Sequence[tuple[int, RolloutRequest]]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ript.core import asking, children
 from ript.core.errors import ConfigError, WorkerError
+from ript.core.hooks import observation_steps_of
 from ript.core.interfaces import Policy, SimulatorFactory
 from ript.core.metrics import Metrics, Sum
 from ript.core.types import Errand, Heed, Observation, Rollout, RolloutRequest, SimulatorSpec, Status
@@ -21,7 +22,6 @@ from ript.rollout.local.limits import open_files
 from ript.rollout.local.messages import (
     Answer,
     Ask,
-    Attach,
     Back,
     Failure,
     Finished,
@@ -93,6 +93,7 @@ class ProcessPool:
         self._packed: bytes | None = None
         self._central: Recorder | None = None
         self._layout: Layout | None = None
+        self._observation_steps = 1
         self._spec: SimulatorSpec | None = None
         self._weights: Weights | None = None
         self._errors = ErrorLimit(max_error_rate)
@@ -141,6 +142,7 @@ class ProcessPool:
 
     def _adopt(self, policy: Policy) -> None:
         """Make this the policy of all workers that are started from now on."""
+        self._observation_steps = observation_steps_of(policy)
         if not self._is_central:
             self._packed, self._weights = pack_policy(policy), None
             return
@@ -151,7 +153,8 @@ class ProcessPool:
             recorder.infer_seconds = self._central.infer_seconds
         self._policy, self._central = policy, recorder
         spec = getattr(policy, "simulator", None)
-        self._layout = Layout.of(spec, self._slots) if isinstance(spec, SimulatorSpec) else None
+        steps = self._observation_steps
+        self._layout = Layout.of(spec, self._slots, steps) if isinstance(spec, SimulatorSpec) else None
 
     def set_policy(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         refuse_if(self._running, "set_policy")
@@ -251,7 +254,7 @@ class ProcessPool:
         for flight in reversed(held):
             stream.back(flight)
         for index, requests in given.items():
-            self._workers[index].send(Work(self._run, requests))
+            self._workers[index].send(Work(self._run, self._observation_steps, requests))
 
     def _send_out(self) -> None:
         """Give errands to workers that have next to none."""
@@ -302,10 +305,7 @@ class ProcessPool:
         """Let a worker that has its first simulator have shared memory for what that shows."""
         asking.check_simulator(self._policy, spec)
         self._spec = spec
-        layout = Layout.of(spec, self._slots)
-        worker.memory.make_room(layout)
-        worker.block = worker.memory.block(layout)
-        worker.send(Attach(layout))
+        worker.attach(Layout.of(spec, self._slots, self._observation_steps))
 
     def _patience(self) -> float:
         """Seconds until the questions that are there are answered: when each worker has asked, or after `gather`."""

@@ -14,7 +14,7 @@ from ript.core.interfaces import Policy
 from ript.core.workers import RESTING, WorkerProcess
 from ript.rollout.engine import ANSWERING, DECIDING, LOADING, address
 from ript.rollout.local.errands import Trip
-from ript.rollout.local.messages import Settings
+from ript.rollout.local.messages import Attach, Settings
 from ript.rollout.local.placement import Load
 from ript.rollout.local.shared import Block, Layout, Memory
 from ript.rollout.local.worker import main
@@ -102,6 +102,18 @@ class RolloutWorker:
     @property
     def connection(self) -> Connection:
         return self.process.connection
+
+    def attach(self, layout: Layout) -> None:
+        """Let it have a block of this layout, instead of the one that it had.
+
+        Raises:
+            WorkerError: there is not so much shared memory.
+        """
+        self.memory.make_room(layout)
+        if self.block is not None:
+            self.block.close()
+        self.block = self.memory.block(layout)
+        self.send(Attach(layout))
 
     def send(self, message: Any) -> None:
         """Send, or note that the worker is lost."""

@@ -25,18 +25,20 @@ class Layout:
     cameras: tuple[tuple[str, tuple[int, int]], ...]
     proprio_dim: int
     action_dim: int
+    observation_steps: int = 1
 
     @staticmethod
-    def of(spec: SimulatorSpec, slots: int) -> Layout:
-        return Layout(slots, tuple(spec.cameras.items()), spec.proprio_dim, spec.action_dim)
+    def of(spec: SimulatorSpec, slots: int, observation_steps: int) -> Layout:
+        return Layout(slots, tuple(spec.cameras.items()), spec.proprio_dim, spec.action_dim, observation_steps)
 
     def fields(self) -> dict[str, tuple[tuple[int, ...], type]]:
         """name -> (shape, dtype), in order; the images' names carry a prefix."""
+        rows = (self.slots,) if self.observation_steps == 1 else (self.slots, self.observation_steps)
         images: dict[str, tuple[tuple[int, ...], type]] = {
-            f"image/{camera}": ((self.slots, h, w, 3), np.uint8) for camera, (h, w) in self.cameras
+            f"image/{camera}": ((*rows, h, w, 3), np.uint8) for camera, (h, w) in self.cameras
         }
         return {
-            "proprio": ((self.slots, self.proprio_dim), np.float32),
+            "proprio": ((*rows, self.proprio_dim), np.float32),
             "actions": ((self.slots, MAX_CHUNK, self.action_dim), np.float32),
             **images,
         }
@@ -85,7 +87,8 @@ class Memory:
 
 
 class Block:
-    """One worker's block: images uint8 `[slots, h, w, 3]`, proprio `[slots, P]`, actions `[slots, MAX_CHUNK, A]`."""
+    """One worker's block: images uint8 `[slots, h, w, 3]`, proprio `[slots, P]`, actions `[slots, MAX_CHUNK, A]`; of
+    n > 1 observation steps the first two are `[slots, n, ...]`."""
 
     def __init__(self, memory: mmap.mmap, layout: Layout):
         self.layout = layout

@@ -65,8 +65,9 @@ class Server:
         if part in self._waiting or (asked := self._slots.ask(part)) is None:
             return
         tickets, looks = asked
-        if self._block is None:
+        if self._block is None or self._block.layout.observation_steps != self._slots.observation_steps:
             assert self._slots.spec is not None
+            self.close()
             self._link.send(Measure(self._slots.spec))
             self._block = self._memory.block(self._link.expect(Attach, Stop, Interrupted).layout)
         self._block.write(looks, self._first[part])
@@ -97,6 +98,7 @@ class Server:
     def close(self) -> None:
         if self._block is not None:
             self._block.close()
+        self._block = None
 
 
 class Worker:
@@ -153,6 +155,7 @@ class Worker:
         while (message := self._link.receive(block=self._idle())) is not None:
             if isinstance(message, Work):
                 self._run = message.run
+                self._slots.observation_steps = message.observation_steps
                 self._link.running = True
                 self._backlog.extend(message.requests)
             elif isinstance(message, Answer) and self._server is not None:
