@@ -1,0 +1,409 @@
+"""The `ript` command line as argparse sees it: commands, their options, help and examples."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from ript.config import defaults
+from ript.core import streams
+from ript.core.errors import ConfigError
+
+DESCRIPTION = """\
+Interactive post-training of Vision-Language-Action policies: a policy practises in a simulator and improves from
+success or failure alone."""
+
+EXAMPLES = """\
+examples:
+  ript doctor                                             is everything here that is needed?
+  ript rl --recipe smoke --out runs/smoke                 a first try, in under a minute
+  ript quickstart --target drawer-open-v3                 from nothing to a post-trained policy
+  ript eval --policy runs/smoke/policy --tasks reach
+
+`ript COMMAND --help` shows the options and examples of a command."""
+
+OVERRIDES = """
+Any field of the configuration can be changed, as --section.field=value: --learn.learning_rate=3e-5,
+--sim.cameras near,corner2. `ript recipes NAME` prints all fields and what they mean."""
+
+COMMANDS = (
+    "tasks",
+    "recipes",
+    "check",
+    "demos",
+    "sft",
+    "rl",
+    "eval",
+    "report",
+    "study",
+    "import",
+    "export",
+    "bench",
+    "doctor",
+    "quickstart",
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Full option names only; mistakes are `ConfigError`s, like all other mistakes."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """One that takes a file or folder expands `~`: the shell leaves that alone in `--out=~/runs`."""
+        if str(settings.get("metavar")).startswith(("DIR", "FILE")):
+            settings.setdefault("type", os.path.expanduser)
+        return super().add_argument(*names, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see `{self.prog} --help`)")
+
+    def print_help(self, file: object = None) -> None:
+        streams.emit(self.format_help().rstrip("\n"))
+
+
+def make_parser(words: Sequence[str] = ("import", "export")) -> argparse.ArgumentParser:
+    """The command line, whole as far as `words`, what was typed, need it.
+
+    `args.run` names a command's function; `args.overrides` says whether it takes fields.
+    """
+    parser = _Parser(prog="ript", description=DESCRIPTION, epilog=EXAMPLES)
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+    for add in (_add_lists, _add_check, _add_demos, _add_training, _add_results, _add_studies):
+        add(commands)
+    _add_published(commands, words)
+    _add_machine(commands)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction, name: str, run: str, help: str, examples: str, overrides: bool = False
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"examples:\n{examples}\n{OVERRIDES if overrides else ''}",
+    )
+    parser.set_defaults(run=run, overrides=overrides)
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout, all else on stderr")
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    return parser
+
+
+def _fields(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Options that stand for fields of the configuration; they are typed and checked there."""
+    texts = {
+        "tasks": ("+", "TASK", "target tasks, or a named list such as ML45-test"),
+        "iterations": (None, "N", "iterations of post-training"),
+        "source": (None, "WHO", "who demonstrates: expert or human (default: whichever the suite has first)"),
+        "workers": (None, "N", "worker processes; 0 works in this process"),
+        "seed": (None, "N", "seed of the run"),
+        "cluster": (None, "WHERE", "nodes of a Ray cluster: local, auto or HOST:PORT; docs/clusters.md"),
+    }
+    for name in names:
+        nargs, metavar, text = texts[name]
+        parser.add_argument(f"--{name}", dest=f"field_{name}", nargs=nargs, metavar=metavar, help=text)
+
+
+def _recipe(parser: argparse.ArgumentParser, default: str | None = "quickstart") -> None:
+    text = "recipe, or a .toml file" + (f" (default {default})" if default else "")
+    parser.add_argument("--recipe", default=default, metavar="NAME", type=os.path.expanduser, help=text)
+
+
+def _add_lists(commands: argparse._SubParsersAction) -> None:
+    p = _command(
+        commands,
+        "tasks",
+        "show_tasks",
+        "list tasks and their instructions",
+        "  ript tasks\n  ript tasks drawer\n  ript tasks '*-close-v3'\n  ript tasks ML45-test",
+    )
+    p.add_argument("pattern", nargs="?", metavar="PATTERN", help="part of a name, a shell pattern, or a named list")
+    p = _command(
+        commands,
+        "recipes",
+        "show_recipes",
+        "list recipes, or print one as a complete configuration",
+        "  ript recipes\n  ript recipes quickstart\n  ript recipes quickstart > mine.toml",
+    )
+    p.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        type=os.path.expanduser,
+        help="recipe to print; its text is TOML that --recipe reads back",
+    )
+
+
+def _add_check(commands: argparse._SubParsersAction) -> None:
+    p = _command(
+        commands,
+        "check",
+        "check",
+        "say whether practice on a task's simulator is sound; exit code 1 when it is not",
+        "  ript check toy/reach\n  ript check gym/FetchReach-v4\n"
+        "  ript check gym/my_file:MyTask-v0 --sim.success=solved --sim.cameras=render",
+        overrides=True,
+    )
+    p.add_argument("task", metavar="TASK", help="suite/name: a task of any suite, or gym/ID, gym/PACKAGE:ID")
+    p.add_argument("--states", type=int, default=20, metavar="N", help="initial states to try (default 20)")
+    p.add_argument("--steps", type=int, default=40, metavar="N", help="steps of each trajectory (default 40)")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of states and random actions (default 0)")
+
+
+def _add_demos(commands: argparse._SubParsersAction) -> None:
+    demos = commands.add_parser(
+        "demos",
+        help="make, describe and replay demonstrations",
+        description="Demonstrations by scripted experts or people, in HDF5 files.",
+    )
+    kinds = demos.add_subparsers(metavar="COMMAND", parser_class=_Parser, required=True)
+    p = _command(
+        kinds,
+        "collect",
+        "demos_collect",
+        "let scripted experts make demonstrations, or replay those of people; only successes are kept",
+        "  ript demos collect --tasks drawer-open-v3 --per-task 1 --out drawer.hdf5\n"
+        "  ript demos collect --tasks reach push --per-task 20 --noise 0.2 --seed 1 --out demos.hdf5\n"
+        "  ript demos collect --source human --tasks 'libero_*' --per-task 1 --out human.hdf5",
+        overrides=True,
+    )
+    p.add_argument(
+        "--tasks", nargs="+", metavar="TASK", required=True, help="tasks, a named list such as ML45-train, or a pattern"
+    )
+    p.add_argument("--per-task", type=int, metavar="N", required=True, help="demonstrations of each task")
+    p.add_argument("--out", metavar="FILE.hdf5", required=True, help="file to write; replaced when all is done")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of initial states and noise (default 0)")
+    p.add_argument("--noise", type=float, metavar="STD", help="of the Gaussian noise on executed actions (recipe: 0.2)")
+    _recipe(p)
+    _fields(p, "source", "workers")
+    p = _command(kinds, "info", "demos_info", "say what is in demonstration files", "  ript demos info demos.hdf5")
+    p.add_argument("files", nargs="+", metavar="FILE")
+    p = _command(
+        kinds,
+        "verify",
+        "demos_verify",
+        "replay every demonstration in the simulator; exit code 1 when one does not succeed",
+        "  ript demos verify demos.hdf5",
+    )
+    p.add_argument("file", metavar="FILE")
+
+
+def _add_training(commands: argparse._SubParsersAction) -> None:
+    p = _command(
+        commands,
+        "sft",
+        "sft",
+        "train a policy on demonstrations, in the stages of its kind",
+        "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --out runs/sft\n"
+        "  ript sft --recipe quickstart --demos base.hdf5 --tasks= --out runs/base    (no target: the base)\n"
+        "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --base runs/base/policy --out runs/b\n"
+        "  ript sft --resume runs/sft",
+        overrides=True,
+    )
+    _recipe(p, default=None)
+    p.add_argument("--demos", nargs="+", metavar="FILE", help="demonstration files")
+    p.add_argument("--out", metavar="DIR", help="run folder; the policy is written to DIR/policy")
+    p.add_argument("--base", metavar="DIR", help="policy folder to fine-tune, or hf://owner/name[@revision]")
+    p.add_argument("--resume", metavar="DIR", help="go on with an interrupted run")
+    _fields(p, "tasks", "seed")
+    p = _command(
+        commands,
+        "rl",
+        "rl",
+        "post-train a policy by interaction",
+        "  ript rl --recipe smoke --out runs/smoke\n"
+        "  ript rl --recipe quickstart --policy runs/sft/policy --tasks drawer-open-v3 --out runs/rl\n"
+        "  ript rl --recipe quickstart --policy runs/sft/policy --iterations 30 --workers 8 --seed 1 \\\n"
+        "          --learn.learning_rate=5e-5 --out runs/rl2\n"
+        "  ript rl --resume runs/rl\n"
+        "  ript rl --resume runs/rl --iterations 30 --workers 8\n"
+        "  ript rl --resume runs/rl --cluster auto",
+        overrides=True,
+    )
+    _recipe(p, default=None)
+    p.add_argument(
+        "--policy",
+        metavar="DIR",
+        help="policy folder to start from, or hf://owner/name[@revision] (recipe smoke needs none)",
+    )
+    p.add_argument("--out", metavar="DIR", help="run folder; the policy is written to DIR/policy")
+    p.add_argument(
+        "--resume",
+        metavar="DIR",
+        help="go on with a run, interrupted or at its end; --workers and "
+        "other --rollout.* may change, and there may be more --iterations",
+    )
+    _fields(p, "tasks", "iterations", "workers", "seed", "cluster")
+
+
+def _add_results(commands: argparse._SubParsersAction) -> None:
+    p = _command(
+        commands,
+        "eval",
+        "evaluate",
+        "measure a policy on test initial states",
+        "  ript eval --policy runs/rl/policy --tasks drawer-open-v3 --trials 100\n"
+        "  ript eval --policy runs/rl/policy --tasks ML45-test --greedy --json > eval.json\n"
+        "  ript eval --policy runs/rl/policy --tasks reach --videos 3 --video-dir videos",
+    )
+    p.add_argument("--policy", metavar="DIR", required=True, help="policy folder, or hf://owner/name[@revision]")
+    p.add_argument("--tasks", nargs="+", metavar="TASK", required=True, help="tasks, or a named list such as MT10")
+    p.add_argument("--trials", type=int, default=100, metavar="N", help="test initial states per task (default 100)")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of states and sampling (default 0)")
+    mode = p.add_mutually_exclusive_group()
+    mode.add_argument("--greedy", action="store_true", help="take the most likely sample instead of drawing one")
+    mode.add_argument("--temperature", type=float, metavar="T", help="of sampling (default: the policy's own)")
+    p.add_argument("--videos", type=int, default=0, metavar="N", help="write videos of the first N states of each task")
+    p.add_argument("--video-dir", default="eval-videos", metavar="DIR", help="where to (default eval-videos)")
+    p.add_argument(
+        "--horizon",
+        metavar="N",
+        help="steps after which a trial is a failure, or a protocol of the suite: published (default: the policy's)",
+    )
+    p.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="worker processes; 0 works in this process (default 2)"
+    )
+    p.add_argument("--cluster", metavar="WHERE", help="nodes of a Ray cluster: local, auto or HOST:PORT")
+    p.add_argument("--cluster.nodes", dest="cluster_nodes", type=int, default=0, metavar="N", help="(default all)")
+    p.add_argument(
+        "--cluster.workers-per-node",
+        "--cluster.workers_per_node",
+        dest="cluster_workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="worker processes of each node (default one a core)",
+    )
+    p = _command(
+        commands,
+        "report",
+        "report",
+        "write one web page about one run, or several side by side",
+        "  ript report runs/rl --out report.html\n  ript report runs/seed0 runs/seed1 --out seeds.html",
+    )
+    p.add_argument("runs", nargs="+", metavar="DIR", help="run folders")
+    p.add_argument("--out", metavar="FILE.html", required=True)
+
+
+def _add_studies(commands: argparse._SubParsersAction) -> None:
+    p = _command(
+        commands,
+        "study",
+        "study",
+        "run a study of the paper: every cell, then one table and one report",
+        "  ript study\n  ript study demos --dry-run\n  ript study demos --out runs/demos\n"
+        "  ript study context_size --seeds 0 1 2 --out runs/contexts\n"
+        "  ript study demos --out runs/demos --resume\n"
+        "  ript study demos --iterations=15 --rollout.workers=8 --out runs/longer\n"
+        "  ript study metaworld_ml45 --scale paper --dry-run",
+        overrides=True,
+    )
+    p.add_argument("name", nargs="?", metavar="NAME", help="study to run; without one they are listed")
+    p.add_argument(
+        "--scale", default="small", metavar="NAME", help="small (for two cores) or paper; --dry-run says how long"
+    )
+    p.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of the study's own")
+    p.add_argument("--out", metavar="DIR", help="folder of the study (default runs/study-NAME-SCALE)")
+    p.add_argument("--resume", action="store_true", help="go on where an earlier call stopped")
+    p.add_argument("--dry-run", action="store_true", help="only say what it would run and cost on this machine")
+
+
+def _add_published(commands: argparse._SubParsersAction, words: Sequence[str]) -> None:
+    into = commands.add_parser(
+        "import",
+        help="turn a published checkpoint into a policy folder",
+        description="Published checkpoints as policy folders.",
+    )
+    out = commands.add_parser(
+        "export",
+        help="turn a policy folder into a published checkpoint",
+        description="Policy folders as published checkpoints.",
+    )
+    for name, parser in (("import", into), ("export", out)):
+        formats = parser.add_subparsers(metavar="FORMAT", parser_class=_Parser, required=True)
+        if name in words:  # the kinds of policy, which bring the formats, are not looked through for other commands
+            from ript.cli import checkpoints
+
+            (checkpoints.add_import if name == "import" else checkpoints.add_export)(formats, _command)
+
+
+def _add_machine(commands: argparse._SubParsersAction) -> None:
+    bench = commands.add_parser("bench", help="measure speed", description="Benchmarks: ratios, and all raw numbers.")
+    kinds = bench.add_subparsers(metavar="COMMAND", parser_class=_Parser, required=True)
+    p = _command(
+        kinds,
+        "rollout",
+        "bench_rollout",
+        "compare rollouts with the stock environment, and with the limit",
+        "  ript bench rollout\n  ript bench rollout --tasks drawer-open-v3 reach-v3 --workers 2 --json",
+        overrides=True,
+    )
+    _recipe(p)
+    _fields(p, "tasks", "workers", "cluster")
+    p = _command(
+        kinds,
+        "update",
+        "bench_update",
+        "measure where the time of a post-training iteration goes",
+        "  ript bench update\n  ript bench update --policy runs/sft/policy --tasks drawer-open-v3 --json",
+        overrides=True,
+    )
+    p.add_argument("--policy", metavar="DIR", help="trained policy (default: random weights and drawn rewards)")
+    _recipe(p)
+    _fields(p, "tasks", "workers", "cluster")
+    p = _command(
+        kinds,
+        "policy",
+        "bench_policy",
+        "measure act, log_prob and an update step beside the limit",
+        "  ript bench policy\n  ript bench policy --size paper --batch 16 --json\n"
+        "  ript bench policy --kind openvla_oft --synthetic --device cuda",
+    )
+    p.add_argument("--kind", default=defaults.KIND, metavar="NAME", help=f"of policy (default {defaults.KIND})")
+    p.add_argument("--size", metavar="NAME", help="one of the kind's; a wrong one is told which there are")
+    p.add_argument(
+        "--synthetic",
+        action="store_true",
+        help="the published size, where --size names none; all weights are random and made on the device",
+    )
+    p.add_argument("--batch", type=int, nargs="+", metavar="N", help="observations of one act (default: the kind's)")
+    p.add_argument("--rows", type=int, metavar="N", help="decisions of one update step (default: the kind's)")
+    p.add_argument("--micro_batch", type=int, metavar="N", help="decisions of a pass of it (default: the kind's)")
+    p.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda (default cpu)")
+    p.add_argument("--threads", type=int, metavar="N", help="torch threads (default 2)")
+    p = _command(
+        commands,
+        "doctor",
+        "doctor",
+        "check this machine; exit code 1 when something needed is missing",
+        "  ript doctor\n  ript doctor --json",
+    )
+    p.add_argument(
+        "--suite",
+        default=defaults.SUITE,
+        metavar="NAME",
+        help=f"of simulators that must be here, and are tried (default {defaults.SUITE})",
+    )
+    p = _command(
+        commands,
+        "quickstart",
+        "quickstart",
+        "from nothing to a post-trained policy: demonstrations, training, post-training, report",
+        "  ript quickstart\n  ript quickstart --target button-press-topdown-v3 --seed 1\n"
+        "  ript quickstart --fresh --out runs/from-nothing",
+        overrides=True,
+    )
+    p.add_argument(
+        "--target", metavar="TASK", help="task of the recipe's suite; it gets one demonstration (default the recipe's)"
+    )
+    p.add_argument("--fresh", action="store_true", help="make the pre-trained base anew, without the cache")
+    p.add_argument("--out", metavar="DIR", help="output folder (default: a new one under runs/)")
+    _recipe(p)
+    _fields(p, "seed", "iterations", "workers")
