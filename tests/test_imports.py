@@ -218,7 +218,7 @@ SAY_SUITES = {
     "policies/openvla_oft/kind.py",
     "policies/openvla_oft/numbers.py",
     "demos/formats/hdf5.py",  # a format of files that bears the suite's name
-    "cli/main.py",  # examples of commands
+    "cli/parser.py",  # examples of commands
 }
 """Files outside a suite's folder that may name it in code; everything else takes what `core.registry` finds."""
 
