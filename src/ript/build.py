@@ -307,7 +307,7 @@ class Origin:
 
     @property
     def content(self) -> str:
-        """Of a folder, its fingerprint; of a name on the hub, the commit."""
+        """What tells its content from another: the fingerprint of a folder, the commit of a name on the hub."""
         return self.revision or policy_folder.fingerprint(expanded(self.name))
 
     def record(self, key: str) -> dict[str, str]:

@@ -44,7 +44,7 @@ def measured(
 
 
 def milliseconds(work: Callable[[], object], device: str) -> float:
-    """Of the fastest of a few repeats."""
+    """Milliseconds of the fastest of a few repeats."""
     return in_turn(device, work)[0]
 
 

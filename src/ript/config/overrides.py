@@ -137,7 +137,8 @@ def _of_other_names(config: Config, given: Mapping[str, Sequence[str]]) -> Confi
 
 
 def _unknown(config: Config, name: str, known: Mapping[str, Any]) -> UnknownNameError:
-    """Of a section that a suite or a kind brings, only its own settings are suggested."""
+    """The error for a field that there is not. For a section that a suite or a kind brings, its own settings alone are
+    suggested."""
     whose = {"sim": f"simulators of suite {config.sim.suite}", "policy": f"policies of kind {config.policy.kind}"}
     whose["sft"] = f"the supervised training of {whose['policy']}"
     section = name.partition(".")[0]

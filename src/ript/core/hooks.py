@@ -83,7 +83,7 @@ def pretend_to_read(policy: LikelihoodPolicy, instructions: Sequence[str]) -> No
 
 
 def temperature_of(policy: LikelihoodPolicy) -> float | None:
-    """Of its sampling density; None of a policy without one."""
+    """The temperature of its sampling density; None for a policy without one."""
     return getattr(policy, "temperature", None)
 
 

@@ -29,7 +29,7 @@ MOST_SEEDS = 2**63 - 1
 """Random generators take no larger seed."""
 Pixels = Annotated[int, Field(ge=8, le=1024)]
 Size = Pixels | Annotated[tuple[Pixels, Pixels], Field(strict=False)]
-"""Of a picture: one number, or height and width."""
+"""The size of a picture in pixels: one number, or height and width."""
 
 
 class Settings(BaseModel):

@@ -239,7 +239,8 @@ def _effective(table: np.ndarray) -> float:
 
 
 def _correlation(p: np.ndarray, q: np.ndarray) -> float:
-    """Of states' outcomes before and after; a positive one is corrected for continuity (Newcombe's method 10)."""
+    """The correlation of states' outcomes before and after; a positive one is corrected for continuity (Newcombe's
+    method 10)."""
     covariance = float(((p - p.mean()) * (q - q.mean())).mean())
     if covariance > 0:
         covariance = max(0.0, covariance - 1 / (2 * len(p)))

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Statistics:
-    """Of all windows that a policy is trained on; it is saved with them, and normalises its inputs with them.
+    """Means and deviations over all windows that a policy is trained on. They are saved with it, and normalise its
+    inputs.
 
     Attributes:
         proprio_mean, proprio_std: float32 `[P]`; no deviation is so small that noise is blown up to signal.

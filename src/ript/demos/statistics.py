@@ -11,7 +11,7 @@ SMALLEST_STD = 1e-3
 
 
 def measure(proprio: np.ndarray, privileged: np.ndarray | None) -> Statistics:
-    """Of proprioception `[W, P]` and object state `[W, O]`, a row a window."""
+    """Means and deviations of proprioception `[W, P]` and of object state `[W, O]`, which have a row a window."""
     proprio_mean, proprio_std = _moments(proprio)
     privileged_mean, privileged_std = (None, None) if privileged is None else _moments(privileged)
     return Statistics(

@@ -164,11 +164,11 @@ class Windows:
         return sum(self.tasks[i].key in targets for i in self.task_index)
 
     def statistics(self) -> Statistics:
-        """Of all windows: what a policy normalises its inputs with."""
+        """Means and deviations over all windows: what a policy normalises its inputs with."""
         return measure(self.proprio, self.privileged)
 
     def fingerprint(self) -> str:
-        """Of all that is learned from, 16 hex digits: other demonstrations have another one, wherever they lie."""
+        """A hash of all that is learned from, 16 hex digits: other demonstrations have another, wherever they lie."""
         digest = hashlib.sha256(json.dumps([[task.key, task.instruction] for task in self.tasks]).encode())
         arrays = [self.task_index, self._step, self._end, self.actions, self.proprio]
         arrays += [] if self.privileged is None else [self.privileged]
@@ -192,7 +192,7 @@ class Windows:
         return self.actions[np.minimum(ahead, end - 1)], ahead < end
 
     def _probabilities(self, task_weights: Mapping[str, float] | None) -> np.ndarray:
-        """Of each window, `[W]`, on any scale."""
+        """The probability of each window to be drawn, `[W]`, on any scale."""
         if task_weights is None:
             return np.ones(len(self))
         self._known(task_weights)

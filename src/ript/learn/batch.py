@@ -142,17 +142,17 @@ class UpdateBatch:
         )
 
     def old_log_prob(self, rows: torch.Tensor) -> torch.Tensor:
-        """Of the rows int64 `[r]`: float32 `[r, K]`, on the CPU."""
+        """The recorded log-probabilities of rows int64 `[r]`: float32 `[r, K]`, on the CPU."""
         owners, decisions = self._places(rows)
         return _gather([_there(r.log_prob) for r in owners], decisions)
 
     def mask(self, rows: torch.Tensor) -> torch.Tensor:
-        """Of the rows int64 `[r]`: bool `[r, K]`, on the CPU."""
+        """Which terms of rows int64 `[r]` count: bool `[r, K]`, on the CPU."""
         owners, decisions = self._places(rows)
         return _gather([_there(r.mask) for r in owners], decisions)
 
     def _places(self, rows: torch.Tensor) -> tuple[list[Rollout], list[int]]:
-        """Of each row its rollout, and its decision there."""
+        """For each row its rollout, and its decision there."""
         return [self.rollouts[n] for n in self.trajectory[rows].tolist()], self.decision[rows].tolist()
 
 

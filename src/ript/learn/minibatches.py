@@ -64,7 +64,7 @@ class Minibatches:
         self.per_epoch = math.ceil(self.units / size)
 
     def __len__(self) -> int:
-        """Of all epochs."""
+        """The number of minibatches of all epochs together."""
         return self.epochs * self.per_epoch
 
     def __iter__(self) -> Iterator[Minibatch]:

@@ -23,7 +23,7 @@ Objective = Callable[..., tuple[torch.Tensor, Metrics]]
 """`weighted_objective`, with what is the same for all rows."""
 
 MOST_ROWS = 1024
-"""Of a pass over the whole batch, where no micro-batch bounds it."""
+"""Rows of one forward pass over the whole batch at most, where no micro-batch bounds it."""
 
 
 class Passes(Gradient):
@@ -72,7 +72,7 @@ class Passes(Gradient):
         return self.ranks.merge(merge(found))
 
     def largest(self, minibatch: Minibatch) -> float:
-        """Of a minibatch's recorded log-probabilities, the one farthest from 0."""
+        """The largest absolute value among a minibatch's recorded log-probabilities."""
         rows = self.batch.own(minibatch.rows)
         valid = self.batch.old_log_prob(rows)[self.batch.mask(rows)] if len(rows) else torch.zeros(0)
         found = self.ranks.merge({"largest": Max(float(valid.abs().max()) if len(valid) else 0.0)})

@@ -336,7 +336,7 @@ def _apart(measured: Metrics) -> Metrics:
 
 
 def _age(ages: torch.Tensor) -> Metrics:
-    """Of rows, int64 `[R]`."""
+    """Mean and largest age of the rows that an update learns from, in versions of the policy; `ages` is int64 `[R]`."""
     return {"age": Mean(float(ages.sum()), len(ages)), "age_max": Max(float(ages.max()))}
 
 

@@ -181,7 +181,7 @@ def fill(module: nn.Module, saved: SavedPolicy) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Of all files of a policy folder but its card, 16 hex digits.
+    """A hash of all files of a policy folder but its card, 16 hex digits.
 
     Raises:
         PolicyError: the system does not let one be read.

@@ -94,7 +94,7 @@ def _load() -> tuple:
 
 
 def _minilm(loaded: tuple, sentences: Sequence[str]) -> torch.Tensor:
-    """Of unit length: mean of BERT's last hidden states over the words."""
+    """Embeddings of unit length: the mean of BERT's last hidden states over the words, normalised."""
     config, w, tokenizer = loaded
     encoded = tokenizer.encode_batch(list(sentences))
     ids = torch.tensor([e.ids for e in encoded])

@@ -90,7 +90,7 @@ def _hash(files: Iterable[Path]) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _hash_of(path: Path, size: int, changed: int) -> str:
-    """Of a file, which is read again when it has changed."""
+    """The SHA-256 of a file, in hex digits. The file is read again when it has changed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

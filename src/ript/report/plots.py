@@ -28,7 +28,7 @@ for seven characters beside the axis. Finding margins for each panel would doubl
 
 
 Scale = Literal["free", "zero", "share", "whole"]
-"""Of a y-axis: as the data wants; from zero, unless there is less; the same in per cent; or 0 to 100 %."""
+"""How a y-axis is scaled: as the data wants; from zero, unless there is less; the same in per cent; or 0 to 100 %."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,8 +115,8 @@ class Measurements:
         return counts.gained >= counts.lost
 
     def remember_best(self, at: Progress) -> None:
-        """Of a run that goes on: the best policy is the one in the folder, which a killed run may have replaced after
-        its last checkpoint, and which says itself what it is."""
+        """When a run goes on, take up the best policy that its folder holds. A killed run may have replaced it after
+        its last checkpoint; the policy itself says what it is."""
         if self._has_best(at):
             found = cards.validation_in(policy_folder.card(self.run.best))
             if found is not None:  # kinds of policies need not keep their card

@@ -65,8 +65,8 @@ Start = Origin | PostTrainable | None
 
 
 def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config, Start, Leaves]:
-    """Of a run that goes on: configuration, start, and what changes in it. One killed before it kept a copy of the
-    policy starts from the original again.
+    """The configuration and start of a run that goes on, and what changes in it. A run that was killed before it kept a
+    copy of the policy starts from the original again.
 
     Args:
         out: run folder.
@@ -273,7 +273,7 @@ def first_of_training(config: Config, states: InitialStates) -> dict[str, list[I
 
 
 def tested_as_practised(config: Config, states: InitialStates) -> list[str]:
-    """Of tasks whose first test states look like ones that are practised on: how many do, each told on the screen.
+    """A sentence for each task some of whose test states look like practised ones; it is told on the screen too.
 
     Success on them is no success on what was never seen.
     """
@@ -339,8 +339,8 @@ class Amount:
 
 
 def amount(config: Config, execute: int | None) -> Amount:
-    """Of a run with this configuration, whose policy looks again after `execute` actions; None: that is not known, and
-    its decisions are not counted."""
+    """How much a run with this configuration does at most, when its policy looks again after `execute` actions; None:
+    that is not known, and decisions are not counted."""
     s, e = config.sampling, config.eval
     steps = max(horizons(config.sim, some_task_keys(config)).values())
     horizon = min(s.horizon or steps, steps)

@@ -44,7 +44,7 @@ class InitialStates:
         self._practised: dict[tuple[str, int, float], InitialState | RiptError | None] = {}
 
     def fingerprint(self) -> str:
-        """Of the states that were demonstrated, 16 hex digits; empty when the simulator draws them."""
+        """A hash of the demonstrated states, 16 hex digits; empty when the simulator draws the states."""
         ids = [state.id for states in self._demonstrated.values() for state in states]
         return hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16] if ids else ""
 

@@ -32,7 +32,7 @@ BASE_FORMAT = 3
 
 
 def base_folder(config: Config) -> Path:
-    """Of the base that this configuration starts from: `demos.hdf5`, and the run folder `sft`."""
+    """The folder of the base that this configuration starts from; it holds `demos.hdf5` and the run folder `sft`."""
     return cache_folder() / f"base-{base_fingerprint(config)}"
 
 

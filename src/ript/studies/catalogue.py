@@ -131,7 +131,7 @@ EXACT = (
     "what is drawn from, the five likeliest tokens, is also what is optimised, not the softmax over all "
     "(--policy.sampling=published does that)"
 )
-"""Of scale "paper", as all that follow."""
+"""This and the sentences that follow say in what a study of scale "paper" differs from the paper."""
 ONE_GPU = "minibatches are of 8 trajectories in all, not on each of several GPUs"
 FEW_SHOT_DIFFERS = (
     "contexts are states that the simulator draws as it draws the demonstrations', but others",

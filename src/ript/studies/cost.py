@@ -26,7 +26,7 @@ from ript.studies.sft_cost import base_hours, measure_supervised, tuning_hours
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """Of an untrained policy on this machine.
+    """How fast an untrained policy practises on this machine.
 
     Attributes:
         env_steps: a second, of all workers together.
@@ -121,7 +121,7 @@ class Cost:
 
 
 def cost(study: Study, seeds: Sequence[int], done: Collection[tuple[str, int]] = ()) -> Cost:
-    """Of all that it has still to do, by the speed of an untrained policy here.
+    """What a study has still to do will cost, estimated from the speed of an untrained policy here.
 
     Args:
         study: its cells.

@@ -20,7 +20,7 @@ from ript.studies.bases import base_folder, sft_fingerprint
 from ript.studies.notes import finetunes
 
 TASKS = 5
-"""Of the pre-training tasks, so many are demonstrated once."""
+"""Pre-training tasks that are demonstrated once, to measure how long that takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +73,14 @@ def measure_supervised(config: Config) -> SupervisedSpeed:
 
 
 def base_hours(configs: Sequence[Config], speed: SupervisedSpeed) -> float:
-    """Of these runs' bases that are not there yet; each is made once, before the runs that share it."""
+    """Hours that these runs' bases will take, those that are there not counted; runs that share a base make it once."""
     bases = {base_folder(c): c for c in configs if not (base_folder(c) / "sft" / "policy").exists()}
     demos = {folder: len(task_keys(c.sim, c.pretrain_tasks)) * c.demos.per_task for folder, c in bases.items()}
     return sum(_hours(c, speed, demos[f], c.sft.OF_BASE) for f, c in bases.items())
 
 
 def tuning_hours(configs: Sequence[Config], speed: SupervisedSpeed) -> float:
-    """Of these runs' fine-tuning; what runs share is made once."""
+    """Hours that these runs' fine-tuning will take; what runs share is made once."""
     tuned = {sft_fingerprint(c): c for c in configs if finetunes(c)}
     return sum(
         _hours(c, speed, len(task_keys(c.sim, c.tasks)) * c.demos.target, c.sft.OF_TARGETS) for c in tuned.values()
@@ -88,7 +88,7 @@ def tuning_hours(configs: Sequence[Config], speed: SupervisedSpeed) -> float:
 
 
 def _hours(c: Config, speed: SupervisedSpeed, demos: int, stages: Sequence[str]) -> float:
-    """Of `demos` demonstrations and of these stages on them."""
+    """Hours that `demos` demonstrations, and these stages on them, will take."""
     looks = demos * speed.demo_looks
     steps = c.sft.stage_steps(steps=demos * speed.demo_steps, looks=looks, target_looks=looks)
     making = demos * speed.demo_seconds / max(1, c.rollout.workers)

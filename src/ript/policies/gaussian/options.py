@@ -16,7 +16,7 @@ class GaussianOptions(PolicyOptions):
 
     kind: Literal["gaussian"] = Field("gaussian", description=PolicyOptions.meaning("kind"))
     chunk: int = Field(4, ge=1, le=1000, description="H, actions that are decided on together.")
-    execute: int = Field(0, ge=0, description="Of these, actions executed before the next look; 0: all.")
+    execute: int = Field(0, ge=0, description="How many of these actions are executed before the next look; 0: all.")
     n_obs_steps: int = Field(
         1,
         ge=1,
@@ -25,7 +25,7 @@ class GaussianOptions(PolicyOptions):
         "moves, and how fast. More than 1 need demonstrations with --demos.every=1.",
     )
     points: int = Field(32, ge=1, le=1024, description="Key points that are sought in each picture.")
-    width: int = Field(256, ge=1, le=65536, description="Of the two hidden layers.")
+    width: int = Field(256, ge=1, le=65536, description="Units of each of the two hidden layers.")
     language: Literal["none", "minilm", "clip"] = Field(
         "none",
         description="Frozen model that instructions are embedded with, for a policy of several tasks: MiniLM or CLIP "

@@ -101,7 +101,7 @@ class GaussianPolicy(nn.Module):
     # ------------------------------------------------------------------ the density
 
     def density(self, inputs: Tensors) -> torch.distributions.Normal:
-        """Of a chunk, `[B, H, A]`: `act` draws from it, and `log_prob` evaluates it.
+        """The density of a chunk, `[B, H, A]`: `act` draws from it, and `log_prob` evaluates it.
 
         Args:
             inputs: of an observation, or what rollouts keep of them.

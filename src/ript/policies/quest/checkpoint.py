@@ -29,7 +29,7 @@ from ript.policies.quest.published import BEAM, config_from_published, our_name,
 SUITES = ("libero",)
 """Suites that published files are for, besides those that are here. Their sizes are read off a file's shapes."""
 EXECUTE = 8
-"""Of a published file of such a suite: what shapes do not tell. Heads are those of the paper's size."""
+"""Actions executed before the next look by policies in published files of such suites, which shapes do not tell."""
 _WIDTHS = ("width", "autoencoder_width")
 
 PREFIX = "module."

@@ -401,7 +401,7 @@ class QuestPolicy(nn.Module):
 
     @torch.no_grad()
     def mean_entropy(self, inputs: Mapping[str, torch.Tensor], sample: torch.Tensor, temperature: float) -> float:
-        """Of a token's distribution at a temperature, nats, over these decisions."""
+        """The mean entropy of a token's distribution at a temperature, over these decisions, in nats."""
         sampled = self.configured(temperature=temperature, sampling="exact")  # "published" reports another density
         return float(sampled.log_prob(inputs, sample)[1].mean())
 
