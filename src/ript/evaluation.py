@@ -54,7 +54,7 @@ def run_evaluation(
         name: of the policy, for the record.
         seed: of sampling.
         modes: "sampled", "greedy" or both.
-        temperature: of sampled mode, for the record; None of a policy without one.
+        temperature: of sampled mode, for the record; None for a policy that has none.
         videos: how many of each task's first states become videos, in the first mode.
 
     Returns:

@@ -221,7 +221,7 @@ def resume_sft(out: str | Path, changes: Mapping[str, Any] | None = None) -> Pos
 def trained_by_stages(
     policy: PostTrainable,
 ) -> tuple[PolicyKind, Callable[..., Sequence[Stage]], torch.nn.Module]:
-    """Its kind, what makes the stages, and the policy as what they train.
+    """A policy's kind, the function that makes its stages, and the policy as the torch module that they train.
 
     Raises:
         ConfigError: the kind has no supervised training.

@@ -144,7 +144,7 @@ def required_packages(suite: str) -> list[str]:
 
 
 def _packages_of(suite: str) -> tuple[str, ...]:
-    """None of a suite that cannot be imported, which has a line of its own."""
+    """Distributions that a suite needs; none for a suite that cannot be imported, which has a line of its own."""
     try:
         return suites.get(suite).packages
     except RiptError:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
 
 FLOAT32_RATIO_TOLERANCE = 1e-3
-"""QueST's ratios are within 1e-5 of 1."""
+"""How far float32 may round a ratio from 1; those of QueST stay within 1e-5."""
 
 P = TypeVar("P", bound=PostTrainable)
 
@@ -42,12 +42,12 @@ Decisions = Callable[[Any], "tuple[Mapping[str, torch.Tensor], torch.Tensor]"]
 
 
 def kind_of(policy: LikelihoodPolicy) -> str | None:
-    """The name of its kind; None of one that no folder holds."""
+    """The name of the policy's kind; None for a policy of no kind, which no policy folder can hold."""
     return getattr(policy, "KIND", None)
 
 
 def settings_of(policy: LikelihoodPolicy) -> dict[str, Any]:
-    """Its whole configuration as plain JSON values, for the record; empty of a policy that has none."""
+    """The policy's whole configuration as plain JSON values, for the record; empty for a policy that has none."""
     if hasattr(policy, "settings"):
         return dict(policy.settings())
     options = _options(policy)

@@ -301,7 +301,7 @@ class TrainingOptions(Settings):
 
     @classmethod
     def stage_of(cls, name: str) -> str | None:
-        """The one stage that a field is about; None of one that is about several."""
+        """The one stage that a field is about; None for a field that is about several."""
         if name in cls.SHARED:
             return None
         return next((stage for stage in cls.stages() if name.startswith(f"{stage}_")), None)

@@ -84,7 +84,7 @@ def fingerprints(modules: Iterable[str]) -> dict[str, str]:
 
 
 def _own_file(module: str) -> Path | None:
-    """The source of a module that is imported; None of one that is none of a user's own."""
+    """The source file of an imported module; None for a module that is not a user's own."""
     file = getattr(sys.modules.get(module), "__file__", None)
     if not file or not str(file).endswith(".py") or module == "__main__" or module.partition(".")[0] == "ript":
         return None

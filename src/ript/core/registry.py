@@ -242,7 +242,7 @@ kinds: Registry[PolicyKind] = Registry(
 
 
 def simulator_versions(suite: str) -> dict[str, str]:
-    """Distribution -> version of what a suite's simulators are made of, for a record; empty of one that is not here."""
+    """Distribution -> version of what a suite's simulators are made of, for a record; empty when it is not here."""
     try:
         return suites.get(suite).versions()
     except RiptError:

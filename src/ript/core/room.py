@@ -33,7 +33,7 @@ class Demands:
 
 
 def free_on(device: str) -> int | None:
-    """Bytes that are free on a GPU; None of the CPU, whose memory other programs share and the disk extends."""
+    """Bytes that are free on a GPU; None for the CPU, whose memory other programs share and the disk extends."""
     import torch
 
     return torch.cuda.mem_get_info()[0] if torch.device(device).type == "cuda" else None

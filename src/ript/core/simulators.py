@@ -143,7 +143,7 @@ class Spoilt(Exception):
 
 
 def run_errand(errand: Errand, simulators: SimulatorCache, mark: Callable[[], None] | None = None) -> Any:
-    """Its answer.
+    """Run an errand on a simulator of this process; returns its answer.
 
     Args:
         errand: to run.

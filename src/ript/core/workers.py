@@ -36,7 +36,7 @@ class Crashed:
 
     @staticmethod
     def of(error: BaseException, where: str) -> Crashed:
-        """`where` is the process, and what it worked on, for the message."""
+        """An error in the form in which it is sent; `where` is the process and what it worked on, for the message."""
         message = str(error) if isinstance(error, RiptError) else f"{type(error).__name__}: {error}"
         trace = "".join(traceback.format_exception(error))
         return Crashed(type(error).__name__, f"{where}: {message}", trace)

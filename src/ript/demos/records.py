@@ -39,5 +39,5 @@ class Demo:
         return self.initial_state.task
 
     def __len__(self) -> int:
-        """Steps, T."""
+        """The number of steps, T."""
         return len(self.actions)

@@ -87,7 +87,7 @@ class Windows:
         self._instructions = np.array([task.instruction for task in self.tasks], dtype=object)
 
     def __len__(self) -> int:
-        """Windows, W."""
+        """The number of windows, W."""
         return len(self._step)
 
     @property

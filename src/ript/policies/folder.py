@@ -219,7 +219,7 @@ def _configuration(folder: Path, *has: str) -> dict[str, Any]:
 
 
 def foreign(folder: Path) -> dict | None:
-    """What config.json says of a folder that was written by another program; None of one of ours, or of none."""
+    """The config.json of a folder that another program wrote; None for a policy folder of ours, or no folder."""
     try:
         config = json_value(read_text(folder / "config.json", PolicyError))
     except (OSError, ValueError, PolicyError):

@@ -45,7 +45,7 @@ def commit_of(name: str) -> str:
 
 
 def named(folder: str | Path) -> tuple[str, str] | None:
-    """(name, commit) of a policy whose folder is one of the hub's cache; None of any other."""
+    """(name, commit) of a policy whose folder lies in the hub's cache; None for any other folder."""
     parts = Path(folder).absolute().parts[-3:]
     if len(parts) < 3 or parts[1] != "snapshots" or not re.fullmatch("[0-9a-f]{40}", parts[2]):
         return None

@@ -21,7 +21,7 @@ CLIP = "openai/clip-vit-base-patch32"
 CLIP_FOLDER = "RIPT_CLIP"
 """Environment variable: a folder with the files of `CLIP`."""
 _CLIP_FILES = (("config.json",), ("tokenizer.json",), ("model.safetensors", "pytorch_model.bin"))
-"""One of each."""
+"""Names of CLIP's files; of each group, one is needed."""
 
 
 def model_folder() -> Path:

@@ -50,7 +50,7 @@ class Outcome:
     """How a rollout ended, as the simulator's side knows it. See `types.Rollout` for the fields.
 
     Attributes:
-        executed: environment steps of each decision's chunk, the last one's up to the success; empty of an ERROR.
+        executed: environment steps of each decision's chunk, the last one's up to the success; empty for an ERROR.
     """
 
     ticket: int

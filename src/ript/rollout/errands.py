@@ -17,7 +17,7 @@ from ript.rollout.engine import FATAL
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a simulator is, and initial states of it; in the place of one that there is not, why."""
+    """A simulator's task and spec, and initial states of it; where there is no state, None or the reason."""
 
     task: Task
     spec: SimulatorSpec
@@ -25,12 +25,12 @@ class Found:
 
 
 def look(simulator: Simulator) -> Found:
-    """What it is."""
+    """The simulator's task and what it shows and takes, without states."""
     return Found(simulator.task, simulator.spec)
 
 
 def states(simulator: Simulator, n: int, seed: int, split: Split, start: int) -> Found:
-    """Its states number start..start+n-1; as many as there are."""
+    """Initial states number start..start+n-1 of a simulator, or as many of these as there are."""
     return Found(simulator.task, simulator.spec, simulator.initial_states(n, seed, split, start))
 
 

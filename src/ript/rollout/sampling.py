@@ -305,7 +305,7 @@ def practice_horizons(
 
 
 def _stripped(group: Group) -> Group:
-    """Without what only an update needs."""
+    """The group's rollouts without what only an update needs."""
     return replace(group, rollouts=tuple(rollout.outcome() for rollout in group.rollouts))
 
 

@@ -90,7 +90,7 @@ TRACKERS: dict[str, Any] = {"tensorboard": TensorBoardTracker, "wandb": WandbTra
 
 
 def require_trackers(names: Iterable[str]) -> None:
-    """Before anything is written:
+    """See, before anything is written, that all these trackers can be used.
 
     Raises:
         UnknownNameError: no such tracker.

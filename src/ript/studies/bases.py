@@ -65,7 +65,7 @@ def _humans(config: Config) -> list[str]:
 
 
 def _version(package: str) -> str | None:
-    """None when it is not installed."""
+    """The version of a distribution; None when it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -104,7 +104,7 @@ def make_base(config: Config, base: Path) -> Path:
 
 
 def make_base_demos(config: Config, base: Path) -> None:
-    """The demonstrations alone."""
+    """Make the demonstrations of the pre-training tasks, unless they are there."""
     if (base / "demos.hdf5").exists():
         return
     kinds.get(config.policy.kind).check(config.policy)  # before all demonstrations are made

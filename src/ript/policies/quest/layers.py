@@ -14,8 +14,8 @@ from ript.core.noise import fill
 
 
 def frequencies(dim: int) -> torch.Tensor:
-    """The frequencies of a sinusoidal encoding, 10000^(-2i/dim), `[dim / 2]`, in float64: rounded to float32 they are the
-    same on every machine, while powers in float32 are not."""
+    """The frequencies of a sinusoidal encoding, 10000^(-2i/dim), `[dim / 2]`, in float64: rounded to float32 they are
+    the same on every machine, while powers in float32 are not."""
     return 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
 
 

@@ -41,7 +41,7 @@ class Errands:
         self._answers: dict[int, Any] = {}
 
     def begin(self, errands: Sequence[Errand]) -> list[int]:
-        """Their numbers. All that was before is forgotten: what comes back of it is not wanted any more."""
+        """Take up errands; returns their numbers. Earlier ones are forgotten: their answers are not wanted any more."""
         numbers = list(range(self._number + 1, self._number + 1 + len(errands)))
         self._number += len(errands)
         self._waiting = deque(Trip(number, errand) for number, errand in zip(numbers, errands, strict=True))

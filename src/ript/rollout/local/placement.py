@@ -32,13 +32,13 @@ class Load:
         return task not in self.loaded and len(self.loaded) >= self.tasks
 
     def give(self, flight: Flight) -> None:
-        """It has this to do as well."""
+        """Note a rollout that the worker was given."""
         task = flight.request.initial_state.task.key
         self.flights[flight.ticket] = flight
         self.use(task)
 
     def use(self, task: str) -> None:
-        """It works on this task, and so has it loaded soon."""
+        """Note that the worker works on a task, which it will therefore have loaded, as the one used last."""
         self.loaded.pop(task, None)
         self.loaded[task] = None
         in_use = self._in_use()

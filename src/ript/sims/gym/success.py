@@ -18,7 +18,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, ">
 
 
 def threshold(rule: str) -> Callable[[float], bool] | None:
-    """The comparison that a rule such as "reward>=0.9" or "reward > 0" makes with a reward; None of another rule.
+    """The comparison that a rule such as "reward>=0.9" or "reward > 0" makes with a reward; None for any other rule.
 
     Raises:
         ConfigError: it compares with no finite number, or in another way.
@@ -95,7 +95,8 @@ class Success:
 
 
 def truth(value: Any) -> bool | None:
-    """What a value says that is true or false, or the number 1 or 0, alone or in an array; None of any other."""
+    """Whether a value says success, when it is true or false, or the number 1 or 0, alone or in an array; None for any
+    other value."""
     if not _is_number(value) or not np.isin(value, (0, 1)).all():
         return None
     return bool(np.asarray(value).reshape(()))
