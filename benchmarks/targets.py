@@ -27,8 +27,9 @@ from ript.config.sections import Config
 from ript.core.errors import RiptError
 from ript.core.statistics import align, difference, success, wilson
 from ript.run.files import write_json
-from ript.run.folder import RunFolder, read_rows
+from ript.run.folder import RunFolder
 from ript.run.progress import status
+from ript.run.reading import read_rows
 from ript.studies.quickstart import quickstart
 from ript.studies.table import points
 

@@ -13,7 +13,7 @@ from ript.core import arguments
 from ript.core.errors import ConfigError, RiptError
 from ript.demos.demo_set import open_demos
 from ript.policies.quest.policy import QuestPolicy
-from ript.run.folder import read_config
+from ript.run.reading import read_config
 
 CONFIG = toy_config(iterations=1)
 HERE = CONFIG.rollout

@@ -27,7 +27,7 @@ from ript.evaluation import evaluate, run_evaluation
 from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
 from ript.rl import train_rl
-from ript.run.folder import read_config
+from ript.run.reading import read_config
 from ript.sft import resume_sft, train_sft
 from ript.sims.metaworld.options import MetaworldOptions
 from ript.sims.registry import make_simulator

@@ -31,7 +31,7 @@ from ript.policies.temperature import TEMPERATURES, choose_temperature
 from ript.rl import train_rl
 from ript.rollout.pool import make_pool
 from ript.rollout.reasons import reasons
-from ript.run.folder import read_rows
+from ript.run.reading import read_rows
 from ript.sims.toy.simulator import ToySimulator
 
 HERE = RolloutConfig(workers=0, slots=8)

@@ -20,7 +20,7 @@ from ript.core.options import replace
 from ript.core.registry import kinds
 from ript.evaluation import evaluate
 from ript.rl import train_rl
-from ript.run.folder import read_config
+from ript.run.reading import read_config
 from ript.run.settings import asked_for, leaves, settled
 from ript.sft import resume_sft, train_sft
 from ript.sims.registry import make_simulator

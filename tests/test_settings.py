@@ -19,7 +19,7 @@ from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
 from ript.rl import train_rl
-from ript.run.folder import read_config
+from ript.run.reading import read_config
 from ript.run.settings import asked_for, leaves, nested, recorded, unused, uses
 from ript.sft import resume_sft, train_sft
 

@@ -18,8 +18,8 @@ from ript.evaluation import tally
 from ript.rl import RLResult, train_rl
 from ript.rollout.sampling import Collection
 from ript.run import collecting
-from ript.run.folder import read_config
 from ript.run.measure import Measurements
+from ript.run.reading import read_config
 from ript.run.rl_progress import Progress, iteration_line
 from ript.sims.toy import simulator as toy
 from ript.sims.toy.simulator import ToySimulator

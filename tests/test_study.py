@@ -30,8 +30,8 @@ from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
 from ript.rl import train_rl
 from ript.run.files import write_json
-from ript.run.folder import read_config
 from ript.run.lock import locked
+from ript.run.reading import read_config
 from ript.studies import catalogue as studies
 from ript.studies.bases import base_folder, sft_fingerprint
 from ript.studies.catalogue import ML45_TEST, ML45_TRAIN, STUDIES, Cell, Scale, Study, get_study

@@ -20,7 +20,8 @@ from ript.demos.demo_set import open_demos
 from ript.report.page import write_report
 from ript.rl import train_rl
 from ript.run import files
-from ript.run.folder import RunFolder, read_config
+from ript.run.folder import RunFolder
+from ript.run.reading import read_config
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*Path(ript.__file__).parent.rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")])

@@ -47,7 +47,8 @@ from ript.run import collecting
 from ript.run import measure as measuring
 from ript.run import start as starting
 from ript.run.checkpoint import list_checkpoints, read_checkpoint
-from ript.run.folder import RunFolder, read_config, read_rows
+from ript.run.folder import RunFolder
+from ript.run.reading import read_config, read_rows
 from ript.run.states import InitialStates
 from ript.sims.toy import simulator as toy
 from ript.sims.toy.simulator import ToySimulator

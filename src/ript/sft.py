@@ -39,8 +39,9 @@ from ript.demos.windows import Windows
 from ript.learn.stages import StageSettings, run_stages
 from ript.run.cards import add_supervised
 from ript.run.checkpoint import Checkpoint
-from ript.run.folder import RunFolder, read_config
+from ript.run.folder import RunFolder
 from ript.run.progress import progress, status
+from ript.run.reading import read_config
 from ript.run.settings import (
     asked_for,
     leaves,

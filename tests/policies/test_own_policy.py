@@ -20,7 +20,7 @@ from ript.core.types import SimulatorSpec
 from ript.demos.collect import collect_demos
 from ript.demos.scripted import load_expert
 from ript.policies import hub
-from ript.run.folder import read_rows
+from ript.run.reading import read_rows
 from ript.run.settings import settled
 from ript.sft import resume_sft
 

@@ -24,8 +24,9 @@ from synthetic_run import evaluation, moving_square
 from ript.core.errors import DataError, RunError
 from ript.report.read import read_run
 from ript.run import folder as run_module
-from ript.run.folder import RunFolder, read_config
+from ript.run.folder import RunFolder
 from ript.run.lock import Lock
+from ript.run.reading import read_config
 
 torch.set_num_threads(1)
 

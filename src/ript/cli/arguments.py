@@ -92,7 +92,7 @@ def resumed(args: Namespace, command: str) -> tuple[Config, dict[str, list[str]]
     Raises:
         ConfigError: a setting was given that has no effect in this command.
     """
-    from ript.run.folder import read_config
+    from ript.run.reading import read_config
 
     given = given_fields(args)
     if not given:

@@ -11,8 +11,8 @@ from typing import Any
 from ript.core.disk import cannot_read
 from ript.core.errors import DataError
 from ript.run.files import read_json
-from ript.run.folder import read_config, read_rows
 from ript.run.progress import status
+from ript.run.reading import read_config, read_rows
 
 Row = Mapping[str, Any]
 

@@ -14,7 +14,7 @@ from ript.core.statistics import Estimate, align, difference, measured_once, suc
 from ript.report.read import Comparison, RunData
 from ript.report.views import percent, points, short_mode
 from ript.run.files import read_json
-from ript.run.folder import read_config
+from ript.run.reading import read_config
 
 
 def over_seeds(runs: Sequence[RunData]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@
     videos/before, videos/after
     report.html
 
-Reading needs no lock (see `read_run`); writing does, and one process at a time has it.
+Reading (`run.reading`) needs no lock; writing does, and one process at a time has it.
 """
 
 from __future__ import annotations
@@ -22,29 +22,24 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
 from ript.core import interpreter, machine
-from ript.core.disk import cannot_write, reading, writing
+from ript.core.disk import cannot_write, writing
 from ript.core.errors import DataError, NotFiniteError, OutOfMemory, RunError
-from ript.core.files import absolute, atomic_folder, clean_leftovers, encoded, expanded, make_folder, remove, write_text
+from ript.core.files import absolute, atomic_folder, clean_leftovers, encoded, make_folder, remove, write_text
 from ript.core.memory import ANYWHERE, enough_memory
 from ript.core.registry import simulator_versions
 from ript.core.types import EvalResult, Reason
 from ript.run.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
-from ript.run.files import append_line, dumps, now, read_json, read_lines, write_json
+from ript.run.files import append_line, dumps, now, read_json, write_json
 from ript.run.lock import Lock, acquire, release
 from ript.run.progress import status
+from ript.run.reading import FORMAT, Kind, read_config, read_rows, version
 from ript.run.trackers import Trackers
 from ript.run.video import Videos, write_videos
-
-FORMAT = 2
-READABLE = (1, 2)
-"""Formats that reports read. Only a run of `FORMAT` can go on: earlier ones measured on other initial states."""
-Kind = Literal["rl", "sft"]
 
 _OWN = (
     "checkpoints",
@@ -424,73 +419,6 @@ def _what_is_there(path: Path) -> str:
     return f"{path} holds {what}, which a run would replace: choose another --out"
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, evals.jsonl or errors.jsonl.
-
-    Raises:
-        DataError: a line that `log`, `log_eval` or `log_errors` cannot have written; names it.
-    """
-    rows = read_lines(path)
-    for number, row in enumerate(rows, start=1):
-        try:
-            if not isinstance(row["iteration"], int):
-                raise TypeError("iteration is no whole number")
-            if path.name == "evals.jsonl":
-                if not isinstance(row["mode"], str) or not isinstance(row["states"], str):
-                    raise TypeError("mode and states must be words")
-                if row["states"] == "held-out":  # as version 0.1.0 named the test states
-                    row["states"] = "test"
-                EvalResult.from_json(row["eval"], row["per_state"])
-            elif path.name == "errors.jsonl":
-                for reason in row["reasons"]:
-                    Reason(**reason)
-            elif odd := [name for name, value in row.items() if not isinstance(value, int | float | None)]:
-                raise TypeError(f"{', '.join(odd)}: no number")
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{path}, line {number} is damaged ({error!r})") from error
-    return rows
-
-
-def read_config(path: str | Path, *, to_resume: bool = False) -> dict[str, Any]:
-    """The document config.json of a run folder: "format", "kind", "config", versions and command line.
-
-    Args:
-        path: the run folder.
-        to_resume: of a run that goes on, which takes the present format.
-
-    Raises:
-        RunError: not a run folder, or of an incompatible version.
-    """
-    path = expanded(path)
-    with reading(path, RunError):
-        is_run = (path / "config.json").is_file()
-    if not is_run:
-        what = "is not a run folder (it has no config.json)" if path.is_dir() else "is a file, not a run folder"
-        what = what if path.exists() else "does not exist"
-        inside = sorted(str(file.parent) for file in path.glob("*/config.json") if (file.parent / ".lock").exists())
-        hint = f"it contains {' and '.join(inside)}" if inside else "give the --out folder of an earlier run"
-        raise RunError(f"{path} {what}: {hint}")
-    document = read_json(path / "config.json")
-    if not isinstance(document, dict) or "format" not in document:
-        raise RunError(f"{path / 'config.json'} is not the config of a ript run: it has no format version")
-    if document.get("kind", "rl") not in get_args(Kind):
-        raise RunError(f"{path} is not a run folder, but holds a {document['kind']!r} policy: give the run's folder")
-    if document["format"] not in ((FORMAT,) if to_resume else READABLE):
-        raise RunError(
-            f"{path} has run format {document['format']} (written by ript {document.get('ript', '?')}); this is ript "
-            f"{_version('ript')}, which reads format {FORMAT}: use that version, or start again with another --out"
-        )
-    missing = [key for key in ("kind", "config") if key not in document]
-    if missing:
-        raise RunError(f"{path / 'config.json'} is incomplete: {' and '.join(missing)} missing")
-    if not isinstance(document["config"], dict):
-        raise RunError(f"{path / 'config.json'} is damaged: config is no table of settings")
-    notes, packages = document["config"].get("notes", []), document.get("packages", {})
-    if not isinstance(notes, list) or not isinstance(packages, dict):
-        raise RunError(f"{path / 'config.json'} is damaged: notes must be a list, packages a table")
-    return document
-
-
 def _environment(kind: Kind, config: Mapping[str, Any]) -> dict[str, Any]:
     suite = str(config.get("recipe_config", {}).get("sim", {}).get("suite", ""))
     program, *words = interpreter.arguments()
@@ -498,17 +426,10 @@ def _environment(kind: Kind, config: Mapping[str, Any]) -> dict[str, Any]:
         "format": FORMAT,
         "kind": kind,
         "created": now(),
-        "ript": _version("ript"),
+        "ript": version("ript"),
         "command": ["ript", *words] if Path(program).stem in ("ript", "cli", "__main__") else [program, *words],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": machine.cores().usable,
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))} | simulator_versions(suite),
+        "packages": {name: found for name in _PACKAGES if (found := version(name))} | simulator_versions(suite),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -37,8 +37,9 @@ from ript.rollout import errands
 from ript.run.cards import begin_practice, set_horizon
 from ript.run.checkpoint import list_checkpoints
 from ript.run.files import read_json
-from ript.run.folder import RunFolder, read_config
+from ript.run.folder import RunFolder
 from ript.run.progress import status
+from ript.run.reading import read_config
 from ript.run.settings import (
     Leaves,
     asked_for,

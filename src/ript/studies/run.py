@@ -35,9 +35,9 @@ from ript.report.tables import count
 from ript.rl import train_rl
 from ript.run import lock
 from ript.run.files import read_json, write_json
-from ript.run.folder import read_config, read_rows
 from ript.run.lock import InUse, locked
 from ript.run.progress import status
+from ript.run.reading import read_config, read_rows
 from ript.run.settings import NEUTRAL, among, differing, leaves, refuse_unused, refuse_unused_stages, unused
 from ript.studies.bases import base_folder, collect, make_base, sft_fingerprint, train_unless_done
 from ript.studies.catalogue import Cell, Scale, Study, get_study, with_simulator
