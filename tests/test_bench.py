@@ -16,9 +16,11 @@ from ript.core.errors import ConfigError
 from ript.core.machine import Cores
 from ript.core.metrics import Sum
 from ript.core.options import replace
+from ript.core.registry import suites
 from ript.core.types import Status
 from ript.learn.update import update
 from ript.rollout.sampling import collect_groups
+from ript.sims.metaworld.options import MetaworldOptions
 
 
 def toy(**rollout: int) -> Config:
@@ -104,7 +106,8 @@ def test_an_iteration_is_timed_part_by_part() -> None:
 def test_a_stock_environment_that_breaks_is_reported_by_its_error(monkeypatch) -> None:
     received = []
     pipe = SimpleNamespace(send=received.append)
-    bench.stock_worker(pipe, "no-such-task-v3", None, 64, 1, 0)  # type: ignore[arg-type]
+    make, options = suites.get("metaworld").stock, MetaworldOptions()
+    bench.stock_worker(pipe, make, "metaworld/no-such-task-v3", options, None, 1, 0)  # type: ignore[arg-type]
     (error,) = received
     assert isinstance(error, RuntimeError)
     with pytest.raises(bench.WorkerError, match="the stock environment failed"):

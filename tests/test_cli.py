@@ -244,7 +244,7 @@ def test_a_printed_recipe_is_a_file_that_recipe_reads_back(folder: Path, capsys)
         ("report OUT --out .", 1, "is a folder: name a file in it"),
         ("demos info .", 1, "is a folder: give a demonstration file"),
         ("quickstart --seed -1 --out OUT", 2, "seed: must be in 0..2^63 - 1, got -1"),
-        ("bench rollout --recipe smoke", 2, "stock environment exists for metaworld only"),
+        ("bench rollout --recipe smoke", 2, "has no stock environment to measure beside (libero, metaworld have)"),
         ("bench rollout --tasks=", 2, "no task to practise on: give --tasks"),
         ("bench update --tasks ,", 2, "no task to practise on: give --tasks"),
         ("demos collect --recipe smoke --tasks reach --per-task 1 --out .", 1, "is a folder: name a file in it"),

@@ -211,7 +211,6 @@ SAY_SUITES = {
     "config/recipes.py",
     "config/defaults.py",  # what records of 0.1.0 mean
     "studies/catalogue.py",
-    "bench/rollout.py",  # the stock environment beside ours
     "policies/quest/checkpoint.py",  # published checkpoints, by the suite that they were published for
     "policies/quest/kind.py",
     "policies/openvla_oft/checkpoint.py",

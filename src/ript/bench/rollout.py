@@ -5,10 +5,10 @@ One run measures three things on the same machine, one after the other:
 ours    Whole rollouts as in training: pictures at each decision, a policy of size "small" in the loop (random weights,
         sampled mode: what it does matters little for speed), N worker processes, resets included. A first round that
         builds simulators and renderers is left out.
-stock   N processes at once with one thread each, as existing systems do it: `gymnasium.make("Meta-World/MT1")`, one
-        `step` and one default `render` at the same image size for each environment step, the same policy on a batch of
-        one when it looks (every chunk), a reset per rollout. It is slow, so it runs for fewer steps: the median of each
-        part, spread over a rollout of full length.
+stock   N processes at once with one thread each, as existing systems do it: the suite's own stock environment
+        (`gymnasium.make("Meta-World/MT1")`, LIBERO's `OffScreenRenderEnv`), one `step` and its default pictures at the
+        same size for each environment step, the same policy on a batch of one when it looks (every chunk), a reset per
+        rollout. It is slow, so it runs for fewer steps: the median of each part, spread over a rollout of full length.
 limit   Every part of the same rollouts alone, at its best, on one core: the actions of some of them replayed without
         looking (physics and success check), resets without looking, looks, and the policy at the batch size that suits
         it best. Summed for the numbers of steps, resets, looks and decisions that were counted, divided by the number
@@ -32,19 +32,21 @@ from ript.build import computing, horizons, make_env_pool, make_policy, simulato
 from ript.config.sections import Config
 from ript.core import children, hooks, machine
 from ript.core.errors import ConfigError, WorkerError
-from ript.core.interfaces import Simulator
+from ript.core.interfaces import Simulator, StockEnvironment
 from ript.core.metrics import Metrics, values
+from ript.core.options import SimOptions
+from ript.core.registry import suites
 from ript.core.simulators import close
 from ript.core.types import InitialState, Observation, Rollout, RolloutRequest, Status
 from ript.policies.quest.policy import QuestPolicy
 from ript.run.progress import progress, status
 from ript.run.states import InitialStates
-from ript.sims.mujoco.gl import import_mujoco
 
 REPLAYED = 6
 """Rollouts whose parts are timed alone."""
 BATCHES = (16, 32, 64, 128)
 REPEATS = 8
+RAW = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +73,9 @@ def bench_rollout(config: Config, *, rollouts: int | None = None, stock_steps: i
         the documented `ript bench rollout --json` document.
 
     Raises:
-        ConfigError: a suite other than Meta-World.
+        ConfigError: a suite without a stock environment.
     """
-    if config.sim.suite != "metaworld":
-        raise ConfigError(
-            f"the stock environment exists for metaworld only, not for {config.sim.suite}: use another recipe"
-        )
+    _stock_maker(config)
     keys = some_task_keys(config)
     workers = config.rollout.workers
     with computing("cpu", 1):
@@ -102,6 +101,17 @@ def bench_rollout(config: Config, *, rollouts: int | None = None, stock_steps: i
         "stock": stock,
         "limit": limit,
     }
+
+
+def _stock_maker(config: Config) -> Callable[[str, Any, int], StockEnvironment]:
+    maker = suites.get(config.sim.suite).stock
+    if maker is None:
+        having = [name for name, suite in suites.all()[0].items() if suite.stock is not None]
+        raise ConfigError(
+            f"suite {config.sim.suite} has no stock environment to measure beside ({', '.join(having)} have): "
+            "use another recipe"
+        )
+    return maker
 
 
 # ------------------------------------------------------------------ ours
@@ -162,7 +172,7 @@ def measure_limit(config: Config, policy: QuestPolicy, ours: Ours) -> dict[str, 
             _time_parts(simulators[state.task.key], state, actions, spent, counted, looks)
         best = {name: min(best[name], spent[name] / counted[name]) for name in best}
     decision, batch = best_inference(policy, looks)
-    raw = raw_step_seconds(next(iter(simulators.values())))
+    raw = raw_step_seconds(config, next(iter(simulators)))
     for sim in simulators.values():
         close(sim)
     return limit_of(config, ours, best, decision=decision, batch=batch, raw=raw)
@@ -241,17 +251,20 @@ def best_inference(policy: QuestPolicy, looks: Sequence[Observation]) -> tuple[f
     return min(found)
 
 
-def raw_step_seconds(sim: Simulator) -> float:
-    """Seconds of MuJoCo's own `mj_step`, as often as an environment step does, after a reset without actions."""
-    from ript.sims.metaworld.stock import new_environment
+def raw_step_seconds(config: Config, key: str) -> float:
+    """Seconds of the physics alone in an environment step, after a reset without actions."""
+    stock = _stock_maker(config)(key, config.sim, config.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stock.reset()
 
-    mujoco = import_mujoco()
-    env = new_environment(sim.task.name)
-    env._freeze_rand_vec = False
-    env.reset()
-    seconds = _best_of(REPEATS, lambda: [mujoco.mj_step(env.model, env.data, env.frame_skip) for _ in range(500)])
-    env.close()
-    return seconds / 500
+    def physics() -> None:
+        for _ in range(RAW):
+            stock.physics()
+
+    seconds = _best_of(REPEATS, physics)
+    stock.close()
+    return seconds / RAW
 
 
 def _best_of(repeats: int, work: Callable[[], object]) -> float:
@@ -273,8 +286,7 @@ def measure_stock(
     started: list[children.Child] = []
     try:
         for i in range(processes):
-            name = keys[i % len(keys)].partition("/")[2]
-            arguments = (name, policy, config.sim.image_size, steps, config.seed + i)
+            arguments = (_stock_maker(config), keys[i % len(keys)], config.sim, policy, steps, config.seed + i)
             started.append(children.start(stock_worker, *arguments, preload=("torch",)))
         for child in started:
             _receive(child.connection)  # built and warm
@@ -308,51 +320,30 @@ def _receive(pipe: Connection) -> Any:
     return message
 
 
-def stock_worker(pipe: Connection, task: str, policy: QuestPolicy, size: int, steps: int, seed: int) -> None:
+def stock_worker(
+    pipe: Connection,
+    make: Callable[[str, Any, int], StockEnvironment],
+    key: str,
+    options: SimOptions,
+    policy: QuestPolicy,
+    steps: int,
+    seed: int,
+) -> None:
     """One process: build, say so, wait for the others, measure, send seconds per part."""
     try:
         torch.set_num_threads(1)
-        from ript.sims.metaworld.stock import import_metaworld
-
-        import_metaworld()  # registers the environments
-        import gymnasium
-
         warnings.simplefilter("ignore")  # gymnasium's checker, of observation bounds
-        env = gymnasium.make(
-            "Meta-World/MT1",
-            env_name=task,
-            seed=seed,
-            render_mode="rgb_array",
-            camera_name="corner2",
-            width=size,
-            height=size,
-        )
-        actor = StockActor(policy, task)
-        run_stock(env, actor, 8, seed)
+        stock = make(key, options, seed)
+        run_stock(stock, policy, 8, seed, resets=1)
         pipe.send("ready")
         pipe.recv()
-        pipe.send(run_stock(env, actor, steps, seed))
-        env.close()
+        pipe.send(run_stock(stock, policy, steps, seed))
+        stock.close()
     except Exception as error:
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
-class StockActor:
-    """The policy, fed with a stock observation and picture."""
-
-    def __init__(self, policy: QuestPolicy, task: str):
-        from ript.sims.metaworld.instructions import INSTRUCTIONS
-
-        self.policy, self.instruction = policy, INSTRUCTIONS[task]
-
-    def __call__(self, vector: np.ndarray, picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        proprio = np.concatenate([vector[:4], vector[18:22]]).astype(np.float32)[None]
-        images = dict.fromkeys(self.policy.config.cameras, picture[None])
-        look = Observation(images=images, proprio=proprio, instruction=(self.instruction,))
-        return self.policy.act(look, [generator]).actions[0]
-
-
-def run_stock(env: Any, actor: StockActor, steps: int, seed: int, resets: int = 3) -> dict[str, float]:
+def run_stock(stock: StockEnvironment, policy: QuestPolicy, steps: int, seed: int, resets: int = 3) -> dict[str, float]:
     """Median seconds of "reset" (with its first picture), "step", "render" and "decision" over `steps` steps."""
     spent: dict[str, list[float]] = {"reset": [], "step": [], "render": [], "decision": []}
     generator = np.random.default_rng(seed)
@@ -364,15 +355,15 @@ def run_stock(env: Any, actor: StockActor, steps: int, seed: int, resets: int = 
         return result
 
     for _ in range(resets):
-        vector, picture = timed("reset", lambda: (env.reset()[0], env.render()))
+        timed("reset", stock.reset)
     chunk: list[np.ndarray] = []
     for _ in range(steps):
         if not chunk:
-            chunk = list(timed("decision", actor, vector, np.ascontiguousarray(picture), generator))
-        vector, _, terminated, truncated, _ = timed("step", env.step, chunk.pop(0))
-        picture = timed("render", env.render)
-        if terminated or truncated:
-            vector, _ = env.reset()
+            chunk = list(timed("decision", policy.act, stock.observation(), [generator]).actions[0])
+        over = timed("step", stock.step, chunk.pop(0))
+        timed("render", stock.draw)
+        if over:
+            stock.reset()
     return {name: float(np.median(seconds)) for name, seconds in spent.items()}
 
 

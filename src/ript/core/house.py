@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ript.core.errors import UnknownNameError
-from ript.core.interfaces import PostTrainable, Simulator, SimulatorFactory
+from ript.core.interfaces import PostTrainable, Simulator, SimulatorFactory, StockEnvironment
 from ript.core.room import Demands
 from ript.core.specimens import Specimens
 from ript.core.supervised import DemoSource, Stage
@@ -55,6 +55,8 @@ class Suite:
         available: None, or what to install before a simulator can be made.
         probe: makes simulators, tries whether they behave as they should, and says what was found, in words; raises
             what is wrong. `ript doctor --suite NAME` runs it, in another process. None: there is nothing to try.
+        stock: (task key, options, seed) -> the environment that its simulators stand for, which `ript bench rollout`
+            times beside them; None: they stand for none.
         caveats: options -> what readers of results should know of such simulators.
         modules: name of a task -> modules that its simulator is made of, besides the suite's own.
     """
@@ -74,6 +76,7 @@ class Suite:
     draws: bool = False
     available: Callable[[], str | None] = lambda: None
     probe: Callable[[], str] | None = None
+    stock: Callable[[str, Any, int], StockEnvironment] | None = None
     caveats: Callable[[Any], Sequence[str]] = lambda options: ()
     modules: Callable[[str], Sequence[str]] = lambda name: ()
 

@@ -112,6 +112,32 @@ class Perturbable(Simulator, Protocol):
         ...
 
 
+class StockEnvironment(Protocol):
+    """The environment that a suite's simulators stand for, as existing systems use it: to be timed beside them."""
+
+    def reset(self) -> None:
+        """Its own reset, with its first pictures."""
+        ...
+
+    def step(self, action: np.ndarray) -> bool:
+        """One step with float32 `[A]`; whether the episode is over."""
+        ...
+
+    def draw(self) -> None:
+        """The pictures that existing systems draw after every step, unless its steps have drawn them."""
+        ...
+
+    def observation(self) -> Observation:
+        """What a policy sees of it now, B = 1."""
+        ...
+
+    def physics(self) -> None:
+        """What the physics engine does in one step, alone."""
+        ...
+
+    def close(self) -> None: ...
+
+
 SimulatorFactory = Callable[[str], Simulator]
 """Task key "suite/name" -> a new simulator. Picklable: worker processes call it."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ript.core.errors import PolicyError
 from ript.core.house import Suite
-from ript.core.interfaces import Simulator
+from ript.core.interfaces import Simulator, StockEnvironment
 from ript.core.types import SimulatorSpec
 from ript.sims.libero.available import available
 from ript.sims.libero.options import LiberoOptions
@@ -80,6 +80,13 @@ def probe() -> str:
     return probe()
 
 
+def timed(key: str, options: LiberoOptions, seed: int) -> StockEnvironment:
+    """Stock LIBERO, for benchmarks."""
+    from ript.sims.libero.timed import TimedLibero
+
+    return TimedLibero(key, options, seed)
+
+
 def caveats(options: LiberoOptions) -> tuple[str, ...]:
     return ("The physics is not exactly stock LIBERO's.",) if options.physics == "inexact" else ()
 
@@ -118,5 +125,6 @@ SUITE = Suite(
     draws=True,
     available=available,
     probe=probe,
+    stock=timed,
     caveats=caveats,
 )

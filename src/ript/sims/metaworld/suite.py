@@ -7,7 +7,7 @@ from importlib import util
 
 from ript.core.errors import PolicyError
 from ript.core.house import Suite
-from ript.core.interfaces import Simulator
+from ript.core.interfaces import Simulator, StockEnvironment
 from ript.core.types import SimulatorSpec, Task
 from ript.sims.metaworld.options import MetaworldOptions
 from ript.sims.metaworld.tasks import (
@@ -65,6 +65,13 @@ def find(name: str) -> Task | None:
     return next((task for task in metaworld_tasks() if task.name == f"{name}-v3"), None)
 
 
+def timed(key: str, options: MetaworldOptions, seed: int) -> StockEnvironment:
+    """Stock Meta-World, for benchmarks."""
+    from ript.sims.metaworld.timed import TimedMetaworld
+
+    return TimedMetaworld(key, options, seed)
+
+
 def caveats(options: MetaworldOptions) -> tuple[str, ...]:
     return ("The robot's arm is not drawn.",) if options.arm == "hidden" else ()
 
@@ -92,5 +99,6 @@ SUITE = Suite(
     packages=("metaworld", "mujoco"),
     draws=True,
     available=available,
+    stock=timed,
     caveats=caveats,
 )
