@@ -218,6 +218,18 @@ SAVE = "modules.save(self, folder)"
             ('[{"params": list(self.parameters())}]', "[]"),
             "rl_parameters returned an empty list; expected a list of",
         ),
+        (
+            "x1",
+            ("def see(", "def tuned(self, o, d):\n        return self\n\n    def see("),
+            "tuned returned a MyPolicy; exp",
+        ),
+        (
+            "y1",
+            ("def see(", "def tuned(self, o, d):\n        1 / 0\n\n    def see("),
+            r"tuned raised Zero.*y1\.py, line",
+        ),
+        ("z1", ("def see(", "def read(self, words):\n        1 / 0\n\n    def see("), "read raised ZeroDivisionError"),
+        ("a1", ("def see(", "def made_with(self):\n        1 / 0\n\n    def see("), "made_with raised ZeroDivision"),
         ("n", ('[{"params": list(self.parameters())}]', "1 / 0"), "rl_parameters raised ZeroDivisionError"),
         ("o", ('[{"params": list(self.parameters())}]', "list(self.parameters())"), "rl_parameters returned a list"),
         (

@@ -59,7 +59,8 @@ def _place(policy: object, error: BaseException) -> str:
     return f" ({inner[-1].filename}, line {inner[-1].lineno})" if inner else ""
 
 
-def _answer(policy: object, method: str, expected: str, got: object) -> PolicyError:
+def answer(policy: object, method: str, expected: str, got: object) -> PolicyError:
+    """The error to raise where a method returned something else than was asked for."""
     return PolicyError(f"{named(policy)}: {method} returned {_described(got)}; expected {expected}")
 
 
@@ -96,7 +97,7 @@ def log_prob(
         good = isinstance(each[1], torch.Tensor) and tuple(each[1].shape) == shape
     if not good:
         k = f"[R, K] = [{shape[0]}, {shape[1]}]"
-        raise _answer(policy, "log_prob", f"(log-probabilities {k}, the terms' entropies {k} or None)", found)
+        raise answer(policy, "log_prob", f"(log-probabilities {k}, the terms' entropies {k} or None)", found)
     return each[0], each[1]
 
 
@@ -111,7 +112,7 @@ def rl_parameters(policy: LikelihoodPolicy) -> list[dict]:
     fits = isinstance(groups, list | tuple) and all(isinstance(g, dict) and "params" in g for g in groups)
     groups = [group | {"params": _listed(group["params"])} for group in groups] if fits else groups
     if not fits or not any(group["params"] for group in groups):
-        raise _answer(policy, "rl_parameters", 'a list of groups such as {"params": [...]} with parameters', groups)
+        raise answer(policy, "rl_parameters", 'a list of groups such as {"params": [...]} with parameters', groups)
     return groups
 
 
@@ -130,7 +131,7 @@ def weights(policy: LikelihoodPolicy) -> dict[str, torch.Tensor]:
     with asking(policy, "weights"):
         found: Any = policy.weights()
     if not (isinstance(found, Mapping) and found and all(isinstance(x, torch.Tensor) for x in found.values())):
-        raise _answer(policy, "weights", "tensors by name, of everything that changes in post-training", found)
+        raise answer(policy, "weights", "tensors by name, of everything that changes in post-training", found)
     return dict(found)
 
 
@@ -155,7 +156,7 @@ def to(policy: P, device: str) -> P:
     with asking(policy, "to"):
         moved: Any = policy.to(device)
     if not hasattr(moved, "act"):
-        raise _answer(policy, "to", "the policy itself", moved)
+        raise answer(policy, "to", "the policy itself", moved)
     return moved
 
 
@@ -193,7 +194,7 @@ def loss(policy: object, found: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
         or not (each[0].requires_grad or not torch.is_grad_enabled())
         or not isinstance(each[1], Mapping)
     ):
-        raise _answer(policy, "loss", "(the mean loss as a tensor [] with a gradient, what to log by name)", found)
+        raise answer(policy, "loss", "(the mean loss as a tensor [] with a gradient, what to log by name)", found)
     return each[0].reshape(()), each[1]
 
 

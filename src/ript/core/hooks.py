@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ript.core.asking import answer, asking
 from ript.core.errors import ConfigError
 from ript.core.interfaces import LikelihoodPolicy, Policy, PostTrainable
 from ript.core.options import PolicyOptions
@@ -49,7 +50,8 @@ def kind_of(policy: LikelihoodPolicy) -> str | None:
 def settings_of(policy: LikelihoodPolicy) -> dict[str, Any]:
     """The policy's whole configuration as plain JSON values, for the record; empty for a policy that has none."""
     if hasattr(policy, "settings"):
-        return dict(policy.settings())
+        with asking(policy, "settings"):
+            return dict(policy.settings())
     options = _options(policy)
     return {} if options is None else options.to_json()
 
@@ -60,20 +62,23 @@ def made_with(policy: LikelihoodPolicy) -> dict[str, Any]:
     None stands for a value that the options have no word for.
     """
     if hasattr(policy, "made_with"):
-        return dict(policy.made_with())
+        with asking(policy, "made_with"):
+            return dict(policy.made_with())
     options = _options(policy)
     return {} if options is None else options.decided()
 
 
 def caveats_of(policy: LikelihoodPolicy) -> tuple[str, ...]:
     """Whole sentences for readers of its results: privileged information in training, known mismatches, ..."""
-    return tuple(getattr(policy, "caveats", ()))
+    with asking(policy, "caveats"):
+        return tuple(getattr(policy, "caveats", ()))
 
 
 def read(policy: LikelihoodPolicy, instructions: Sequence[str]) -> None:
     """Let it prepare instructions once, before it is copied into workers."""
     if hasattr(policy, "read"):
-        policy.read(instructions)
+        with asking(policy, "read"):
+            policy.read(instructions)
 
 
 def pretend_to_read(policy: LikelihoodPolicy, instructions: Sequence[str]) -> None:
@@ -95,7 +100,11 @@ def at_temperature(policy: P, temperature: float) -> P:
     """
     if not hasattr(policy, "at_temperature"):
         raise ConfigError(f"temperature = {temperature:g}: {_named(policy)} has no temperature; leave it out")
-    return policy.at_temperature(temperature)
+    with asking(policy, "at_temperature"):
+        found: Any = policy.at_temperature(temperature)
+    if found is None:
+        raise answer(policy, "at_temperature", "a policy", found)
+    return found
 
 
 def tuned(policy: P, options: Any, decisions: Decisions | None) -> tuple[P, str]:
@@ -113,7 +122,13 @@ def tuned(policy: P, options: Any, decisions: Decisions | None) -> tuple[P, str]
     Raises:
         ConfigError: options that it cannot follow.
     """
-    return policy.tuned(options, decisions) if hasattr(policy, "tuned") else (policy, "")
+    if not hasattr(policy, "tuned"):
+        return policy, ""
+    with asking(policy, "tuned"):
+        found: Any = policy.tuned(options, decisions)
+    if not (isinstance(found, tuple | list) and len(found) == 2 and found[0] is not None):
+        raise answer(policy, "tuned", "(the policy that post-training begins with, what was chosen in words)", found)
+    return found[0], found[1] or ""
 
 
 def weights_in(policy: LikelihoodPolicy, folder: Path, load: Callable[[Path], PostTrainable]) -> Mapping[str, Any]:
