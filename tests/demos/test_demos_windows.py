@@ -1,3 +1,7 @@
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from point import Point
@@ -140,10 +144,27 @@ def test_an_empty_horizon_is_refused(demos):
         Windows(demos, 0)
 
 
-def test_pictures_that_do_not_fit_into_memory_are_refused_before_reading(demos, monkeypatch):
+def test_pictures_that_do_not_fit_into_memory_lie_in_a_file_without_a_name(demos, monkeypatch, tmp_path):
+    held = Windows(demos, 4)
     monkeypatch.setattr("ript.core.machine.memory", lambda: Memory(total=2000, available=1000))
-    with pytest.raises(DataError, match=r"take 0.0 GiB of memory and 0.0 are available: choose fewer tasks"):
-        Windows(demos, H)
+    monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "cache"))
+    mapped = Windows(demos, 4)
+    assert mapped.fingerprint() == held.fingerprint() and mapped.nbytes == held.nbytes > 0
+    rows = np.array([3, 0, 3])
+    ours, theirs = mapped.batch(rows).observation.images, held.batch(rows).observation.images
+    assert all(type(ours[name]) is np.ndarray and np.array_equal(ours[name], theirs[name]) for name in theirs)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert f"{tmp_path}/cache/" in Path("/proc/self/maps").read_text()
+
+
+def test_pictures_that_do_not_fit_on_the_disk_either_are_refused_before_reading(demos, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ript.core.machine.memory", lambda: Memory(total=2000, available=1000))
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(DataError, match=r"take 0.0 GiB; 0.0 of memory are available, and there is no room .*No space"):
+        Windows(demos, 4)
 
 
 def test_statistics_are_those_of_the_windows(demos, windows):

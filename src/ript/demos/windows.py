@@ -1,4 +1,4 @@
-"""Training windows over demonstrations, held in memory.
+"""Training windows over demonstrations, held in memory, or on the disk where their pictures are too large for that.
 
 Each look starts a window: the observation, and the expert's next H actions. A window that runs past the end of its
 demonstration repeats the last action there, and its mask is False.
@@ -17,12 +17,17 @@ import dataclasses
 import hashlib
 import json
 import math
+import mmap
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ript.core import machine
 from ript.core.errors import ConfigError, DataError
+from ript.core.files import make_folder
+from ript.core.places import CACHE, cache_folder
 from ript.core.supervised import Statistics
 from ript.core.types import DemoBatch, Observation, SimulatorSpec, Task
 from ript.demos.demo_set import DemoSet
@@ -50,8 +55,8 @@ class Windows:
         actions: float32 `[N, A]`, the clean actions of all demonstrations end to end.
 
     Raises:
-        DataError: no demonstration, a damaged file, pictures that do not fit into memory, or steps without a look where
-            n > 1.
+        DataError: no demonstration, a damaged file, pictures that fit neither into memory nor on the disk, or steps
+            without a look where n > 1.
     """
 
     def __init__(self, demos: DemoSet, horizon: int, observation_steps: int = 1):
@@ -92,7 +97,7 @@ class Windows:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the pictures take."""
+        """Bytes that the pictures take."""
         return sum(frames.nbytes for frames in self.images.values())
 
     def batch(self, rows: np.ndarray) -> DemoBatch:
@@ -209,18 +214,33 @@ class Windows:
                 raise DataError(f"no demonstration of {key}; there are {', '.join(there)}")
 
 
+IN_MEMORY = 0.5
+"""Share of the available memory up to which pictures are held there; more lie in a file that is mapped."""
+
+
 def _allocate(demos: DemoSet) -> dict[str, np.ndarray]:
-    """Room for all pictures, or `DataError` before anything is read."""
+    """Room for all pictures, in memory or else on the disk; `DataError` before anything is read."""
     looks = sum(entry.looks for entry in demos.entries)
     shapes = {name: (looks, *size, 3) for name, size in demos.spec.cameras.items()}
     needed = sum(math.prod(shape) for shape in shapes.values())
     available = machine.memory().available
-    if needed > 0.9 * available:
+    if needed <= IN_MEMORY * available:
+        return {name: np.empty(shape, np.uint8) for name, shape in shapes.items()}
+    try:
+        return {name: _mapped(shape) for name, shape in shapes.items()}
+    except OSError as error:
         raise DataError(
-            f"the pictures of {len(demos)} demonstrations take {needed / 2**30:.1f} GiB of memory and "
-            f"{available / 2**30:.1f} are available: choose fewer tasks or demonstrations, or smaller pictures"
-        )
-    return {name: np.empty(shape, np.uint8) for name, shape in shapes.items()}
+            f"the pictures of {len(demos)} demonstrations take {needed / 2**30:.1f} GiB; {available / 2**30:.1f} of "
+            f"memory are available, and there is no room for them in {cache_folder()} ({error.strerror or error}): "
+            f"choose fewer tasks or demonstrations, smaller pictures, or set {CACHE} to a folder on another disk"
+        ) from error
+
+
+def _mapped(shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 `shape` in a file without a name, which is gone with the array, or with the process, however that ends."""
+    with tempfile.TemporaryFile(dir=make_folder(cache_folder())) as file:
+        os.posix_fallocate(file.fileno(), 0, math.prod(shape))  # a full disk is an error here, not a signal later
+        return np.frombuffer(mmap.mmap(file.fileno(), math.prod(shape)), np.uint8).reshape(shape)
 
 
 def _require_every_step(demo: Demo, observation_steps: int) -> None:
