@@ -17,7 +17,8 @@ from synthetic_run import evaluation, make_run, moving_square
 from ript.core.errors import ConfigError, RunError
 from ript.core.types import EvalResult, TaskResult
 from ript.report import views
-from ript.report.page import RUN_COLORS, write_report
+from ript.report.curves import RUN_COLORS
+from ript.report.page import write_report
 from ript.report.read import read_run
 from ript.run.folder import RunFolder
 
