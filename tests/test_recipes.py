@@ -4,6 +4,7 @@ import pytest
 
 from ript.build import some_task_keys, task_keys
 from ript.config import recipes
+from ript.config.overrides import load_recipe
 from ript.core.errors import ConfigError, UnknownNameError
 from ript.core.options import replace
 from ript.policies.quest.config import SIZES, QuestConfig
@@ -63,3 +64,11 @@ def test_the_smoke_recipe_learns(tmp_path: Path) -> None:
     result = train_rl(config, None, tmp_path / "run")
     before, after = result.before["greedy"].total, result.after["greedy"].total
     assert before.interval[1] < after.interval[0], (before, after)
+
+
+def test_another_file_in_the_place_of_a_recipe_is_told_from_an_unknown_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"config\.json: a recipe is a name .* or a \.toml file .* --resume"):
+        load_recipe(str(tmp_path / "config.json"))
+    with pytest.raises(UnknownNameError, match="unknown recipe"):
+        load_recipe("practise.json")

@@ -191,7 +191,9 @@ def test_a_run_of_the_first_release_can_be_read_but_not_gone_on_with(tmp_path):
     row["eval"] = {"policy": "p", "seed": 0, "mode": "greedy", "tasks": {}, "total": total}
     log.write_text(json.dumps(row) + "\n")
     assert [found["states"] for found in read_run(run.path).evals] == ["test"]
-    with pytest.raises(RunError, match=r"run format 1 .*start again with another --out"):
+    with pytest.raises(
+        RunError, match=r"run format 1 .*; runs of format 2 can go on: .* another --out, from its policy .*policy\)"
+    ):
         RunFolder.open(run.path)
 
 

@@ -9,6 +9,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ript.config import recipes
@@ -174,8 +175,13 @@ def load_recipe(name: str) -> Config:
     Raises:
         UnknownNameError: no such recipe, or no such field in the file.
         DataError: the file is missing or not TOML.
-        ConfigError: a value in the file that cannot be.
+        ConfigError: a value in the file that cannot be; or another file.
     """
+    if name not in recipes.RECIPES and not name.endswith(".toml") and Path(name).exists():
+        raise ConfigError(
+            f"--recipe {name}: a recipe is a name (`ript recipes` lists them) or a .toml file (`ript recipes NAME` "
+            "prints one); a run goes on with --resume"
+        )
     return Config.from_json(_read(name)) if name.endswith(".toml") else recipes.get(name)
 
 

@@ -70,9 +70,16 @@ def read_config(path: str | Path, *, to_resume: bool = False) -> dict[str, Any]:
     if document.get("kind", "rl") not in get_args(Kind):
         raise RunError(f"{path} is not a run folder, but holds a {document['kind']!r} policy: give the run's folder")
     if document["format"] not in ((FORMAT,) if to_resume else READABLE):
+        older = document["format"] in READABLE
+        what = f"has run format {document['format']} (written by ript {document.get('ript', '?')})"
+        can = (
+            f"runs of format {FORMAT} can go on"
+            if older
+            else f"this is ript {version('ript')}, which reads format {FORMAT}"
+        )
         raise RunError(
-            f"{path} has run format {document['format']} (written by ript {document.get('ript', '?')}); this is ript "
-            f"{version('ript')}, which reads format {FORMAT}: use that version, or start again with another --out"
+            f"{path} {what}; {can}: go on with the version that wrote it, or start again with another --out"
+            + (f", from its policy if you like ({path / 'policy'})" if older else "")
         )
     missing = [key for key in ("kind", "config") if key not in document]
     if missing:
