@@ -213,7 +213,7 @@ def test_a_policy_of_no_kind_is_practised_and_records_no_setting_of_another(tmp_
     assert "policy" not in read_config(tmp_path / "rl")["config"]["recipe_config"]
     with pytest.raises(ConfigError, match=r"policy.top_k \(the policy is of kind plain, which has no such setting\)"):
         train_rl(config, policy, tmp_path / "other", asked=["policy.top_k"])
-    with pytest.raises(PolicyError, match=r"holds a 'plain' policy, but known here are: .*quest"):
+    with pytest.raises(PolicyError, match=r"holds a 'plain' policy, but known here are: .*quest; install the package"):
         load_policy(tmp_path / "rl" / "start")
 
 

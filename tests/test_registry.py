@@ -80,6 +80,8 @@ def test_an_unknown_name_suggests_the_nearest(place, suites) -> None:
     folder(place, "north", RECORD)
     with pytest.raises(UnknownNameError, match="unknown suite 'nroth': did you mean north"):
         suites.get("nroth")
+    with pytest.raises(UnknownNameError, match=r"unknown suite 'y': known: north; install the package that brings it"):
+        suites.get("y")
 
 
 def test_what_fails_on_import_is_named_with_the_cause_and_the_others_work(place, suites) -> None:

@@ -284,7 +284,10 @@ def _placed(folder: str | Path) -> tuple[Path, PolicyKind]:
     if fetched and ":" in kind:  # what a stranger names is not imported
         raise PolicyError(f"{folder} is of kind {kind!r}, a file that is not part of it: fetch both, and give its path")
     if kind not in kinds:
-        raise PolicyError(f"{folder} holds a {kind!r} policy, but known here are: {', '.join(kinds.names())}")
+        raise PolicyError(
+            f"{folder} holds a {kind!r} policy, but known here are: {', '.join(kinds.names())}; install the package "
+            "that brings this kind"
+        )
     return place, kinds.get(kind)
 
 

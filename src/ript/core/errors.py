@@ -47,9 +47,10 @@ class UnknownNameError(ConfigError):
         kind: what the name should be ("task", "recipe", ...).
         name: what was given.
         known: all valid names.
+        remedy: what can be done where no known name is like it.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]):
+    def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = ""):
         known = sorted(known)
         near = nearest(name, known)
         if near:
@@ -58,12 +59,14 @@ class UnknownNameError(ConfigError):
             hint = f"known: {', '.join(known)}"
         else:
             hint = f"there are {len(known)} of them, such as {', '.join(known[:3])}"
-        super().__init__(f"unknown {kind} {name!r}: {hint}")
-        self.kind, self.name, self.known, self.suggestions = kind, name, known, near
+        super().__init__(
+            f"unknown {kind} {name!r}: {hint}{'; ' if remedy and not near else ''}{'' if near else remedy}"
+        )
+        self.kind, self.name, self.known, self.remedy, self.suggestions = kind, name, known, remedy, near
 
     def __reduce__(self) -> tuple:
         """Errors cross process borders; the default would call the class with the message alone."""
-        return type(self), (self.kind, self.name, self.known)
+        return type(self), (self.kind, self.name, self.known, self.remedy)
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:

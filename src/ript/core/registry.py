@@ -143,7 +143,8 @@ class Registry(Generic[T]):
             example = f"MODULE:NAME of a {self._record.__name__}{' or a class' if self._of_class else ''}"
             return self._checked(own.find(name, self.what, example), name, "a file of your own")
         if not claims:
-            raise UnknownNameError(self.what, name, self.names())
+            remedy = f"install the package that brings it (an entry point of {self._group})"
+            raise UnknownNameError(self.what, name, self.names(), remedy)
         if len(claims) > 1:
             raise ConfigError(f"{self.what} {name!r} is claimed by {' and by '.join(claims)}: uninstall all but one")
         try:

@@ -30,7 +30,8 @@ def find_task(key: str) -> Task:
     for task in tasks:
         if key == task.name:
             return task
-    raise UnknownNameError("task", key, [task.key for task in tasks])
+    remedy = f"install the package that brings a suite {name!r}" if slash else ""
+    raise UnknownNameError("task", key, [task.key for task in tasks], remedy)
 
 
 def make_simulator(key: str, **settings: Any) -> Simulator:
