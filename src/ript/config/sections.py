@@ -138,7 +138,7 @@ class ClusterConfig(Settings):
 
 
 class SamplingConfig(Settings):
-    ABOUT: ClassVar[str] = "Contexts and dynamic rollout sampling."
+    ABOUT: ClassVar[str] = "Which initial states are practised on, and dynamic rollout sampling."
     SECTION: ClassVar[str] = "sampling"
 
     group_size: int = Field(16, description="K, rollouts from the same initial state, at least 2.")

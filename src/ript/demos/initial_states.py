@@ -1,4 +1,4 @@
-"""Initial states of demonstrations: the contexts from which post-training practises."""
+"""Initial states of demonstrations, for post-training to practise on."""
 
 from __future__ import annotations
 
