@@ -72,7 +72,7 @@ def test_the_description_names_every_field_once_and_says_what_it_means() -> None
     lines = [line.partition(" = ")[0] for line in text.splitlines() if " = " in line]
     assert sorted(lines) == sorted(name.rpartition(".")[2] for name in FIELDS)
     assert "group_size = 16  # K, rollouts from the same initial state, at least 2." in text
-    assert "[sampling]  # Contexts and dynamic rollout sampling." in text
+    assert "[sampling]  # Which initial states are practised on, and dynamic rollout sampling." in text
     without = [line for line in text.splitlines() if line and not re.search(r"  # \S.*\w\W*$", line)]
     assert not without, "settings that nobody can understand"
 
