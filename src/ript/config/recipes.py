@@ -148,15 +148,22 @@ def smoke() -> Config:
 def openvla_oft_small() -> Config:
     return Config(
         recipe="openvla_oft_small",
-        tasks=("faucet-open-v3",),
+        tasks=("drawer-open-v3",),
         pretrain_tasks=PRETRAIN_TASKS,
         sim=sim_options("metaworld"),
-        policy=policy_options("openvla_oft", size="small"),
+        policy=policy_options("openvla_oft", size="small", temperature=1.5, head_rate=1e-4),
         sft=training_options(
-            "openvla_oft", policy_steps=2500, policy_batch=32, policy_learning_rate=7e-4, finetune_steps=200
+            "openvla_oft",
+            policy_steps=2500,
+            policy_learning_rate=7e-4,
+            finetune_steps=100,
+            finetune_share=0.3,
+            scale_steps=200,
         ),
-        sampling=SamplingConfig(group_size=16, groups=24, max_attempts=36, horizon=200, horizon_margin=1.5),
-        learn=LearnConfig(learning_rate=3e-4, epochs=2, micro_batch=256, adapt_kl=0.3, target_kl=1.0),
+        sampling=SamplingConfig(group_size=16, groups=16, max_attempts=24, horizon=160),
+        learn=LearnConfig(
+            learning_rate=4e-4, epochs=1, minibatch=256, micro_batch=256, adapt_kl=0.1, target_kl=0.4
+        ),  # above 0.15 success falls (LOG.md)
         eval=EvalConfig(mode="greedy"),
         stop_at=0.95,
     )
@@ -216,7 +223,7 @@ def openvla_oft_libero(suite: str, *, exact: bool) -> Config:
         ),
         rollout=RolloutConfig(workers=12, slots=8, inference="central"),
         sampling=SamplingConfig(group_size=8, groups=24, max_attempts=48),
-        learn=replace(learn, clip_low=0.2, clip_high=0.2, target_kl=1.0, adapt_kl=0.3) if exact else learn,
+        learn=replace(learn, clip_low=0.2, clip_high=0.2, target_kl=0.7, adapt_kl=0.18) if exact else learn,
         eval=EvalConfig(mode="greedy", trials=50, every=4, every_trials=5, videos=1),
     )
 
