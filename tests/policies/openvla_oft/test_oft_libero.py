@@ -37,6 +37,7 @@ from ript.run.states import InitialStates
 
 TASK = "libero_spatial/0"
 ROOT = Path(__file__).parents[3]
+HORIZONS = {"spatial": 220, "object": 280, "goal": 300, "10": 520, "90": 400}
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +210,16 @@ def write_demos(policy, path):
         )
         with DemoWriter(path, {}) as writer:
             writer.add(0, demo, suite.spec(sim))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_random_policy_goes_through_every_suite_by_its_protocol(imported):
+    policy = ript.load_policy(imported)
+    for suite in ("spatial", "object", "goal", "10", "90"):
+        task = suites.get("libero").task(f"libero_{suite}/0")
+        policy.remember({task.instruction: [1, 5, 6, 7]})
+        found = ript.evaluate(
+            policy, [task.name], trials=1, greedy=True, rollout=RolloutConfig(workers=0), protocol=f"openvla-{suite}"
+        )
+        assert found.total.trials == 1 and set(found.horizon.values()) == {HORIZONS[suite]}
