@@ -466,6 +466,12 @@ def bench_rollout(args: Namespace) -> Answer:
     from ript.bench.rollout import describe_rollout
 
     config = configure(args)
+    if config.cluster.used:
+        from ript.bench.cluster import bench_cluster, describe_cluster
+
+        with saying_what_is_kept("nothing was measured"):
+            document = bench_cluster(config)
+        return Answer(text=describe_cluster(document), document=document, costly=True)
     with saying_what_is_kept("nothing was measured"):
         document = measure(config)
     return Answer(text=describe_rollout(document), document=document, costly=True)

@@ -342,7 +342,8 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
         "rollout",
         "bench_rollout",
         "compare rollouts with the stock environment, and with the limit",
-        "  ript bench rollout\n  ript bench rollout --tasks drawer-open-v3 reach-v3 --workers 2 --json",
+        "  ript bench rollout\n  ript bench rollout --tasks drawer-open-v3 reach-v3 --workers 2 --json\n"
+        "  ript bench rollout --cluster local --cluster.nodes=2 --cluster.workers-per-node=1    (what a cluster costs)",
         overrides=True,
     )
     _recipe(p)

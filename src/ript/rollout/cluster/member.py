@@ -32,6 +32,7 @@ class Member:
     Args:
         cluster: where it is started.
         place: on which machine.
+        node: what runs there.
         setup: what it is told.
         has: the policy that it begins with.
         workers: of its pool, one core each.
@@ -46,7 +47,16 @@ class Member:
     """
 
     def __init__(
-        self, cluster: Connection, place: Place, setup: Setup, has: Has, *, workers: int, slots: int, gpus: int
+        self,
+        cluster: Connection,
+        place: Place,
+        node: type[Node],
+        setup: Setup,
+        has: Has,
+        *,
+        workers: int,
+        slots: int,
+        gpus: int,
     ):
         self.has = has
         self.place, self.name, self.workers, self.slots = place, setup.name, workers, slots
@@ -56,7 +66,7 @@ class Member:
         self._ray = cluster.ray
         here = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(place.id, soft=False)
         self.actor: Any = (
-            self._ray.remote(Node)
+            self._ray.remote(node)
             .options(num_cpus=max(1, workers), num_gpus=gpus, max_concurrency=CALLS, scheduling_strategy=here)
             .remote()
         )

@@ -111,6 +111,10 @@ class Node:
         self._working = threading.Lock()
         threading.Thread(target=self._own, daemon=True, name="pool").start()
 
+    def pool(self, setup: Setup) -> Any:
+        """The pool that makes its rollouts."""
+        return make_pool(children.unpack(setup.factory), None, **setup.pool)
+
     # ------------------------------------------------------------------------------------------ the driver's calls
 
     def start(self, setup: Setup, policy: bytes | None, weights: bytes | None, version: int) -> Started | Crashed:
@@ -252,7 +256,7 @@ class Node:
         self._desk |= {"host": self._ray.util.get_node_ip_address(), "device": setup.device}
         sys.path += [path for path in setup.path if path not in sys.path and os.path.isdir(path)]
         os.environ.update(setup.environ)
-        self._pool = make_pool(children.unpack(setup.factory), None, **setup.pool)
+        self._pool = self.pool(setup)
         if policy is not None:
             self._use(policy)
         if weights is not None:

@@ -24,7 +24,7 @@ from ript.core.types import Errand, Heed, Rollout, RolloutRequest, Status
 from ript.core.workers import Crashed
 from ript.rollout.cluster.connection import LOCAL, Connection, Place
 from ript.rollout.cluster.member import Has, Member, place_on, workers_on
-from ript.rollout.cluster.node import Part, Record, Setup
+from ript.rollout.cluster.node import Node, Part, Record, Setup
 from ript.rollout.cluster.versions import ALWAYS, differing, installed
 from ript.rollout.engine import address
 from ript.rollout.local.process_pool import NO_POLICY, SPENT
@@ -115,6 +115,7 @@ class ClusterPool:
         size: how much of the cluster.
         settings: arguments of `rollout.pool.make_pool`, of each node's pool, but for its workers.
         packages: whose versions must be the same on all nodes.
+        node: what runs on them.
 
     Raises:
         ConfigError: the cluster has fewer nodes or cores than wanted, or a node other versions than this process.
@@ -129,8 +130,10 @@ class ClusterPool:
         size: Size,
         settings: Mapping[str, Any],
         packages: Sequence[str] = (),
+        node: type[Node] = Node,
     ):
         self._cluster, self._ray, self._size = cluster, cluster.ray, size
+        self._node = node
         self._max_retries = int(settings["max_retries"])
         self._errors = ErrorLimit(float(settings["max_error_rate"]))
         self._settings = {**settings, "max_error_rate": 1.0}  # judged here, over all nodes
@@ -173,6 +176,11 @@ class ClusterPool:
     def look(self) -> None:
         """See whether nodes are lost; waits until those that are have been heard of."""
         self._all("here")
+
+    @property
+    def workers(self) -> int:
+        """Of all nodes that work."""
+        return sum(max(1, member.workers) for member in self._members)
 
     @property
     def nodes(self) -> list[str]:
@@ -501,7 +509,7 @@ class ClusterPool:
             environ={name: os.environ[name] for name in PASSED_ON if name in os.environ},
         )
         slots, gpus = int(self._settings["slots"]), self._size.gpus_per_node
-        return Member(self._cluster, place, setup, self._has, workers=workers, slots=slots, gpus=gpus)
+        return Member(self._cluster, place, self._node, setup, self._has, workers=workers, slots=slots, gpus=gpus)
 
     def _await_coming(self) -> None:
         """Wait until all nodes that were started are there.
