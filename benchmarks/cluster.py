@@ -1,7 +1,7 @@
 """How far does one driver reach? Nodes whose workers wait instead of computing, as many as asked for.
 
-A rollout takes `--seconds` in the mean (half of them certain, half drawn from an exponential distribution), and leaves a
-record of `--kilobytes` on its node. What is real: Ray, the driver, requests, outcomes and records, dynamic sampling.
+A rollout takes `--seconds` in the mean (half of them certain, half drawn from an exponential distribution), and leaves
+a record of `--kilobytes` on its node. What is real: Ray, the driver, requests, outcomes and records, dynamic sampling.
 
 python benchmarks/cluster.py --nodes 2 4 8 --workers 1 8 32 --seconds 1.5
 python benchmarks/cluster.py --nodes 8 --workers 32 --seconds 0         (what the driver can do at most)

@@ -381,9 +381,11 @@ def make_env_pool(
     rollout: RolloutConfig,
     policy: LikelihoodPolicy | None = None,
     cluster: ClusterConfig | None = None,
+    factory: SimulatorFactory | None = None,
 ) -> EnvPool:
     """A pool of simulators with the policy in the loop, or, until it is given one to `use`, of simulators alone: here,
     or on the nodes of a cluster."""
+    make_simulator = factory or simulator_factory(sim)
     settings: dict[str, Any] = {
         "slots": rollout.slots,
         "inference": rollout.inference,
@@ -395,11 +397,11 @@ def make_env_pool(
         "fixed_batch": rollout.fixed_batch,
     }
     if cluster is None or not cluster.used:
-        return make_pool(simulator_factory(sim), policy, workers=rollout.workers, **settings)
+        return make_pool(make_simulator, policy, workers=rollout.workers, **settings)
     from ript.rollout.cluster.pool import Size, make_cluster_pool  # needs Ray
 
     return make_cluster_pool(
-        simulator_factory(sim),
+        make_simulator,
         policy,
         address=cluster.address,
         size=Size(
@@ -425,6 +427,18 @@ def make_update(learn: LearnConfig, pool: EnvPool) -> Callable[..., UpdateResult
         raise ConfigError("learn.ranks has no effect without a cluster, whose nodes are the ranks: give --cluster")
     made_with = {"learning_rate": learn.learning_rate, "weight_decay": learn.weight_decay}
     return Spread(cast(Machines, pool), 0 if learn.ranks == "auto" else learn.ranks, made_with)
+
+
+@contextmanager
+def demonstrating(config: Config) -> Iterator[EnvPool | None]:
+    """The nodes of a cluster with simulators that have experts; None where there is no cluster."""
+    if not config.cluster.used:
+        yield None
+        return
+    rollout = config.rollout.replaced(slots=1)
+    factory = demonstrator_factory(config)
+    with make_env_pool(config.sim, rollout, cluster=config.cluster, factory=factory) as pool:
+        yield pool
 
 
 def update_settings(learn: LearnConfig) -> dict[str, Any]:

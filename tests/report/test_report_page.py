@@ -20,6 +20,7 @@ from ript.report import views
 from ript.report.curves import RUN_COLORS
 from ript.report.page import write_report
 from ript.report.read import read_run
+from ript.run.collecting import of_nodes
 from ript.run.folder import RunFolder
 
 
@@ -538,3 +539,14 @@ def test_what_may_not_be_read_is_said_to_be_that_and_not_to_be_missing(tmp_path,
         assert missing and all(f"{folder / name}" in line and "permission denied" in line for line in missing), missing
         said = capsys.readouterr().err
         assert all(line in said for line in missing)
+
+
+def test_what_each_node_of_a_cluster_did_is_a_row_of_the_page() -> None:
+    row = {"workers": 2.0, "simulate": 6.0, "render": 1.0, "infer": 1.0, "wait": 0.5, "rollouts": 8.0}
+    row |= {"worker_restarts": 1.0, "bytes": 2e6}
+    logged = of_nodes({"node 1": row, "node 2": row | {"simulate": 0.0}}, seconds=5.0)
+    assert logged["time/node 1/idle"] == pytest.approx(0.2) and logged["time/node 2/idle"] == pytest.approx(0.8)
+    first, second = views.nodes([logged, logged, {"time/rollout": 5.0}])
+    assert (first["name"], first["rollouts"], first["restarts"]) == ("node 1", "16", "2")
+    assert first["idle"].startswith("20") and second["idle"].startswith("80") and first["bytes"].startswith("4.0")
+    assert views.nodes([{"time/rollout": 5.0}]) == []

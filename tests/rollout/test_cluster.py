@@ -5,6 +5,7 @@ One cluster for all tests of this file: a head that gives no cores, and nodes of
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -21,10 +22,13 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from ript.build import make_env_pool, make_policy, some_task_keys  # noqa: E402
+from ript.cli import main as cli  # noqa: E402
 from ript.config.sections import ClusterConfig  # noqa: E402
 from ript.core.errors import ConfigError  # noqa: E402
 from ript.core.metrics import values  # noqa: E402
 from ript.core.options import replace  # noqa: E402
+from ript.demos.demo_set import open_demos  # noqa: E402
+from ript.demos.windows import Windows  # noqa: E402
 from ript.learn import spread  # noqa: E402
 from ript.rl import train_rl  # noqa: E402
 from ript.rollout.sampling import collect_groups  # noqa: E402
@@ -200,3 +204,25 @@ def _trained(folder: Path) -> dict[str, torch.Tensor]:
         query, _, value = found[name].chunk(3)
         found[name] = torch.cat([query, value])
     return found
+
+
+def test_demonstrations_and_evaluations_are_those_of_one_machine_and_every_node_is_looked_at(
+    cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ript(*words: object) -> Any:
+        assert cli.main([*map(str, words), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    config = toy_config()
+    policy = tmp_path / "policy"
+    lively_policy(config).save_pretrained(policy)
+    on = ("--cluster", cluster.address, "--cluster.workers-per-node=1")
+    collect = ("demos", "collect", "--recipe", "smoke", "--tasks", "reach-left", "reach-centre", "--per-task", 3)
+    made = [ript(*collect, "--out", tmp_path / f"{name}.hdf5", *words) for name, words in (("a", on), ("b", ()))]
+    assert [row["tries"] for row in made] == [made[0]["tries"]] * 2
+    fingerprints = [Windows(open_demos(tmp_path / f"{name}.hdf5"), 4).fingerprint() for name in "ab"]
+    assert fingerprints[0] == fingerprints[1]
+    asked = ("eval", "--policy", policy, "--tasks", "reach-centre", "--trials", 8)
+    assert ript(*asked, *on) == ript(*asked, "--workers", 0)
+    checks = ript("doctor", "--cluster", cluster.address, "--suite", "toy")["checks"]
+    assert len(checks) == 2 and all("1 cores" in check["detail"] for check in checks)

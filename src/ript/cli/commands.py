@@ -119,7 +119,7 @@ def check(args: Namespace) -> Answer:
 
 
 def demos_collect(args: Namespace) -> Answer:
-    from ript.build import demo_source, demonstrator_factory
+    from ript.build import demo_source, demonstrating, demonstrator_factory
     from ript.studies.bases import collect
 
     given = given_fields(args)
@@ -137,7 +137,7 @@ def demos_collect(args: Namespace) -> Answer:
     noise = config.demos.noise if args.noise is None else args.noise
     if args.per_task < 1:
         raise ConfigError(f"--per-task must be at least 1, got {args.per_task}")
-    with saying_what_is_kept(f"{args.out} was not written; run the command again"):
+    with saying_what_is_kept(f"{args.out} was not written; run the command again"), demonstrating(config) as pool:
         made = collect(
             demonstrator_factory(config),
             keys,
@@ -148,6 +148,7 @@ def demos_collect(args: Namespace) -> Answer:
             noise=noise,
             every=config.demos.every,
             workers=config.rollout.workers,
+            pool=pool,
         )
     counts = f"{made.steps} steps, {made.frames} looks, {made.tries} tries"
     text = f"{made.demos} demonstrations of {len(keys)} tasks ({counts})"
@@ -514,8 +515,13 @@ def doctor(args: Namespace) -> Answer:
     if args.suite not in suites.names():
         raise UnknownNameError("simulator suite", args.suite, suites.names())
 
-    with progress[object](None, "checking this machine") as bar:
-        checks = examine(suite=args.suite, on_check=lambda check: bar.advance())
+    with progress[object](None, "checking the cluster" if args.cluster else "checking this machine") as bar:
+        if args.cluster:
+            from ript.cli.doctor_cluster import doctor_cluster
+
+            checks = doctor_cluster(args.cluster, args.suite, on_check=lambda check: bar.advance())
+        else:
+            checks = examine(suite=args.suite, on_check=lambda check: bar.advance())
     good = healthy(checks)
     verdict = "everything needed is here" if good else "something needed is missing: see the lines marked MISSING"
     text = "\n".join([*map(str, checks), "", verdict])

@@ -384,7 +384,7 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
         "doctor",
         "doctor",
         "check this machine; exit code 1 when something needed is missing",
-        "  ript doctor\n  ript doctor --json",
+        "  ript doctor\n  ript doctor --json\n  ript doctor --cluster auto --suite metaworld",
     )
     p.add_argument(
         "--suite",
@@ -392,6 +392,7 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
         metavar="NAME",
         help=f"of simulators that must be here, and are tried (default {defaults.SUITE})",
     )
+    p.add_argument("--cluster", metavar="WHERE", help="look at every node of a Ray cluster: auto or HOST:PORT")
     p = _command(
         commands,
         "quickstart",

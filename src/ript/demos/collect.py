@@ -15,11 +15,11 @@ from typing import get_args
 
 from ript.core import arguments
 from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
-from ript.core.interfaces import Simulator
+from ript.core.interfaces import EnvPool, Simulator
 from ript.demos.expert import DemoSource, ExpertSettings
 from ript.demos.formats.writer import DemoWriter
 from ript.demos.records import Demo
-from ript.demos.workers import run_inline, run_processes
+from ript.demos.workers import run_errands, run_inline, run_processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,7 @@ def collect_demos(
     max_tries_factor: float = 10.0,
     workers: int = 0,
     try_seconds: float = 300.0,
+    pool: EnvPool | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Progress:
     """Let scripted experts make demonstrations, or replay those of people, and write them to an HDF5 file.
@@ -60,6 +61,7 @@ def collect_demos(
         workers: processes, one simulator each; 0 works in this process.
         try_seconds: a piece of a try (building the simulator, a reset, a step, a look) that takes longer is taken for a
             worker that hangs; the try itself has no limit.
+        pool: of such simulators, whose workers make the tries instead: the nodes of a cluster.
         progress: called after every try.
 
     Raises:
@@ -84,7 +86,9 @@ def collect_demos(
     _check(task_keys)
     plan = Plan(task_keys, per_task, max_tries=max(10, math.ceil(per_task * max_tries_factor)))
     run = (
-        run_inline(make_simulator, settings, plan.take)
+        run_errands(pool, settings, plan.take, at_a_time=max(1, pool.saturation))
+        if pool is not None
+        else run_inline(make_simulator, settings, plan.take)
         if workers == 0
         else run_processes(
             make_simulator,

@@ -10,7 +10,7 @@ from typing import Any
 
 from ript.core import children
 from ript.core.errors import ConfigError, WorkerError
-from ript.core.interfaces import Simulator
+from ript.core.interfaces import EnvPool, Simulator
 from ript.core.liveness import Cell
 from ript.core.simulators import SimulatorCache, run_errand
 from ript.core.types import Errand, SimulatorSpec
@@ -71,6 +71,20 @@ def run_processes(
                 worker.require_life(try_seconds)
     finally:
         close_all([worker.process for worker in team], grace=5.0)
+
+
+def run_errands(
+    pool: EnvPool, settings: ExpertSettings, take: Take, *, at_a_time: int
+) -> Generator[Result, None, None]:
+    """Yield the results of tries that the workers of a pool make, so many at a time.
+
+    Raises:
+        RiptError: what a worker raised.
+    """
+    while jobs := [job for _ in range(at_a_time) if (job := take(None))]:
+        answers = pool.ask([_errand(key, number, settings) for key, number in jobs])
+        for (key, number), (demo, spec) in zip(jobs, answers, strict=True):
+            yield key, number, demo, spec
 
 
 class _Worker:
@@ -155,6 +169,7 @@ def _errand(key: str, number: int, settings: ExpertSettings) -> Errand:
 
 
 def _try(sim: Simulator, number: int, settings: ExpertSettings) -> tuple[Demo | None, SimulatorSpec]:
+    require_source(sim, settings.source)
     return make_demo(sim, number, settings), sim.spec
 
 

@@ -144,6 +144,7 @@ def _run_view(number: int, run: RunData, max_videos: int) -> dict[str, Any]:
         "time": views.time_split(run.metrics),
         "stages": [(name, views.duration(s)) for name, s in ((run.result or {}).get("seconds") or {}).items()],
         "time_plot": curves.time_plot(number, run),
+        "nodes": views.nodes(run.metrics),
         "grids": views.state_grids(run),
         "videos": videos,
         "videos_left_out": max(0, len(run.videos) - max_videos),

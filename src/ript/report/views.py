@@ -228,6 +228,29 @@ def time_split(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
+def nodes(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """What each node of a cluster did in practice, over all iterations; empty without a cluster."""
+    sums: dict[str, dict[str, float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key.startswith("time/") and key.count("/") == 2 and isinstance(value, int | float):
+                _, name, part = key.split("/")
+                of_node = sums.setdefault(name, {})
+                of_node[part] = of_node.get(part, 0.0) + value
+                of_node["rows"] = of_node.get("rows", 0.0) + (part == "idle")
+    return [
+        {
+            "name": name,
+            **{part: duration(found.get(part)) for part in ("simulate", "render", "infer", "wait")},
+            "idle": percent(found.get("idle", math.nan) / max(1.0, found["rows"])),
+            "rollouts": count(found.get("rollouts")),
+            "restarts": count(found.get("worker_restarts")),
+            "bytes": f"{found.get('bytes', 0.0) / 1e6:,.1f}\u00a0MB",
+        }
+        for name, found in sums.items()
+    ]
+
+
 def state_grids(run: RunData) -> list[dict[str, Any]]:
     """For each mode and task, every initial state's outcome before and after, in the order of evaluation."""
     grids = []

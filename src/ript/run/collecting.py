@@ -19,6 +19,7 @@ from ript.core import asking
 from ript.core.interfaces import PostTrainable
 from ript.core.metrics import values
 from ript.rollout.sampling import Collection, collect_groups, practice_horizons
+from ript.run.progress import status
 from ript.run.rl_progress import Progress
 from ript.run.states import InitialStates
 
@@ -90,6 +91,7 @@ class Collecting:
         spent = values(self.pool.timings())
         costs = {f"time/{k}": spent[k] for k in ("simulate", "render", "infer", "wait")}  # summed over workers
         costs |= {"time/rollout": seconds, "rollout/worker_restarts": spent["worker_restarts"]}
+        costs |= of_nodes(getattr(self.pool, "rows", {}), seconds)
         return made, costs | ({"time/waited": waited} if ahead is not None else {})
 
     def go_ahead(self, at: Progress, collection: Collection) -> None:
@@ -184,3 +186,25 @@ class Collecting:
         self._stopping = True
         if self._ahead is not None:
             self._ahead.thread.join(LEAVE_SECONDS)
+
+
+PER_NODE = ("simulate", "render", "infer", "wait", "rollouts", "worker_restarts", "bytes")
+"""What is logged of each node of a cluster, besides its `idle` share."""
+
+
+def of_nodes(rows: Mapping[str, Mapping[str, float]], seconds: float) -> dict[str, float]:
+    """What each node did in a collection of so many seconds, for the log; the screen tells which had little to do.
+
+    Its idle share is what of its workers' time was neither simulation, rendering nor the policy.
+    """
+    found: dict[str, float] = {}
+    idle = {}
+    for name, row in rows.items():
+        busy = sum(row[part] for part in ("simulate", "render", "infer"))
+        idle[name] = max(0.0, 1 - busy / max(1e-9, row["workers"] * seconds))
+        found |= {f"time/{name}/{part}": row[part] for part in PER_NODE} | {f"time/{name}/idle": idle[name]}
+    if idle:
+        most = max(idle, key=lambda name: idle[name])
+        mean = sum(idle.values()) / len(idle)
+        status(f"  {len(idle)} nodes, idle {mean:.0%} in the mean, at most {idle[most]:.0%} ({most})")
+    return found

@@ -29,12 +29,14 @@ class Place:
         name: its address.
         cores: that Ray may give away there.
         gpus: likewise.
+        store: bytes of its object store.
     """
 
     id: str
     name: str
     cores: int
     gpus: int
+    store: int = 0
 
 
 def require_ray() -> Any:
@@ -119,6 +121,7 @@ class Connection:
                         name=f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})",
                         cores=int(has["CPU"]),
                         gpus=int(has.get("GPU", 0)),
+                        store=int(has.get("object_store_memory", 0)),
                     )
                 )
         return sorted(found, key=lambda place: place.id)

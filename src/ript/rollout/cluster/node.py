@@ -104,7 +104,7 @@ class Node:
         self._outbox: queue.SimpleQueue[tuple[int, Rollout | Crashed]] = queue.SimpleQueue()
         self._requests: deque[RolloutRequest] = deque()
         self._run = 0
-        self._in_flight = 0
+        self._in_flight = self._kept_bytes = 0
         self._pool: Any = None
         self._abandoned = threading.Event()
         self._desk: dict[str, Any] = {"abandoned": self._abandoned}
@@ -147,7 +147,7 @@ class Node:
         return self._do(lambda: self._pool.ask(errands))
 
     def timings(self) -> dict[str, float] | Crashed:
-        return self._do(lambda: {name: metric.value for name, metric in self._pool.timings().items()})
+        return self._do(self._timings)
 
     def begin(self, run: int) -> None:
         """A run begins; its rollouts are given from now on."""
@@ -245,7 +245,14 @@ class Node:
         """The rollout without its record, which stays here."""
         if not rollout.recorded:
             return rollout
+        arrays = (rollout.sample, rollout.log_prob, *(rollout.inputs or {}).values())
+        self._kept_bytes += sum(array.nbytes for array in arrays if array is not None)
         return replace(rollout.outcome(), mask=rollout.mask, held=Record(self._name, self._ray.put(rollout)))
+
+    def _timings(self) -> dict[str, float]:
+        spent = {name: float(metric.value) for name, metric in self._pool.timings().items()}
+        kept, self._kept_bytes = self._kept_bytes, 0
+        return spent | {"bytes": float(kept)}
 
     def _use(self, policy: bytes) -> None:
         self._desk["policy"] = policy

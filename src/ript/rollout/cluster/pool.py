@@ -154,7 +154,7 @@ class ClusterPool:
         self._done: deque[Rollout] = deque()
         self._kept: weakref.WeakSet[Kept] = weakref.WeakSet()
         self._spent: Counter[str] = Counter()
-        self.spent_of: dict[str, Counter[str]] = {}
+        self.rows: dict[str, dict[str, float]] = {}  # what each node did between the last two calls of `timings`
         try:
             self._start()
         except BaseException:
@@ -246,9 +246,10 @@ class ClusterPool:
 
     def timings(self) -> Metrics:
         if not self._running:
+            self.rows = {}
             for member, spent in self._all("timings").items():
                 self._spent.update(spent)
-                self.spent_of.setdefault(member.name, Counter()).update(spent)
+                self.rows[member.name] = spent | {"workers": float(max(1, member.workers))}
         spent, self._spent = self._spent, Counter()
         return {name: Sum(float(spent[name])) for name in SPENT}
 

@@ -1,0 +1,96 @@
+"""Is a cluster ready? Every node is looked at as `ript doctor` looks at a machine, and compared with this one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ript.cli.doctor import Check, doctor
+from ript.core import interpreter, machine
+from ript.core.registry import suites
+from ript.rollout.cluster.connection import Connection, Place
+from ript.rollout.cluster.versions import ALWAYS, differing, installed
+
+SECONDS = 300.0
+"""That a node may take: it imports everything, and renders."""
+WORKER_GIB = 0.5
+"""Memory of a worker process with its simulators, its policy and a few unfinished rollouts, of a small policy."""
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a node says of itself."""
+
+    checks: Sequence[Check]
+    versions: Mapping[str, str]
+    memory: int
+
+
+def look(suite: str, packages: Sequence[str], path: Sequence[str], environ: Mapping[str, str]) -> Seen:
+    """What runs on a node."""
+    sys.path += [folder for folder in path if folder not in sys.path and os.path.isdir(folder)]
+    os.environ.update(environ)
+    return Seen(checks=doctor(suite=suite), versions=installed(packages), memory=machine.memory().total)
+
+
+def doctor_cluster(address: str, suite: str, on_check: Callable[[Check], None] | None = None) -> list[Check]:
+    """Check a cluster, a check a node; takes as long as the slowest node.
+
+    Args:
+        address: see `Connection`.
+        suite: of simulators that must be on every node.
+        on_check: called with each result as it is known.
+
+    Raises:
+        ConfigError, DependencyMissing: there is no such cluster.
+    """
+    connection = Connection(address)
+    try:
+        ray, checks = connection.ray, []
+        packages = (*ALWAYS, *suites.get(suite).packages)
+        environ = {name: os.environ[name] for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM") if name in os.environ}
+        asked = {}
+        for place in connection.places():
+            here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(place.id, soft=False)
+            task = ray.remote(look).options(num_cpus=0, scheduling_strategy=here, max_retries=0)
+            asked[place] = task.remote(suite, packages, interpreter.module_path(), environ)
+        if not asked:
+            checks.append(
+                Check(name="nodes", ok=False, detail="none has a core to give", remedy="ray start --num-cpus")
+            )
+        for place, ref in asked.items():
+            try:
+                check = node_check(place, ray.get(ref, timeout=SECONDS), installed(packages))
+            except ray.exceptions.RayError as error:
+                said = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+                remedy = "see `ray status`, and install the same ript and Python there as here"
+                check = Check(name=f"node {place.name}", ok=False, detail=f"did not answer: {said[0]}", remedy=remedy)
+            checks.append(check)
+            if on_check is not None:
+                on_check(check)
+        return checks
+    finally:
+        connection.close()
+
+
+def node_check(place: Place, seen: Seen, ours: Mapping[str, str]) -> Check:
+    """One line for a node, with all that is wrong with it."""
+    workers = min(place.cores, int(seen.memory / GIB / WORKER_GIB))
+    found = [f"{place.cores} cores, {place.gpus} GPUs, {seen.memory / GIB:.0f} GiB"]
+    found.append(f"object store {place.store / GIB:.1f} GiB")
+    found.append(f"room for {workers} workers of a small policy ({workers * WORKER_GIB:.1f} GiB)")
+    found += [f"renders with {check.detail}" for check in seen.checks if check.name == "renderer" and check.ok]
+    wrong = [
+        (f"{check.name}: {check.detail}", check.remedy) for check in seen.checks if check.required and not check.ok
+    ]
+    if differ := differing(ours, seen.versions):
+        wrong.append((f"other versions than here: {differ}", "install the same (pip install -c constraints.txt ...)"))
+    return Check(
+        name=f"node {place.name}",
+        ok=not wrong,
+        detail="; ".join([*(what for what, _ in wrong), *found]),
+        remedy="; ".join(dict.fromkeys(remedy for _, remedy in wrong if remedy)),
+    )
