@@ -169,7 +169,6 @@ def _errand(key: str, number: int, settings: ExpertSettings) -> Errand:
 
 
 def _try(sim: Simulator, number: int, settings: ExpertSettings) -> tuple[Demo | None, SimulatorSpec]:
-    require_source(sim, settings.source)
     return make_demo(sim, number, settings), sim.spec
 
 

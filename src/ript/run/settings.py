@@ -29,7 +29,15 @@ BUILT = "what of policy. is built"
 _RUN = ("recipe", "tasks", "seed", "sim.")
 USED: dict[str, tuple[str, ...]] = {
     "check": ("sim.",),
-    "demos collect": ("sim.", "demos.noise", "demos.every", "demos.expert", "demos.source", "rollout.workers", "cluster."),
+    "demos collect": (
+        "sim.",
+        "demos.noise",
+        "demos.every",
+        "demos.expert",
+        "demos.source",
+        "rollout.workers",
+        "cluster.",
+    ),
     "sft": (*_RUN, "device", "tracker", BUILT, "sft."),
     "rl": (
         *(*_RUN, "device", "tracker", "iterations", "stop_at", "policy."),
