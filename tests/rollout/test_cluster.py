@@ -119,11 +119,10 @@ def test_more_than_the_cluster_has_is_refused(cluster: Any, size: dict[str, int]
         pool_of(cluster, **size)
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_a_run_on_a_cluster_is_that_of_one_process(cluster: Any, tmp_path: Path, nodes: int) -> None:
+def test_a_run_on_a_cluster_is_that_of_one_process(cluster: Any, tmp_path: Path) -> None:
     config = toy_config(rollout={"fixed_batch": 8})
     here = train_rl(config, lively_policy(config), tmp_path / "here")
-    config = replace(config, cluster=ClusterConfig(address=cluster.address, nodes=nodes, workers_per_node=1))
+    config = replace(config, cluster=ClusterConfig(address=cluster.address, workers_per_node=1))
     there = train_rl(config, lively_policy(config), tmp_path / "there")
     assert weights(there.folder) == weights(here.folder)
     assert without_times(there.folder) == without_times(here.folder)
@@ -206,7 +205,7 @@ def _trained(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_demonstrations_and_evaluations_are_those_of_one_machine_and_every_node_is_looked_at(
+def test_demonstrations_and_evaluations_are_those_of_one_machine(
     cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def ript(*words: object) -> Any:
@@ -224,5 +223,3 @@ def test_demonstrations_and_evaluations_are_those_of_one_machine_and_every_node_
     assert fingerprints[0] == fingerprints[1]
     asked = ("eval", "--policy", policy, "--tasks", "reach-centre", "--trials", 8)
     assert ript(*asked, *on) == ript(*asked, "--workers", 0)
-    checks = ript("doctor", "--cluster", cluster.address, "--suite", "toy")["checks"]
-    assert len(checks) == 2 and all("1 cores" in check["detail"] for check in checks)

@@ -53,3 +53,26 @@ def test_an_address_at_which_nothing_listens_is_refused_at_once() -> None:
 def test_settings_of_a_cluster_are_refused_where_they_have_no_effect(words, complaint, capsys) -> None:
     assert cli.main(["rl", "--recipe", "smoke", "--out", "/nowhere/at/all", *words]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_a_node_with_other_versions_or_without_a_renderer_is_told_in_one_line() -> None:
+    from ript.cli.doctor import Check
+    from ript.cli.doctor_cluster import Seen, node_check
+    from ript.rollout.cluster.connection import Place
+
+    place = Place(id="0", name="10.0.0.2 (ab12cd)", cores=8, gpus=1, store=2**30)
+    checks = [Check(name="renderer", ok=True, detail="egl"), Check(name="GPU", ok=False, detail="none", required=False)]
+    seen = Seen(checks=checks, versions={"torch": "2.13.0", "mujoco": "3.3.0"}, memory=2 * 2**30)
+    good = node_check(place, seen, {"torch": "2.13.0", "mujoco": "3.3.0"})
+    assert good.ok and "8 cores, 1 GPUs, 2 GiB" in good.detail and "room for 4 workers" in good.detail
+    blind = Seen(checks=[Check(name="renderer", ok=False, detail="no frame", remedy="install libegl1")], **_rest(seen))
+    bad = node_check(place, blind, {"torch": "2.13.0", "mujoco": "3.3.1"})
+    assert not bad.ok and bad.name == "node 10.0.0.2 (ab12cd)"
+    assert (
+        "renderer: no frame" in bad.detail and "mujoco 3.3.0 (here 3.3.1)" in bad.detail and "torch" not in bad.detail
+    )
+    assert bad.remedy.startswith("install libegl1; ")
+
+
+def _rest(seen: object) -> dict:
+    return {"versions": seen.versions, "memory": seen.memory}  # type: ignore[attr-defined]
