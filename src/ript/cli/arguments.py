@@ -87,7 +87,7 @@ def configure(args: Namespace) -> Config:
 
 
 def resumed(args: Namespace, command: str) -> tuple[Config, dict[str, list[str]]]:
-    """The configuration of the run that goes on with what was given, and that.
+    """The configuration of a run that goes on, with the given settings in the place of its own; and these settings.
 
     Raises:
         ConfigError: a setting was given that has no effect in this command.

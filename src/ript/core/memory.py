@@ -31,7 +31,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException, what: str, lower: str) -> OutOfMemory:
-    """The error to raise.
+    """The error to raise when memory ran out; it says where, and what to lower.
 
     Args:
         error: for which `ran_out` holds.

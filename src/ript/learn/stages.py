@@ -120,14 +120,14 @@ def run_stages(journal: Journal, policy: torch.nn.Module, stages: Sequence[Stage
 
 @contextmanager
 def own_randomness(policy: torch.nn.Module) -> Iterator[None]:
-    """Within, torch's random numbers are the policy's own."""
+    """Within, what is drawn on the policy's device leaves torch's random state outside as it was."""
     device = device_of(policy)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 def device_of(policy: torch.nn.Module) -> torch.device:
-    """Where its parameters are."""
+    """The device that a module's parameters are on."""
     return next(policy.parameters()).device
 
 

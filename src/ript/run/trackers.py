@@ -22,7 +22,8 @@ from ript.run.files import read_json, write_json
 from ript.run.progress import status
 
 RECORD = "tracked.json"
-"""In the run folder: the run's id at its trackers, and the last iteration of each stream that each of them was sent."""
+"""The file of the run folder with the run's id at its trackers, and the last iteration of each stream that each of them
+was sent."""
 CALL_SECONDS = 120.0
 """How long a tracker may take to start, for a line, or to end, which may include an upload."""
 

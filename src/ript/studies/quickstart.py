@@ -167,7 +167,7 @@ class _Quickstart:
 
 
 RECORD = "quickstart.json"
-"""In the output folder: what was asked for, seconds by stage, and whether all is done."""
+"""The file of the output folder that says what was asked for, the seconds of each stage, and whether all is done."""
 
 
 def _record(config: Config, fresh: bool) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def output_folder(config: Config, fresh: bool, out: str | Path | None) -> Path:
 
 
 def _interrupted(folder: Path, config: Config, fresh: bool) -> bool:
-    """The folder holds this very quickstart, unfinished."""
+    """Whether the folder holds this very quickstart, unfinished."""
     if not (folder / RECORD).exists():
         return False
     asked = _record(config, fresh)

@@ -132,7 +132,7 @@ def _value(config: Config, name: str) -> Any:
 
 
 def seeds_to_run(study: Study, folder: Path, seeds: Sequence[int] | None, resume: bool) -> list[int]:
-    """Those asked for; without any, those of a study that goes on, or the study's own."""
+    """The seeds to run: those asked for; without any, those of a study that goes on, or the study's own."""
     if seeds:
         return checked_seeds(seeds)
     if resume and (folder / RECORD).exists():

@@ -195,7 +195,7 @@ class SharedTask:
             self._renderers.popitem()[1].close()
 
     def close(self) -> None:
-        """For a task that no simulator has open."""
+        """Free all that is shared of the task. No simulator may have it open."""
         self.close_renderers()
 
     def current_part(self, data: Any) -> np.ndarray:

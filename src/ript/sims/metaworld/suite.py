@@ -82,7 +82,7 @@ def available() -> str | None:
 
 
 PUBLISHED = MetaworldOptions(cameras=("corner2",), image_size=128, arm="mesh", horizon=HORIZON)
-"""As papers show it."""
+"""The options with which papers show Meta-World."""
 
 SUITE = Suite(
     name=NAME,
