@@ -9,6 +9,7 @@ from ript import collect_demos, load_policy, recipe, train_rl, train_sft
 from ript.build import simulator_factory
 from ript.config import overrides
 from ript.config.sections import Config
+from ript.core.errors import DataError
 from ript.policies.gaussian.policy import GaussianPolicy
 from ript.sft import resume_sft
 
@@ -90,3 +91,17 @@ def test_a_policy_is_trained_further_on_target_tasks_and_keeps_what_it_normalise
     policy = train_sft(further, [demos, other], tmp_path / "further", base=tmp_path / "base" / "policy")
     base = load_policy(tmp_path / "base" / "policy")
     assert torch.equal(policy.proprio_mean, base.proprio_mean) and not torch.equal(policy.mean.weight, base.mean.weight)
+
+
+def test_a_policy_of_several_observation_steps_is_trained_practised_and_measured(demos: Path, tmp_path: Path) -> None:
+    small = {"sft__policy_steps": "3", "iterations": "1", "sampling__groups": "4", "sampling__max_attempts": "8"}
+    two = config(policy__n_obs_steps="2", eval__trials="4", **small)
+    train_sft(two, [demos], tmp_path / "sft")
+    result = train_rl(config(eval__trials="4", **small), tmp_path / "sft" / "policy", tmp_path / "rl")  # ratios are 1
+    policy = load_policy(result.policy)
+    assert isinstance(policy, GaussianPolicy) and policy.n_obs_steps == 2
+    assert policy.trunk[0].in_features == 2 * (len(policy.encoders) * 2 * 16 + 2)
+    sparse = tmp_path / "sparse.hdf5"
+    collect_demos(simulator_factory(two.sim), ["toy/reach"], 1, sparse, every=2)
+    with pytest.raises(DataError, match=r"--demos\.every=1"):
+        train_sft(two, [sparse], tmp_path / "other")
