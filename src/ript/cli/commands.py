@@ -166,6 +166,27 @@ def demos_collect(args: Namespace) -> Answer:
     return Answer(text=f"{text}\nwritten to {args.out}", document=document, kept=str(args.out))
 
 
+def demos_convert(args: Namespace) -> Answer:
+    from ript.core.registry import suites
+    from ript.demos.convert import convert_demos
+
+    given = given_fields(args)
+    having = [name for name, suite in suites.all()[0].items() if suite.converts is not None]
+    if "sim.suite" not in given and len(having) == 1:
+        given["sim.suite"] = having
+    config = overrides.apply(Config(), given)
+    refuse_unused("demos convert", config, given)
+    suite = suites.get(config.sim.suite)
+    if suite.converts is None:
+        raise ConfigError(f"suite {suite.name} reads no demonstrations of other programs; {', '.join(having)} does")
+    rendered = args.pictures == "rendered"
+    convert = suite.converts
+    with saying_what_is_kept(f"{args.out} was not written; run the command again"):
+        made = convert_demos(args.files, args.out, lambda demo: convert(demo, config.sim, rendered), every=args.every)
+    document = {"file": args.out, "demos": made, "pictures": args.pictures, "every": args.every}
+    return Answer(text=f"{made} demonstrations\nwritten to {args.out}", document=document, kept=str(args.out))
+
+
 def demos_info(args: Namespace) -> Answer:
     from ript.demos.demo_set import open_demos
 

