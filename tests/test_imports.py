@@ -13,7 +13,16 @@ import ript
 
 PACKAGE = Path(ript.__file__).parent
 
-UPSTAIRS = ("run.settings", "run.cards", "run.start", "run.rl_progress", "run.measure", "run.states", "run.collecting")
+UPSTAIRS = (
+    "run.settings",
+    "run.resuming",
+    "run.cards",
+    "run.start",
+    "run.rl_progress",
+    "run.measure",
+    "run.states",
+    "run.collecting",
+)
 """Modules that stand on the floor of training, above the rest of their rooms: they need a configuration, the builder,
 evaluation or another room. ARCHITECTURE.md says why each does."""
 FLOORS: tuple[set[str], ...] = (

@@ -73,7 +73,7 @@ def train_rl(
             None starts from weights drawn from the seed.
         out: run folder; the result is written to `out/policy`.
         resume: go on with the run in `out`, interrupted or at its end, with its own policy and settings. What `config`
-            asks for may differ where results do not depend on it (`settings.FREE`: workers, more iterations, ...).
+            asks for may differ where results do not depend on it (`resuming.FREE`: workers, more iterations, ...).
         asked: settings that somebody gave, by their dotted names, besides those that differ from the recipe's: they are
             refused where the policy has decided otherwise, and all others are taken from it.
 

@@ -42,15 +42,13 @@ from ript.run.checkpoint import Checkpoint
 from ript.run.folder import RunFolder
 from ript.run.progress import progress, status
 from ript.run.reading import read_config
+from ript.run.resuming import refuse_changes, refuse_other_code, refuse_other_content
 from ript.run.settings import (
     asked_for,
     leaves,
     measured,
     nested,
     recorded,
-    refuse_changes,
-    refuse_other_code,
-    refuse_other_content,
     refuse_unused_stages,
     settled,
     shown,

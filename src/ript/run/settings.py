@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ript.config import recipes
 from ript.config.sections import Config, policy_options, sim_options, training_options
-from ript.core.errors import ConfigError, RunError
+from ript.core.errors import ConfigError
 from ript.core.hooks import kind_of, made_with
 from ript.core.options import Settings, replace
 from ript.core.registry import kinds
@@ -88,6 +88,11 @@ def uses(command: str, config: Config, name: str) -> bool:
     built = ("policy.kind", *_policy(config.policy.BUILT))
     further = _policy(config.policy.FURTHER) if command == "sft" else ()
     return among(USED[command], name) or (BUILT in USED[command] and name in built) or name in further
+
+
+def among(names: Collection[str], name: str) -> bool:
+    """Whether a setting is one of these, or in one of these sections."""
+    return name in names or f"{name.partition('.')[0]}." in names
 
 
 def _policy(names: Iterable[str]) -> tuple[str, ...]:
@@ -307,13 +312,14 @@ def shown(config: Config, sim: Mapping[str, Any], asked: Collection[str]) -> Con
         wanted = getattr(config.sim, name)
         if wanted != value and f"sim.{name}" in asked:
             raise ConfigError(
-                f"sim.{name} = {_listed(wanted)}, but the demonstrations have {_listed(value)}: leave it out, or "
+                f"sim.{name} = {listed(wanted)}, but the demonstrations have {listed(value)}: leave it out, or "
                 "collect others"
             )
     return replace(config, sim=replace(config.sim, **sim))
 
 
-def _listed(value: object) -> str:
+def listed(value: object) -> str:
+    """A setting's value, in words."""
     return ", ".join(map(str, value)) if isinstance(value, tuple | list) else _word(value)
 
 
@@ -339,119 +345,3 @@ def recorded(command: str, config: Config, policy: PostTrainable | None = None) 
         for name, value in leaves(config.to_json()).items()
         if uses(command, config, name) and name not in without_effect
     }
-
-
-# ------------------------------------------------------------------ what may change when a run goes on
-
-NEUTRAL = ("tracker", "rollout.", "cluster.")
-"""Settings, or sections, that results do not depend on."""
-BINDING = ("rollout.lag",)
-"""Settings of those sections on which results do depend."""
-FREE: dict[str, tuple[str, ...]] = {
-    "rl": ("iterations", "learn.ranks", *NEUTRAL),
-    "sft": ("tracker", "sft.checkpoint_every"),
-}
-"""Command -> the settings, or sections, that may be others when its run goes on."""
-
-
-def refuse_changes(command: str, held: Mapping[str, Any], now: Mapping[str, Any]) -> Leaves:
-    """What is another setting when a run goes on.
-
-    Args:
-        command: "rl" or "sft".
-        held: the run's own settings, as its config.json has them.
-        now: what is wanted, by dotted names.
-
-    Returns:
-        name -> new value, of those that may change.
-
-    Raises:
-        ConfigError: names each setting that may not.
-    """
-    before = leaves(held)
-    may = (*FREE[command], "recipe")
-    missing = object()  # what had no effect is not in the record, and may have one now
-    changed = {
-        name: value
-        for name, value in now.items()
-        if before.get(name, missing) != value and (name in before or _may(may, name))
-    }
-    fixed = [
-        f"{name} = {_listed(value)} (the run has {_listed(before[name])})"
-        for name, value in changed.items()
-        if not _may(may, name)
-    ]
-    if fixed:
-        free = ", ".join(f"{name}*" if name.endswith(".") else name for name in FREE[command])
-        raise ConfigError(
-            f"a run goes on with its own settings, and these are others: {'; '.join(fixed)}. Leave them out, or begin "
-            f"a new run with another --out; only {free} may change"
-        )
-    return {name: value for name, value in changed.items() if name != "recipe"}
-
-
-def refuse_other_code(held: Mapping[str, Any], now: Mapping[str, str]) -> None:
-    """Raise `RunError` when a file of a user's own, which a run is made of, is another than it began with.
-
-    Args:
-        held: what its config.json says; a record of an earlier version says nothing of code.
-        now: module -> digest of its file.
-    """
-    changed = [name for name, digest in held.get("code", {}).items() if now.get(name, digest) != digest]
-    if changed:
-        are = "are other files" if len(changed) > 1 else "is another file"
-        raise RunError(
-            f"a run goes on with the code that it began with, and {', '.join(changed)} {are} now: put back what was "
-            "there, or begin a new run with another --out (ript rl --policy takes the policy that this one has reached)"
-        )
-
-
-def refuse_other_content(held: Mapping[str, Any], now: Mapping[str, str]) -> None:
-    """Raise `RunError` when what a run goes on with is other than what it began with.
-
-    Args:
-        held: what its config.json says; a record of an earlier version says nothing of content.
-        now: entry of the record -> what is there now.
-    """
-    changed = [name for name, content in now.items() if held.get(name, content) != content]
-    if changed:
-        what = "; ".join(f"{_CONTENT[name]} ({now[name] or 'none'}, the run has {held[name]})" for name in changed)
-        raise RunError(
-            f"a run goes on with what it began with, and {what}: put the files back, or begin a new run with another "
-            "--out"
-        )
-
-
-_CONTENT = {
-    "demos_content": "the demonstrations are others",
-    "states_content": "the initial states of sampling.demos are others",
-    "base_content": "the base is another",
-    "start_content": "the policy is another",
-}
-"""Entry of a run's record -> what is wrong when it has changed."""
-
-
-def _may(names: Collection[str], name: str) -> bool:
-    """Whether a setting is one of these, or in one of these sections, and does not bind."""
-    return among(names, name) and name not in BINDING
-
-
-def among(names: Collection[str], name: str) -> bool:
-    """Whether a setting is one of these, or in one of these sections."""
-    return name in names or f"{name.partition('.')[0]}." in names
-
-
-def differing(command: str, held: Mapping[str, Any], config: Config) -> list[str]:
-    """Names of what a finished run did otherwise than a configuration says now, of what its results depend on.
-
-    Args:
-        command: "rl" or "sft".
-        held: the run's settings, as its config.json has them; one that is not there had its default.
-        config: to compare with.
-    """
-    ours, theirs = recorded(command, Config.from_record(held)), recorded(command, config)
-    return [
-        name
-        for name, value in theirs.items()
-        if ours.get(name) != value and not _may((*NEUTRAL, "recipe", "sft.checkpoint_every", "sampling.demos"), name)
-    ]

@@ -40,18 +40,8 @@ from ript.run.files import read_json
 from ript.run.folder import RunFolder
 from ript.run.progress import status
 from ript.run.reading import read_config
-from ript.run.settings import (
-    Leaves,
-    asked_for,
-    leaves,
-    measured,
-    nested,
-    recorded,
-    refuse_changes,
-    refuse_other_code,
-    refuse_other_content,
-    settled,
-)
+from ript.run.resuming import refuse_changes, refuse_other_code, refuse_other_content
+from ript.run.settings import Leaves, asked_for, leaves, measured, nested, recorded, settled
 from ript.run.states import LOOKED, InitialStates
 from ript.run.trackers import require_trackers
 from ript.run.video import require_encoder

@@ -28,7 +28,8 @@ from ript.rl import RLResult, train_rl
 from ript.run.files import read_json, write_json
 from ript.run.lock import locked
 from ript.run.progress import status
-from ript.run.settings import NEUTRAL, Leaves, among, leaves
+from ript.run.resuming import NEUTRAL
+from ript.run.settings import Leaves, among, leaves
 from ript.run.video import require_encoder
 from ript.studies.bases import base_folder, collect, make_base, make_base_demos, train_unless_done
 

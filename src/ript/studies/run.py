@@ -38,7 +38,8 @@ from ript.run.files import read_json, write_json
 from ript.run.lock import InUse, locked
 from ript.run.progress import status
 from ript.run.reading import read_config, read_rows
-from ript.run.settings import NEUTRAL, among, differing, leaves, refuse_unused, refuse_unused_stages, unused
+from ript.run.resuming import NEUTRAL, differing
+from ript.run.settings import among, leaves, refuse_unused, refuse_unused_stages, unused
 from ript.studies.bases import base_folder, collect, make_base, sft_fingerprint, train_unless_done
 from ript.studies.catalogue import Cell, Scale, Study, get_study, with_simulator
 from ript.studies.notes import finetunes
@@ -64,7 +65,7 @@ def run_study(
         scale: "small" or "paper".
         seeds: instead of the study's own, or of those that are there; with `resume`, further ones are added.
         changes: field -> words, in every cell; see `overrides`. Those that results do not depend on
-            (`settings.NEUTRAL`) are this process's own, and others may come with each call.
+            (`resuming.NEUTRAL`) are this process's own, and others may come with each call.
         resume: `out` holds this study already; another process may be working on it.
 
     Returns:
