@@ -252,19 +252,34 @@ def best_inference(policy: QuestPolicy, looks: Sequence[Observation]) -> tuple[f
 
 
 def raw_step_seconds(config: Config, key: str) -> float:
-    """Seconds of the physics alone in an environment step, after a reset without actions."""
-    stock = _stock_maker(config)(key, config.sim, config.seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """Seconds of the physics alone in an environment step, after a reset without actions: in a process of its own, for
+    stock environments end OpenGL for all."""
+    child = children.start(raw_worker, _stock_maker(config), key, config.sim, config.seed, preload=("torch",))
+    try:
+        return _receive(child.connection)
+    finally:
+        child.connection.close()
+        child.join(10)
+        child.kill()
+
+
+def raw_worker(
+    pipe: Connection, make: Callable[[str, Any, int], StockEnvironment], key: str, options: SimOptions, seed: int
+) -> None:
+    """Send the seconds of `raw_step_seconds`."""
+    try:
+        warnings.simplefilter("ignore")  # gymnasium's checker, of observation bounds
+        stock = make(key, options, seed)
         stock.reset()
 
-    def physics() -> None:
-        for _ in range(RAW):
-            stock.physics()
+        def physics() -> None:
+            for _ in range(RAW):
+                stock.physics()
 
-    seconds = _best_of(REPEATS, physics)
-    stock.close()
-    return seconds / RAW
+        pipe.send(_best_of(REPEATS, physics) / RAW)
+        stock.close()
+    except Exception as error:
+        pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 def _best_of(repeats: int, work: Callable[[], object]) -> float:
