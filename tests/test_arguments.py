@@ -138,7 +138,13 @@ def test_a_collection_takes_one_task_and_numbers_of_numpy(tmp_path: Path) -> Non
     settings = {"seed": np.int64(1), "noise": np.float32(0.5), "every": np.int64(2)}
     ript.collect_demos(make, "toy/reach", np.int64(2), tmp_path / "d.hdf5", **settings)
     made = open_demos(tmp_path / "d.hdf5")
-    assert len(made) == 2 and made.files[0].settings == {"per_task": 2, "seed": 1, "noise": 0.5, "every": 2}
+    assert len(made) == 2 and made.files[0].settings == {
+        "per_task": 2,
+        "seed": 1,
+        "noise": 0.5,
+        "every": 2,
+        "source": "expert",
+    }
     assert len(made.select("toy/reach")) == 2
 
 

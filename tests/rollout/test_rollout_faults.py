@@ -321,7 +321,7 @@ def test_workers_killed_between_runs_are_replaced_with_the_present_weights(infer
 def test_weights_that_do_not_fit_are_an_error_and_not_a_hang():
     with pool_of(FakeFactory()) as pool:
         pool.set_policy({"other": torch.zeros(1)}, version=1)
-        with pytest.raises(WorkerError, match="KeyError: 'bias'"):
+        with pytest.raises(PolicyError, match="load_weights raised KeyError: 'bias'"):
             collect(pool, requests())
 
 

@@ -205,7 +205,7 @@ def spec(**changes) -> SimulatorSpec:
 def test_a_simulator_that_fits_is_taken_and_another_refused(policy):
     policy.check_simulator(spec())
     for changes, message in (
-        ({"suite": "metaworld"}, "trained on 'libero'"),
+        ({"suite": "metaworld"}, "trained in libero"),
         ({"action_dim": 4}, "action size: expected 7, got 4"),
         ({"proprio": {"proprio": 9}}, "proprioception size: expected 8, got 9"),
         ({"cameras": {"agentview": (256, 256)}}, "no primary, wrist among agentview"),

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ript.core.errors import DependencyMissing, RunError
+from ript.core.errors import DependencyMissing, RunError, SimulatorError
 from ript.core.places import cache_folder
 from ript.sims.libero.kernel import torques
 from ript.sims.libero.tasks import INSTALL
@@ -121,7 +121,10 @@ class Arm:
         full = np.zeros((model.nv, model.nv))
         mujoco.mj_fullM(model, full, np.arange(1, model.nM + 1, dtype=np.float64))
         entries = full[np.ix_(self.dof_at, self.dof_at)].astype(np.int64) - 1
-        assert (entries >= 0).all(), "the arm's joints are one chain"
+        if (entries < 0).any():
+            raise SimulatorError(
+                "LIBERO: the arm's joints are no chain, so its mass matrix cannot be read from the sparse one"
+            )
         return entries
 
     def _at_home(self, mujoco: Any, model: Any) -> None:
