@@ -61,19 +61,23 @@ def import_libero() -> Any:
     return env_wrapper
 
 
-def new_environment(info: LiberoTask, seed: int = 0, **settings: Any) -> Any:
+def new_environment(info: LiberoTask, seed: int | None = 0, **settings: Any) -> Any:
     """A stock environment after the reset that follows `np.random.seed(seed)`, without a renderer.
 
     Args:
         info: the task.
-        seed: of the reset, which draws where fixtures and objects are. The caller's random state is kept.
+        seed: of the reset, which draws where fixtures and objects are. The caller's random state is kept. None: it is
+            not reset, which takes as long as to build it, but looks as if it had been.
         settings: more arguments of the stock environment.
     """
     wrapper = import_libero()
     own = {"has_offscreen_renderer": False, "use_camera_obs": False, "ignore_done": True, **settings}
     with _undisturbed(), drawing_from(0):
         env = wrapper.ControlEnv(bddl_file_name=str(info.bddl), **own)
-    reset(env, seed)
+    if seed is None:
+        env.env.visualize(vis_settings=dict.fromkeys(env.env._visualizations, False))
+    else:
+        reset(env, seed)
     return env
 
 
