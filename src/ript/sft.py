@@ -50,6 +50,7 @@ from ript.run.settings import (
     nested,
     recorded,
     refuse_unused_stages,
+    refuse_without_base,
     settled,
     shown,
     stage_is_missing,
@@ -104,6 +105,8 @@ def train_sft(
     wanted = set() if resume else asked_for(config, asked)
     there = {"base": base is not None, "targets": bool(targets), "others": len(demo_set.tasks) > len(targets)}
     refuse_unused_stages(config, asked, **there)
+    if base is None:
+        refuse_without_base(config, asked)
     config = shown(config, _simulator_of(demo_set), wanted)
     with computing(config.device, torch.get_num_threads()) as device:
         origin = base if isinstance(base, Origin | None) else origin_of(base)

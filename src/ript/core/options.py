@@ -214,7 +214,9 @@ class PolicyOptions(Settings):
     Attributes:
         BUILT: fields that are decided when a policy is made, and cannot be changed any more; besides `kind`.
         DEMONSTRATED: those of them that have no effect on a policy without demonstrations.
-        FURTHER: fields that supervised training of a loaded policy follows (`PolicyKind.further`).
+        FURTHER: fields that supervised training of a loaded policy follows (`PolicyKind.further`), but not of a new
+            one.
+        FURTHER_ALONE: those of them that nothing else follows.
     """
 
     ABOUT: ClassVar[str] = "The policy."
@@ -223,6 +225,7 @@ class PolicyOptions(Settings):
     BUILT: ClassVar[tuple[str, ...]] = ()
     DEMONSTRATED: ClassVar[tuple[str, ...]] = ()
     FURTHER: ClassVar[tuple[str, ...]] = ()
+    FURTHER_ALONE: ClassVar[tuple[str, ...]] = ()
 
     kind: str = Field(description="Kind of policy (`ript doctor` names those that are here).")
 

@@ -85,6 +85,8 @@ def uses(command: str, config: Config, name: str) -> bool:
         return True
     if command == "bench rollout" and name in _policy(config.policy.DEMONSTRATED):
         return False
+    if command != "sft" and name in _policy(config.policy.FURTHER_ALONE):
+        return False
     built = ("policy.kind", *_policy(config.policy.BUILT))
     further = _policy(config.policy.FURTHER) if command == "sft" else ()
     return among(USED[command], name) or (BUILT in USED[command] and name in built) or name in further
@@ -196,6 +198,14 @@ def refuse_unused_stages(
     for name in given:
         if why := stage_is_missing(config, name, base=base, targets=targets, others=others):
             raise ConfigError(f"{name} has no effect: {why}; leave it out")
+
+
+def refuse_without_base(config: Config, given: Iterable[str]) -> None:
+    """Raise `ConfigError` for a setting of what a loaded policy is given, where there is none; see
+    `PolicyKind.further`."""
+    for name in given:
+        if name in _policy(config.policy.FURTHER):
+            raise ConfigError(f"{name} has no effect on a new policy: leave it out, or give --base")
 
 
 def stage_is_missing(config: Config, name: str, *, base: bool, targets: bool, others: bool = True) -> str:

@@ -183,3 +183,32 @@ def test_a_run_says_how_much_it_is_before_it_begins(start, tmp_path, capsys):
     found = amount(config(), execute=4)
     assert found.rollouts == 2 * 8 * 4 + 4 * 8 + 2 * 5
     assert found.env_steps == 16 * found.rollouts and found.decisions == 2 * 4 * 4 * 4
+
+
+def test_the_rank_of_an_adapter_that_is_there_is_not_another(start, tmp_path):
+    policy = ript.load_policy(start).with_adapter(2, 0.5)
+    ours = replace(config(), iterations=0, policy=replace(config().policy, rank=2, alpha=1.0))
+    train_rl(ours, policy, tmp_path / "same")
+    with pytest.raises(ConfigError, match=r"policy\.rank = 4 \(the policy has rank = 2\)"):
+        train_rl(replace(config(), iterations=0), policy, tmp_path / "other", asked=["policy.rank"])
+    assert not (tmp_path / "other").exists()
+
+
+TOY = ["--sim.suite=toy", "--tasks", "reach-centre"]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["sft", "--demos", "d.hdf5", "--policy.rank=4", *TOY], "policy.rank has no effect on a new policy"),
+        (
+            ["rl", "--policy.adapts=everything"],
+            "policy.adapts has no effect in `ript rl`: leave it out (`ript sft` and",
+        ),
+    ],
+)
+def test_settings_of_an_adapter_are_refused_where_they_change_nothing(words, message, start, tmp_path, capsys):
+    (tmp_path / "d.hdf5").symlink_to(start.parents[1] / "demos.hdf5")
+    words = [str(tmp_path / word) if word == "d.hdf5" else word for word in words]
+    assert cli.main([*words, "--recipe", "openvla_oft_small", "--out", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()

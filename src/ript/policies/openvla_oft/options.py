@@ -16,6 +16,7 @@ class OftOptions(PolicyOptions):
     ABOUT: ClassVar[str] = "An OpenVLA-OFT policy. What a published folder says of it is not changed by any of these."
     BUILT: ClassVar[tuple[str, ...]] = ("size", "chunk", "execute")
     FURTHER: ClassVar[tuple[str, ...]] = ("rank", "alpha", "adapts", "recompute")
+    FURTHER_ALONE: ClassVar[tuple[str, ...]] = ("adapts",)
 
     kind: Literal["openvla_oft"] = Field("openvla_oft", description=PolicyOptions.meaning("kind"))
     size: Literal["tiny", "small"] = Field(

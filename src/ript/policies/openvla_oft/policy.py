@@ -389,7 +389,9 @@ class OpenVlaPolicy(nn.Module):
             for name, preset in PRESETS.items()
             if (preset.dino, preset.siglip, preset.llama) == (sizes.dino, sizes.siglip, sizes.llama)
         ]
-        return {"size": same[0] if same else None, "chunk": sizes.chunk, "execute": self.config.execute}
+        rank, alpha = self.config.rank, round(self.config.scaling * self.config.rank, 6)
+        adapter = {"rank": rank, "alpha": alpha} if rank else {}
+        return {"size": same[0] if same else None, "chunk": sizes.chunk, "execute": self.config.execute} | adapter
 
     @property
     def protocol(self) -> str:
