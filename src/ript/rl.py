@@ -133,8 +133,8 @@ class _Run:
         began = time.perf_counter() - self.at.seconds
         while self.at.iteration < self.config.iterations and not self.at.ended:
             with self.run.saying_what_is_kept(f"iteration {self.at.iteration + 1}"):
-                self.collecting.finish()  # of what goes on ahead
-                validated, self.clock = measured.validate(self.at), time.perf_counter()
+                waited = self.collecting.finish()  # with what goes on ahead
+                validated, self.clock = measured.validate(self.at), time.perf_counter() - waited
                 collection, costs = self.collecting.take(self.at)
                 metrics = self.learn(collection) | costs | {"time/eval": validated}
             self.count(collection, time.perf_counter() - began)

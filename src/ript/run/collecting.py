@@ -77,22 +77,24 @@ class Collecting:
         """Rollouts from the same initial states, K at a time, until enough groups have a signal; and what they cost."""
         self.finish()
         ahead, self._ahead = self._ahead, None
+        waited, self._waited = self._waited, 0.0
         if ahead is None:
             began = time.perf_counter()
             order = _Order(iteration=at.iteration, position=at.position, horizons=at.horizons, version=at.iteration)
             self._give(order)
-            made, seconds, waited = self._collect(order), time.perf_counter() - began, 0.0
+            made, seconds = self._collect(order), time.perf_counter() - began
         elif ahead.error is not None:
             raise ahead.error
         else:
             assert ahead.made is not None
-            made, order, seconds, waited = ahead.made, ahead.order, ahead.seconds, self._waited
+            made, order, seconds = ahead.made, ahead.order, ahead.seconds
         self.horizons, self._acted = order.horizons, None
         spent = values(self.pool.timings())
         costs = {f"time/{k}": spent[k] for k in ("simulate", "render", "infer", "wait")}  # summed over workers
-        costs |= {"time/rollout": seconds, "rollout/worker_restarts": spent["worker_restarts"]}
+        costs |= {"rollout/worker_restarts": spent["worker_restarts"], "time/collect": seconds}
+        costs |= {"time/rollout": seconds if ahead is None else waited}  # beside nothing else
         costs |= of_nodes(getattr(self.pool, "rows", {}), seconds)
-        return made, costs | ({"time/waited": waited} if ahead is not None else {})
+        return made, costs
 
     def go_ahead(self, at: Progress, collection: Collection) -> None:
         """Begin with the rollouts of the next iteration, if they are made ahead and there is one.
@@ -117,12 +119,13 @@ class Collecting:
         self._ahead = ahead = _Ahead(order=order, thread=threading.Thread(target=self._make, daemon=True))
         ahead.thread.start()
 
-    def finish(self) -> None:
-        """Wait for what is being made."""
+    def finish(self) -> float:
+        """Wait for what is being made. Returns seconds."""
         began = time.perf_counter()
         if self._ahead is not None:
             self._ahead.thread.join()
-        self._waited = time.perf_counter() - began
+            self._waited += time.perf_counter() - began
+        return self._waited
 
     def horizons_after(self, collection: Collection, present: Mapping[str, int]) -> dict[str, int]:
         """Task key -> practice horizon of the iteration after this collection."""
