@@ -14,7 +14,7 @@ from point import Point
 from ript.core.errors import DataError
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
-from ript.demos.formats.hdf5 import _reading
+from ript.demos.formats.hdf5 import open_hdf5
 from ript.demos.formats.writer import DemoWriter
 from ript.demos.initial_states import demo_initial_states
 
@@ -148,7 +148,7 @@ def test_a_file_that_may_not_be_read_is_not_called_truncated(good, tmp_path):
 
 def test_an_error_of_the_disk_while_a_file_is_read_is_not_called_damage(copy):
     for words in ("file read failed, errno = 5, error message = 'Input/output error'", "errno = 116"):
-        with pytest.raises(DataError, match=r"cannot be read: the (disk|network)") as caught, _reading(copy):
+        with pytest.raises(DataError, match=r"cannot be read: the (disk|network)") as caught, open_hdf5(copy):
             raise OSError(f"Can't synchronously read data ({words})")
         assert "collect it again" not in str(caught.value)
 
