@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +36,8 @@ def _undisturbed() -> Iterator[None]:
         os.environ[_CONFIG] = folder
         logging.disable(logging.WARNING)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 yield
         finally:
             logging.disable(logging.NOTSET)
