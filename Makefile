@@ -19,7 +19,7 @@ INSTALLED  := $(subst $(EMPTY) ,\ ,$(VENV)/.installed)
 .PHONY: help quickstart install test test-all check format bench clean
 
 help:
-	@echo "make quickstart   install, then go from nothing to a post-trained policy and a report (about 15 minutes)"
+	@echo "make quickstart   install, then go from nothing to a post-trained policy and a report (4 to 15 minutes)"
 	@echo "make test         install, then run the whole test suite"
 	@echo "make test-all     the tests that take minutes too: all of LIBERO beside the stock environment"
 	@echo "make install      the environment alone, in $(VENV); nothing happens when nothing changed"
