@@ -146,7 +146,7 @@ def test_a_signal_while_a_tracker_works_is_the_users(tmp_path: Path, recording: 
     done = threading.Event()
 
     def interrupted(self: Recording, iteration: int, numbers: dict[str, float]) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as a terminal does
         done.wait(30)
 
     monkeypatch.setattr(recording, "log", interrupted)
