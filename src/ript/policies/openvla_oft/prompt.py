@@ -19,8 +19,6 @@ SPACE = 29871
 FILE = "tokenizer.json"
 SMALL_SPECIAL = ("<unused>", "<s>", "</s>")
 """First tokens of `small_tokenizer`; begin and end of a sequence have Llama's ids."""
-SMALL_LEAST = 256 + len(SMALL_SPECIAL)
-"""Tokens of a vocabulary without words."""
 
 
 def question(instruction: str) -> str:

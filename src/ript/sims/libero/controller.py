@@ -28,7 +28,6 @@ from ript.sims.libero.tasks import INSTALL
 
 ARM = 7
 """Joints."""
-KP = 150.0
 POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5
 """Metres and radians of an action of 1."""
 

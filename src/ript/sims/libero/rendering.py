@@ -16,6 +16,7 @@ import numpy as np
 from ript.core.errors import UnknownNameError
 from ript.sims.mujoco import gl
 from ript.sims.mujoco.rendering import CameraView
+from ript.sims.mujoco.views import resolve_views
 
 Look = Literal["fast", "faithful"]
 
@@ -37,15 +38,7 @@ def resolve_cameras(cameras: Mapping[str, CameraView] | Sequence[str]) -> dict[s
     Raises:
         UnknownNameError: a view that is not in `CAMERAS`.
     """
-    if isinstance(cameras, Mapping):
-        return dict(cameras)
-    views = {}
-    for word in (cameras,) if isinstance(cameras, str) else cameras:
-        name, _, view = word.partition("=")
-        if (view or name) not in CAMERAS:
-            raise UnknownNameError("camera", view or name, CAMERAS)
-        views[name] = CAMERAS[view or name]
-    return views
+    return resolve_views(cameras, CAMERAS)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,8 +24,6 @@ from ript.sims.libero.predicates import Goal, holds
 from ript.sims.libero.tasks import INSTALL, LiberoTask
 from ript.sims.sequences import streams
 
-BENCHMARK = 50
-"""Initial states of a task in the benchmark."""
 GRIPPER = (0.020833, -0.020833)
 """Metres: the fingers after a reset."""
 

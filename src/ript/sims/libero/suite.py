@@ -3,9 +3,6 @@ perturbed versions of 40 of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ript.core.errors import PolicyError
 from ript.core.house import Suite
 from ript.core.interfaces import Simulator, StockEnvironment
 from ript.core.types import ForeignDemo, Recording, SimulatorSpec
@@ -14,7 +11,8 @@ from ript.sims.libero.options import LiberoOptions
 from ript.sims.libero.rendering import CAMERAS, resolve_cameras
 from ript.sims.libero.spec import libero_spec
 from ript.sims.libero.tasks import HORIZON, LISTS, NAME, find, libero_tasks
-from ript.sims.mujoco.rendering import describe, image_shape
+from ript.sims.mujoco.rendering import image_shape
+from ript.sims.mujoco.views import view_options
 
 STOCK = ("agentview-stock", "wrist-stock")
 """What published policies saw."""
@@ -52,25 +50,8 @@ def options_of(spec: SimulatorSpec) -> LiberoOptions:
     Raises:
         PolicyError: cameras of different sizes, which these simulators do not have.
     """
-    sizes = set(spec.cameras.values())
-    if len(sizes) != 1:
-        raise PolicyError(f"LIBERO shows pictures of one size, not {dict(spec.cameras)}")
-    height, width = sizes.pop()
-    described = spec.render.get("cameras")
-    cameras = _words(described) if isinstance(described, Mapping) else tuple(spec.cameras)
-    options = LiberoOptions(
-        cameras=cameras, image_size=height if height == width else (height, width), proprio=tuple(spec.proprio)
-    )
+    options = LiberoOptions(**view_options(spec, CAMERAS, "LIBERO"), proprio=tuple(spec.proprio))
     return options.replaced(look=spec.render["look"]) if "look" in spec.render else options
-
-
-def _words(described: Mapping[str, object]) -> tuple[str, ...]:
-    """What `resolve_cameras` takes for cameras that `spec.render` describes."""
-    words = []
-    for name, view in described.items():
-        same = [known for known, other in CAMERAS.items() if describe(other) == view]
-        words.append(name if name in same or not same else f"{name}={same[0]}")
-    return tuple(words)
 
 
 def probe() -> str:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import util
 
-from ript.core.errors import PolicyError
 from ript.core.house import Suite
 from ript.core.interfaces import Simulator, StockEnvironment
 from ript.core.types import SimulatorSpec, Task
 from ript.sims.metaworld.options import MetaworldOptions
 from ript.sims.metaworld.tasks import (
+    CAMERAS,
     HORIZON,
     LISTS,
     NAME,
-    camera_words,
     metaworld_spec,
     metaworld_tasks,
     resolve_cameras,
 )
 from ript.sims.mujoco.rendering import image_shape
+from ript.sims.mujoco.views import view_options
 
 
 def make(key: str, options: MetaworldOptions) -> Simulator:
@@ -50,13 +49,7 @@ def options_of(spec: SimulatorSpec) -> MetaworldOptions:
     Raises:
         PolicyError: cameras of different sizes, which these simulators do not have.
     """
-    sizes = set(spec.cameras.values())
-    if len(sizes) != 1:
-        raise PolicyError(f"Meta-World shows pictures of one size, not {dict(spec.cameras)}")
-    height, width = sizes.pop()
-    described = spec.render.get("cameras")
-    cameras = camera_words(described) if isinstance(described, Mapping) else tuple(spec.cameras)
-    options = MetaworldOptions(cameras=cameras, image_size=height if height == width else (height, width))
+    options = MetaworldOptions(**view_options(spec, CAMERAS, "Meta-World"))
     return options.replaced(arm=spec.render["arm"]) if "arm" in spec.render else options
 
 

@@ -8,6 +8,7 @@ from ript.core.errors import UnknownNameError
 from ript.core.types import UNNAMED_PROPRIO, SimulatorSpec, Task
 from ript.sims.metaworld.instructions import INSTRUCTIONS
 from ript.sims.mujoco.rendering import Arm, CameraView, describe
+from ript.sims.mujoco.views import resolve_views
 
 NAME = "metaworld"
 ACTION_DIM = 4
@@ -90,24 +91,7 @@ def resolve_cameras(cameras: Mapping[str, CameraView] | Sequence[str]) -> dict[s
     Raises:
         UnknownNameError: a view that is not in `CAMERAS`.
     """
-    if isinstance(cameras, Mapping):
-        return dict(cameras)
-    views = {}
-    for word in (cameras,) if isinstance(cameras, str) else cameras:
-        name, _, view = word.partition("=")
-        if (view or name) not in CAMERAS:
-            raise UnknownNameError("camera", view or name, CAMERAS)
-        views[name] = CAMERAS[view or name]
-    return views
-
-
-def camera_words(described: Mapping[str, Mapping[str, object]]) -> tuple[str, ...]:
-    """What `resolve_cameras` takes for cameras that a simulator's `spec.render` describes."""
-    words = []
-    for name, view in described.items():
-        same = [known for known, other in CAMERAS.items() if describe(other) == view]
-        words.append(name if name in same or not same else f"{name}={same[0]}")
-    return tuple(words)
+    return resolve_views(cameras, CAMERAS)
 
 
 def metaworld_spec(views: Mapping[str, CameraView], size: tuple[int, int], arm: Arm) -> SimulatorSpec:
