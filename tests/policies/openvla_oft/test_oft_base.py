@@ -11,7 +11,7 @@ from test_oft_checkpoint import folder  # noqa: F401  a copy of the published fo
 
 import ript
 from ript.config.sections import Config
-from ript.core.errors import ConfigError
+from ript.core.errors import ConfigError, PolicyError
 from ript.core.options import replace
 from ript.core.types import InitialState, Task
 from ript.demos.formats.writer import DemoWriter
@@ -137,3 +137,26 @@ def test_the_adapter_is_where_it_was_asked_for(base, demos, tmp_path):
     train_sft(c, demos, tmp_path / "run", base=base)
     told = json.loads((tmp_path / "run" / "policy" / "adapter_config.json").read_text())
     assert all(name.startswith("language_model.") for name in told["target_modules"])
+
+
+def test_a_base_without_heads_learns_new_ones_and_the_demonstrations_statistics(folder, demos, tmp_path):  # noqa: F811
+    for file in (*folder.glob("*.pt"), folder / "dataset_statistics.json"):
+        file.unlink()
+    policy = load(folder, heads="new")
+    assert policy.caveats == ("New heads: it acts at random until `ript sft` has trained them on demonstrations.",)
+    policy.simulator = dataclasses.replace(policy.simulator, suite="toy")
+    policy.save_pretrained(tmp_path / "new")
+    trained = train_sft(config(), demos, tmp_path / "run", base=tmp_path / "new")
+    assert trained.config.statistics.key == "toy" and not trained.caveats
+    with_demos = ript.load_policy(tmp_path / "run" / "policy")
+    assert with_demos == trained and with_demos.config.base == policy.config.base
+    was, now = policy.network.state_dict(), with_demos.network.state_dict()
+    changed = {name.partition(".")[0] for name in was if not torch.equal(was[name], now[name])}
+    assert changed == {"action_head", "proprio_projector"}
+
+
+def test_new_heads_are_for_a_base_without_any(folder):  # noqa: F811
+    with pytest.raises(PolicyError, match=r"has an L1 head .action_head--150000_checkpoint.pt.: read it as it is"):
+        load(folder, heads="new")
+    with pytest.raises(ConfigError, match="new heads are trained with statistics and an adapter of their own"):
+        load(folder, heads="new", suite="libero_spatial")

@@ -31,11 +31,13 @@ from ript.policies.openvla_oft.model import OpenVla
 from ript.policies.openvla_oft.policy import PUBLISHED_CAMERAS, OpenVlaPolicy
 from ript.policies.openvla_oft.prompt import Prompts, tokenizer_of
 from ript.policies.openvla_oft.published import (
+    Heads,
     add_scale_head,
     document,
     load_heads,
     load_ript_heads,
     load_scale_head,
+    new_heads,
     read,
     shards_of,
     sizes_of,
@@ -58,6 +60,7 @@ def load(
     adapter: str | Path | None = None,
     alpha: float | None = None,
     scale_head: str | Path | None = None,
+    heads: Heads = "published",
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     self_test: bool = True,
@@ -70,6 +73,7 @@ def load(
         adapter: folder of an adapter in PEFT's format to put on a published policy; RIPT-VLA's brings both heads.
         alpha: of that adapter, instead of what its file says: its updates are scaled by alpha / rank.
         scale_head: RIPT-VLA's file of a scale head for a published policy.
+        heads: "new" gives a published base without an L1 head new heads, which `ript sft` then trains.
         device: where weights go, straight from their files.
         dtype: of the base's weights; None: bfloat16 on a GPU, float32 on the CPU. What can be trained is float32.
         self_test: see `selftest.require_sound`.
@@ -84,11 +88,13 @@ def load(
     dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
     place = hub.fetch(str(folder)) if hub.on_hub(folder) else expanded(folder)
     if "kind" in document(place, "config.json"):
-        if suite or adapter or scale_head or alpha is not None:
+        if suite or adapter or scale_head or alpha is not None or heads != "published":
             raise ConfigError(f"{folder} is a policy of ript's with its own statistics, adapter and heads: give none")
         policy = _load_own(place, device, dtype)
     else:
-        policy = _load_published(place, suite, device, dtype)
+        if heads == "new" and (suite or adapter or scale_head):
+            raise ConfigError(f"{folder}: new heads are trained with statistics and an adapter of their own: give none")
+        policy = _load_published(place, suite, heads, device, dtype)
         if scale_head is not None:
             load_scale_head(policy.network, expanded(scale_head), device=device)
         if adapter is not None:
@@ -120,10 +126,13 @@ def put_on(policy: OpenVlaPolicy, folder: Path, alpha: float | None, device: str
         load_ript_heads(policy.network, folder / RIPT_HEADS, device=device)
 
 
-def _load_published(folder: Path, suite: str | None, device: str, dtype: torch.dtype) -> OpenVlaPolicy:
-    found = read(folder, suite)
+def _load_published(folder: Path, suite: str | None, heads: Heads, device: str, dtype: torch.dtype) -> OpenVlaPolicy:
+    found = read(folder, suite, heads)
     network = empty(found.sizes)
-    load_heads(network, folder, device=device)  # first: a wrong head is found before the long part
+    if heads == "new":
+        new_heads(network, folder, device=device)
+    else:
+        load_heads(network, folder, device=device)  # first: a wrong head is found before the long part
     load_backbone(network, found.shards, device=device, dtype=dtype)
     config = OftConfig(
         sizes=found.sizes,

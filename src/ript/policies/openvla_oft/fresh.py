@@ -89,7 +89,13 @@ def prompts_for(config: OftConfig, instructions: Sequence[str]) -> Prompts:
 
 
 def take_statistics(policy: OpenVlaPolicy, windows: DemoSource) -> None:
-    """Normalise by these demonstrations from now on, and learn the words of their instructions.
+    """Normalise by these demonstrations from now on, and learn the words of their instructions."""
+    policy.config = replace(policy.config, statistics=statistics_of(windows))
+    policy.prompts = prompts_for(policy.config, [task.instruction for task in windows.tasks])
+
+
+def statistics_of(windows: DemoSource) -> Statistics:
+    """Those of demonstrations, named by their suites.
 
     Actions lie between the 1st and the 99th percentile of what was demonstrated, as published policies' do;
     proprioception within some deviations of its mean. A dimension that hardly moves keeps its whole range.
@@ -99,8 +105,8 @@ def take_statistics(policy: OpenVlaPolicy, windows: DemoSource) -> None:
     still = high - low < NARROWEST
     seen = windows.statistics()
     mean, spread = seen.proprio_mean.astype(np.float64), DEVIATIONS * seen.proprio_std.astype(np.float64)
-    statistics = Statistics(
-        key=", ".join(task.key for task in windows.tasks),
+    return Statistics(
+        key=", ".join(dict.fromkeys(task.key.partition("/")[0] for task in windows.tasks)),
         action_low=np.where(still, -1.0, low),
         action_high=np.where(still, 1.0, high),
         action_scaled=np.ones(len(low), bool),
@@ -108,5 +114,3 @@ def take_statistics(policy: OpenVlaPolicy, windows: DemoSource) -> None:
         proprio_high=mean + spread,
         gripper="plain",
     )
-    policy.config = replace(policy.config, statistics=statistics)
-    policy.prompts = prompts_for(policy.config, [task.instruction for task in windows.tasks])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -97,7 +97,14 @@ def stages(
     policy: OpenVlaPolicy, training: OftTraining, windows: DemoSource, targets: Sequence[str], fresh: bool
 ) -> list[Stage]:
     """Actions of a new policy, fine-tuning with targets, and the scale head."""
+    from dataclasses import replace
+
+    from ript.policies.openvla_oft.fresh import statistics_of
+    from ript.policies.openvla_oft.numbers import UNTRAINED
     from ript.policies.openvla_oft.stages import make_stages
+
+    if not fresh and policy.config.statistics.key == UNTRAINED:
+        policy.config = replace(policy.config, statistics=statistics_of(windows))
 
     return make_stages(policy, training, windows, targets, fresh=fresh)
 
@@ -135,6 +142,11 @@ class OftFolder(Settings):
     )
     adapter: str = Field("", description="Folder of an adapter in PEFT's format; RIPT-VLA's bring both heads.")
     scale_head: str = Field("", description="RIPT-VLA's file of a scale head.")
+    heads: Literal["published", "new"] = Field(
+        "published",
+        description='"new": give a base without an L1 head new heads, and statistics of the demonstrations that `ript '
+        "sft` then trains them on.",
+    )
 
 
 def read(folder: str | Path, options: OftFolder) -> tuple[OpenVlaPolicy, list[str]]:
@@ -146,6 +158,7 @@ def read(folder: str | Path, options: OftFolder) -> tuple[OpenVlaPolicy, list[st
         suite=options.statistics or None,
         adapter=options.adapter or None,
         scale_head=options.scale_head or None,
+        heads=options.heads,
     ), []
 
 

@@ -19,6 +19,8 @@ EPS = 1e-8
 """Added to a range, so that one that is empty divides."""
 SUFFIX = "_no_noops"
 """Of the data without idle steps that published LIBERO checkpoints were trained on."""
+UNTRAINED = ""
+"""Key of statistics that change no number, of a policy whose heads have seen no demonstrations yet."""
 Gripper = Literal["libero", "plain"]
 """How the last dimension of an action is meant. "libero": 1 opens and 0 closes in the data; in the simulator -1
 opens and 1 closes, with nothing between. "plain": a dimension like the others."""

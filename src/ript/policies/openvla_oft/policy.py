@@ -23,7 +23,7 @@ from ript.policies.openvla_oft.density import Density
 from ript.policies.openvla_oft.heads import ScaleHead
 from ript.policies.openvla_oft.lora import add_lora, lora_layers, lora_weights
 from ript.policies.openvla_oft.model import OpenVla
-from ript.policies.openvla_oft.numbers import protocol_of
+from ript.policies.openvla_oft.numbers import UNTRAINED, protocol_of
 from ript.policies.openvla_oft.pictures import encoded, packed, prepared, prepared_jpeg, require_picture, unpacked
 from ript.policies.openvla_oft.presets import PRESETS
 from ript.policies.openvla_oft.prompt import Prompts
@@ -401,6 +401,8 @@ class OpenVlaPolicy(nn.Module):
     @property
     def caveats(self) -> tuple[str, ...]:
         notes = []
+        if self.config.statistics.key == UNTRAINED:
+            notes.append("New heads: it acts at random until `ript sft` has trained them on demonstrations.")
         if self.config.sampling == "published":
             notes.append("Published sampling: draws with another scale than it scores with (a known mismatch).")
         if self.config.forward == "two_pass":

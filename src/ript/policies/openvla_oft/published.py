@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,9 +18,9 @@ from ript.core.disk import reading
 from ript.core.documents import json_value
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.files import read_text
-from ript.policies.openvla_oft.heads import ScaleHead
+from ript.policies.openvla_oft.heads import ActionHead, ProprioProjector, ScaleHead
 from ript.policies.openvla_oft.model import OpenVla
-from ript.policies.openvla_oft.numbers import Statistics, statistics_of
+from ript.policies.openvla_oft.numbers import UNTRAINED, Statistics, statistics_of
 from ript.policies.openvla_oft.pictures import Normalisation
 from ript.policies.openvla_oft.sizes import LlamaSizes, OpenVlaSizes, TowerSizes
 from ript.policies.openvla_oft.weights import HEADS, assign, checked, listed, opened, require_names
@@ -55,12 +55,18 @@ class Published:
     shards: Mapping[str, Path]
 
 
-def read(folder: Path, suite: str | None = None) -> Published:
+Heads = Literal["published", "new"]
+"""Where the L1 head and the projector of proprioception come from: the folder's files, or drawn, for a base without
+them."""
+
+
+def read(folder: Path, suite: str | None = None, heads: Heads = "published") -> Published:
     """Read what a folder says, and check that its files are there.
 
     Args:
         folder: in the published layout.
         suite: whose statistics; None takes the only ones.
+        heads: with new ones, the policy normalises nothing until it has seen demonstrations.
 
     Raises:
         PolicyError: not such a folder, or one that lacks something; says what.
@@ -70,8 +76,10 @@ def read(folder: Path, suite: str | None = None) -> Published:
         raise PolicyError(f"{folder} holds a model of type {config.get('model_type')!r}, expected 'openvla'")
     sizes = sizes_of(config, folder / "config.json")
     path = folder / "dataset_statistics.json"
-    entries = document(folder, path.name)
-    statistics = statistics_of(entries, suite, str(path))
+    if heads == "new":
+        statistics = Statistics.plain(UNTRAINED, sizes.action, sizes.proprio)
+    else:
+        statistics = statistics_of(document(folder, path.name), suite, str(path))
     for what, expected, row in (
         ("an action", sizes.action, statistics.action_low),
         ("proprioception", sizes.proprio, statistics.proprio_low),
@@ -224,10 +232,7 @@ def load_heads(
     Raises:
         PolicyError: there is none, more than one, or one of another kind; says which.
     """
-    if other := sorted(path.name for path in folder.glob("*checkpoint*.pt") if path.name.startswith("noisy_action_p")):
-        raise PolicyError(f"{folder} holds a diffusion head ({other[0]}): only the L1 head is supported")
-    if film := sorted(path.name for path in folder.glob("vision_backbone--*checkpoint*.pt")):
-        raise PolicyError(f"{folder} holds a policy with FiLM ({film[0]}), which is not supported")
+    _require_no_other_kind(folder)
     for name in HEADS:
         path = the_one(folder, name)
         weights = state_of(path)
@@ -236,13 +241,35 @@ def load_heads(
         load_head(network, name, weights, path, device=device, dtype=dtype)
 
 
+def new_heads(network: OpenVla, folder: Path, *, device: str | torch.device = "cpu") -> None:
+    """Give a network an L1 head and a projector of proprioception for a base that has neither, drawn from seed 0.
+
+    Raises:
+        PolicyError: the folder has heads of its own, or is of another kind.
+    """
+    _require_no_other_kind(folder)
+    if own := _files_of(folder, HEADS[0]):
+        raise PolicyError(f"{folder} has an L1 head ({own[0].name}): read it as it is, without heads=new")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network.action_head = ActionHead(network.sizes).to(device)
+        network.proprio_projector = ProprioProjector(network.sizes).to(device)
+
+
+def _require_no_other_kind(folder: Path) -> None:
+    if other := sorted(path.name for path in folder.glob("*checkpoint*.pt") if path.name.startswith("noisy_action_p")):
+        raise PolicyError(f"{folder} holds a diffusion head ({other[0]}): only the L1 head is supported")
+    if film := sorted(path.name for path in folder.glob("vision_backbone--*checkpoint*.pt")):
+        raise PolicyError(f"{folder} holds a policy with FiLM ({film[0]}), which is not supported")
+
+
 def the_one(folder: Path, name: str) -> Path:
     """The file of a folder whose name holds `name` and "checkpoint".
 
     Raises:
         PolicyError: none or several.
     """
-    found = sorted(p for p in folder.iterdir() if name in p.name and "checkpoint" in p.name and p.is_file())
+    found = _files_of(folder, name)
     if len(found) > 1:
         listed = ", ".join(p.name for p in found)
         raise PolicyError(f"{folder} holds {len(found)} files of {name}: {listed}; leave the one to be used")
@@ -250,9 +277,14 @@ def the_one(folder: Path, name: str) -> Path:
         about = "a base, or a policy that gives actions as tokens" if name == "action_head" else "one without it"
         raise PolicyError(
             f"{folder} has no {name} (a file {name}--STEP_checkpoint.pt): this is {about}; an OpenVLA-OFT policy with "
-            "an L1 head and proprioception is expected"
+            "an L1 head and proprioception is expected. To train new heads on demonstrations, read it with "
+            "`ript import openvla --heads new`"
         )
     return found[0]
+
+
+def _files_of(folder: Path, name: str) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if name in p.name and "checkpoint" in p.name and p.is_file())
 
 
 def state_of(path: Path) -> Weights:
