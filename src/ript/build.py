@@ -56,20 +56,27 @@ def demonstrator_factory(config: Config) -> SimulatorFactory:
     return with_expert(factory, expert) if expert else factory
 
 
-def demo_source(config: Config) -> DemoSource | None:
+def demo_source(config: Config, *, target: bool = False) -> DemoSource | None:
     """Who demonstrates, by what is configured and what the suite has; None: nobody.
 
+    Args:
+        config: with `demos`.
+        target: who demonstrates the target tasks, not those for pre-training.
+
     Raises:
-        ConfigError: the suite does not have what `demos.source` asks for.
+        ConfigError: the suite does not have what `demos.source` or `demos.target_source` asks for.
     """
-    asked, has = config.demos.source, suites.get(config.sim.suite).demonstrations
+    own = target and config.demos.target_source != "same"
+    asked = config.demos.target_source if own else config.demos.source
+    has = suites.get(config.sim.suite).demonstrations
     if config.demos.expert:
         return "expert"
     if asked == "suite":
         return has[0] if has else None
     if asked not in has:
         there = f"it has {' and '.join(has)} demonstrations" if has else "it has no demonstrations"
-        raise ConfigError(f"demos.source = {asked}: suite {config.sim.suite} has none; {there}")
+        field = f"demos.{'target_source' if own else 'source'}"
+        raise ConfigError(f"{field} = {asked}: suite {config.sim.suite} has none; {there}")
     return asked
 
 

@@ -26,6 +26,9 @@ RECIPES: dict[str, Callable[[], Config]] = {}
 ABOUT: dict[str, str] = {}
 """Name -> one sentence."""
 
+FOLLOWING: dict[str, Callable[[str, tuple[str, ...]], tuple[str, ...]]] = {}
+"""Name of a recipe whose `pretrain_tasks` follow its targets -> (suite, tasks) -> what to pre-train on for them."""
+
 
 def recipe(about: str) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
     """Makes a function a recipe of its name."""
@@ -35,6 +38,17 @@ def recipe(about: str) -> Callable[[Callable[[], Config]], Callable[[], Config]]
         return make
 
     return add
+
+
+def akin(suite: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """The other tasks of the shortest of the suite's lists that each of these is on."""
+    record = suites.get(suite)
+    targets = [record.task(name).name for name in tasks]
+    found: dict[str, None] = {}
+    for target in targets:
+        holding = [names for names in record.lists().values() if target in names]
+        found |= dict.fromkeys(min(holding, key=len, default=()))
+    return tuple(name for name in found if name not in targets)
 
 
 PRETRAIN_TASKS = tuple(
@@ -169,6 +183,33 @@ def openvla_oft_small() -> Config:
     )
 
 
+@recipe("One human demonstration of a LIBERO task, a base of the other tasks of its suite, then practice.")
+def libero() -> Config:
+    return Config(
+        recipe="libero",
+        tasks=("libero_object/4",),
+        pretrain_tasks=akin("libero", ("libero_object/4",)),
+        sim=sim_options("libero", image_size=64),
+        policy=policy_options("quest", size="small", privileged=True, entropy=0.8, top_k=16, rl_trains="prior+adapter"),
+        demos=DemoConfig(source="expert", target_source="human", noise=0.2),
+        sft=training_options(
+            "quest",
+            autoencoder_steps=1500,
+            autoencoder_learning_rate=2e-3,
+            policy_steps=2000,
+            finetune_steps=100,
+            finetune_share=0.3,
+        ),
+        sampling=SamplingConfig(group_size=8, groups=20, max_attempts=28, horizon=260, horizon_margin=1.5),
+        learn=LearnConfig(learning_rate=2e-4, epochs=4, adapt_kl=0.4, target_kl=1.2),  # four tokens
+        eval=EvalConfig(mode="greedy", trials=50, every_trials=20),
+        stop_at=0.95,
+    )
+
+
+FOLLOWING["libero"] = akin
+
+
 @recipe("An environment and a policy of your own: few demonstrations, then practice until the rollouts succeed.")
 def practice() -> Config:
     return Config(
@@ -252,12 +293,18 @@ def get(name: str) -> Config:
 
 
 def with_tasks(config: Config, tasks: tuple[str, ...]) -> Config:
-    """The same recipe for other target tasks; a target, however it is written, is never pre-trained on."""
-    targets = {_bare(task) for task in tasks}
-    kept = tuple(task for task in config.pretrain_tasks if _bare(task) not in targets)
+    """The same recipe for other target tasks; a target, however it is written, is never pre-trained on.
+
+    Where the recipe pre-trains on tasks akin to its target, and no others were given, these follow the target.
+    """
+    pretrain, follow = config.pretrain_tasks, FOLLOWING.get(config.recipe)
+    if follow is not None and pretrain == follow(config.sim.suite, config.tasks):
+        pretrain = follow(config.sim.suite, tasks)
+    targets = {_bare(task, config.sim.suite) for task in tasks}
+    kept = tuple(task for task in pretrain if _bare(task, config.sim.suite) not in targets)
     return replace(config, tasks=tasks, pretrain_tasks=kept)
 
 
-def _bare(task: str) -> str:
+def _bare(task: str, suite: str) -> str:
     """The name without suite and version: "metaworld/push-v3" and "push" are one task."""
-    return task.rpartition("/")[2].removesuffix("-v3")
+    return task.removeprefix(f"{suite}/").removesuffix("-v3")

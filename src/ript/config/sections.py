@@ -39,6 +39,9 @@ class DemoConfig(Settings):
         description="Who demonstrates: a scripted expert, people whose recorded actions are replayed, or whichever of "
         "the two the suite has first.",
     )
+    target_source: Literal["same", "suite", "expert", "human"] = Field(
+        "same", description="Who demonstrates the target tasks, as in source; same: whoever does the others."
+    )
 
     def idle(self) -> dict[str, str]:
         if self.source != "human":

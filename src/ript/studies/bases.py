@@ -78,6 +78,7 @@ def sft_fingerprint(config: Config) -> str:
         "base": base_fingerprint(config),
         "tasks": config.tasks,
         "target": config.demos.target,
+        **({} if (source := config.demos.target_source) == "same" else {"target_source": source}),
         "sft": {
             n: value for n, value in config.sft.to_json().items() if config.sft.stage_of(n) in config.sft.OF_TARGETS
         },

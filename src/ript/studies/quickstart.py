@@ -156,7 +156,7 @@ class _Quickstart:
         if not (self.folder / "target.hdf5").exists():
             d, factory = self.config.demos, simulator_factory(self.config.sim)
             target = self.folder / "target.hdf5"
-            source = demo_source(self.config) or "expert"
+            source = demo_source(self.config, target=True) or "expert"
             how = {"source": source, "seed": self.config.seed, "noise": d.noise, "every": d.every}
             collect(factory, self.keys, d.target, target, **how)
 

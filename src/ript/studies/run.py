@@ -276,7 +276,7 @@ def start_policy(config: Config, folder: Path) -> Path:
                 keys,
                 d.target,
                 target,
-                source=demo_source(config) or "expert",
+                source=demo_source(config, target=True) or "expert",
                 seed=config.seed,
                 noise=d.noise,
                 every=d.every,

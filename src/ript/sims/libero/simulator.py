@@ -15,6 +15,7 @@ import numpy as np
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.types import ChunkResult, InitialState, Observation, Recording, Split
 from ript.sims.libero import available, models
+from ript.sims.libero.expert import Follower, Track, make_track
 from ript.sims.libero.human import WAITING, has_human_demonstration, human_demonstration
 from ript.sims.libero.perturb import perturbed
 from ript.sims.libero.rendering import Look, Moment, resolve_cameras
@@ -35,7 +36,7 @@ SETTLED = 1024
 
 
 class LiberoSimulator:
-    """One LIBERO task. Implements `Recorded` and `Perturbable`.
+    """One LIBERO task. Implements `Recorded`, `Demonstrator` and `Perturbable`.
 
     Args:
         task_name: such as "libero_goal/7".
@@ -97,6 +98,8 @@ class LiberoSimulator:
             raise
         self._exact = physics == "exact"
         self._settled: dict[tuple[str, int, float, bool], Snapshot] = cache.setdefault("settled", {})
+        self._tracks: dict[str, Track] = cache.setdefault("tracks", {})
+        self._follower: Follower | None = None
         self._token = object()
         self._state: InitialState | None = None
         self._fixture_pos = self._fixture_quat = np.empty(0)
@@ -126,7 +129,7 @@ class LiberoSimulator:
             raise SimulatorError(f"{self.task.key}: initial state {initial_state.id} does not fit: {problem}")
         parts = layout.split(state)
         self._fixture_pos, self._fixture_quat = parts.fixture_pos, parts.fixture_quat
-        self._state, self._steps, self._done = initial_state, 0, False
+        self._state, self._steps, self._done, self._follower = initial_state, 0, False, None
         self._scene.active = None
         self._activate()
         steps, waiting = self._settling(parts) if settled else (0, self.waiting)
@@ -222,9 +225,33 @@ class LiberoSimulator:
         return picture
 
     def privileged(self) -> np.ndarray:
-        """Where the objects are: float32 `[3 n]`, metres."""
+        """Where what the goal is about is, and where it goes, of the first two facts of the goal (or of its only one
+        twice): float32 `[12]`, metres."""
         self._require_state()
-        return self.physics.data.xpos[self.parts.objects].astype(np.float32).ravel()
+        return self.physics.data.xpos[self.states.wanted].astype(np.float32).ravel()
+
+    def expert_action(self) -> np.ndarray:
+        """What the human demonstration, adapted to this episode, does next: float32 `[7]`; see `expert`.
+
+        Raises:
+            UnknownNameError: the task has none.
+        """
+        self._require_state()
+        if self._follower is None:
+            self._follower = Follower(self._track(), self.parts.arm.site)
+        return self._follower.action(self.physics.data).astype(np.float32)
+
+    def _track(self) -> Track:
+        name = self._info.name
+        if name not in self._tracks:
+            human, start = human_demonstration(name), self.parts.layout.split(self.states.human().state)
+            model, bodies = self._scene.model, self.parts.fixtures
+            model.body_pos[bodies], model.body_quat[bodies] = start.fixture_pos, start.fixture_quat
+            self._scene.active = None
+            physics = Physics(self.parts.mujoco, model, self.parts.arm, exact=self._exact)
+            self._tracks[name] = make_track(physics, self.parts, start, self.states.problem.goal, human.actions)
+            self._activate()
+        return self._tracks[name]
 
     def state_vector(self) -> np.ndarray:
         """All that stock's state holds, and what it observes of the robot: float64 `[1 + nq + nv + 15]`."""

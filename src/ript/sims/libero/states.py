@@ -16,7 +16,7 @@ import numpy as np
 
 from ript.core.errors import SimulatorError
 from ript.core.types import InitialState, Split, Task
-from ript.sims.libero.bddl import problem_of
+from ript.sims.libero.bddl import Fact, problem_of
 from ript.sims.libero.controller import Arm
 from ript.sims.libero.human import SETTLE, human_demonstration
 from ript.sims.libero.placement import ARM_NOISE, Placement, Placer
@@ -107,6 +107,17 @@ class SceneParts:
             self.rgba[site, 3] = 0.0
         self._scratch = mujoco.MjData(model)
 
+    def body(self, name: str) -> int:
+        """Body of an object, of a fixture, or of the one that a site is part of; 0, the world's, of a table."""
+        facts = self.facts
+        name = facts["sites"][name]["parent"] if name in facts["sites"] else name
+        one = facts["objects"].get(name) or facts["fixtures"].get(name)
+        return 0 if one is None else int(self.model.body(one["body"]).id)
+
+    def about(self, fact: Fact) -> tuple[int, int]:
+        """Bodies of what a fact is about, and of where that is to be; twice the same of one about joints."""
+        return self.body(fact[1]), self.body(fact[-1])
+
     def colours(self, qpos: np.ndarray) -> np.ndarray | None:
         """Of all sites, with the burners glowing whose knobs are turned; None where none is."""
         lit = [site for at, relation, edge, site in self.burners if holds(float(qpos[at]), relation, edge)]
@@ -136,6 +147,9 @@ class States:
         info: the task.
         task: the same for the house.
         parts: of its scene.
+
+    Attributes:
+        wanted: ids of the bodies that the first two facts of the goal are about, `[4]`.
     """
 
     def __init__(self, info: LiberoTask, task: Task, parts: SceneParts):
@@ -143,6 +157,7 @@ class States:
         self.problem = problem_of(info.bddl)
         self.goal = Goal(parts.model, parts.facts, self.problem.goal)
         self._placer = Placer(parts.facts, self.problem, parts.site_position, task.key)
+        self.wanted = np.array([body for fact in (self.problem.goal * 2)[:2] for body in parts.about(fact)])
         self._vectors: np.ndarray | None = None
 
     def __call__(self, n: int, seed: int, split: Split, start: int) -> list[InitialState]:
