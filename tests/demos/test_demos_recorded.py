@@ -87,6 +87,16 @@ def test_who_demonstrates_is_what_was_asked_for_or_what_the_suite_has():
     assert demo_source(overrides.apply(gym, {"demos.expert": ["my_file:reach"]})) == "expert"
 
 
+def test_the_target_may_be_demonstrated_by_others_than_the_tasks_for_pretraining():
+    both = overrides.apply(Config(), {"sim.suite": ["libero"], "demos.source": ["expert"]})
+    assert demo_source(both) == demo_source(both, target=True) == "expert"
+    people = overrides.apply(both, {"demos.target_source": ["human"]})
+    assert (demo_source(people), demo_source(people, target=True)) == ("expert", "human")
+    toy = overrides.apply(Config(), {"sim.suite": ["toy"], "demos.target_source": ["human"]})
+    with pytest.raises(ConfigError, match="target_source = human: suite toy has none"):
+        demo_source(toy, target=True)
+
+
 def test_patterns_stand_for_the_tasks_of_a_suite():
     toy: Suite = suites.get("toy")
     assert [task.name for task in toy.expanded(["reach*"])] == [

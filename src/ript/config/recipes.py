@@ -46,8 +46,8 @@ def akin(suite: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
     targets = [record.task(name).name for name in tasks]
     found: dict[str, None] = {}
     for target in targets:
-        holding = [names for names in record.lists().values() if target in names]
-        found |= dict.fromkeys(min(holding, key=len, default=()))
+        holding = sorted((names for names in record.lists().values() if target in names), key=len)
+        found |= dict.fromkeys(holding[0] if holding else ())
     return tuple(name for name in found if name not in targets)
 
 
