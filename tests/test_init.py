@@ -2,8 +2,10 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,5 +51,14 @@ def test_errors_and_records_are_found_under_their_public_names() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'train'"):
         _ = ript.train  # type: ignore[attr-defined]
-    assert ript.__version__ == importlib.metadata.version("ript")
     assert set(ript.__all__) < set(dir(ript))
+
+
+def test_the_version_is_written_once_and_said_alike() -> None:
+    root = Path(__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "ript.core.version.VERSION"}
+    assert f"version: {ript.__version__}\n" in (root / "CITATION.cff").read_text()
+    newest = re.search(r"^## (.*)$", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and re.search(rf"(^|[ (]){re.escape(ript.__version__)}(\)|$)", newest[1])

@@ -24,6 +24,13 @@ def test_a_recipe_is_complete_knows_its_name_and_names_things_that_exist(name: s
         assert set(config.sim.cameras) <= set(CAMERAS)
 
 
+def test_a_recipe_file_with_settings_of_an_earlier_version_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"  # as version 0.1.0 printed it, which had cameras for every suite
+    file.write_text('recipe = "smoke"\n[sim]\nsuite = "toy"\ncameras = ["top"]\n')
+    with pytest.raises(UnknownNameError, match=r"suite toy\) in .*mine\.toml 'cameras': known.*; take it out"):
+        load_recipe(str(file))
+
+
 def test_the_kl_of_a_recipe_is_a_tenth_of_a_nat_for_each_token_of_its_policy() -> None:
     for config in map(recipes.get, recipes.RECIPES):
         if config.policy.kind != "quest":

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from importlib.metadata import version
 from types import ModuleType  # not `types`: the submodule of that name would take its place
 from typing import TYPE_CHECKING, Any
 
 from ript.core.interpreter import load_torch_where_it_can_be
+from ript.core.version import VERSION
 
 if TYPE_CHECKING:
     from ript.build import load_policy
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ript.sims.registry import list_tasks, make_simulator
     from ript.studies.quickstart import quickstart
 
-__version__ = version("ript")
+__version__ = VERSION
 
 __all__ = [
     "Config",

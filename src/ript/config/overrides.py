@@ -182,7 +182,13 @@ def load_recipe(name: str) -> Config:
             f"--recipe {name}: a recipe is a name (`ript recipes` lists them) or a .toml file (`ript recipes NAME` "
             "prints one); a run goes on with --resume"
         )
-    return Config.from_json(_read(name)) if name.endswith(".toml") else recipes.get(name)
+    if not name.endswith(".toml"):
+        return recipes.get(name)
+    try:
+        return Config.from_json(_read(name))
+    except UnknownNameError as error:
+        remedy = "take it out, if an earlier version of ript printed it there"
+        raise UnknownNameError(f"{error.kind} in {name}", error.name, error.known, remedy) from error
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ript.core.documents import json_value
 from ript.core.errors import ConfigError, NotFiniteError, PolicyError
 from ript.core.files import atomic_folder, encoded, is_leftover, read_text, require_content, utf8_name
 from ript.core.types import SimulatorSpec
+from ript.core.version import VERSION
 
 FORMAT = 2
 """What is written: since 2 the simulator's proprioception is described part by part."""
@@ -133,7 +134,10 @@ def load(folder: Path, kind: str | None = None) -> SavedPolicy:
         document = json_value(read_text(folder / "config.json", PolicyError))
         if document["format"] not in READABLE:
             read = " and ".join(map(str, READABLE))
-            raise PolicyError(f"{folder} has policy format {document['format']}; this version of ript reads {read}")
+            raise PolicyError(
+                f"{folder} has policy format {document['format']}; this version of ript ({VERSION}) reads {read}: "
+                "use the version that wrote it"
+            )
         if kind is not None and document["kind"] != kind:
             raise PolicyError(f"{folder} holds a {document['kind']!r} policy, expected {kind!r}")
         simulator = SimulatorSpec.from_json(document["simulator"])
@@ -176,7 +180,11 @@ def fill(module: nn.Module, saved: SavedPolicy) -> None:
     problems += [f"{k}: holds NaN or infinity" for k, v in saved.weights.items() if not torch.isfinite(v).all()]
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise PolicyError(f"the weights in {saved.folder} do not fit: {'; '.join(sorted(problems)[:5])}{more}")
+        raise PolicyError(
+            f"the weights in {saved.folder} do not fit: {'; '.join(sorted(problems)[:5])}{more}; the folder is "
+            "damaged, or of a version of ript that built such policies otherwise: use that version, or train it again "
+            "(`ript sft`)"
+        )
     module.load_state_dict(saved.weights)
 
 

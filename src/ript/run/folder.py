@@ -33,6 +33,7 @@ from ript.core.files import absolute, atomic_folder, clean_leftovers, encoded, m
 from ript.core.memory import ANYWHERE, enough_memory
 from ript.core.registry import simulator_versions
 from ript.core.types import EvalResult, Reason
+from ript.core.version import VERSION
 from ript.run.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
 from ript.run.files import append_line, dumps, now, read_json, write_json
 from ript.run.lock import Lock, acquire, release
@@ -426,7 +427,7 @@ def _environment(kind: Kind, config: Mapping[str, Any]) -> dict[str, Any]:
         "format": FORMAT,
         "kind": kind,
         "created": now(),
-        "ript": version("ript"),
+        "ript": VERSION,
         "command": ["ript", *words] if Path(program).stem in ("ript", "cli", "__main__") else [program, *words],
         "python": platform.python_version(),
         "platform": platform.platform(),

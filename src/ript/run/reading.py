@@ -10,6 +10,7 @@ from ript.core.disk import reading
 from ript.core.errors import DataError, RunError
 from ript.core.files import expanded
 from ript.core.types import EvalResult, Reason
+from ript.core.version import VERSION
 from ript.run.files import read_json, read_lines
 
 FORMAT = 2
@@ -72,11 +73,7 @@ def read_config(path: str | Path, *, to_resume: bool = False) -> dict[str, Any]:
     if document["format"] not in ((FORMAT,) if to_resume else READABLE):
         older = document["format"] in READABLE
         what = f"has run format {document['format']} (written by ript {document.get('ript', '?')})"
-        can = (
-            f"runs of format {FORMAT} can go on"
-            if older
-            else f"this is ript {version('ript')}, which reads format {FORMAT}"
-        )
+        can = f"runs of format {FORMAT} can go on" if older else f"this is ript {VERSION}, which reads format {FORMAT}"
         raise RunError(
             f"{path} {what}; {can}: go on with the version that wrote it, or start again with another --out"
             + (f", from its policy if you like ({path / 'policy'})" if older else "")
