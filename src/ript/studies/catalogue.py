@@ -101,6 +101,8 @@ class Study:
         """What is not as in the paper for other reasons."""
         config = self.cells[0].config
         seeds = (SEEDS.format("target demonstrations, fine-tuning and practice" if finetunes(config) else "practice"),)
+        if self.needs == "libero":
+            seeds = (ADAPTED, *seeds)
         if self.scale == "small":
             return seeds
         few = FEW_SHOT_DIFFERS if finetunes(config) else ()
@@ -137,6 +139,7 @@ FEW_SHOT_DIFFERS = (
     "contexts are states that the simulator draws as it draws the demonstrations', but others",
     "the few-shot stage's loss of the action decoder has LIBERO's weight, 10, everywhere",
 )
+ADAPTED = "demonstrations are one person's of each task, adapted to other initial states, not fifty recorded ones"
 SEEDS = "seeds share the base, its demonstrations and the test states; each has its own {}"
 
 
@@ -356,7 +359,14 @@ def _sampling(config: Config, **changes: Any) -> Config:
 # ------------------------------------------------------------------ LIBERO
 
 
-# Tasks are named lists that the LIBERO simulator brings: its suites, and the pairs of the two transfer studies.
+# Tasks are named lists that the LIBERO simulator brings: its suites.
+
+PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
+    "cross_scenario": (("libero_90/20", "libero_90/44"), ("libero_90/9", "libero_90/30")),
+    "cross_goal": (("libero_90/9", "libero_90/10"), ("libero_90/50", "libero_90/52")),
+}
+"""Transfer study -> (task of the base, task practised on). The same goal in two scenes: turn on the stove, put the bowl
+on the plate. Two goals in one scene: the bowl on the plate or on the cabinet, the soup or the milk in the basket."""
 
 
 def paper_libero(
@@ -365,8 +375,8 @@ def paper_libero(
     """The paper's settings for QueST on LIBERO.
 
     Args:
-        tasks: named list of the tasks practised on.
-        pretrain: named list of the tasks that the base learns from; those among `tasks` are not fine-tuned.
+        tasks: named list of the tasks practised on, or one task.
+        pretrain: the same of what the base learns from; tasks that are among `tasks` are not fine-tuned.
         per_task: demonstrations of each pre-training task.
         target: demonstrations of each task that is fine-tuned.
         policy_epochs: of the prior's pre-training: 20 on LIBERO-90, 200 on the suites.
@@ -381,18 +391,23 @@ def paper_libero(
         sim=replace(
             _LIBERO, cameras=tuple(f"{name}={view}" for name, view in zip(_LIBERO_VIEWS, _LIBERO.cameras, strict=True))
         ),
-        demos=replace(config.demos, per_task=per_task, target=target),
+        demos=replace(config.demos, per_task=per_task, target=target, source="expert"),
         sft=replace(config.sft, policy_epochs=policy_epochs),
         sampling=replace(config.sampling, contexts=0 if tasks == pretrain else 50),
     )
 
 
 def small_libero(config: Config) -> Config:
-    """The same question for the small policy."""
+    """The same question for the small policy; where the target has one demonstration, that is the person's own."""
     base = small_metaworld(config.tasks)
     libero: type[Any] = suites.get("libero").options
     sim = libero(horizon=config.sim.horizon, image_size=64)
-    demos = replace(base.demos, per_task=min(10, config.demos.per_task), target=config.demos.target)
+    demos = replace(
+        config.demos,
+        per_task=min(10, config.demos.per_task),
+        every=base.demos.every,
+        target_source="human" if config.demos.target == 1 else "same",
+    )
     return replace(base, recipe=f"small-{config.tasks[0]}", pretrain_tasks=config.pretrain_tasks, sim=sim, demos=demos)
 
 
@@ -420,12 +435,17 @@ def _libero_suite(suite: str, paper: tuple[float, float], **settings: Any) -> Ca
 def _libero_pairs(
     name: str, question: str, rows: dict[int, tuple[float | None, float | None]]
 ) -> Callable[[Scale], Study]:
+    """A cell for each number of demonstrations and each pair; the paper's numbers are means over its pairs."""
     return _libero(
         name,
         question,
         {
-            count(n, "demonstration"): (paper_libero(f"{name}_after", f"{name}_before", target=n, single=True), paper)
+            f"{count(n, 'demonstration')}, {before} to {after}": (
+                paper_libero(after, before, target=n, single=True),
+                paper,
+            )
             for n, paper in rows.items()
+            for before, after in PAIRS[name]
         },
     )
 

@@ -55,7 +55,7 @@ class Track:
         hand, turn: the gripper's site, `[T, 3]` m and `[T, 3, 3]`.
         bodies: ids of objects and fixtures, `[B]`.
         places: of them, `[T, B, 3]` m.
-        resting: step at which each of them begins to move; T: it never does. `[B]`.
+        resting: step at which each of them is picked up; T: it never is. `[B]`.
         weights: of the shifts of bodies and, last, of the hand at the start: `[T, B + 1]`.
         held: column of what is carried, or -1: `[T]`.
     """
@@ -107,7 +107,8 @@ def make_track(physics: Physics, scene: SceneParts, start: Parts, goal: Sequence
         begun = _moving(path[:, number], MOVED) if carried else _moving(joints[:, angles[name]], TURNED)
         if begun is None:
             continue
-        resting[number] = begun[0]
+        if carried and name in goes:
+            resting[number] = begun[0]
         if not carried or name in goes:
             spans.append(Span(*begun, number, goes[name] if carried else number, carried))
     weights, held = _weights(np.array(hand), sorted(spans), len(names))
