@@ -29,6 +29,9 @@ from ript.policies.vision import KeyPoints
 Tensors = Mapping[str, torch.Tensor]
 HEAD = ("trunk", "mean", "spread")
 """Modules behind the picture encoders."""
+FARTHEST = 5.0
+"""Standard deviations of the demonstrations at which proprioception is cut: of what practice meets beyond them (a block
+that fell off the table), a network that never saw it makes an action of any size, and a small step changes it much."""
 
 
 class GaussianPolicy(nn.Module):
@@ -93,7 +96,7 @@ class GaussianPolicy(nn.Module):
 
     def features(self, inputs: Tensors) -> torch.Tensor:
         """What the trunk sees, but for the instruction: `[B, F]`."""
-        proprio = (inputs["proprio"] - self.proprio_mean) / self.proprio_std
+        proprio = ((inputs["proprio"] - self.proprio_mean) / self.proprio_std).clamp(-FARTHEST, FARTHEST)
         pictures = [(encoder, inputs[f"image/{name}"].flatten(0, -4)) for name, encoder in self.encoders.items()]
         points = [encoder(each).reshape(len(proprio), -1) for encoder, each in pictures]
         return torch.cat([*points, proprio.flatten(1)], 1)
