@@ -21,15 +21,19 @@ from ript.policies import folder as policy_folder
 P = TypeVar("P", bound=nn.Module)
 
 
-def save(policy: Any, folder: str | Path) -> None:
+def save(policy: Any, folder: str | Path, without: str = "") -> None:
     """Write `config.json`, `model.safetensors` and the model card `README.md`, whole or not at all.
+
+    Args:
+        policy: what is saved.
+        folder: where.
+        without: name of a module of it that is left out.
 
     Raises:
         PolicyError, NotFiniteError: see `folder.save`.
     """
-    policy_folder.save(
-        expanded(folder), policy.KIND, policy.options.to_json(), policy.simulator, policy.state_dict(), policy.card
-    )
+    tensors = {n: x for n, x in policy.state_dict().items() if not without or not n.startswith(f"{without}.")}
+    policy_folder.save(expanded(folder), policy.KIND, policy.options.to_json(), policy.simulator, tensors, policy.card)
 
 
 def load(cls: type[P], options: type[Settings], folder: str | Path) -> P:

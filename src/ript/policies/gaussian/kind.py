@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ript.core.errors import DataError
 from ript.core.house import PolicyKind
 from ript.core.supervised import DemoSource, Stage
 from ript.core.types import SimulatorSpec
@@ -55,10 +56,22 @@ def begin(policy: GaussianPolicy, options: GaussianOptions, windows: DemoSource)
 def stages(
     policy: GaussianPolicy, training: GaussianTraining, windows: DemoSource, targets: Sequence[str], fresh: bool
 ) -> list[Stage]:
-    """One stage: the error of the means."""
+    """One stage: the error of the means, and of where objects are.
+
+    Raises:
+        DataError: the demonstrations do not say where objects are.
+    """
     from ript.policies.parameters import parameter_groups
 
-    loss, groups = partial(policy.loss, shift=training.shift), parameter_groups([policy])
+    if training.privileged:
+        if windows.privileged is None:
+            raise DataError(
+                "sft.privileged: the demonstrations carry no object positions (obs/privileged); collect them with "
+                "--sim.privileged, or leave it 0"
+            )
+        policy.look_for(windows.statistics())
+    loss = partial(policy.loss, shift=training.shift, privileged=training.privileged)
+    groups = parameter_groups([policy])
     return one_stage(policy, training, windows, targets, fresh, loss=loss, groups=groups, judged="action_mse")
 
 

@@ -85,4 +85,11 @@ class GaussianOptions(PolicyOptions):
 class GaussianTraining(OneStage):
     ABOUT: ClassVar[str] = "Supervised training of a Gaussian policy: one stage, the error of its means."
 
+    privileged: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of an auxiliary loss: what the simulator alone knows (sim.privileged: where objects are) by "
+        "a linear map of key points and proprioception, which is not kept. Few demonstrations say little of where to "
+        "look; this says it.",
+    )
     shift: int = Field(2, ge=0, le=64, description="Pixels by which pictures are moved about at random, at most.")

@@ -27,6 +27,8 @@ from ript.policies.parameters import parameter_groups
 from ript.policies.vision import KeyPoints
 
 Tensors = Mapping[str, torch.Tensor]
+OBJECTS = "objects"
+"""Module of supervised training alone: where objects are."""
 HEAD = ("trunk", "mean", "spread")
 """Modules behind the picture encoders."""
 FARTHEST = 5.0
@@ -162,19 +164,32 @@ class GaussianPolicy(nn.Module):
 
     # ------------------------------------------------------------------ learning
 
-    def loss(self, batch: DemoBatch, *, shift: int = 0) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, batch: DemoBatch, *, shift: int = 0, privileged: float = 0.0) -> tuple[torch.Tensor, Metrics]:
         """Mean squared error of the means, over demonstrated actions. The deviation is what post-training starts with.
 
         Args:
             batch: of demonstrations.
             shift: pixels by which pictures are moved about at random in training mode, at most.
+            privileged: weight of the error of `objects`, after `look_for`.
         """
         inputs = self.inputs(batch.observation)
         if self.training:
             inputs |= {name: augmented(x, shift) for name, x in inputs.items() if name.startswith("image/")}
         target, mask = (torch.from_numpy(array).to(self.device) for array in (batch.actions, batch.mask))
-        squared = (self.density(inputs).mean - target).square().mean(-1)[mask]
-        return squared.mean(), {"action_mse": Mean(squared.sum().item(), len(squared))}
+        features = self.features(inputs)
+        squared = (self.density(inputs | {"features": features}).mean - target).square().mean(-1)[mask]
+        loss, metrics = squared.mean(), {"action_mse": Mean(squared.sum().item(), len(squared))}
+        if privileged and batch.privileged is not None:
+            apart = self.get_submodule(OBJECTS)(features, torch.from_numpy(batch.privileged).to(self.device))
+            loss, metrics["objects_loss"] = loss + privileged * apart, Mean(apart.item() * len(target), len(target))
+        return loss, metrics
+
+    def look_for(self, statistics: Statistics) -> None:
+        """Have `loss` learn as well where the objects of these demonstrations are."""
+        features = self.trunk[0].in_features
+        if self.options.language != "none":
+            features -= language.DIMS[self.options.language]
+        self.add_module(OBJECTS, Objects(features, statistics).to(self.device))
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Normalise proprioception by these from now on."""
@@ -183,7 +198,7 @@ class GaussianPolicy(nn.Module):
 
     def _trained(self) -> dict[str, nn.Module]:
         """Name -> module of what post-training updates."""
-        parts = dict(self.named_children())
+        parts = {name: part for name, part in self.named_children() if name != OBJECTS}
         return parts if self.options.rl_trains == "all" else {name: parts[name] for name in HEAD}
 
     def rl_parameters(self) -> list[dict]:
@@ -206,12 +221,36 @@ class GaussianPolicy(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a policy folder; see `modules.save`."""
-        modules.save(self, folder)
+        modules.save(self, folder, without=OBJECTS)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> GaussianPolicy:
         """Load a folder written by `save_pretrained`; see `modules.load`."""
         return modules.load(cls, GaussianOptions, folder)
+
+
+class Objects(nn.Module):
+    """Standardised object positions by a linear map of features, against the simulator's: a Huber loss.
+
+    Args:
+        features: their number.
+        statistics: of the demonstrations.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, features: int, statistics: Statistics):
+        super().__init__()
+        self.register_buffer("mean", torch.as_tensor(statistics.privileged_mean))
+        self.register_buffer("std", torch.as_tensor(statistics.privileged_std))
+        self.map = nn.Linear(features, len(self.mean))
+        nn.init.zeros_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+
+    def forward(self, features: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """`[B, F]` and positions `[B, O]` -> the mean loss."""
+        return nn.functional.smooth_l1_loss(self.map(features), (positions - self.mean) / self.std)
 
 
 def augmented(pictures: torch.Tensor, shift: int) -> torch.Tensor:
