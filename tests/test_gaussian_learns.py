@@ -1,7 +1,9 @@
 """The Gaussian kind through the whole loop: demonstrations, supervised training, practice, folder."""
 
+import json
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 
@@ -59,10 +61,11 @@ def test_four_demonstrations_and_practice_raise_success_on_test_states(demos: Pa
     assert isinstance(load_policy(result.policy), GaussianPolicy)
 
 
+@pytest.mark.parametrize("privileged", ["0", "1"])
 def test_supervised_training_that_is_resumed_ends_with_the_same_weights(
-    demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, privileged: str
 ) -> None:
-    small = config(sft__policy_steps="12", sft__checkpoint_every="5")
+    small = config(sft__policy_steps="12", sft__checkpoint_every="5", sft__privileged=privileged)
     train_sft(small, [demos], tmp_path / "whole")
     calls = iter(range(100))
     original = GaussianPolicy.loss
@@ -91,6 +94,23 @@ def test_a_policy_is_trained_further_on_target_tasks_and_keeps_what_it_normalise
     policy = train_sft(further, [demos, other], tmp_path / "further", base=tmp_path / "base" / "policy")
     base = load_policy(tmp_path / "base" / "policy")
     assert torch.equal(policy.proprio_mean, base.proprio_mean) and not torch.equal(policy.mean.weight, base.mean.weight)
+
+
+def test_a_policy_that_is_told_where_objects_are_learns_it_and_keeps_no_map_of_it(demos: Path, tmp_path: Path) -> None:
+    train_sft(config(sft__privileged="10", sft__checkpoint_every="40"), [demos], tmp_path / "told")
+    rows = [json.loads(line) for line in (tmp_path / "told" / "metrics.jsonl").read_text().splitlines()]
+    early, late = (row["policy/objects_loss"] for row in rows)
+    assert late < 0.7 * early
+    policy = load_policy(tmp_path / "told" / "policy")
+    assert isinstance(policy, GaussianPolicy) and not any("objects" in name for name in policy.state_dict())
+    assert policy.card["supervised training"]["auxiliary loss on object positions from the simulator"] == "yes"
+    with h5py.File(demos, "r") as source, h5py.File(tmp_path / "silent.hdf5", "w") as silent:
+        source.copy("data", silent)
+        silent.attrs.update(source.attrs)
+        for demo in silent["data"].values():
+            del demo["obs/privileged"]
+    with pytest.raises(DataError, match=r"collect them with --sim\.privileged"):
+        train_sft(config(sft__privileged="1"), [tmp_path / "silent.hdf5"], tmp_path / "silent")
 
 
 def test_a_policy_of_several_observation_steps_is_trained_practised_and_measured(demos: Path, tmp_path: Path) -> None:

@@ -75,6 +75,12 @@ def stages(
     return one_stage(policy, training, windows, targets, fresh, loss=loss, groups=groups, judged="action_mse")
 
 
+def card(policy: GaussianPolicy, windows: DemoSource, fresh: bool) -> dict[str, str]:
+    """Whether the policy has learned from what acting policies do not see."""
+    told = any(name == "objects" for name, _ in policy.named_children())
+    return {"auxiliary loss on object positions from the simulator": "yes" if told else "no"}
+
+
 KIND = PolicyKind(
     kind="gaussian",
     summary="a normal distribution over the next actions, from pictures and proprioception",
@@ -86,4 +92,5 @@ KIND = PolicyKind(
     window=lambda policy: policy.options.chunk,
     begin=begin,
     stages=stages,
+    card=card,
 )
