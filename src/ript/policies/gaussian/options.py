@@ -51,7 +51,7 @@ class GaussianOptions(PolicyOptions):
         ge=0,
         lt=1,
         description="Correlation of an action's noise with that of the action before it in a chunk (AR(1)); 0: white "
-        "noise. Noise that is correlated moves where a chunk leads, and white noise of the same deviation averages out.",
+        "noise, which averages out over a chunk.",
     )
     terms: Literal["step", "dimension"] = Field(
         "step", description="What has a probability ratio of its own: an action, or each of its dimensions."
@@ -88,8 +88,7 @@ class GaussianTraining(OneStage):
     privileged: float = Field(
         0.0,
         ge=0,
-        description="Weight of an auxiliary loss: what the simulator alone knows (sim.privileged: where objects are) by "
-        "a linear map of key points and proprioception, which is not kept. Few demonstrations say little of where to "
-        "look; this says it.",
+        description="Weight of an auxiliary loss: what only the simulator knows (sim.privileged: where objects are), by "
+        "a linear map of key points and proprioception. The map is not kept.",
     )
     shift: int = Field(2, ge=0, le=64, description="Pixels by which pictures are moved about at random, at most.")

@@ -57,8 +57,8 @@ class GaussianPolicy(nn.Module):
         self.register_buffer("proprio_std", torch.ones(simulator.proprio_dim))
         words = 0 if options.language == "none" else language.DIMS[options.language]
         step, width = len(self.encoders) * 2 * options.points + simulator.proprio_dim, options.width
-        seen = options.n_obs_steps * step + words
-        self.trunk = nn.Sequential(nn.Linear(seen, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.seen = options.n_obs_steps * step
+        self.trunk = nn.Sequential(nn.Linear(self.seen + words, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.mean = nn.Linear(width, options.chunk * simulator.action_dim)
         self.spread = nn.Linear(width, simulator.action_dim)
         nn.init.zeros_(self.spread.weight)
@@ -135,8 +135,8 @@ class GaussianPolicy(nn.Module):
         density = self.density(inputs | told)
         sample = density.mean[:, : o.executed]
         if not greedy:
-            noise = np.stack([g.standard_normal(sample.shape[1:], np.float32) for g in generators])
-            noise = correlated(torch.from_numpy(noise).to(self.device), o.noise_correlation)
+            white = np.stack([g.standard_normal(sample.shape[1:], np.float32) for g in generators])
+            noise = correlated(torch.from_numpy(white).to(self.device), o.noise_correlation)
             sample = sample + density.stddev[:, : o.executed] * noise
         repeated = 1 if o.terms == "step" else self.simulator.action_dim
         return ActionChunk(
@@ -178,7 +178,8 @@ class GaussianPolicy(nn.Module):
         target, mask = (torch.from_numpy(array).to(self.device) for array in (batch.actions, batch.mask))
         features = self.features(inputs)
         squared = (self.density(inputs | {"features": features}).mean - target).square().mean(-1)[mask]
-        loss, metrics = squared.mean(), {"action_mse": Mean(squared.sum().item(), len(squared))}
+        loss = squared.mean()
+        metrics: Metrics = {"action_mse": Mean(squared.sum().item(), len(squared))}
         if privileged and batch.privileged is not None:
             apart = self.get_submodule(OBJECTS)(features, torch.from_numpy(batch.privileged).to(self.device))
             loss, metrics["objects_loss"] = loss + privileged * apart, Mean(apart.item() * len(target), len(target))
@@ -186,10 +187,7 @@ class GaussianPolicy(nn.Module):
 
     def look_for(self, statistics: Statistics) -> None:
         """Have `loss` learn as well where the objects of these demonstrations are."""
-        features = self.trunk[0].in_features
-        if self.options.language != "none":
-            features -= language.DIMS[self.options.language]
-        self.add_module(OBJECTS, Objects(features, statistics).to(self.device))
+        self.add_module(OBJECTS, Objects(self.seen, statistics).to(self.device))
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Normalise proprioception by these from now on."""
