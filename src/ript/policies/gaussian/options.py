@@ -88,7 +88,7 @@ class GaussianTraining(OneStage):
     privileged: float = Field(
         0.0,
         ge=0,
-        description="Weight of an auxiliary loss: what only the simulator knows (sim.privileged: where objects are), by "
+        description="Weight of an auxiliary loss: what only the simulator knows (sim.privileged), object positions, by "
         "a linear map of key points and proprioception. The map is not kept.",
     )
     shift: int = Field(2, ge=0, le=64, description="Pixels by which pictures are moved about at random, at most.")
