@@ -13,6 +13,7 @@ import numpy as np
 
 from ript.core.errors import SimulatorError
 from ript.core.types import ChunkResult, InitialState, Observation, SimulatorSpec, Split
+from ript.sims import episode
 from ript.sims.gym import instances
 from ript.sims.gym.cameras import RENDER, named_views
 from ript.sims.gym.environment import Taken, calling, default_proprio, in_one_form, parts
@@ -142,8 +143,7 @@ class GymSimulator:
     def reset(self, initial_state: InitialState) -> Observation:
         """Put the environment into this state, then look."""
         start = time.perf_counter()
-        if initial_state.task.key != self.task.key:
-            raise SimulatorError(f"{self.task.key}: initial state {initial_state.id} is of {initial_state.task.key}")
+        episode.require_own(self.task, initial_state)
         state, expected = initial_state.state, self._environment.size()
         if state.size != expected or not 0 <= state[0] < 2**53:
             raise SimulatorError(
@@ -159,18 +159,17 @@ class GymSimulator:
         return self.observe()
 
     def _address(self) -> str:
-        return f"{self.task.key}, initial state {self._state.id if self._state else None}, step {self._steps}"
+        return episode.address(self.task, self._state, self._steps)
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
         """Execute float32 `[H, A]` (clipped to [-1, 1], which is stretched to the environment's bounds)."""
-        if self._done:
-            why = "stepped before reset" if self._state is None else "stepped after the episode was over"
-            raise SimulatorError(f"{self._address()}: {why}")
-        actions, dim = np.asarray(actions, np.float32), self._environment.actions.dim
-        if actions.ndim != 2 or actions.shape[1] != dim or len(actions) == 0:
-            raise SimulatorError(f"{self._address()}: expected actions [H, {dim}], got {list(actions.shape)}")
-        if not np.isfinite(actions).all():
-            raise SimulatorError(f"{self._address()}: actions are not finite: {actions.tolist()}")
+        actions = episode.checked_actions(
+            np.asarray(actions, np.float32),
+            self._environment.actions.dim,
+            self._address(),
+            begun=self._state is not None,
+            over=self._done,
+        )
         start, before, success = time.perf_counter(), self._steps, False
         with calling(self._address):
             self._instance.turn()
@@ -204,8 +203,7 @@ class GymSimulator:
         return found
 
     def _require_state(self) -> None:
-        if self._state is None:
-            raise SimulatorError(f"{self.task.key}: looked at before reset")
+        episode.require_begun(self.task, self._state)
 
     def _parts(self) -> dict[str, np.ndarray]:
         self._require_state()

@@ -36,7 +36,7 @@ from ript.sims.libero import compiled, stock
 from ript.sims.libero.rendering import CameraView, Look, Moment, SceneRenderer
 from ript.sims.libero.tasks import INSTALL, LiberoTask
 from ript.sims.mujoco import gl
-from ript.sims.mujoco.shared import Shelf, return_freed_memory
+from ript.sims.mujoco.shared import Shelf, Turn, return_freed_memory
 
 FILES = 2
 """Raise it when compiled models come out otherwise: those on the disk are then made anew."""
@@ -70,7 +70,7 @@ class Scene:
         self._mujoco = gl.import_mujoco(INSTALL)
         self.key, self._info = info.model, info
         self.model, self.facts = _loaded(info)
-        self.active: object | None = None
+        self.active: Turn | None = None
         self.cache: dict[str, Any] = {}
         self._renderers: dict[Look, SceneRenderer] = {}
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.types import ChunkResult, InitialState, Observation, Recording, Split
+from ript.sims import episode
 from ript.sims.libero import available, models
 from ript.sims.libero.expert import Follower, Track, make_track
 from ript.sims.libero.human import WAITING, has_human_demonstration, human_demonstration
@@ -27,6 +28,7 @@ from ript.sims.libero.tasks import HORIZON, INSTALL, info_of, task_of
 from ript.sims.mujoco import stability
 from ript.sims.mujoco.gl import import_mujoco
 from ript.sims.mujoco.rendering import CameraView, image_shape
+from ript.sims.mujoco.shared import Turn
 
 VIDEO = (256, 256)
 OPEN = -1.0
@@ -85,7 +87,8 @@ class LiberoSimulator:
         self.waiting[-1] = OPEN if settle_gripper == "open" else 0.0
         available.require()
         mujoco = import_mujoco(INSTALL)
-        self._scene, self._let_go = models.take(self._info, self)
+        self._scene, let_go = models.take(self._info, self)
+        self._turn = Turn(self._scene, let_go)
         try:
             cache = self._scene.cache
             if "parts" not in cache:
@@ -94,13 +97,12 @@ class LiberoSimulator:
             self.states = States(self._info, self.task, self.parts)
             self.physics = Physics(mujoco, self._scene.model, self.parts.arm, exact=physics == "exact")
         except BaseException:
-            self._let_go()
+            self._turn.end()
             raise
         self._exact = physics == "exact"
         self._settled: dict[tuple[str, int, float, bool], Snapshot] = cache.setdefault("settled", {})
         self._tracks: dict[str, Track] = cache.setdefault("tracks", {})
         self._follower: Follower | None = None
-        self._token = object()
         self._state: InitialState | None = None
         self._fixture_pos = self._fixture_quat = np.empty(0)
         self._steps, self._done = 0, True
@@ -121,17 +123,13 @@ class LiberoSimulator:
             SimulatorError: the state is of another task or has a wrong size.
         """
         start = time.perf_counter()
-        if initial_state.task.key != self.task.key:
-            raise SimulatorError(f"{self.task.key}: initial state {initial_state.id} is of {initial_state.task.key}")
+        episode.require_own(self.task, initial_state)
         layout, state = self.parts.layout, initial_state.state
-        problem = layout.problem(state)
-        if problem:
-            raise SimulatorError(f"{self.task.key}: initial state {initial_state.id} does not fit: {problem}")
+        episode.require_fit(self.task, initial_state, layout.problem(state))
         parts = layout.split(state)
         self._fixture_pos, self._fixture_quat = parts.fixture_pos, parts.fixture_quat
         self._state, self._steps, self._done, self._follower = initial_state, 0, False, None
-        self._scene.active = None
-        self._activate()
+        self._turn.take(self._place_fixtures, again=True)
         steps, waiting = self._settling(parts) if settled else (0, self.waiting)
         key = (initial_state.id, steps, float(waiting[-1]), self._exact)
         if (snapshot := self._settled.pop(key, None)) is None:
@@ -154,25 +152,21 @@ class LiberoSimulator:
 
     def _activate(self) -> None:
         """Put this instance's fixtures into the model that all share."""
-        if self._scene.active is not self._token:
-            model, bodies = self._scene.model, self.parts.fixtures
-            model.body_pos[bodies], model.body_quat[bodies] = self._fixture_pos, self._fixture_quat
-            self._scene.active = self._token
+        self._turn.take(self._place_fixtures)
+
+    def _place_fixtures(self) -> None:
+        model, bodies = self._scene.model, self.parts.fixtures
+        model.body_pos[bodies], model.body_quat[bodies] = self._fixture_pos, self._fixture_quat
 
     def _address(self) -> str:
-        return f"{self.task.key}, initial state {self._state.id if self._state else None}, step {self._steps}"
+        return episode.address(self.task, self._state, self._steps)
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
         """Execute float32 `[H, 7]`, clipped to [-1, 1]: displacement of the hand (1 is 5 cm), its rotation (axis times
         angle, 1 is 0.5 rad), and the gripper (-1 opens, 1 closes)."""
-        if self._done:
-            why = "stepped before reset" if self._state is None else "stepped after the episode was over"
-            raise SimulatorError(f"{self._address()}: {why}")
-        actions = np.asarray(actions)
-        if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or len(actions) == 0:
-            raise SimulatorError(f"{self._address()}: expected actions [H, {ACTION_DIM}], got {list(actions.shape)}")
-        if not np.isfinite(actions).all():
-            raise SimulatorError(f"{self._address()}: actions are not finite: {actions.tolist()}")
+        actions = episode.checked_actions(
+            np.asarray(actions), ACTION_DIM, self._address(), begun=self._state is not None, over=self._done
+        )
         start, executed, success = time.perf_counter(), 0, False
         self._activate()
         for action in actions[: self.task.horizon - self._steps].astype(np.float64):
@@ -193,8 +187,7 @@ class LiberoSimulator:
         return ChunkResult(success=success, env_steps=executed, done=self._done)
 
     def _require_state(self) -> None:
-        if self._state is None:
-            raise SimulatorError(f"{self.task.key}: looked at before reset")
+        episode.require_begun(self.task, self._state)
 
     def observe(self) -> Observation:
         """Look: what stock would have observed after the same steps."""
@@ -289,10 +282,8 @@ class LiberoSimulator:
 
     def close(self) -> None:
         """The model and its renderers stay for other instances of this process, a while even when there are none."""
-        if self._scene.active is self._token:
-            self._scene.active = None
+        self._turn.end()
         self._state, self._done = None, True
-        self._let_go()
 
     def __enter__(self) -> LiberoSimulator:
         return self

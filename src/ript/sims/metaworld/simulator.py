@@ -16,6 +16,7 @@ import numpy as np
 
 from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.core.types import ChunkResult, InitialState, Observation, Split
+from ript.sims import episode
 from ript.sims.metaworld.stock import SHELF, SharedTask, StockMetaworld, StockReward
 from ript.sims.metaworld.success import SUCCESS
 from ript.sims.metaworld.tasks import (
@@ -37,6 +38,7 @@ from ript.sims.mujoco.rendering import (
     image_shape,
     lean_model,
 )
+from ript.sims.mujoco.shared import Turn
 from ript.sims.sequences import streams
 
 __all__ = [
@@ -95,13 +97,13 @@ class MetaworldSimulator:
         self._video_size = image_shape(video_size)
         self.spec = metaworld_spec(self._views, self._size, arm)
         self._shared: SharedTask
-        self._shared, self._let_go = SHELF.take(task_name, partial(SharedTask, task_name), self)
+        self._shared, let_go = SHELF.take(task_name, partial(SharedTask, task_name), self)
+        self._turn = Turn(self._shared, let_go)
         self._mujoco, self._model = self._shared.mujoco, self._shared.model
         self._data = self._mujoco.MjData(self._model)
         self._qpos, self._mocap, self._ctrl = self._data.qpos, self._data.mocap_pos[0], self._data.ctrl
         self._hand = self._shared.hand_of(self._data)
         self._previous_qpos = self._qpos.copy()
-        self._token = object()
         self._state: InitialState | None = None
         self._reward: StockReward | None = None
         self._steps, self._done, self._forwarded = 0, True, False
@@ -110,17 +112,13 @@ class MetaworldSimulator:
     def reset(self, initial_state: InitialState) -> Observation:
         """Set the exact state, then look."""
         start = time.perf_counter()
-        if initial_state.task.key != self.task.key:
-            raise SimulatorError(f"{self.task.key}: initial state {initial_state.id} is of {initial_state.task.key}")
+        episode.require_own(self.task, initial_state)
         layout, state = self._shared.layout, initial_state.state
-        problem = layout.problem(state)
-        if problem:
-            raise SimulatorError(f"{self.task.key}: initial state {initial_state.id} does not fit: {problem}")
+        episode.require_fit(self.task, initial_state, layout.problem(state))
         _, self._body_pos, self._site_pos, self._first, physics = layout.split(state)
         self._state, self._steps, self._done, self._forwarded = initial_state, 0, False, False
         self._seen = (-1, self._first)
-        self._shared.active = None
-        self._activate()
+        self._turn.take(self._place_fixtures, again=True)
         self._mujoco.mj_setState(self._model, self._data, physics.copy(), self._shared.integration)
         stability.begin(self._data)
         # In some tasks (window-*) the stock reset leaves poses of the moment before; the policy sees the state itself.
@@ -130,23 +128,19 @@ class MetaworldSimulator:
         return self.observe()
 
     def _activate(self) -> None:
-        if self._shared.active is not self._token:
-            self._model.body_pos[:], self._model.site_pos[:] = self._body_pos, self._site_pos
-            self._shared.active = self._token
+        self._turn.take(self._place_fixtures)
+
+    def _place_fixtures(self) -> None:
+        self._model.body_pos[:], self._model.site_pos[:] = self._body_pos, self._site_pos
 
     def _address(self) -> str:
-        return f"{self.task.key}, initial state {self._state.id if self._state else None}, step {self._steps}"
+        return episode.address(self.task, self._state, self._steps)
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
         """Execute float32 `[H, 4]`: hand displacement x, y, z (1 is 1 cm; clipped to [-1, 1]) and gripper effort."""
-        if self._done:
-            why = "stepped before reset" if self._state is None else "stepped after the episode was over"
-            raise SimulatorError(f"{self._address()}: {why}")
-        actions = np.asarray(actions, np.float32)
-        if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or len(actions) == 0:
-            raise SimulatorError(f"{self._address()}: expected actions [H, {ACTION_DIM}], got {list(actions.shape)}")
-        if not np.isfinite(actions).all():
-            raise SimulatorError(f"{self._address()}: actions are not finite: {actions.tolist()}")
+        actions = episode.checked_actions(
+            np.asarray(actions, np.float32), ACTION_DIM, self._address(), begun=self._state is not None, over=self._done
+        )
         start = time.perf_counter()
         self._activate()
         executed, success = self._run(actions[: self.task.horizon - self._steps])
@@ -223,8 +217,7 @@ class MetaworldSimulator:
         return vector.astype(np.float32)
 
     def _require_state(self) -> None:
-        if self._state is None:
-            raise SimulatorError(f"{self.task.key}: looked at before reset")
+        episode.require_begun(self.task, self._state)
 
     def observe(self) -> Observation:
         """Look. Proprio `[1, 8]`: hand position (m) and gripper opening (0 to 1), now and one step before."""
@@ -328,10 +321,8 @@ class MetaworldSimulator:
 
     def close(self) -> None:
         """Model and renderers stay for other instances of this process, a while even when there are none."""
-        if self._shared.active is self._token:
-            self._shared.active = None
+        self._turn.end()
         self._state, self._done = None, True
-        self._let_go()
 
     def __enter__(self) -> MetaworldSimulator:
         return self

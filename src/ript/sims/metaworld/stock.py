@@ -23,7 +23,7 @@ from ript.sims.metaworld.instructions import INSTRUCTIONS
 from ript.sims.metaworld.success import LIVE_GOALS
 from ript.sims.mujoco.gl import import_mujoco
 from ript.sims.mujoco.rendering import ModelRenderer
-from ript.sims.mujoco.shared import Shelf, return_freed_memory
+from ript.sims.mujoco.shared import Shelf, Turn, return_freed_memory
 
 OBSERVATION_DIM = 39
 MAX_DRAWS = 1000
@@ -120,7 +120,7 @@ class SharedTask:
         self.task_name = task_name
         self.env = new_environment(task_name)
         self.model = self.env.model
-        self.active: object | None = None
+        self.active: Turn | None = None
         self.integration = int(self.mujoco.mjtState.mjSTATE_INTEGRATION)
         self.layout = Layout(
             rand_vec=int(self.env._random_reset_space.low.size),

@@ -88,6 +88,38 @@ class Shelf(Generic[Part]):
         return len(self._parts)
 
 
+class Shared(Protocol):
+    """A part that each of its users sets as it needs it before it uses it."""
+
+    active: Turn | None
+    """Whose settings it has now; None: nobody's."""
+
+
+class Turn:
+    """One simulator's use of a part whose settings all its users change.
+
+    Args:
+        part: which others use as well.
+        let_go: ends the use, as `Shelf.take` gave it.
+    """
+
+    def __init__(self, part: Shared, let_go: Callable[[], object]):
+        self._part, self._let_go = part, let_go
+
+    def take(self, settle: Callable[[], None], *, again: bool = False) -> None:
+        """Let the part have this user's settings, which `settle` puts there; those that it has are left, unless they
+        are to be set `again`."""
+        if again or self._part.active is not self:
+            settle()
+            self._part.active = self
+
+    def end(self) -> None:
+        """Use the part no more; calling it again does nothing."""
+        if self._part.active is self:
+            self._part.active = None
+        self._let_go()
+
+
 def return_freed_memory() -> None:
     """Compiling a model frees more than half of what it took, which glibc keeps unless told otherwise."""
     if sys.platform == "linux":

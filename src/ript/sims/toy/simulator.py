@@ -13,6 +13,7 @@ import numpy as np
 
 from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
 from ript.core.types import UNNAMED_PROPRIO, ChunkResult, InitialState, Observation, SimulatorSpec, Split, Task
+from ript.sims import episode
 from ript.sims.sequences import streams
 
 NAME = "toy"
@@ -95,8 +96,7 @@ class ToySimulator:
 
     def reset(self, initial_state: InitialState) -> Observation:
         """Set the exact state, then look."""
-        if initial_state.task.key != self.task.key:
-            raise SimulatorError(f"{self.task.key}: initial state {initial_state.id} is of {initial_state.task.key}")
+        episode.require_own(self.task, initial_state)
         if initial_state.state.size != 4 or not np.isfinite(initial_state.state).all():
             raise SimulatorError(
                 f"{self.task.key}: initial state {initial_state.id} does not fit: expected 4 finite numbers, "
@@ -107,18 +107,13 @@ class ToySimulator:
         return self.observe()
 
     def _address(self) -> str:
-        return f"{self.task.key}, initial state {self._state.id if self._state else None}, step {self._steps}"
+        return episode.address(self.task, self._state, self._steps)
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
         """Execute float32 `[H, 2]` (clipped to [-1, 1]), stopping at success or at the horizon."""
-        if self._done:
-            why = "stepped before reset" if self._state is None else "stepped after the episode was over"
-            raise SimulatorError(f"{self._address()}: {why}")
-        actions = np.asarray(actions, np.float32)
-        if actions.ndim != 2 or actions.shape[1] != 2 or len(actions) == 0:
-            raise SimulatorError(f"{self._address()}: expected actions [H, 2], got {list(actions.shape)}")
-        if not np.isfinite(actions).all():
-            raise SimulatorError(f"{self._address()}: actions are not finite: {actions.tolist()}")
+        actions = episode.checked_actions(
+            np.asarray(actions, np.float32), 2, self._address(), begun=self._state is not None, over=self._done
+        )
         start, executed, success = time.perf_counter(), 0, False
         moves = np.clip(actions, -1, 1).astype(np.float64) * STEP
         for move in moves[: self.task.horizon - self._steps]:
@@ -133,8 +128,7 @@ class ToySimulator:
         return ChunkResult(success=success, env_steps=executed, done=self._done)
 
     def _require_state(self) -> None:
-        if self._state is None:
-            raise SimulatorError(f"{self.task.key}: looked at before reset")
+        episode.require_begun(self.task, self._state)
 
     def _draw(self, size: int) -> np.ndarray:
         pixel = 2.0 / size
