@@ -448,6 +448,15 @@ def demonstrating(config: Config) -> Iterator[EnvPool | None]:
         yield pool
 
 
+def batch_settings(learn: LearnConfig) -> dict[str, Any]:
+    """Keyword arguments of `learn.batch.make_batch` for this configuration."""
+    return {
+        "min_abs_advantage": learn.min_abs_advantage,
+        "normalise_std": learn.normalise_std,
+        "max_decisions": learn.max_decisions,
+    }
+
+
 def update_settings(learn: LearnConfig) -> dict[str, Any]:
     """Keyword arguments of `learn.update.update` for this configuration."""
     return {

@@ -13,7 +13,15 @@ from pathlib import Path
 
 import torch
 
-from ript.build import computing, make_env_pool, make_update, require_policy, some_task_keys, update_settings
+from ript.build import (
+    batch_settings,
+    computing,
+    make_env_pool,
+    make_update,
+    require_policy,
+    some_task_keys,
+    update_settings,
+)
 from ript.config.sections import Config
 from ript.core import arguments, asking, hooks
 from ript.core.interfaces import PostTrainable
@@ -174,13 +182,7 @@ class _Run:
         self.collecting.go_ahead(self.at, collection)
         if not has_signal:
             return {"time/update": 0.0}
-        batch = make_batch(
-            collection.groups,
-            min_abs_advantage=learn.min_abs_advantage,
-            normalise_std=learn.normalise_std,
-            max_decisions=learn.max_decisions,
-            generator=self.generator,
-        )
+        batch = make_batch(collection.groups, generator=self.generator, **batch_settings(learn))
         scale_rate(self.optimiser, self.at.rate_scale)
         with enough_memory("in the update", "learn.micro_batch"):
             result = self.update(self.policy, self.optimiser, batch, version=self.at.iteration, **self.settings)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,51 +111,90 @@ def train_sft(
     config = shown(config, _simulator_of(demo_set), wanted)
     with computing(config.device, torch.get_num_threads()) as device:
         origin = base if isinstance(base, Origin | None) else origin_of(base)
-        require_room(config, origin.place if origin else None, supervised=True)
-        policy = load_policy(origin.place, device) if origin else new_policy(config, demo_set)
-        if origin:
-            policy = kinds.get(str(hooks.kind_of(policy))).further(policy, config.policy)
-        kind, make_stages, module = trained_by_stages(policy)
-        with enough_memory("reading the demonstrations", "their number or the size of their pictures"):
-            windows = Windows(demo_set, kind.window(policy), hooks.observation_steps_of(policy))
-        if origin:
-            config = settled(measured(config, policy, wanted), policy, wanted, "the base", ("policy", "sft"))
-        else:
-            kind.begin(policy, config.policy, windows)
-        asking.check_simulator(asking.to(policy, device), windows.spec)
-        hooks.read(policy, [task.instruction for task in windows.tasks])
-        stages = make_stages(policy, config.sft, windows, targets, origin is None)
-        if not stages:
-            raise ConfigError(f"{kind.kind} policies have no stage for this: nothing would be trained")
+        work = _prepare(config, origin, demo_set, targets, wanted, device)
+        config, policy = work.config, work.policy
         settings = recorded("sft", config, policy)
         used = {name: value for name, value in settings.items() if not stage_is_missing(config, name, **there)}
-        files, content = [str(absolute(file.path)) for file in demo_set.files], windows.fingerprint()
-        code = own_code(config.sim, (), policy)
-        where = origin.record("base") if origin and not resume else {"base": None}
-        document = {"recipe_config": nested(used), "demos": files, "demos_content": content, "code": code, **where}
+        content, code = work.windows.fingerprint(), own_code(config.sim, (), policy)
         held = read_config(out)["config"] if resume else {}
         refuse_other_content(held, {"demos_content": content})
         refuse_other_code(held, code)
         changed = refuse_changes("sft", held.get("recipe_config", {}), settings)
+        files = [str(absolute(file.path)) for file in demo_set.files]
+        where = origin.record("base") if origin and not resume else {"base": None}
+        document = {"recipe_config": nested(used), "demos": files, "demos_content": content, "code": code, **where}
         with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
             run.change_settings(changed)
             run.track(config.trackers)
             if origin and not (run.path / "start").exists():
                 asking.save(policy, run.path / "start")
             with run.saying_what_is_kept(), _batches_that_fit(config), computing("cpu", config.sft.threads):
-                run_stages(_Journal(run), module, stages, stage_settings(config))
-            module.eval()
+                run_stages(_Journal(run), work.module, work.stages, stage_settings(config))
+            work.module.eval()
             add_supervised(
                 policy.card,
                 config,
                 demonstrations=len(demo_set),
-                tasks=", ".join(t.name for t in windows.tasks),
-                further=kind.card(policy, windows, origin is None),
+                tasks=", ".join(t.name for t in work.windows.tasks),
+                further=work.kind.card(policy, work.windows, origin is None),
             )
             with run.replace(run.policy) as folder:
                 asking.save(policy, folder)
             run.finish("all stages done")
         return policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What is trained, and on what.
+
+    Attributes:
+        config: with what demonstrations and base have decided.
+        policy: new, or what the base begins with.
+        module: the same, as the torch module that the stages train.
+        kind: of the policy.
+        windows: of the demonstrations.
+        stages: in order, at least one.
+    """
+
+    config: Config
+    policy: PostTrainable
+    module: torch.nn.Module
+    kind: PolicyKind
+    windows: Windows
+    stages: Sequence[Stage]
+
+
+def _prepare(
+    config: Config, base: Origin | None, demos: DemoSet, targets: Sequence[str], wanted: set[str], device: str
+) -> _Work:
+    """The policy and its stages, before anything is trained or written.
+
+    Args:
+        config: settings of the run.
+        base: where the policy is that is trained further; None: a new one is made.
+        demos: to learn from.
+        targets: keys of the target tasks.
+        wanted: dotted names of settings that somebody asked for.
+        device: "cpu" or "cuda".
+    """
+    require_room(config, base.place if base else None, supervised=True)
+    policy = load_policy(base.place, device) if base else new_policy(config, demos)
+    if base:
+        policy = kinds.get(str(hooks.kind_of(policy))).further(policy, config.policy)
+    kind, make_stages, module = trained_by_stages(policy)
+    with enough_memory("reading the demonstrations", "their number or the size of their pictures"):
+        windows = Windows(demos, kind.window(policy), hooks.observation_steps_of(policy))
+    if base:
+        config = settled(measured(config, policy, wanted), policy, wanted, "the base", ("policy", "sft"))
+    else:
+        kind.begin(policy, config.policy, windows)
+    asking.check_simulator(asking.to(policy, device), windows.spec)
+    hooks.read(policy, [task.instruction for task in windows.tasks])
+    stages = make_stages(policy, config.sft, windows, targets, base is None)
+    if not stages:
+        raise ConfigError(f"{kind.kind} policies have no stage for this: nothing would be trained")
+    return _Work(config=config, policy=policy, module=module, kind=kind, windows=windows, stages=stages)
 
 
 def _targets(config: Config, demos: DemoSet) -> tuple[str, ...]:

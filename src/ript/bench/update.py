@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ript.build import computing, make_env_pool, make_policy, some_task_keys, update_settings
+from ript.build import batch_settings, computing, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config.sections import Config
 from ript.core import asking
 from ript.core.errors import ConfigError
@@ -92,19 +92,9 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
             pool.set_policy(asking.weights(learner), 1)
         with stage("rollouts"):
             collection = _collect(config, states, config.sampling.groups, dynamic=real and config.sampling.dynamic)
-        groups = collection.groups if real else [_with_drawn_rewards(g, config.seed) for g in collection.groups]
-        if not any(group.has_signal for group in groups):
-            raise ConfigError(
-                f"this policy gives no group with a signal on {', '.join(config.tasks)}: nothing to update on"
-            )
+        groups = _with_signal(collection.groups if real else _drawn_rewards(collection.groups, config.seed), config)
         with stage("batch"):
-            batch = make_batch(
-                groups,
-                min_abs_advantage=learn.min_abs_advantage,
-                normalise_std=learn.normalise_std,
-                max_decisions=learn.max_decisions,
-                generator=torch.Generator().manual_seed(0),
-            )
+            batch = make_batch(groups, generator=torch.Generator().manual_seed(0), **batch_settings(learn))
         asking.save(learner, f"{folder}/start")
         settings = update_settings(learn) | {"start": to_stay_near(config, Path(folder) / "start")}
         settings |= {} if real else {"target_kl": None}
@@ -113,12 +103,12 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
         with stage("checkpoint"):
             write_checkpoint(folder, 1, {"weights": asking.weights(learner), "optimiser": optimiser.state_dict()})
     seconds["total"] = sum(seconds.values())
-    did = values(result.metrics)
+    did, rollouts = values(result.metrics), values(collection.metrics)
     return {
         "seconds": seconds,
         "update_share": (seconds["batch"] + seconds["update"]) / seconds["total"],
-        "rollouts": int(values(collection.metrics)["rollouts"]),
-        "env_steps": int(values(collection.metrics)["env_steps"]),
+        "rollouts": int(rollouts["rollouts"]),
+        "env_steps": int(rollouts["env_steps"]),
         "decisions": len(batch),
         "optimiser_steps": int(did["optimiser_steps"]),
         "seconds_per_512_decisions": 512 * seconds["update"] / max(1.0, len(batch) * did["epochs_done"]),
@@ -149,12 +139,25 @@ def _practised(config: Config, states: InitialStates) -> Iterator[InitialState]:
     return itertools.chain([next(first)], first)
 
 
-def _with_drawn_rewards(group: Group, seed: int) -> Group:
-    """The same rollouts, each a success or a failure by the toss of a coin, but not all the same."""
-    tosses = np.random.default_rng([seed, int(group.initial_state.id, 16)]).random(len(group.rollouts)) < 0.5
-    tosses[0] = not tosses[1]
-    outcomes = [Status.SUCCESS if toss else Status.FAILURE for toss in tosses]
-    return replace(group, rollouts=tuple(replace(r, status=s) for r, s in zip(group.rollouts, outcomes, strict=True)))
+def _with_signal(groups: Sequence[Group], config: Config) -> Sequence[Group]:
+    """The groups, of which at least one has a signal; else `ConfigError`."""
+    if not any(group.has_signal for group in groups):
+        raise ConfigError(
+            f"this policy gives no group with a signal on {', '.join(config.tasks)}: nothing to update on"
+        )
+    return groups
+
+
+def _drawn_rewards(groups: Sequence[Group], seed: int) -> list[Group]:
+    """The same rollouts, each a success or a failure by the toss of a coin, but not all of a group the same."""
+    found = []
+    for group in groups:
+        tosses = np.random.default_rng([seed, int(group.initial_state.id, 16)]).random(len(group.rollouts)) < 0.5
+        tosses[0] = not tosses[1]
+        outcomes = [Status.SUCCESS if toss else Status.FAILURE for toss in tosses]
+        judged = tuple(replace(r, status=s) for r, s in zip(group.rollouts, outcomes, strict=True))
+        found.append(replace(group, rollouts=judged))
+    return found
 
 
 def describe_update(document: dict[str, Any]) -> str:

@@ -27,7 +27,6 @@ class Progress:
     """How far a collection is, and at the end what it made."""
 
     demos: int
-    demos_wanted: int
     frames: int
     steps: int
     tries: int
@@ -85,22 +84,16 @@ def collect_demos(
     try_seconds = arguments.number("try_seconds", try_seconds, 0.001)
     _check(task_keys)
     plan = Plan(task_keys, per_task, max_tries=max(10, math.ceil(per_task * max_tries_factor)))
-    run = (
-        run_errands(pool, settings, plan.take, at_a_time=max(1, pool.saturation))
-        if pool is not None
-        else run_inline(make_simulator, settings, plan.take)
-        if workers == 0
-        else run_processes(
-            make_simulator,
-            settings,
-            plan.take,
-            workers=min(workers, len(task_keys) * per_task),
-            try_seconds=try_seconds,
-        )
-    )
-    done = Progress(demos=0, demos_wanted=len(task_keys) * per_task, frames=0, steps=0, tries=0)
-    with contextlib.closing(run), DemoWriter(out, {"per_task": per_task, **asdict(settings)}) as writer:
-        for key, number, demo, spec in run:
+    if pool is not None:
+        tries = run_errands(pool, settings, plan.take, at_a_time=max(1, pool.saturation))
+    elif workers == 0:
+        tries = run_inline(make_simulator, settings, plan.take)
+    else:
+        at_work = min(workers, len(task_keys) * per_task)
+        tries = run_processes(make_simulator, settings, plan.take, workers=at_work, try_seconds=try_seconds)
+    done = Progress(demos=0, frames=0, steps=0, tries=0)
+    with contextlib.closing(tries), DemoWriter(out, {"per_task": per_task, **asdict(settings)}) as writer:
+        for key, number, demo, spec in tries:
             ready = plan.finish(key, number, demo)
             for place, kept in ready:
                 writer.add(place, kept, spec)

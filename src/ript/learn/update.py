@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -130,18 +130,19 @@ def update(
     """
     began = time.perf_counter()
     check_clip(clip_low, clip_high)
-    if epochs < 1 or threads < 1 or (micro_batch is not None and micro_batch < 1) or not max_grad_norm > 0:
-        raise ConfigError(
-            f"update: epochs ({epochs}), micro_batch ({micro_batch}) and threads ({threads}) must be at least 1, "
-            f"max_grad_norm ({max_grad_norm}) positive"
-        )
+    sizes = {"epochs": epochs, "micro_batch": micro_batch, "threads": threads}
+    _require_possible(sizes, max_grad_norm, ratio_tolerance)
     if kl_to_start and start is None:
         raise ConfigError(f"update: kl_to_start is {kl_to_start}, but no policy to stay near was given as `start`")
-    if ratio_tolerance is not None and not ratio_tolerance > 0:
-        raise ConfigError(f"update: ratio_tolerance is {ratio_tolerance}; expected a positive number, such as 1e-3")
     tolerance = hooks.ratio_tolerance_of(policy) if ratio_tolerance is None else ratio_tolerance
     ages = torch.zeros(len(batch), dtype=torch.int64) if version is None else batch.ages(version)
     told: Metrics = {} if version is None else _age(ages)
+    recompute = recompute or tolerance is None
+    if recompute and bool(ages.any()):
+        raise ConfigError(
+            "rollout.lag: rollouts of earlier weights need the log-probabilities that they acted with, but these are "
+            "computed again (learn.recompute_log_prob, or the policy's own ratio_tolerance): set one of these otherwise"
+        )
     if isinstance(policy, torch.nn.Module):
         policy.eval()
     with ranks.together():
@@ -160,27 +161,28 @@ def update(
     with Passes(policy, objective, minibatches, optimiser, micro_batch, threads, ranks) as passes:
         if kl_to_start and start is not None:
             passes.stay_near(start)
-        if bool(ages.any()) and (recompute or tolerance is None):
-            raise ConfigError(
-                "rollout.lag: rollouts of earlier weights need the log-probabilities that they acted with, but "
-                "these are computed again (learn.recompute_log_prob, or the policy's own ratio_tolerance): set one of "
-                "the two otherwise"
-            )
-        if recompute or tolerance is None:
+        if recompute:
             told |= _apart(passes.recompute())
-            tolerance = None  # every ratio is 1 then
         steps = _Steps(
             passes,
             optimiser,
             named=_named(policy, optimiser),
             max_grad_norm=max_grad_norm,
             target_kl=target_kl,
-            ratio_tolerance=tolerance,
+            ratio_tolerance=None if recompute else tolerance,  # every ratio is 1 where they are recomputed
             present=ages == 0,
             on_minibatch=on_minibatch,
         )
         reason = steps.go(minibatches)
     return steps.result(reason, minibatches.per_epoch, told | {"update_seconds": Sum(time.perf_counter() - began)})
+
+
+def _require_possible(sizes: Mapping[str, int | None], max_grad_norm: float, ratio_tolerance: float | None) -> None:
+    if any(size is not None and size < 1 for size in sizes.values()) or not max_grad_norm > 0:
+        told = ", ".join(f"{name} ({size})" for name, size in sizes.items())
+        raise ConfigError(f"update: {told} must be at least 1, max_grad_norm ({max_grad_norm}) positive")
+    if ratio_tolerance is not None and not ratio_tolerance > 0:
+        raise ConfigError(f"update: ratio_tolerance is {ratio_tolerance}; expected a positive number, such as 1e-3")
 
 
 class _Steps:

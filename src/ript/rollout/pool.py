@@ -83,44 +83,49 @@ def make_pool(
         WorkerError: workers cannot be started, or have too little memory or too few open files; says what to do.
     """
     _need(workers >= 0, f"workers must be 0 or more, got {workers}")
-    _need(slots >= 1, f"slots must be at least 1, got {slots}")
     _need(inference in ("local", "central"), f'inference must be "local" or "central", got {inference!r}')
     _need(workers > 0 or inference == "local", 'inference = "central" needs workers: 0 runs everything in this process')
     _need(request_timeout > 0 and start_timeout > 0, "request_timeout and start_timeout must be positive")
     _need(max_retries >= 0, f"max_retries must be 0 or more, got {max_retries}")
-    _need(0 <= max_error_rate <= 1, f"max_error_rate must lie in 0..1, got {max_error_rate}")
-    _need(frame_every >= 1, f"frame_every must be at least 1, got {frame_every}")
     _need(gather >= 0, f"gather must be 0 or more, got {gather}")
-    _need(fixed_batch >= 0, f"fixed_batch must be 0 or more, got {fixed_batch}")
-    _need(loaded_tasks >= 1, f"loaded_tasks must be at least 1, got {loaded_tasks}")
-    kept = 2 * slots if free_simulators is None else free_simulators
+    of_a_process = _of_a_process(slots, max_error_rate, frame_every, free_simulators, loaded_tasks, fixed_batch)
     if workers == 0:
-        return InlinePool(
-            make_simulator,
-            policy,
-            slots=slots,
-            max_error_rate=max_error_rate,
-            frame_every=frame_every,
-            free_simulators=kept,
-            loaded_tasks=loaded_tasks,
-            fixed_batch=fixed_batch,
-        )
+        return InlinePool(make_simulator, policy, **of_a_process)
     return ProcessPool(
         make_simulator,
         policy,
         workers=workers,
-        slots=slots,
         inference=inference,
         request_timeout=request_timeout,
         start_timeout=start_timeout,
         max_retries=max_retries,
-        max_error_rate=max_error_rate,
-        frame_every=frame_every,
-        free_simulators=kept,
-        loaded_tasks=loaded_tasks,
         gather=gather,
-        fixed_batch=fixed_batch,
+        **of_a_process,
     )
+
+
+def _of_a_process(
+    slots: int,
+    max_error_rate: float,
+    frame_every: int,
+    free_simulators: int | None,
+    loaded_tasks: int,
+    fixed_batch: int,
+) -> dict[str, Any]:
+    """What rollouts in one process need to know, wherever it is; raises `ConfigError` where that cannot be."""
+    _need(slots >= 1, f"slots must be at least 1, got {slots}")
+    _need(0 <= max_error_rate <= 1, f"max_error_rate must lie in 0..1, got {max_error_rate}")
+    _need(frame_every >= 1, f"frame_every must be at least 1, got {frame_every}")
+    _need(fixed_batch >= 0, f"fixed_batch must be 0 or more, got {fixed_batch}")
+    _need(loaded_tasks >= 1, f"loaded_tasks must be at least 1, got {loaded_tasks}")
+    return {
+        "slots": slots,
+        "max_error_rate": max_error_rate,
+        "frame_every": frame_every,
+        "free_simulators": 2 * slots if free_simulators is None else free_simulators,
+        "loaded_tasks": loaded_tasks,
+        "fixed_batch": fixed_batch,
+    }
 
 
 class InlinePool:
