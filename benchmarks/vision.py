@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ript.build import load_policy, sim_options_of, simulator_factory, task_keys
+from ript.build import simulator_factory, task_keys
 from ript.config.recipes import TARGET_TASKS
+from ript.policies.loading import load_policy
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.vision import ImageEncoder
+from ript.sims.seen import sim_options_of
 
 Features = Callable[[torch.Tensor], torch.Tensor]
 

@@ -8,22 +8,13 @@ import pytest
 import torch
 from toy_runs import Stopped, initial_states, lively_policy, toy_config, toy_demos
 
-from ript.build import (
-    demonstrator_factory,
-    load_policy,
-    make_env_pool,
-    make_policy,
-    origin_of,
-    sim_options_of,
-    sim_options_of_spec,
-    simulator_factory,
-    task_keys,
-)
+from ript.build import demonstrator_factory, make_env_pool, make_policy, simulator_factory, task_keys
 from ript.config.sections import Config, RolloutConfig, sim_options
 from ript.core.errors import ConfigError, PolicyError, UnknownNameError
 from ript.core.options import SimOptions
 from ript.core.types import SimulatorSpec
 from ript.evaluation import evaluate, run_evaluation
+from ript.policies.loading import load_policy, origin_of
 from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
 from ript.rl import train_rl
@@ -31,6 +22,7 @@ from ript.run.reading import read_config
 from ript.sft import resume_sft, train_sft
 from ript.sims.metaworld.options import MetaworldOptions
 from ript.sims.registry import make_simulator
+from ript.sims.seen import sim_options_of, sim_options_of_spec
 from ript.sims.toy.options import ToyOptions
 
 TOY = toy_config().sim

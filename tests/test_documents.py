@@ -12,13 +12,13 @@ import pytest
 import torch
 from toy_runs import lively_policy, toy_config
 
-from ript.build import load_policy
 from ript.config.overrides import load_recipe
 from ript.core.documents import json_value, toml_value
 from ript.core.errors import DataError, RiptError, RunError
 from ript.core.files import read_text
 from ript.demos.formats.hdf5 import open_file
 from ript.policies.folder import read_tensors
+from ript.policies.loading import load_policy
 from ript.policies.pth import load_pth
 from ript.run.checkpoint import read_checkpoint, write_checkpoint
 from ript.run.files import read_json, read_lines

@@ -11,7 +11,7 @@ import torch
 from fakes import FakeFactory, FakePolicy, Fault, fake_state, fake_task
 from toy_runs import initial_states, lively_policy, toy_config
 
-from ript.build import load_policy, make_env_pool, simulator_factory
+from ript.build import make_env_pool, simulator_factory
 from ript.config.sections import RolloutConfig
 from ript.core.errors import ConfigError, ErrorRateExceeded, PolicyError, SimulatorError, UnknownNameError
 from ript.core.options import replace
@@ -24,6 +24,7 @@ from ript.evaluation import (
     run_evaluation,
     tally,
 )
+from ript.policies.loading import load_policy
 from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.replay import replay_autoencoded

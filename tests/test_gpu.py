@@ -9,9 +9,10 @@ import torch
 from policies.policy_fixtures import make_observation, make_policy
 from toy_runs import initial_states, toy_config
 
-from ript.build import load_policy, task_keys
 from ript.build import make_policy as policy_of
+from ript.build import task_keys
 from ript.config.sections import Config
+from ript.policies.loading import load_policy
 from ript.rl import train_rl
 from ript.rollout.local.processes import pack_policy
 

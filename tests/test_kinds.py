@@ -12,13 +12,14 @@ from plain_kind import PLAIN, PlainPolicy
 from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
 import ript
-from ript.build import load_policy, make_policy
+from ript.build import make_policy
 from ript.cli import main as cli
 from ript.config.sections import Config, policy_options, training_options
 from ript.core.errors import ConfigError, PolicyError, UnknownNameError
 from ript.core.options import replace
 from ript.core.registry import kinds
 from ript.evaluation import evaluate
+from ript.policies.loading import load_policy
 from ript.rl import train_rl
 from ript.run.reading import read_config
 from ript.run.settings import asked_for, leaves, settled

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from toy_runs import toy_config
 
-from ript.build import load_policy, sim_options_of
 from ript.cli.main import main
 from ript.core.house import Suite
 from ript.core.options import Words
 from ript.core.registry import suites
 from ript.core.types import ChunkResult, Observation, SimulatorSpec, Task
+from ript.policies.loading import load_policy
 from ript.policies.quest.checkpoint import export_quest, import_quest
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.options import QuestOptions
@@ -26,6 +26,7 @@ from ript.report.page import write_report
 from ript.rl import train_rl
 from ript.run.folder import RunFolder
 from ript.sims.metaworld.instructions import INSTRUCTIONS
+from ript.sims.seen import sim_options_of
 from ript.sims.toy.options import ToyOptions
 from ript.sims.toy.simulator import ToySimulator
 

@@ -10,7 +10,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 from toy_runs import Stopped, stop_in, toy_config, weights
 
-from ript.build import load_policy
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, RunError, UnknownNameError
 from ript.core.files import make_folder
@@ -18,6 +17,7 @@ from ript.core.options import replace
 from ript.core.places import cache_folder
 from ript.demos.demo_set import open_demos
 from ript.policies.language_files import CLIP_FOLDER
+from ript.policies.loading import load_policy
 from ript.run.files import write_json
 from ript.run.lock import locked
 from ript.studies.bases import base_fingerprint, base_folder, make_base

@@ -9,12 +9,12 @@ import pytest
 from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
 from ript import recipe
-from ript.build import load_policy
 from ript.cli import main as cli
 from ript.config.sections import Config
 from ript.core.errors import ConfigError
 from ript.core.options import replace
 from ript.evaluation import evaluate
+from ript.policies.loading import load_policy
 from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from toy_runs import lively_policy, toy_config
 
-from ript.build import load_policy
 from ript.core.errors import NoSignalError
 from ript.core.metrics import Mean
 from ript.core.types import EvalResult, Status
 from ript.evaluation import tally
+from ript.policies.loading import load_policy
 from ript.rl import RLResult, train_rl
 from ript.rollout.sampling import Collection
 from ript.run import collecting

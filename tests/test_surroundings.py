@@ -17,10 +17,10 @@ from toy_runs import initial_states, lively_policy, toy_config, toy_demos
 
 import ript
 from ript import train_rl
-from ript.build import load_policy
 from ript.cli.main import main, make_parser
 from ript.core.disk import unexpected
 from ript.core.errors import RunError
+from ript.policies.loading import load_policy
 from ript.sft import train_sft
 
 ROOT = Path(__file__).parent.parent

@@ -13,10 +13,10 @@ import pytest
 from toy_runs import lively_policy, toy_config, toy_demos
 
 import ript
-from ript.build import load_policy
 from ript.config.overrides import load_recipe
 from ript.core.errors import DataError
 from ript.demos.demo_set import open_demos
+from ript.policies.loading import load_policy
 from ript.report.page import write_report
 from ript.rl import train_rl
 from ript.run import files

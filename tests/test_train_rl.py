@@ -16,7 +16,7 @@ import torch
 from toy_runs import Stopped, initial_states, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
 from ript import rl as loop
-from ript.build import load_policy, make_env_pool, simulator_factory
+from ript.build import make_env_pool, simulator_factory
 from ript.config.sections import Config
 from ript.core.errors import (
     ConfigError,
@@ -37,6 +37,7 @@ from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
 from ript.evaluation import evaluate, tally
+from ript.policies.loading import load_policy
 from ript.policies.quest import stages
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.read import read_run

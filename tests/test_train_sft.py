@@ -15,7 +15,7 @@ import pytest
 import torch
 from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
-from ript.build import load_policy, make_policy, simulator_factory
+from ript.build import make_policy, simulator_factory
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, DataError, NotFiniteError, PolicyError, RunError
 from ript.core.metrics import Metrics, values
@@ -28,6 +28,7 @@ from ript.learn import stages as sft_stages
 from ript.learn.gradient import Gradient
 from ript.learn.stages import Part, batch_parts, part_loss, part_threads, schedule
 from ript.policies import language
+from ript.policies.loading import load_policy
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.replay import replay_autoencoded

@@ -14,7 +14,6 @@ from ript.core.interpreter import load_torch_where_it_can_be
 from ript.core.version import VERSION
 
 if TYPE_CHECKING:
-    from ript.build import load_policy
     from ript.config.recipes import get as recipe
     from ript.config.sections import Config
     from ript.core.errors import RiptError
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from ript.evaluation import evaluate
     from ript.learn.advantage import leave_one_out
     from ript.learn.objective import clipped_objective
+    from ript.policies.loading import load_policy
     from ript.policies.quest.checkpoint import export_quest, import_quest
     from ript.policies.quest.policy import QuestPolicy
     from ript.report.page import write_report
@@ -82,7 +82,7 @@ _HOME = {
     "import_quest": "policies.quest.checkpoint",
     "leave_one_out": "learn.advantage",
     "list_tasks": "sims.registry",
-    "load_policy": "build",
+    "load_policy": "policies.loading",
     "make_simulator": "sims.registry",
     "quickstart": "studies.quickstart",
     "recipe": "config.recipes",

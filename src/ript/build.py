@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from ript.config.sections import ClusterConfig, Config, LearnConfig, RolloutConfig
-from ript.core import arguments, asking, hooks, own
-from ript.core.errors import ConfigError, PolicyError, RiptError, UnknownNameError
-from ript.core.files import absolute, expanded
-from ript.core.house import PolicyKind, Suite
+from ript.core import asking, own
+from ript.core.errors import ConfigError
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, PostTrainable, SimulatorFactory
 from ript.core.options import SimOptions
 from ript.core.registry import kinds, suites
@@ -23,8 +20,7 @@ from ript.demos.expert import DemoSource
 from ript.demos.scripted import with_expert
 from ript.learn.spread import Machines, Spread
 from ript.learn.update import UpdateResult, update
-from ript.policies import folder as policy_folder
-from ript.policies import hub
+from ript.policies.loading import placed
 from ript.rollout.pool import make_pool
 from ript.sims.registry import find_task
 
@@ -80,110 +76,6 @@ def demo_source(config: Config, *, target: bool = False) -> DemoSource | None:
     return asked
 
 
-def sim_options_of(policy: PostTrainable, horizon: int = 0) -> SimOptions:
-    """The simulator settings that a policy was trained with."""
-    return sim_options_of_spec(policy.simulator, horizon)
-
-
-def sim_options_of_spec(spec: SimulatorSpec, horizon: int = 0) -> SimOptions:
-    """The simulator settings that give this spec.
-
-    Raises:
-        UnknownNameError: its suite is not here.
-        PolicyError: the suite's simulators cannot show such pictures.
-    """
-    return suites.get(spec.suite).options_of(spec).replaced(horizon=horizon)
-
-
-def by_protocol(sim: SimOptions, name: str) -> SimOptions:
-    """The settings with those of a published protocol that change nothing of what a policy is shown, such as horizon
-    and settling.
-
-    Raises:
-        UnknownNameError: the suite has no such protocol.
-    """
-    suite = suites.get(sim.suite)
-    if name not in suite.protocols:
-        raise UnknownNameError(f"protocol of suite {sim.suite}", name, suite.protocols)
-    changes = {"horizon": suite.protocols[name].horizon}
-    if suite.spec is not None:
-        shown = suite.spec(sim)
-        for field, value in suite.protocols[name].values().items():
-            if suite.spec(sim.replaced(**{field: value})) == shown:
-                changes[field] = value
-    return sim.replaced(**changes)
-
-
-def as_seen_by(policy: PostTrainable, sim: SimOptions, asked: Collection[str] = ()) -> SimOptions:
-    """These settings, but with what the policy was trained to see; how episodes begin and go on stays.
-
-    Args:
-        policy: of the suite that the settings are of.
-        asked: names of settings that stay, too.
-
-    Raises:
-        PolicyError: the suite's simulators cannot show what the policy sees.
-    """
-    own, suite = sim_options_of(policy).values(), suites.get(sim.suite)
-    changes = {name: own[name] for name in own if name not in SimOptions.model_fields and name not in asked}
-    if suite.spec is not None:  # settings that what is seen does not depend on are not the policy's
-        shown = suite.spec(sim)
-        changes = {n: v for n, v in changes.items() if _shows_another(suite, sim.replaced(**{n: v}), shown)}
-    return sim.replaced(**changes)
-
-
-def _shows_another(suite: Suite, sim: SimOptions, shown: SimulatorSpec) -> bool:
-    assert suite.spec is not None
-    try:
-        return suite.spec(sim) != shown
-    except RiptError:  # a setting that fits only with others
-        return True
-
-
-def as_published(policy: PostTrainable, suite: str, views: Sequence[str] = ()) -> SimOptions:
-    """The settings with which the suite's simulators show an imported policy what it was trained on.
-
-    Args:
-        policy: whose cameras have names and sizes, but no views yet.
-        suite: has the protocol that the policy names, or "published".
-        views: of the suite, for the policy's cameras in order; none: the published one for each.
-
-    Raises:
-        ConfigError: the suite has no published look or no cameras of one size, or there are not as many views as
-            cameras.
-    """
-    published = suites.get(suite).protocols.get(hooks.protocol_of(policy))
-    if published is None or not {"cameras", "image_size"} <= type(published).model_fields.keys():
-        raise ConfigError(f"suite {suite} does not say which pictures published policies saw: give a simulator's spec")
-    names, sizes = list(policy.simulator.cameras), set(policy.simulator.cameras.values())
-    usual = [word.rpartition("=")[2] for word in published.cameras]
-    views = list(views) or usual * (len(names) if len(usual) == 1 else 1)
-    if len(views) != len(names):
-        raise ConfigError(f"the policy has {len(names)} cameras ({', '.join(names)}), got {len(views)} views for them")
-    if len(sizes) != 1:
-        raise ConfigError(f"{suite} shows pictures of one size, the policy takes {dict(policy.simulator.cameras)}")
-    height, width = sizes.pop()
-    cameras = tuple(f"{name}={view}" for name, view in zip(names, views, strict=True))
-    changes: dict[str, Any] = {"cameras": cameras, "image_size": height if height == width else (height, width)}
-    if "proprio" in type(published).model_fields:
-        changes["proprio"] = tuple(policy.simulator.proprio)
-    return published.replaced(**changes)
-
-
-def show(policy: PostTrainable, sim: SimOptions) -> None:
-    """Say that an imported policy was trained on what simulators with these settings show.
-
-    Raises:
-        UnknownNameError: no such camera.
-        PolicyError: the policy does not fit these simulators.
-    """
-    suite = suites.get(sim.suite)
-    if suite.spec is None:
-        raise ConfigError(f"what simulators of suite {suite.name} show depends on the task: give a simulator's spec")
-    policy.simulator = suite.spec(sim)
-    asking.check_simulator(policy, policy.simulator)
-
-
 def task_keys(sim: SimOptions, names: tuple[str, ...]) -> tuple[str, ...]:
     """Names or keys of tasks, and named lists of them -> keys, each once; unknown names are refused."""
     return tuple(task.key for task in suites.get(sim.suite).expanded(names))
@@ -230,34 +122,6 @@ def make_policy(
     return asking.require_made(make(config.policy, spec, config.seed if seed is None else seed, privileged_dim))
 
 
-def load_policy(folder: str | Path, device: str = "cpu") -> PostTrainable:
-    """Load a policy folder, whatever kind of policy it holds.
-
-    Args:
-        folder: a folder, or "hf://owner/name" or "hf://owner/name@revision", which is fetched from the model hub first.
-        device: "cpu" or "cuda"; where its kind can, weights go there straight from their files.
-
-    Raises:
-        PolicyError: missing, partial, corrupt, of an unknown kind or another version.
-        DependencyMissing: what its kind needs is not here.
-        DeviceTooSmall: the device has no room for it.
-    """
-    place, kind = _placed(folder)
-    if device != "cpu" and kind.load_on:
-        return asking.require_made(kind.load_on(place, device))
-    policy = asking.require_made(kind.load(place))
-    return policy if device == "cpu" else asking.to(policy, device)
-
-
-def kind_in(folder: str | Path) -> str:
-    """The kind of the policy in a folder, or under a name on the hub.
-
-    Raises:
-        PolicyError: as `load_policy`.
-    """
-    return _placed(folder)[1].kind
-
-
 def require_room(config: Config, folder: str | Path | None, *, supervised: bool = False) -> None:
     """Raise `DeviceTooSmall` unless the policy in a folder, or a new one, can be trained as configured on the GPU that
     the configuration wants; on a CPU nothing is required. It is not loaded for that."""
@@ -267,7 +131,7 @@ def require_room(config: Config, folder: str | Path | None, *, supervised: bool 
     if folder is None:
         place, kind = None, kinds.get(config.policy.kind)
     else:
-        place, kind = _placed(folder)
+        place, kind = placed(folder)
     central = config.rollout.inference == "central" or not config.rollout.workers
     demands = Demands(
         device_bytes=free,
@@ -277,77 +141,6 @@ def require_room(config: Config, folder: str | Path | None, *, supervised: bool 
         copies=2 if config.learn.kl_to_start and not supervised else 1,
     )
     kind.require_room(place, config.policy, demands)
-
-
-def _placed(folder: str | Path) -> tuple[Path, PolicyKind]:
-    """Where a policy lies, fetched if it must be, and its kind."""
-    fetched = isinstance(folder, str) and hub.on_hub(folder)
-    place = arguments.place("folder", hub.fetch(str(folder)) if fetched else folder)
-    if foreign := policy_folder.foreign(place):
-        for known in kinds.all()[0].values():
-            if known.reads(foreign):
-                return place, known
-    kind = policy_folder.kind(place)
-    if fetched and ":" in kind:  # what a stranger names is not imported
-        raise PolicyError(f"{folder} is of kind {kind!r}, a file that is not part of it: fetch both, and give its path")
-    if kind not in kinds:
-        raise PolicyError(
-            f"{folder} holds a {kind!r} policy, but known here are: {', '.join(kinds.names())}; install the package "
-            "that brings this kind"
-        )
-    return place, kinds.get(kind)
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a policy comes from, for the record of what is made from it.
-
-    Attributes:
-        name: a folder, or the name on the hub, as it was given.
-        revision: on the hub: the commit that the name stood for; otherwise None.
-    """
-
-    name: str
-    revision: str | None = None
-
-    @property
-    def place(self) -> str:
-        """What `load_policy` takes: the same policy whenever it is asked for, as far as the place can promise that."""
-        return self.name if self.revision is None else hub.at_commit(self.name, self.revision)
-
-    @property
-    def content(self) -> str:
-        """What tells its content from another: the fingerprint of a folder, the commit of a name on the hub."""
-        return self.revision or policy_folder.fingerprint(expanded(self.name))
-
-    def record(self, key: str) -> dict[str, str]:
-        """For a run's config.json: a folder's absolute path and its content, or the name on the hub and the commit that
-        it stood for."""
-        if self.revision is None:
-            return {key: str(absolute(self.name)), f"{key}_content": self.content}
-        return {key: self.name, f"{key}_revision": self.revision}
-
-
-def origin_of(policy: str | Path) -> Origin:
-    """Where this policy is; one on the hub is fetched.
-
-    Raises:
-        PolicyError: neither the hub nor its cache has it.
-    """
-    if isinstance(policy, str) and hub.on_hub(policy):
-        return Origin(policy, hub.commit_of(policy))
-    return Origin(str(arguments.place("policy", policy)))
-
-
-def require_policy(policy: object) -> None:
-    """Raise `ConfigError` unless it is a policy, or says where one is; `PolicyError` of a policy that does not say of
-    itself what every one does."""
-    if isinstance(policy, str | Path | Origin):
-        return
-    if not hasattr(policy, "act") or isinstance(policy, type):
-        got = f"the class {policy.__name__}: give a policy of it" if isinstance(policy, type) else repr(policy)
-        raise ConfigError(f"policy must be a policy folder, a name on the hub (hf://owner/name) or a policy, got {got}")
-    asking.require_made(policy)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ript.build import by_protocol, load_policy, make_env_pool, origin_of, require_policy, sim_options_of, task_keys
+from ript.build import make_env_pool, task_keys
 from ript.config.sections import ClusterConfig, RolloutConfig
 from ript.core import arguments, hooks
 from ript.core.errors import ConfigError, SimulatorError
@@ -17,10 +17,12 @@ from ript.core.interfaces import EnvPool, PostTrainable
 from ript.core.statistics import wilson
 from ript.core.types import EvalResult, InitialState, Rollout, RolloutRequest, Status, Task, TaskResult
 from ript.learn.batch import UpdateBatch
+from ript.policies.loading import load_policy, origin_of, require_policy
 from ript.rollout.reasons import in_a_line, reasons
 from ript.run.cards import horizon_in
 from ript.run.progress import progress, status
 from ript.run.states import InitialStates
+from ript.sims.seen import by_protocol, sim_options_of
 
 SEED_TAG = 0x6576616C
 """Keeps the generators of evaluation apart from those of training."""

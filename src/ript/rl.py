@@ -13,15 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ript.build import (
-    batch_settings,
-    computing,
-    make_env_pool,
-    make_update,
-    require_policy,
-    some_task_keys,
-    update_settings,
-)
+from ript.build import batch_settings, computing, make_env_pool, make_update, some_task_keys, update_settings
 from ript.config.sections import Config
 from ript.core import arguments, asking, hooks
 from ript.core.interfaces import PostTrainable
@@ -30,6 +22,7 @@ from ript.core.metrics import values
 from ript.core.types import EvalResult
 from ript.learn.batch import make_batch
 from ript.learn.rate import make_optimiser, scale_rate
+from ript.policies.loading import require_policy
 from ript.rollout.sampling import Collection
 from ript.run.collecting import Collecting
 from ript.run.folder import RunFolder

@@ -13,17 +13,7 @@ from typing import Any
 
 import torch
 
-from ript.build import (
-    Origin,
-    computing,
-    load_policy,
-    make_policy,
-    origin_of,
-    own_code,
-    require_room,
-    sim_options_of_spec,
-    task_keys,
-)
+from ript.build import computing, make_policy, own_code, require_room, task_keys
 from ript.config.sections import Config
 from ript.core import arguments, asking, hooks
 from ript.core.errors import ConfigError, DataError, PolicyError, RunError
@@ -38,6 +28,7 @@ from ript.core.supervised import Stage
 from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.windows import Windows
 from ript.learn.stages import StageSettings, run_stages
+from ript.policies.loading import Origin, load_policy, origin_of
 from ript.run.cards import add_supervised
 from ript.run.checkpoint import Checkpoint
 from ript.run.folder import RunFolder
@@ -57,6 +48,7 @@ from ript.run.settings import (
     stage_is_missing,
 )
 from ript.run.trackers import require_trackers
+from ript.sims.seen import sim_options_of_spec
 
 
 def train_sft(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ript import recipe, train_rl, train_sft
-from ript.build import load_policy, own_code, simulator_factory
+from ript.build import own_code, simulator_factory
 from ript.config.sections import Config, policy_options, sim_options, training_options
 from ript.core import own
 from ript.core.errors import ConfigError, PolicyError, RunError, UnknownNameError
@@ -20,6 +20,7 @@ from ript.core.types import SimulatorSpec
 from ript.demos.collect import collect_demos
 from ript.demos.scripted import load_expert
 from ript.policies import hub
+from ript.policies.loading import load_policy
 from ript.run.reading import read_rows
 from ript.run.settings import settled
 from ript.sft import resume_sft

@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import ript
-from ript.build import load_policy
 from ript.config.sections import RolloutConfig
 from ript.core.errors import PolicyError
 from ript.core.files import atomic_folder
 from ript.evaluation import evaluate
 from ript.policies import folder as policy_folder
+from ript.policies.loading import load_policy
 from ript.policies.quest.policy import QuestPolicy
 
 CARD = {"supervised training": {"tasks": "drawer, door", "seed": 3}, "measured": ["greedy 9/10", "sampled 8/10"]}

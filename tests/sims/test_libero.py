@@ -103,7 +103,7 @@ def test_a_task_holds_to_the_contract_and_equals_stock_bit_for_bit() -> None:
 
 
 def test_a_protocol_changes_how_episodes_begin_and_end_and_nothing_that_a_policy_sees() -> None:
-    from ript.build import by_protocol
+    from ript.sims.seen import by_protocol
 
     seen = LiberoOptions(cameras=("wrist",), image_size=64, settle=3)
     changed = by_protocol(seen, "openvla-goal")

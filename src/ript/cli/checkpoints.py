@@ -82,12 +82,12 @@ def add_options(parser: argparse.ArgumentParser, options: type[Settings]) -> Non
 
 def import_checkpoint(args: argparse.Namespace) -> Answer:
     """A file as a policy folder, for the simulators that it says or that were asked for."""
-    from ript.build import as_published, show
     from ript.cli.arguments import given_fields
     from ript.config import overrides
     from ript.config.sections import Config
     from ript.core.hooks import caveats_of, settings_of
     from ript.core.registry import suites
+    from ript.sims.seen import as_published, show
 
     kind, one = _format(args.format)
     assert one.read is not None
@@ -124,8 +124,8 @@ def import_checkpoint(args: argparse.Namespace) -> Answer:
 
 def export_checkpoint(args: argparse.Namespace) -> Answer:
     """A policy folder as a file of another program."""
-    from ript.build import load_policy
     from ript.core.hooks import kind_of
+    from ript.policies.loading import load_policy
 
     kind, one = _format(args.format)
     assert one.write is not None

@@ -234,13 +234,13 @@ def quickstart(args: Namespace) -> Answer:
 
 
 def evaluate(args: Namespace) -> Answer:
-    from ript.build import sim_options_of
     from ript.config.sections import ClusterConfig, EvalConfig, RolloutConfig
     from ript.core.places import require_writable_folder
     from ript.evaluation import evaluate as measure
     from ript.evaluation import named_policy
     from ript.run.progress import status
     from ript.run.video import require_encoder, write_videos
+    from ript.sims.seen import sim_options_of
 
     if args.trials < 1:
         raise ConfigError(f"--trials must be at least 1, got {args.trials}")

@@ -102,10 +102,11 @@ def demos_info(args: Namespace) -> Answer:
 
 
 def demos_verify(args: Namespace) -> Answer:
-    from ript.build import sim_options_of_spec, simulator_factory
+    from ript.build import simulator_factory
     from ript.demos.demo_set import open_demos
     from ript.demos.verify import verify
     from ript.run.progress import progress
+    from ript.sims.seen import sim_options_of_spec
 
     demos = open_demos(args.file)
     sim = sim_options_of_spec(demos.spec, max(task.horizon for task in demos.tasks))

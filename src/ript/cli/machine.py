@@ -28,7 +28,7 @@ def bench_rollout(args: Namespace) -> Answer:
 def bench_update(args: Namespace) -> Answer:
     from ript.bench.update import bench_update as measure
     from ript.bench.update import describe_update
-    from ript.build import load_policy
+    from ript.policies.loading import load_policy
 
     config = configure(args)
     with saying_what_is_kept("nothing was measured"):

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from ript.build import load_policy
 from ript.config.sections import Config
 from ript.core import asking, hooks
 from ript.core.errors import RunError
@@ -17,6 +16,7 @@ from ript.core.statistics import align, pairs, success
 from ript.core.types import EvalResult, InitialState, Task
 from ript.evaluation import run_evaluation
 from ript.policies import folder as policy_folder
+from ript.policies.loading import load_policy
 from ript.report.tables import change, points
 from ript.run import cards
 from ript.run.folder import RunFolder

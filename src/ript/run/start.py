@@ -12,18 +12,7 @@ from typing import Any
 
 import torch
 
-from ript.build import (
-    Origin,
-    as_seen_by,
-    computing,
-    horizons,
-    load_policy,
-    make_policy,
-    origin_of,
-    own_code,
-    require_room,
-    some_task_keys,
-)
+from ript.build import computing, horizons, make_policy, own_code, require_room, some_task_keys
 from ript.config.sections import Config
 from ript.core import asking, hooks
 from ript.core.errors import ConfigError, PolicyError, RunError
@@ -33,6 +22,7 @@ from ript.core.options import replace
 from ript.core.registry import kinds, suites
 from ript.core.types import Errand, InitialState
 from ript.evaluation import own_decisions
+from ript.policies.loading import Origin, load_policy, origin_of
 from ript.rollout import errands
 from ript.run.cards import begin_practice, set_horizon
 from ript.run.checkpoint import list_checkpoints
@@ -45,6 +35,7 @@ from ript.run.settings import Leaves, asked_for, leaves, measured, nested, recor
 from ript.run.states import LOOKED, InitialStates
 from ript.run.trackers import require_trackers
 from ript.run.video import require_encoder
+from ript.sims.seen import as_seen_by
 
 CALIBRATION = 24
 """Training states of each task whose rollouts a policy may choose something by before practice."""

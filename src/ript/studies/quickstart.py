@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ript.build import demo_source, load_policy, simulator_factory, task_keys
+from ript.build import demo_source, simulator_factory, task_keys
 from ript.config.recipes import quickstart as recipe
 from ript.config.recipes import with_tasks
 from ript.config.sections import Config
@@ -22,6 +22,7 @@ from ript.core.errors import ConfigError, RiptError, RunError
 from ript.core.files import expanded, make_folder
 from ript.core.options import replace
 from ript.core.registry import kinds
+from ript.policies.loading import load_policy
 from ript.report.page import report_or_say
 from ript.report.tables import change
 from ript.rl import RLResult, train_rl

