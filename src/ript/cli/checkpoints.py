@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
 from ript.cli.answer import Answer
+from ript.cli.options import command
 from ript.core import asking
 from ript.core.errors import ConfigError, RiptError
 from ript.core.house import CheckpointFormat, PolicyKind
 from ript.core.options import Settings
 from ript.core.registry import kinds
-
-Add = Callable[..., argparse.ArgumentParser]
-"""(commands, name, run, help, examples, overrides) -> the parser of a command."""
 
 
 def formats() -> Iterator[tuple[PolicyKind, CheckpointFormat]]:
@@ -33,10 +31,10 @@ def _format(name: str) -> tuple[PolicyKind, CheckpointFormat]:
     return next((kind, one) for kind, one in formats() if one.name == name)
 
 
-def add_import(commands: argparse._SubParsersAction, add: Add) -> None:
+def add_import(commands: argparse._SubParsersAction) -> None:
     for _, one in formats():
         if one.read is not None:
-            p = add(
+            p = command(
                 commands,
                 one.name,
                 "import_checkpoint",
@@ -55,13 +53,13 @@ def add_import(commands: argparse._SubParsersAction, add: Add) -> None:
             p.add_argument("--out", metavar="DIR", required=True, help="policy folder to write")
 
 
-def add_export(commands: argparse._SubParsersAction, add: Add) -> None:
+def add_export(commands: argparse._SubParsersAction) -> None:
     for _, one in formats():
         if one.write is not None:
-            p = add(commands, one.name, "export_checkpoint", f"write a policy as {one.summary}", one.examples[1])
+            p = command(commands, one.name, "export_checkpoint", f"write a policy as {one.summary}", one.examples[1])
             p.set_defaults(format=one.name)
-            p.add_argument("policy", metavar="DIR", help="policy folder")
-            p.add_argument("file", metavar=f"FILE{one.suffix}")
+            p.add_argument("policy", metavar="DIR", help="policy folder, or hf://owner/name[@revision]")
+            p.add_argument("file", metavar=f"FILE{one.suffix}", help="file to write")
 
 
 def add_options(parser: argparse.ArgumentParser, options: type[Settings]) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
+from ript.cli.options import Parser, command, fields, number, recipe
 from ript.config import defaults
-from ript.core import streams
-from ript.core.errors import ConfigError
 
 DESCRIPTION = """\
 Interactive post-training of Vision-Language-Action policies: a policy practises in a simulator and improves from
@@ -23,10 +21,6 @@ examples:
   ript eval --policy runs/smoke/policy --tasks reach
 
 `ript COMMAND --help` shows the options and examples of a command."""
-
-OVERRIDES = """
-Any field of the configuration can be changed, as --section.field=value: --learn.learning_rate=3e-5,
---sim.cameras near,corner2. `ript recipes NAME` prints all fields and what they mean."""
 
 COMMANDS = (
     "tasks",
@@ -46,78 +40,25 @@ COMMANDS = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    """Full option names only; mistakes are `ConfigError`s, like all other mistakes."""
-
-    def __init__(self, **settings: Any):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
-
-    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        """One that takes a file or folder expands `~`: the shell leaves that alone in `--out=~/runs`."""
-        if str(settings.get("metavar")).startswith(("DIR", "FILE")):
-            settings.setdefault("type", os.path.expanduser)
-        return super().add_argument(*names, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see `{self.prog} --help`)")
-
-    def print_help(self, file: object = None) -> None:
-        streams.emit(self.format_help().rstrip("\n"))
-
-
 def make_parser(words: Sequence[str] = ("import", "export")) -> argparse.ArgumentParser:
     """The command line, whole as far as `words`, what was typed, need it.
 
     `args.run` names a command's function; `args.overrides` says whether it takes fields.
     """
-    parser = _Parser(prog="ript", description=DESCRIPTION, epilog=EXAMPLES)
+    parser = Parser(prog="ript", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     for add in (_add_lists, _add_check, _add_demos, _add_training, _add_results, _add_studies):
         add(commands)
     _add_published(commands, words)
-    _add_machine(commands)
+    for add in (_add_bench, _add_doctor, _add_quickstart):
+        add(commands)
     return parser
-
-
-def _command(
-    commands: argparse._SubParsersAction, name: str, run: str, help: str, examples: str, overrides: bool = False
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=help,
-        description=help[0].upper() + help[1:] + ".",
-        epilog=f"examples:\n{examples}\n{OVERRIDES if overrides else ''}",
-    )
-    parser.set_defaults(run=run, overrides=overrides)
-    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout, all else on stderr")
-    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
-    return parser
-
-
-def _fields(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Options that stand for fields of the configuration; they are typed and checked there."""
-    texts = {
-        "tasks": ("+", "TASK", "target tasks, or a named list such as ML45-test"),
-        "iterations": (None, "N", "iterations of post-training"),
-        "source": (None, "WHO", "who demonstrates: expert or human (default: whichever the suite has first)"),
-        "workers": (None, "N", "worker processes; 0 works in this process"),
-        "seed": (None, "N", "seed of the run"),
-        "cluster": (None, "WHERE", "nodes of a Ray cluster: local, auto or HOST:PORT; docs/clusters.md"),
-    }
-    for name in names:
-        nargs, metavar, text = texts[name]
-        parser.add_argument(f"--{name}", dest=f"field_{name}", nargs=nargs, metavar=metavar, help=text)
-
-
-def _recipe(parser: argparse.ArgumentParser, default: str | None = "quickstart") -> None:
-    text = "recipe, or a .toml file" + (f" (default {default})" if default else "")
-    parser.add_argument("--recipe", default=default, metavar="NAME", type=os.path.expanduser, help=text)
 
 
 def _add_lists(commands: argparse._SubParsersAction) -> None:
-    p = _command(
+    p = command(
         commands,
         "tasks",
         "show_tasks",
@@ -125,7 +66,7 @@ def _add_lists(commands: argparse._SubParsersAction) -> None:
         "  ript tasks\n  ript tasks drawer\n  ript tasks '*-close-v3'\n  ript tasks ML45-test",
     )
     p.add_argument("pattern", nargs="?", metavar="PATTERN", help="part of a name, a shell pattern, or a named list")
-    p = _command(
+    p = command(
         commands,
         "recipes",
         "show_recipes",
@@ -142,7 +83,7 @@ def _add_lists(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_check(commands: argparse._SubParsersAction) -> None:
-    p = _command(
+    p = command(
         commands,
         "check",
         "check",
@@ -152,9 +93,9 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
         overrides=True,
     )
     p.add_argument("task", metavar="TASK", help="suite/name: a task of any suite, or gym/ID, gym/PACKAGE:ID")
-    p.add_argument("--states", type=int, default=20, metavar="N", help="initial states to try (default 20)")
-    p.add_argument("--steps", type=int, default=40, metavar="N", help="steps of each trajectory (default 40)")
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="of states and random actions (default 0)")
+    number(p, "--states", 20, "initial states to try")
+    number(p, "--steps", 40, "environment steps of each trajectory")
+    number(p, "--seed", 0, "seed of the initial states and of the random actions")
 
 
 def _add_demos(commands: argparse._SubParsersAction) -> None:
@@ -163,8 +104,8 @@ def _add_demos(commands: argparse._SubParsersAction) -> None:
         help="make, describe and replay demonstrations",
         description="Demonstrations by scripted experts or people, in HDF5 files.",
     )
-    kinds = demos.add_subparsers(metavar="COMMAND", parser_class=_Parser, required=True)
-    p = _command(
+    kinds = demos.add_subparsers(metavar="COMMAND", parser_class=Parser, required=True)
+    p = command(
         kinds,
         "collect",
         "demos_collect",
@@ -179,11 +120,16 @@ def _add_demos(commands: argparse._SubParsersAction) -> None:
     )
     p.add_argument("--per-task", type=int, metavar="N", required=True, help="demonstrations of each task")
     p.add_argument("--out", metavar="FILE.hdf5", required=True, help="file to write; replaced when all is done")
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="of initial states and noise (default 0)")
-    p.add_argument("--noise", type=float, metavar="STD", help="of the Gaussian noise on executed actions (recipe: 0.2)")
-    _recipe(p)
-    _fields(p, "source", "workers")
-    p = _command(
+    number(p, "--seed", 0, "seed of the initial states and of the noise")
+    p.add_argument(
+        "--noise",
+        type=float,
+        metavar="STD",
+        help="standard deviation of the Gaussian noise on executed actions (default: the recipe's)",
+    )
+    recipe(p)
+    fields(p, "source", "workers")
+    p = command(
         kinds,
         "convert",
         "demos_convert",
@@ -192,7 +138,7 @@ def _add_demos(commands: argparse._SubParsersAction) -> None:
         "  ript demos convert FILE --pictures rendered --sim.image_size=64 --every 2 --out demos.hdf5",
         overrides=True,
     )
-    p.add_argument("files", nargs="+", metavar="FILE")
+    p.add_argument("files", nargs="+", metavar="FILE", help="files to read")
     p.add_argument("--out", metavar="FILE.hdf5", required=True, help="file to write; replaced when all is done")
     p.add_argument(
         "--pictures",
@@ -200,21 +146,21 @@ def _add_demos(commands: argparse._SubParsersAction) -> None:
         default="own",
         help="those in the files (default), or drawn anew from the recorded states, as --sim.* say",
     )
-    p.add_argument("--every", type=int, default=1, metavar="N", help="keep every N-th look (default 1)")
-    p = _command(kinds, "info", "demos_info", "say what is in demonstration files", "  ript demos info demos.hdf5")
-    p.add_argument("files", nargs="+", metavar="FILE")
-    p = _command(
+    number(p, "--every", 1, "keep every N-th observation")
+    p = command(kinds, "info", "demos_info", "say what is in demonstration files", "  ript demos info demos.hdf5")
+    p.add_argument("files", nargs="+", metavar="FILE", help="demonstration files")
+    p = command(
         kinds,
         "verify",
         "demos_verify",
         "replay every demonstration in the simulator; exit code 1 when one does not succeed",
         "  ript demos verify demos.hdf5",
     )
-    p.add_argument("file", metavar="FILE")
+    p.add_argument("file", metavar="FILE", help="demonstration file")
 
 
 def _add_training(commands: argparse._SubParsersAction) -> None:
-    p = _command(
+    p = command(
         commands,
         "sft",
         "sft",
@@ -225,13 +171,13 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
         "  ript sft --resume runs/sft",
         overrides=True,
     )
-    _recipe(p, default=None)
+    recipe(p, default=None)
     p.add_argument("--demos", nargs="+", metavar="FILE", help="demonstration files")
     p.add_argument("--out", metavar="DIR", help="run folder; the policy is written to DIR/policy")
     p.add_argument("--base", metavar="DIR", help="policy folder to fine-tune, or hf://owner/name[@revision]")
     p.add_argument("--resume", metavar="DIR", help="go on with an interrupted run")
-    _fields(p, "tasks", "seed")
-    p = _command(
+    fields(p, "tasks", "seed")
+    p = command(
         commands,
         "rl",
         "rl",
@@ -245,7 +191,7 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
         "  ript rl --resume runs/rl --cluster auto",
         overrides=True,
     )
-    _recipe(p, default=None)
+    recipe(p, default=None)
     p.add_argument(
         "--policy",
         metavar="DIR",
@@ -255,14 +201,14 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
     p.add_argument(
         "--resume",
         metavar="DIR",
-        help="go on with a run, interrupted or at its end; --workers and "
-        "other --rollout.* may change, and there may be more --iterations",
+        help="go on with a run that was interrupted, or with more --iterations; --workers and other --rollout.* "
+        "may change",
     )
-    _fields(p, "tasks", "iterations", "workers", "seed", "cluster")
+    fields(p, "tasks", "iterations", "workers", "seed", "cluster")
 
 
 def _add_results(commands: argparse._SubParsersAction) -> None:
-    p = _command(
+    p = command(
         commands,
         "eval",
         "evaluate",
@@ -273,23 +219,28 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
     )
     p.add_argument("--policy", metavar="DIR", required=True, help="policy folder, or hf://owner/name[@revision]")
     p.add_argument("--tasks", nargs="+", metavar="TASK", required=True, help="tasks, or a named list such as MT10")
-    p.add_argument("--trials", type=int, default=100, metavar="N", help="test initial states per task (default 100)")
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="of states and sampling (default 0)")
+    number(p, "--trials", 100, "test initial states of each task")
+    number(p, "--seed", 0, "seed of the initial states and of sampling")
     mode = p.add_mutually_exclusive_group()
     mode.add_argument("--greedy", action="store_true", help="take the most likely sample instead of drawing one")
-    mode.add_argument("--temperature", type=float, metavar="T", help="of sampling (default: the policy's own)")
-    p.add_argument("--videos", type=int, default=0, metavar="N", help="write videos of the first N states of each task")
-    p.add_argument("--video-dir", default="eval-videos", metavar="DIR", help="where to (default eval-videos)")
+    mode.add_argument(
+        "--temperature", type=float, metavar="T", help="temperature of sampling (default: the policy's own)"
+    )
+    number(p, "--videos", 0, "write videos of rollouts from the first N initial states of each task")
+    p.add_argument(
+        "--video-dir", default="eval-videos", metavar="DIR", help="folder for the videos (default eval-videos)"
+    )
     p.add_argument(
         "--horizon",
         metavar="N",
-        help="steps after which a trial is a failure, or a protocol of the suite: published (default: the policy's)",
+        help="environment steps after which a rollout without success is a failure, or the name of one of the suite's "
+        "protocols, such as published (default: the policy's)",
     )
+    number(p, "--workers", 2, "worker processes; 0: rollouts run in this process")
+    p.add_argument("--cluster", metavar="WHERE", help="run rollouts on a Ray cluster: local, auto or HOST:PORT")
     p.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="worker processes; 0 works in this process (default 2)"
+        "--cluster.nodes", dest="cluster_nodes", type=int, default=0, metavar="N", help="nodes to use (default: all)"
     )
-    p.add_argument("--cluster", metavar="WHERE", help="nodes of a Ray cluster: local, auto or HOST:PORT")
-    p.add_argument("--cluster.nodes", dest="cluster_nodes", type=int, default=0, metavar="N", help="(default all)")
     p.add_argument(
         "--cluster.workers-per-node",
         "--cluster.workers_per_node",
@@ -297,9 +248,9 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="worker processes of each node (default one a core)",
+        help="worker processes of each node (default: one a core)",
     )
-    p = _command(
+    p = command(
         commands,
         "report",
         "report",
@@ -307,15 +258,15 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
         "  ript report runs/rl --out report.html\n  ript report runs/seed0 runs/seed1 --out seeds.html",
     )
     p.add_argument("runs", nargs="+", metavar="DIR", help="run folders")
-    p.add_argument("--out", metavar="FILE.html", required=True)
+    p.add_argument("--out", metavar="FILE.html", required=True, help="page to write")
 
 
 def _add_studies(commands: argparse._SubParsersAction) -> None:
-    p = _command(
+    p = command(
         commands,
         "study",
         "study",
-        "run a study of the paper: every cell, then one table and one report",
+        "run one of the paper's studies: every combination of settings, then one table and one report",
         "  ript study\n  ript study demos --dry-run\n  ript study demos --out runs/demos\n"
         "  ript study context_size --seeds 0 1 2 --out runs/contexts\n"
         "  ript study demos --out runs/demos --resume\n"
@@ -327,10 +278,12 @@ def _add_studies(commands: argparse._SubParsersAction) -> None:
     p.add_argument(
         "--scale", default="small", metavar="NAME", help="small (for two cores) or paper; --dry-run says how long"
     )
-    p.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of the study's own")
+    p.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds to run (default: the study's own)")
     p.add_argument("--out", metavar="DIR", help="folder of the study (default runs/study-NAME-SCALE)")
-    p.add_argument("--resume", action="store_true", help="go on where an earlier call stopped")
-    p.add_argument("--dry-run", action="store_true", help="only say what it would run and cost on this machine")
+    p.add_argument("--resume", action="store_true", help="go on with a study that was interrupted")
+    p.add_argument(
+        "--dry-run", action="store_true", help="only say what would be run, and what it would cost on this machine"
+    )
 
 
 def _add_published(commands: argparse._SubParsersAction, words: Sequence[str]) -> None:
@@ -345,17 +298,17 @@ def _add_published(commands: argparse._SubParsersAction, words: Sequence[str]) -
         description="Policy folders as published checkpoints.",
     )
     for name, parser in (("import", into), ("export", out)):
-        formats = parser.add_subparsers(metavar="FORMAT", parser_class=_Parser, required=True)
+        formats = parser.add_subparsers(metavar="FORMAT", parser_class=Parser, required=True)
         if name in words:  # the kinds of policy, which bring the formats, are not looked through for other commands
             from ript.cli import checkpoints
 
-            (checkpoints.add_import if name == "import" else checkpoints.add_export)(formats, _command)
+            (checkpoints.add_import if name == "import" else checkpoints.add_export)(formats)
 
 
-def _add_machine(commands: argparse._SubParsersAction) -> None:
+def _add_bench(commands: argparse._SubParsersAction) -> None:
     bench = commands.add_parser("bench", help="measure speed", description="Benchmarks: ratios, and all raw numbers.")
-    kinds = bench.add_subparsers(metavar="COMMAND", parser_class=_Parser, required=True)
-    p = _command(
+    kinds = bench.add_subparsers(metavar="COMMAND", parser_class=Parser, required=True)
+    p = command(
         kinds,
         "rollout",
         "bench_rollout",
@@ -364,9 +317,9 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
         "  ript bench rollout --cluster local --cluster.nodes=2 --cluster.workers-per-node=1    (what a cluster costs)",
         overrides=True,
     )
-    _recipe(p)
-    _fields(p, "tasks", "workers", "cluster")
-    p = _command(
+    recipe(p)
+    fields(p, "tasks", "workers", "cluster")
+    p = command(
         kinds,
         "update",
         "bench_update",
@@ -375,9 +328,9 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
         overrides=True,
     )
     p.add_argument("--policy", metavar="DIR", help="trained policy (default: random weights and drawn rewards)")
-    _recipe(p)
-    _fields(p, "tasks", "workers", "cluster")
-    p = _command(
+    recipe(p)
+    fields(p, "tasks", "workers", "cluster")
+    p = command(
         kinds,
         "policy",
         "bench_policy",
@@ -385,19 +338,26 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
         "  ript bench policy\n  ript bench policy --size paper --batch 16 --json\n"
         "  ript bench policy --kind openvla_oft --synthetic --device cuda",
     )
-    p.add_argument("--kind", default=defaults.KIND, metavar="NAME", help=f"of policy (default {defaults.KIND})")
-    p.add_argument("--size", metavar="NAME", help="one of the kind's; a wrong one is told which there are")
+    p.add_argument("--kind", default=defaults.KIND, metavar="NAME", help=f"kind of policy (default {defaults.KIND})")
+    p.add_argument(
+        "--size", metavar="NAME", help="size of the policy; a wrong name is answered with those that there are"
+    )
     p.add_argument(
         "--synthetic",
         action="store_true",
         help="the published size, where --size names none; all weights are random and made on the device",
     )
-    p.add_argument("--batch", type=int, nargs="+", metavar="N", help="observations of one act (default: the kind's)")
-    p.add_argument("--rows", type=int, metavar="N", help="decisions of one update step (default: the kind's)")
-    p.add_argument("--micro_batch", type=int, metavar="N", help="decisions of a pass of it (default: the kind's)")
+    p.add_argument(
+        "--batch", type=int, nargs="+", metavar="N", help="observations of one call of act (default: the kind's)"
+    )
+    number(p, "--rows", None, "decisions of one update step (default: the kind's)")
+    number(p, "--micro_batch", None, "decisions of one pass of an update step (default: the kind's)")
     p.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda (default cpu)")
-    p.add_argument("--threads", type=int, metavar="N", help="torch threads (default 2)")
-    p = _command(
+    number(p, "--threads", None, "torch threads (default 2)")
+
+
+def _add_doctor(commands: argparse._SubParsersAction) -> None:
+    p = command(
         commands,
         "doctor",
         "doctor",
@@ -408,10 +368,13 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
         "--suite",
         default=defaults.SUITE,
         metavar="NAME",
-        help=f"of simulators that must be here, and are tried (default {defaults.SUITE})",
+        help=f"suite of simulators that is needed here, and is tried (default {defaults.SUITE})",
     )
-    p.add_argument("--cluster", metavar="WHERE", help="look at every node of a Ray cluster: auto or HOST:PORT")
-    p = _command(
+    p.add_argument("--cluster", metavar="WHERE", help="check every node of a Ray cluster too: auto or HOST:PORT")
+
+
+def _add_quickstart(commands: argparse._SubParsersAction) -> None:
+    p = command(
         commands,
         "quickstart",
         "quickstart",
@@ -425,5 +388,5 @@ def _add_machine(commands: argparse._SubParsersAction) -> None:
     )
     p.add_argument("--fresh", action="store_true", help="make the pre-trained base anew, without the cache")
     p.add_argument("--out", metavar="DIR", help="output folder (default: a new one under runs/)")
-    _recipe(p)
-    _fields(p, "seed", "iterations", "workers")
+    recipe(p)
+    fields(p, "seed", "iterations", "workers")
