@@ -297,10 +297,9 @@ def test_a_mistaken_override_names_the_field_what_was_expected_and_what_was_give
 
 def test_the_nearest_names_are_suggested_best_first_and_nothing_far_away() -> None:
     tasks = ["drawer-open-v3", "drawer-close-v3", "door-open-v3", "reach-v3"]
-    assert UnknownNameError("task", "drawer-opn", tasks).suggestions[0] == "drawer-open-v3"
-    assert UnknownNameError("task", "REACH", tasks).suggestions == ["reach-v3"]
+    assert "did you mean drawer-open-v3" in str(UnknownNameError("task", "drawer-opn", tasks))
+    assert str(UnknownNameError("task", "REACH", tasks)) == "unknown task 'REACH': did you mean reach-v3?"
     nothing = UnknownNameError("task", "zzz", tasks)
-    assert nothing.suggestions == []
     assert str(nothing) == f"unknown task 'zzz': known: {', '.join(sorted(tasks))}"
 
 
@@ -309,7 +308,7 @@ def test_an_unknown_name_crosses_a_process_border() -> None:
 
     error = UnknownNameError("camera", "neer", ["near", "far"])
     copy = pickle.loads(pickle.dumps(error))
-    assert (type(copy), str(copy), copy.suggestions) == (UnknownNameError, str(error), ["near"])
+    assert (type(copy), str(copy), copy.known) == (UnknownNameError, str(error), ["far", "near"])
 
 
 @pytest.mark.parametrize("field", ["tasks", "pretrain_tasks"])

@@ -62,7 +62,7 @@ class UnknownNameError(ConfigError):
         super().__init__(
             f"unknown {kind} {name!r}: {hint}{'; ' if remedy and not near else ''}{'' if near else remedy}"
         )
-        self.kind, self.name, self.known, self.remedy, self.suggestions = kind, name, known, remedy, near
+        self.kind, self.name, self.known, self.remedy = kind, name, known, remedy
 
     def __reduce__(self) -> tuple:
         """Errors cross process borders; the default would call the class with the message alone."""

@@ -44,12 +44,10 @@ class Checkpoint:
     Attributes:
         iteration: finished iterations at the time.
         state: equal to what was saved: types, dtypes, dictionary keys and every bit. Tensors are on the CPU.
-        skipped: newer checkpoints that could not be read, and why.
     """
 
     iteration: int
     state: dict[str, Any]
-    skipped: tuple[str, ...] = ()
 
 
 def write_checkpoint(folder: str | Path, iteration: int, state: Mapping[str, Any]) -> Path:

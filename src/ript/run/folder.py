@@ -326,7 +326,7 @@ class RunFolder:
     def load_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint that verifies, with the logs cut back to it; None when there is none yet.
 
-        A damaged newer one is named on stderr and in `Checkpoint.skipped`, and removed: the run will pass there again.
+        A damaged newer one is named on stderr and removed: the run will pass there again.
 
         Raises:
             RunError: there are checkpoints, but none can be read; or there are none, of a run that has ended.
@@ -351,7 +351,7 @@ class RunFolder:
                     f"{min(lost)} is the first: the run goes on, its curves will have a gap"
                 )
             self._tracking()
-            return Checkpoint(iteration=found.iteration, state=found.state, skipped=tuple(skipped))
+            return found
         if paths:
             raise RunError(
                 f"no checkpoint of {self.path} can be read ({'; '.join(skipped)}): start again with another --out"

@@ -18,18 +18,17 @@ Videos = Sequence[tuple[str, str, str, np.ndarray]]
 """As in `EvalResult.videos`: task name, initial state id, status value, uint8 frames `[T, h, w, 3]`."""
 
 _CODECS = (
-    ("libx264", "mp4", "video/mp4", {"crf": "21", "preset": "medium"}),
-    ("libvpx-vp9", "webm", "video/webm", {"crf": "34", "b": "0", "deadline": "good", "cpu-used": "4"}),
+    ("libx264", "mp4", {"crf": "21", "preset": "medium"}),
+    ("libvpx-vp9", "webm", {"crf": "34", "b": "0", "deadline": "good", "cpu-used": "4"}),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Video:
-    """An encoded video: its bytes, file suffix (".mp4" or ".webm") and media type."""
+    """An encoded video: its bytes, and the suffix of its file, ".mp4" or ".webm"."""
 
     data: bytes
     suffix: str
-    media_type: str
 
 
 def encode(frames: np.ndarray, *, fps: float = 20) -> Video:
@@ -45,7 +44,7 @@ def encode(frames: np.ndarray, *, fps: float = 20) -> Video:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise DataError(f"video frames: expected uint8 [T, h, w, 3] with T > 0, got {frames.dtype} {frames.shape}")
     av = _import_av()
-    name, container, media_type, options = _codec(av)
+    name, container, options = _codec(av)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     target = io.BytesIO()
     try:
@@ -61,7 +60,7 @@ def encode(frames: np.ndarray, *, fps: float = 20) -> Video:
                 output.mux(packet)
     except av.FFmpegError as error:
         raise DataError(f"{name} cannot encode {frames.shape[0]} frames of {frames.shape[1:3]}: {error}") from error
-    return Video(data=target.getvalue(), suffix=f".{container}", media_type=media_type)
+    return Video(data=target.getvalue(), suffix=f".{container}")
 
 
 def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 20) -> Path:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from oft_golden import arrays
 
-from ript.policies.openvla_oft.density import Density, divergence
+from ript.learn.objective import weighted_objective
+from ript.policies.openvla_oft.density import Density
 
 
 def some(b=2, h=3, a=4, seed=0):
@@ -86,12 +87,24 @@ def test_a_temperature_is_a_factor_on_the_scale():
     torch.testing.assert_close(warm, same)
 
 
-def test_the_divergence_of_two_laplace_densities_in_closed_form_is_that_of_samples():
-    m, s, n, t = (torch.tensor(x) for x in (0.3, -0.5, -0.4, 0.2))
-    u = torch.from_numpy(np.random.default_rng(0).random((400_000, 1, 1)))
-    here, there = (x.expand(400_000, 1, 1) for x in (m, s)), (x.expand(400_000, 1, 1) for x in (n, t))
-    here, there = tuple(here), tuple(there)
-    sample = Density().drawn(*here, u)
-    sampled = (Density().log_prob(*here, sample)[0] - Density().log_prob(*there, sample)[0]).mean()
-    assert divergence(m, s, n, t).item() == pytest.approx(sampled.item(), abs=0.01)
-    assert divergence(m, s, m, s).item() == pytest.approx(0, abs=1e-6)
+def test_the_updates_estimates_of_kl_are_the_closed_form_of_two_laplace_densities():
+    """With r the ratio of scales (old to new) and d the distance of means in the new scale, KL(old || new) is
+    d + r exp(-d / r) - 1 - log r."""
+    n, old, new = 200_000, (0.3, -0.5), (-0.4, 0.2)
+    here, there = (tuple(torch.full((n, 1, 1), x) for x in density) for density in (old, new))
+    sample = Density().drawn(*here, torch.from_numpy(np.random.default_rng(0).random((n, 1, 1))))
+    old_log_prob, log_prob = (Density().log_prob(*density, sample)[0] for density in (here, there))
+    ratio, distance = math.exp(old[1] - new[1]), abs(old[0] - new[0]) / math.exp(new[1])
+    exact = distance + ratio * math.exp(-distance / ratio) - 1 - math.log(ratio)
+    _, metrics = weighted_objective(
+        log_prob,
+        old_log_prob,
+        torch.zeros(n),
+        torch.ones(n, 1, dtype=torch.bool),
+        torch.ones(n, 1),
+        normaliser=n,
+        clip_low=0.2,
+        clip_high=0.2,
+    )
+    assert metrics["kl_k1"].value == pytest.approx(exact, abs=0.01)
+    assert metrics["kl_k3"].value == pytest.approx(exact, abs=0.01)

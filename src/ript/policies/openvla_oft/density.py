@@ -73,16 +73,3 @@ class Density:
     def terms_of(self, each: torch.Tensor) -> torch.Tensor:
         """`[B, K]` of numbers a dimension `[B, H, A]`."""
         return each.sum(-1) if self.terms == "action" else each.flatten(1)
-
-
-def divergence(
-    mean: torch.Tensor, log_scale: torch.Tensor, other_mean: torch.Tensor, other_log_scale: torch.Tensor
-) -> torch.Tensor:
-    """Kullback-Leibler divergence of one Laplace density from another, nats, of every number.
-
-    With r the ratio of scales (first to second) and d the distance of means in the second's scale:
-    d + r exp(-d / r) - 1 - log r.
-    """
-    ratio = (log_scale - other_log_scale).exp()
-    distance = (mean - other_mean).abs() / other_log_scale.exp()
-    return distance + ratio * (-distance / ratio).exp() - 1 - ratio.log()
