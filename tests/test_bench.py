@@ -137,7 +137,7 @@ BENCH = ["bench", "update", "--recipe", "smoke", "--rollout.slots=4", "--samplin
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("--sampling.context_noise=0.5", "sampling.context_noise: the simulator of toy/reach has no object"),
+        ("--sampling.state_noise=0.5", "sampling.state_noise: the simulator of toy/reach has no object"),
         ("--sampling.demos=/nonexistent.hdf5", "/nonexistent.hdf5"),
         ("--sampling.horizon=999", "sampling.horizon = 999 has no effect: episodes end after 24 steps"),
         ("--sampling.horizon_margin=1.5", "sampling.horizon_margin has no effect in `ript bench update`"),
@@ -169,7 +169,7 @@ def test_an_iteration_is_timed_with_the_states_groups_and_update_that_were_asked
     monkeypatch.setattr("ript.bench.update.update", updating)
     asked = toy_config(
         tasks=("reach", "reach-centre"),
-        sampling={"contexts": 2, "groups": 4, "max_attempts": 9, "equal_tasks": True},
+        sampling={"states": 2, "groups": 4, "max_attempts": 9, "equal_tasks": True},
         learn={"kl_to_start": 0.1, "weight_decay": 0.25, "target_kl": 0.0},
     )
     policy = lively_policy(asked)

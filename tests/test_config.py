@@ -22,6 +22,7 @@ from ript.config.sections import (
 from ript.core.errors import ConfigError, UnknownNameError
 from ript.core.options import TrainingOptions, replace
 from ript.policies.quest.options import QuestOptions, QuestTraining
+from ript.run.settings import leaves
 from ript.sims.metaworld.options import MetaworldOptions
 from ript.sims.toy.options import ToyOptions
 
@@ -67,6 +68,16 @@ def test_a_configuration_comes_back_from_json_and_from_its_description(name: str
     assert Config.from_json(tomllib.loads(describe(config))) == config
 
 
+def test_fields_are_read_by_the_names_that_they_had_in_an_earlier_version() -> None:
+    record = {"recipe": "smoke", "sampling": {"contexts": 3, "context_noise": 0.1, "groups": 2}}
+    sampling = Config.from_json(record).sampling
+    assert (sampling.states, sampling.state_noise, sampling.groups) == (3, 0.1, 2)
+    assert overrides.apply(Config(), {"sampling.contexts": ["4"]}).sampling.states == 4
+    assert leaves(record) == {"recipe": "smoke"} | {
+        f"sampling.{name}": value for name, value in (("states", 3), ("state_noise", 0.1), ("groups", 2))
+    }
+
+
 def test_the_description_names_every_field_once_and_says_what_it_means() -> None:
     text = describe(Config())
     lines = [line.partition(" = ")[0] for line in text.splitlines() if " = " in line]
@@ -95,7 +106,7 @@ def test_every_field_has_a_meaning_a_type_and_where_it_is_a_number_a_range() -> 
         (lambda: SamplingConfig(group_size=1), "sampling.group_size: leave-one-out needs at least 2 .* got K = 1"),
         (lambda: SamplingConfig(groups=9, max_attempts=8), "sampling.max_attempts: the quota of 9 .* with 8 attempts"),
         (lambda: SamplingConfig(groups=0), "sampling.groups"),
-        (lambda: SamplingConfig(contexts=-1), "sampling.contexts"),
+        (lambda: SamplingConfig(states=-1), "sampling.states"),
         (lambda: EvalConfig(trials=0), r"eval.trials: must be in 1..100000, got 0"),
         (lambda: EvalConfig(every_trials=0), "eval.every_trials"),
         (lambda: EvalConfig(every=-1), "eval.every"),
@@ -134,7 +145,7 @@ def test_every_field_has_a_meaning_a_type_and_where_it_is_a_number_a_range() -> 
         ),
         (lambda: RolloutConfig(max_retries=-1), "rollout.max_retries: must be at least 0, got -1"),
         (lambda: SamplingConfig(horizon=-1), "sampling.horizon: must be at least 0, got -1"),
-        (lambda: SamplingConfig(context_noise=100), r"sampling.context_noise: must be in 0\.\.1, got 100"),
+        (lambda: SamplingConfig(state_noise=100), r"sampling.state_noise: must be in 0\.\.1, got 100"),
         (lambda: QuestOptions(entropy=-100), "policy.entropy"),
         (lambda: QuestOptions(entropy=100), "policy.entropy"),
         (lambda: QuestOptions(temperature=float("inf")), "policy.temperature: must be a finite number, got inf"),

@@ -117,7 +117,7 @@ def test_every_study_is_a_list_of_complete_cells(name: str, scale: Scale) -> Non
         assert c.sim.cameras == cameras[study.needs]
         assert (c.policy.language, c.policy.standardise) == ("clip", False)
         fixed = int(cell.name.split()[0]) if name == "context_size" else 40 if name == "context_noise" else 50
-        assert c.sampling.contexts == (0 if study.on_demonstrated(cell) else fixed)
+        assert c.sampling.states == (0 if study.on_demonstrated(cell) else fixed)
         assert study.on_demonstrated(cell) == (c.pretrain_tasks == c.tasks)
         assert (c.demos.per_task, c.demos.noise) == (100 if study.needs == "metaworld" else 50, 0.2)
         number = cell.name.split()[0]
@@ -174,8 +174,8 @@ def test_cells_differ_in_what_the_study_is_about() -> None:
         cells = studies.demos(scale).cells
         assert [c.config.demos.target for c in cells] == [1, 3, 5, 10]
         assert {c.config.sft.finetune_epochs for c in cells} == {40 if scale == "small" else 200}
-    assert [c.config.sampling.contexts for c in studies.context_size("paper").cells] == [1, 5, 10, 25, 40]
-    assert [c.config.sampling.context_noise for c in studies.context_noise("small").cells] == [
+    assert [c.config.sampling.states for c in studies.context_size("paper").cells] == [1, 5, 10, 25, 40]
+    assert [c.config.sampling.state_noise for c in studies.context_noise("small").cells] == [
         0,
         0.025,
         0.05,
@@ -808,7 +808,7 @@ def test_the_name_of_a_base_needs_no_simulator_that_is_not_used(monkeypatch: pyt
 
 def test_fine_tuned_policies_are_shared_by_cells_that_differ_in_practice_alone() -> None:
     config = get_study("demos").cells[0].config
-    same = replace(config, sampling=replace(config.sampling, contexts=3), iterations=2)
+    same = replace(config, sampling=replace(config.sampling, states=3), iterations=2)
     assert sft_fingerprint(same) == sft_fingerprint(config)
     others = [
         replace(config, demos=replace(config.demos, target=3)),

@@ -279,7 +279,7 @@ def test_every_iteration_practises_on_fresh_states_with_fresh_noise_and_the_newe
     for iteration, collection in enumerate(taken):
         assert {r.policy_version for group in collection.groups for r in group.rollouts} == {iteration}
     taken.clear()
-    fixed = {"contexts": 1, "groups": 1, "max_attempts": 1, "dynamic": False}
+    fixed = {"states": 1, "groups": 1, "max_attempts": 1, "dynamic": False}
     run(tmp_path / "fixed", toy_config(iterations=2, sampling=fixed, learn={"learning_rate": 1e-12}, eval={"every": 0}))
     first, second = (collection.groups[0] for collection in taken)
     assert first.initial_state.id == second.initial_state.id

@@ -95,7 +95,7 @@ def train_rl(
         make_env_pool(config.sim, config.rollout, cluster=config.cluster) as pool,  # what cannot start leaves no folder
     ):
         states = InitialStates(pool, keys, config.seed, config.sampling.demos)
-        next(states.training(0, config.sampling.contexts, config.sampling.context_noise))  # can there be any?
+        next(states.training(0, config.sampling.states, config.sampling.state_noise))  # can there be any?
         config, policy = beginning(given, states)
         prepare = ready if resume and (out / "start").exists() else learner  # what a run kept is what it began with
         trained = asking.to(prepare(config, policy, states), device)

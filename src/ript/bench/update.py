@@ -135,7 +135,7 @@ def _collect(config: Config, states: InitialStates, groups: int, dynamic: bool) 
 def _practised(config: Config, states: InitialStates) -> Iterator[InitialState]:
     """The states of a run's first iteration."""
     s = config.sampling
-    first = states.training(0, s.contexts, s.context_noise)
+    first = states.training(0, s.states, s.state_noise)
     return itertools.chain([next(first)], first)
 
 

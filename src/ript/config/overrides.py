@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ript.config import recipes
-from ript.config.sections import Config, policy_options, sim_options, training_options
+from ript.config.sections import RENAMED, Config, policy_options, sim_options, training_options
 from ript.core.documents import toml_value
 from ript.core.errors import ConfigError, DataError, UnknownNameError
 from ript.core.files import read_text
@@ -114,7 +114,7 @@ def apply(config: Config, given: Mapping[str, Sequence[str]]) -> Config:
         UnknownNameError: no such field; the nearest are suggested.
         ConfigError: a value that cannot be.
     """
-    given = {SHORT.get(name, name): words for name, words in given.items()}
+    given = {SHORT.get(name, RENAMED.get(name, name)): words for name, words in given.items()}
     config = _of_other_names(config, given)
     known = fields(config)
     changed: dict[str, dict[str, Any]] = {}

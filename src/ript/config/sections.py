@@ -171,13 +171,13 @@ class SamplingConfig(Settings):
         (),
         description="Demonstration files whose initial states are practised on; none: states drawn by the simulator.",
     )
-    contexts: int = Field(
+    states: int = Field(
         0,
         ge=0,
         description="Initial states of each task in the fixed set to practise on; 0: fresh ones in every "
         "iteration, or all those of `demos`.",
     )
-    context_noise: float = Field(
+    state_noise: float = Field(
         0.0,
         ge=0,
         le=1,
@@ -414,7 +414,7 @@ class Config(Settings):
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"config: expected fields, got {data!r}")
-        return cls(**data)
+        return cls(**_by_present_names(data))
 
     @classmethod
     def from_record(cls, data: Mapping[str, Any]) -> Config:
@@ -429,6 +429,20 @@ class Config(Settings):
             kept = {name: value for name, value in sim.items() if name in known or name not in _OF_EVERY_SUITE}
             data = {**data, "sim": kept}
         return cls.from_json(data)
+
+
+RENAMED = {"sampling.contexts": "sampling.states", "sampling.context_noise": "sampling.state_noise"}
+"""Names of fields in version 0.1.0 -> their present ones; both are read."""
+
+
+def _by_present_names(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections of a record, with fields of earlier names under those that they have now."""
+    return {
+        section: {RENAMED.get(f"{section}.{name}", str(name)).rpartition(".")[2]: v for name, v in fields.items()}
+        if isinstance(fields, Mapping)
+        else fields
+        for section, fields in data.items()
+    }
 
 
 _OF_EVERY_SUITE = ("cameras", "arm")

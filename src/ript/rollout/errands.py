@@ -52,7 +52,7 @@ def practice_states(
     """
     if noise and not hasattr(simulator, "perturbed_state"):
         raise ConfigError(
-            f"sampling.context_noise: the simulator of {simulator.task.key} has no object that could be moved"
+            f"sampling.state_noise: the simulator of {simulator.task.key} has no object that could be moved"
         )
     found: list[InitialState | RiptError | None] = []
     for number in numbers:

@@ -156,7 +156,7 @@ class Collecting:
         s = self.config.sampling
         return collect_groups(
             self.pool,
-            self.states.training(order.position, s.contexts, s.context_noise),
+            self.states.training(order.position, s.states, s.state_noise),
             group_size=s.group_size,
             quota=s.groups,
             max_attempts=s.max_attempts,

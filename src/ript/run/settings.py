@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ript.config import recipes
-from ript.config.sections import Config, policy_options, sim_options, training_options
+from ript.config.sections import RENAMED, Config, policy_options, sim_options, training_options
 from ript.core.errors import ConfigError
 from ript.core.hooks import kind_of, made_with
 from ript.core.options import Settings, replace
@@ -61,11 +61,11 @@ _TOLERATED = ("eval.every_trials",)
 
 
 def leaves(data: Mapping[str, Any]) -> Leaves:
-    """The settings of a configuration's JSON form."""
+    """The settings of a configuration's JSON form, by their present names."""
     flat: Leaves = {}
     for name, value in data.items():
         flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, Mapping) else {name: value}
-    return flat
+    return {RENAMED.get(name, name): value for name, value in flat.items()}
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

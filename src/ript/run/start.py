@@ -231,7 +231,7 @@ def learner(config: Config, start: PostTrainable, states: InitialStates, *, cali
     def decisions(policy: PostTrainable) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         s = config.sampling
         n = CALIBRATION * len(config.tasks)
-        practised = list(itertools.islice(states.training(0, s.contexts, s.context_noise), n))
+        practised = list(itertools.islice(states.training(0, s.states, s.state_noise), n))
         return own_decisions(states.pool, policy, practised, horizon=s.horizon or None, seed=config.seed)
 
     ready(config, start, states)
@@ -249,7 +249,7 @@ IDLE_STEPS = 10
 def first_of_training(config: Config, states: InitialStates) -> dict[str, list[InitialState]]:
     """Task key -> the first states to practise on, each once."""
     s = config.sampling
-    stream = states.training(0, s.contexts, s.context_noise)
+    stream = states.training(0, s.states, s.state_noise)
     looked = {state.id: state for state in itertools.islice(stream, LOOKED * len(states.tasks))}
     return {task: [state for state in looked.values() if state.task.key == task] for task in states.tasks}
 

@@ -150,7 +150,7 @@ class InitialStates:
             raise ConfigError("no task to practise on: give --tasks")
         for task, states in self._demonstrated.items():
             if len(states) < fixed:
-                raise ConfigError(f"sampling.contexts: {fixed} states wanted; {task} has {len(states)} demonstrated")
+                raise ConfigError(f"sampling.states: {fixed} states wanted; {task} has {len(states)} demonstrated")
         if not fixed and not self._demonstrated:  # those before are not wanted again
             done = position // len(self.tasks)
             self._practised = {key: state for key, state in self._practised.items() if key[1] >= done}

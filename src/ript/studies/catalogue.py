@@ -182,7 +182,7 @@ def paper_metaworld(tasks: tuple[str, ...], *, multitask: bool) -> Config:
             group_size=16,
             groups=180 if multitask else 10 * len(tasks),
             max_attempts=360 if multitask else 40 * len(tasks),
-            contexts=0 if multitask else 50,
+            states=0 if multitask else 50,
         ),
         learn=LearnConfig(
             learning_rate=1e-6,
@@ -283,7 +283,7 @@ def context_size(scale: Scale) -> Study:
     config = few_shot(scale)
     return _study(
         scale,
-        [Cell(name=count(n, "context"), config=_sampling(config, contexts=n)) for n in (1, 5, 10, 25, 40)],
+        [Cell(name=count(n, "context"), config=_sampling(config, states=n)) for n in (1, 5, 10, 25, 40)],
         name="context_size",
         question="How many initial states are needed to practise on?",
         expected="success rises with the number of contexts",
@@ -291,11 +291,11 @@ def context_size(scale: Scale) -> Study:
 
 
 def context_noise(scale: Scale) -> Study:
-    config = _sampling(few_shot(scale), contexts=40)
+    config = _sampling(few_shot(scale), states=40)
     return _study(
         scale,
         [
-            Cell(name=f"{100 * std:g} cm", config=_sampling(config, context_noise=std))
+            Cell(name=f"{100 * std:g} cm", config=_sampling(config, state_noise=std))
             for std in (0.0, 0.025, 0.05, 0.1, 0.175)
         ],
         name="context_noise",
@@ -393,7 +393,7 @@ def paper_libero(
         ),
         demos=replace(config.demos, per_task=per_task, target=target, source="expert"),
         sft=replace(config.sft, policy_epochs=policy_epochs),
-        sampling=replace(config.sampling, contexts=0 if tasks == pretrain else 50),
+        sampling=replace(config.sampling, states=0 if tasks == pretrain else 50),
     )
 
 

@@ -64,7 +64,7 @@ def _supervised(c: Config) -> dict[str, str]:
 
 def _practice(c: Config, on_demonstrated: bool) -> dict[str, str]:
     s = c.sampling
-    states = f"{s.contexts} of each task" if s.contexts else "new ones in every iteration"
+    states = f"{s.states} of each task" if s.states else "new ones in every iteration"
     accepted, tried = s.groups * s.group_size, s.max_attempts * s.group_size
     steps = s.horizon or c.sim.horizon or "each task's own"
     return {
