@@ -100,7 +100,8 @@ class Study:
     def differs(self) -> tuple[str, ...]:
         """What is not as in the paper for other reasons."""
         config = self.cells[0].config
-        seeds = (SEEDS.format("target demonstrations, fine-tuning and practice" if finetunes(config) else "practice"),)
+        parts = "target demonstrations, fine-tuning and practice" if finetunes(config) else "practice"
+        seeds: tuple[str, ...] = (SEEDS.format(parts),)
         if self.needs == "libero":
             seeds = (ADAPTED, *seeds)
         if self.scale == "small":
