@@ -130,9 +130,12 @@ def test_without_the_outcome_of_each_state_nothing_is_said_of_chance(tmp_path):
     assert "Which states were solved is not known" in text and "points on the same states" not in text
 
 
-def seed_run(path, before: int, after: int, *, start=None, revision=None, finished=True, **settings) -> Path:
+def seed_run(
+    path, before: int, after: int, *, start=None, revision=None, content=(), finished=True, **settings
+) -> Path:
     """A run that solved so many test states before and after, from the policy in `start`."""
     began = {"start": None if start is None else str(start)} | ({"start_revision": revision} if revision else {})
+    began |= dict(content)
     with RunFolder.create(path, {"recipe_config": settings, **began}) as made:
         made.log_eval(0, result(before, outcomes(before)))
         made.log_eval(1, result(after, outcomes(after)))
@@ -186,10 +189,21 @@ def test_one_seed_that_is_there_several_times_is_one_measurement(tmp_path):
         [{"start": "/p0"}, {}],
         [{"start": "a policy in memory"}, {"start": "a policy in memory"}],
         [{"start": "hf://o/n", "revision": "a" * 40}, {"start": "hf://o/n", "revision": "b" * 40}],
+        [{"start": "/p", "content": {"start_content": which}} for which in ("8d", "35")],
+        [{"start": "/p", "content": {"code": {"mine": which}}} for which in ("8d", "35")],
         [{"rate": 1}, {"rate": 2}],
         [{}, {"finished": False}],
     ],
-    ids=["other policies", "a policy and none", "in memory", "another commit", "another setting", "not finished"],
+    ids=[
+        "other policies",
+        "a policy and none",
+        "in memory",
+        "another commit",
+        "replaced",
+        "other code",
+        "another setting",
+        "not finished",
+    ],
 )
 def test_runs_that_differ_in_more_than_the_seed_are_not_told_together(tmp_path, starts):
     runs = [seed_run(tmp_path / f"r{n}", 7, 30, **{"seed": 5 + n} | start) for n, start in enumerate(starts)]

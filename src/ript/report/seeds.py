@@ -33,7 +33,7 @@ def over_seeds(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 def alike(runs: Sequence[RunData]) -> list[list[RunData]]:
     """The finished runs of practice that differ in the seed alone, in groups of two or more.
 
-    Settings, version of ript and start are the same but for the seed. Each run has a seed of its own: of several with
+    Settings, version of ript, files of a user's own and start are the same but for the seed. Each run has a seed of its own: of several with
     one seed, which are one measurement, the first is taken. The start is one policy for all, or each run's was made by
     supervised training with the run's own seed, in the same way. A start of which neither is known is like no other.
     """
@@ -43,6 +43,7 @@ def alike(runs: Sequence[RunData]) -> list[list[RunData]]:
         practice = run.document["kind"] == "rl" and run.result is not None
         if practice and isinstance(config, Mapping) and "seed" in config:
             same = {name: run.document.get(name) for name in ("format", "ript")}
+            same |= {name: run.config.get(name) for name in ("code", "states_content")}
             asked.setdefault(json.dumps([_but_for_the_seed(config), same], sort_keys=True), []).append(run)
     found = []
     for group in asked.values():
@@ -98,7 +99,9 @@ def _policy(run: RunData) -> Any:
     """The policy that a run began with; None for one in memory, which is not known afterwards."""
     start, revision = run.config.get("start"), run.config.get("start_revision")
     known = start is None or revision is not None or os.path.isabs(start)
-    return [start, revision] if known else None  # without any, weights are drawn from the seed
+    return (
+        [start, revision, run.config.get("start_content")] if known else None
+    )  # without any, weights are drawn from the seed
 
 
 def _supervised(run: RunData) -> Any:
