@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import json
 import re
 from collections.abc import Iterator
@@ -229,6 +230,21 @@ def test_a_kind_without_supervised_stages_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="plain policies have no stage for this: nothing would be trained"):
         train_sft(plain_config(), [demos], tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_base_depends_on_the_code_of_a_users_own_that_it_is_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "kind_of_mine.py"
+    file.write_text("def make(options, spec, seed, privileged_dim): ...")
+    before = base_fingerprint(plain_config()), sft_fingerprint(plain_config())
+    kinds.register(dataclasses.replace(PLAIN, make=importlib.import_module("kind_of_mine").make))
+    mine = base_fingerprint(plain_config()), sft_fingerprint(plain_config())
+    file.write_text("def make(options, spec, seed, privileged_dim): return None")
+    changed = base_fingerprint(plain_config()), sft_fingerprint(plain_config())
+    assert len({*before, *mine, *changed}) == 6
 
 
 @pytest.mark.usefixtures("plain")

@@ -82,11 +82,23 @@ def task_keys(sim: SimOptions, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def own_code(sim: SimOptions, keys: Sequence[str], policy: object) -> dict[str, str]:
-    """Module -> digest of the code of a user's own that simulators of these tasks, and a policy, are made of."""
+    """Module -> digest of the code of a user's own that simulators of these tasks, and a policy, are made of.
+
+    Args:
+        sim: whose suite is meant.
+        keys: of the tasks.
+        policy: or the name of its kind, of one that is to be made.
+    """
     suite = suites.get(sim.suite)
     tasks = [module for key in keys for module in suite.modules(key.removeprefix(f"{suite.name}/"))]
-    maker = getattr(suite.make, "func", suite.make)
-    return own.fingerprints([type(policy).__module__, getattr(maker, "__module__", ""), *tasks])
+    of_policy = _modules_of(kinds.get(policy).make) if isinstance(policy, str) else [type(policy).__module__]
+    return own.fingerprints([*of_policy, *_modules_of(suite.make), *tasks])
+
+
+def _modules_of(maker: Any) -> list[str]:
+    """Modules of a function, and, where classes are bound to it, of these."""
+    bound = [part for part in getattr(maker, "args", ()) if isinstance(part, type)]
+    return [getattr(part, "__module__", "") for part in (getattr(maker, "func", maker), *bound)]
 
 
 def horizons(sim: SimOptions, keys: Sequence[str]) -> dict[str, int]:

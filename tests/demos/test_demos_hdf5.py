@@ -153,6 +153,20 @@ def test_an_error_of_the_disk_while_a_file_is_read_is_not_called_damage(copy):
         assert "collect it again" not in str(caught.value)
 
 
+@pytest.mark.parametrize("lost", ["data", "actions", "privileged"])
+def test_a_disk_that_fails_where_a_key_is_looked_up_is_not_taken_for_a_key_that_is_not_there(good, monkeypatch, lost):
+    found = h5py.Group.__getitem__
+
+    def failing(group, key):
+        if str(key).endswith(lost):
+            raise KeyError("Unable to synchronously open object (file read failed: errno = 5, error message = 'I/O')")
+        return found(group, key)
+
+    monkeypatch.setattr(h5py.Group, "__getitem__", failing)
+    with pytest.raises(DataError, match=r"cannot be read: the disk reports an input/output error"):
+        list(open_demos(good).demos())
+
+
 def test_a_pointer_of_git_lfs_is_called_that(tmp_path):
     (tmp_path / "demos.hdf5").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(DataError, match=r"demos\.hdf5 is a pointer of Git LFS"):

@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from ript.core.errors import DataError, RunError
+from ript.run import checkpoint
 from ript.run.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 
 torch.set_num_threads(1)
@@ -198,6 +200,17 @@ def test_damage_to_any_file_is_found_and_named(tmp_path, name, damage):
     else:
         with pytest.raises(DataError, match=name.replace(".", r"\.")):
             read_checkpoint(path)
+
+
+@pytest.mark.parametrize("error", [OSError("No such device (os error 19)"), SafetensorError("I/O (os error 5)")])
+def test_tensors_that_the_system_does_not_hand_out_are_named_and_not_called_damaged(tmp_path, monkeypatch, error):
+    def refuse(file):
+        raise error
+
+    path = write_checkpoint(tmp_path, 1, {"w": torch.ones(1)})
+    monkeypatch.setattr(checkpoint, "load_file", refuse)
+    with pytest.raises(RunError, match=r"000001/tensors.safetensors cannot be read: .*(try again|another disk)"):
+        read_checkpoint(path)
 
 
 def test_a_checkpoint_of_another_format_says_which(tmp_path):

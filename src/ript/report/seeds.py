@@ -33,16 +33,17 @@ def over_seeds(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 def alike(runs: Sequence[RunData]) -> list[list[RunData]]:
     """The finished runs of practice that differ in the seed alone, in groups of two or more.
 
-    Settings, version of ript, files of a user's own and start are the same but for the seed. Each run has a seed of its own: of several with
-    one seed, which are one measurement, the first is taken. The start is one policy for all, or each run's was made by
-    supervised training with the run's own seed, in the same way. A start of which neither is known is like no other.
+    Settings, versions, files of a user's own and start are the same but for the seed. Each run has a seed of its own:
+    of several with one seed, which are one measurement, the first is taken. The start is one policy for all, or each
+    run's was made by supervised training with the run's own seed, in the same way. A start of which neither is known is
+    like no other.
     """
     asked: dict[str, list[RunData]] = {}
     for run in runs:
         config = run.config.get("recipe_config")
         practice = run.document["kind"] == "rl" and run.result is not None
         if practice and isinstance(config, Mapping) and "seed" in config:
-            same = {name: run.document.get(name) for name in ("format", "ript")}
+            same = {name: run.document.get(name) for name in ("format", "ript", "packages")}
             same |= {name: run.config.get(name) for name in ("code", "states_content")}
             asked.setdefault(json.dumps([_but_for_the_seed(config), same], sort_keys=True), []).append(run)
     found = []

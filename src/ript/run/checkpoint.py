@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ript.core.disk import number_in, reading
+from ript.core.disk import cannot_read, number_in, reading
 from ript.core.errors import DataError, RunError
 from ript.core.files import atomic_folder, require_content, utf8_name
 from ript.run.files import read_json
@@ -103,8 +103,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             found = _fingerprint(path / name)
         if found != expected:
             raise DataError(f"{path / name} is damaged: expected {expected}, got {found}")
-    with utf8_name(path / _TENSORS) as file:
-        tensors = load_file(file)
+    with reading(path / _TENSORS, RunError), utf8_name(path / _TENSORS) as file:
+        try:
+            tensors = load_file(file)
+        except SafetensorError as error:  # not its content, which is what was written
+            raise cannot_read(path / _TENSORS, error, RunError) from error
     return Checkpoint(iteration=manifest["iteration"], state=_decode(read_json(path / _STATE, RunError), tensors))
 
 

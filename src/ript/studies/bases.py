@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ript.build import demo_source, horizons, simulator_factory, task_keys
+from ript.build import demo_source, horizons, own_code, simulator_factory, task_keys
 from ript.config.sections import Config
 from ript.core.errors import DataError, RunError
 from ript.core.files import make_folder
@@ -55,6 +55,7 @@ def base_fingerprint(config: Config) -> str:
         },
         "device": config.device,
         "versions": [_version(package) for package in ("ript", *suites.get(config.sim.suite).packages, "torch")],
+        **_own_code(config, config.pretrain_tasks),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -62,6 +63,12 @@ def base_fingerprint(config: Config) -> str:
 def _humans(config: Config) -> list[str]:
     """What tells a base of people's demonstrations from one of experts', whose names are as they always were."""
     return ["human"] if demo_source(config) == "human" else []
+
+
+def _own_code(config: Config, tasks: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Digests of the files of a user's own that simulators of these tasks, and the policy, are made of, if any."""
+    code = own_code(config.sim, task_keys(config.sim, tasks), str(config.policy.kind))
+    return {"code": code} if code else {}
 
 
 def _version(package: str) -> str | None:
@@ -83,6 +90,7 @@ def sft_fingerprint(config: Config) -> str:
             n: value for n, value in config.sft.to_json().items() if config.sft.stage_of(n) in config.sft.OF_TARGETS
         },
         "seed": config.seed,
+        **_own_code(config, config.tasks),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -102,10 +102,10 @@ def open_file(path: str | Path) -> DemoFile:
     """
     path = expanded(path)
     with open_hdf5(path) as file:
-        data = file.get("data")
+        data = there(path, file, "data")
         if not isinstance(data, h5py.Group):
             raise DataError(f"{path}: no group 'data'; expected a demonstration file as `ript demos collect` writes it")
-        form, version = data.attrs.get("format"), data.attrs.get("format_version")
+        form, version = (there(path, data.attrs, name) for name in ("format", "format_version"))
         if form != FORMAT:
             raise DataError(
                 f"{path}: key 'data' has attribute format {form!r}; expected {FORMAT!r}. "
@@ -173,6 +173,7 @@ def _read_demo(file: h5py.File, entry: DemoEntry, spec: SimulatorSpec) -> Demo:
         raise DataError(f"{entry.path}: key '{base}/obs/frame_steps': expected increasing steps in 0..{steps - 1}")
     images = {name: read(f"{base}/obs/{name}_rgb", "uint8", (looks, *size, 3)) for name, size in spec.cameras.items()}
     private = f"{base}/obs/privileged"
+    has_private = there(entry.path, file, private) is not None
     return Demo(
         initial_state=_read_initial_state(file, entry),
         actions=actions,
@@ -180,7 +181,7 @@ def _read_demo(file: h5py.File, entry: DemoEntry, spec: SimulatorSpec) -> Demo:
         frame_steps=frame_steps,
         images=images,
         proprio=read.floats(f"{base}/obs/proprio", (looks, spec.proprio_dim)),
-        privileged=read.floats(private, (looks, None)) if private in file else None,
+        privileged=read.floats(private, (looks, None)) if has_private else None,
         tries=entry.tries,
     )
 
@@ -188,7 +189,7 @@ def _read_demo(file: h5py.File, entry: DemoEntry, spec: SimulatorSpec) -> Demo:
 def _read_initial_state(file: h5py.File, entry: DemoEntry) -> InitialState:
     key = f"data/{entry.name}/states"
     states = _Reader(file, entry.path).floats(key, (1, None), "float64")
-    label = str(file[f"data/{entry.name}"].attrs.get("state_label", ""))
+    label = str(there(entry.path, file[f"data/{entry.name}"].attrs, "state_label") or "")
     state = InitialState(task=entry.task, state=states[0], origin="demo", label=label)
     if state.id != entry.state_id:
         raise DataError(f"{entry.path}: key '{key}': expected the initial state {entry.state_id}, got {state.id}")
@@ -202,7 +203,7 @@ class _Reader:
         self._file, self._path = file, path
 
     def __call__(self, key: str, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
-        data = self._file.get(key)
+        data = there(self._path, self._file, key)
         if not isinstance(data, h5py.Dataset):
             raise DataError(f"{self._path}: key '{key}' is missing")
         fits = len(data.shape) == len(shape) and all(w in (None, g) for w, g in zip(shape, data.shape, strict=True))
@@ -266,6 +267,22 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             if refused(error):
                 raise cannot_read(path, error) from error
             raise DataError(f"{path} is damaged ({error}); collect it again") from error
+
+
+def there(path: Path, group: Mapping[str, Any], key: str) -> Any:
+    """What a key of a group, or of its attributes, names; None where there is nothing.
+
+    (h5py's `get` and `in` take a disk that cannot be read for that, too.)
+
+    Raises:
+        DataError: the system does not let it be read.
+    """
+    try:
+        return group[key]
+    except (KeyError, OSError, RuntimeError) as error:
+        if refused(error):
+            raise cannot_read(path, error) from error
+        return None
 
 
 def _attr(path: Path, group: h5py.Group, name: str) -> Any:

@@ -20,7 +20,7 @@ from ript.core.disk import cannot_read, refused
 from ript.core.errors import DataError
 from ript.core.files import expanded
 from ript.core.types import ForeignDemo
-from ript.demos.formats.hdf5 import open_hdf5, uninterrupted
+from ript.demos.formats.hdf5 import open_hdf5, there, uninterrupted
 
 
 def read_foreign(path: str | Path) -> Iterator[ForeignDemo]:
@@ -31,7 +31,7 @@ def read_foreign(path: str | Path) -> Iterator[ForeignDemo]:
     """
     path = expanded(path)
     with open_hdf5(path) as file:
-        data = file.get("data")
+        data = there(path, file, "data")
         names = [name for name in data if name.startswith("demo")] if isinstance(data, h5py.Group) else []
         if not names:
             raise DataError(f"{path}: no group 'data' with groups 'demo_0', 'demo_1', ...")
@@ -44,11 +44,12 @@ def read_foreign(path: str | Path) -> Iterator[ForeignDemo]:
 
 
 def _read(path: Path, data: h5py.Group, name: str) -> ForeignDemo:
-    group, seen = data[name], data[name].get("obs", {})
+    group = data[name]
+    seen = there(path, group, "obs") or {}
     arrays: dict[str, np.ndarray] = {}
     for key, source in {"actions": group, "states": group, **dict.fromkeys(seen, seen)}.items():
         where = f"data/{name}/{key}" if source is group else f"data/{name}/obs/{key}"
-        found = source.get(key)
+        found = there(path, source, key)
         if not isinstance(found, h5py.Dataset):
             if source is group:
                 raise DataError(f"{path}: key '{where}' is missing")
