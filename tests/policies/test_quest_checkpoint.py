@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import datetime
 import json
 import math
@@ -19,6 +20,7 @@ import torch
 
 from ript.core.errors import ConfigError, PolicyError, RunError, UnknownNameError
 from ript.core.types import SimulatorSpec
+from ript.policies.pth import load_pth
 from ript.policies.quest.checkpoint import export_quest, import_quest, read_pth
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
@@ -158,6 +160,16 @@ def test_files_that_are_no_checkpoints_are_refused_with_what_they_are(pth: Path,
         read_pth(write(tmp_path / "list.pth", [torch.zeros(1)]))
     with pytest.raises(PolicyError, match="not a checkpoint of the published QueST"):
         import_quest(write(tmp_path / "other.pth", {"layer.weight": torch.zeros(2, 2)}), "libero")
+
+
+def test_a_byte_that_is_damaged_anywhere_in_the_first_entry_is_said_or_harmless(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.pth", {"a": torch.zeros(1)}).read_bytes()
+    for place in range(120):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x80
+        (tmp_path / "damaged.pth").write_bytes(damaged)
+        with contextlib.suppress(PolicyError):
+            load_pth(tmp_path / "damaged.pth")
 
 
 def test_missing_extra_and_misshaped_keys_are_named_and_the_sizes_of_the_file_suggested(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -102,6 +104,18 @@ def test_a_simulator_that_keeps_the_contract_is_sound_and_every_check_is_listed(
     words = in_words(found)
     assert words.endswith("sound: 10 of 10 checks that apply hold")
     assert "0 of 5 states are solved by doing nothing" in words and "ms a step" in words
+
+
+def test_the_first_instance_costs_what_it_takes_to_load_what_all_share():
+    made = []
+
+    def factory() -> ToySimulator:
+        if not made:
+            time.sleep(0.2)
+        made.append(1)
+        return ToySimulator()
+
+    assert soundness(factory, states=2).build >= 0.2
 
 
 def test_what_fails_is_said_with_what_it_means():

@@ -120,10 +120,10 @@ def soundness(factory: Callable[[], Simulator], *, seed: int = 0, states: int = 
         ConfigError, DependencyMissing: no simulator can be made; says why.
         SimulatorError: not even a first reset is possible.
     """
-    require_simulator(factory)
     began = time.perf_counter()
+    require_simulator(factory)
+    build = time.perf_counter() - began
     with factory() as simulator, _naming(simulator.task):
-        build = time.perf_counter() - began
         task = simulator.task
         notes = tuple(getattr(simulator, "notes", ()))
         practised, tested = (_states(simulator, states, seed, split) for split in ("train", "test"))

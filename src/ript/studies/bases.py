@@ -65,7 +65,7 @@ def _humans(config: Config) -> list[str]:
     return ["human"] if demo_source(config) == "human" else []
 
 
-def _own_code(config: Config, tasks: Sequence[str]) -> dict[str, dict[str, str]]:
+def _own_code(config: Config, tasks: tuple[str, ...]) -> dict[str, dict[str, str]]:
     """Digests of the files of a user's own that simulators of these tasks, and the policy, are made of, if any."""
     code = own_code(config.sim, task_keys(config.sim, tasks), str(config.policy.kind))
     return {"code": code} if code else {}
