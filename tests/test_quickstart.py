@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from toy_runs import Stopped, stop_in, toy_config, weights
 
 from ript.config.sections import Config
-from ript.core.errors import ConfigError, RunError, UnknownNameError
+from ript.core.errors import ConfigError, DependencyMissing, RunError, UnknownNameError
 from ript.core.files import make_folder
 from ript.core.options import replace
 from ript.core.places import cache_folder
 from ript.demos.demo_set import open_demos
+from ript.policies import language_files
 from ript.policies.language_files import CLIP_FOLDER
 from ript.policies.loading import load_policy
 from ript.run.files import write_json
@@ -258,7 +259,8 @@ def test_it_takes_known_targets(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_cached_base_is_used_exactly_where_it_fits(change: dict, same: bool) -> None:
+def test_a_cached_base_is_used_exactly_where_it_fits(change: dict, same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_files, "_from_hub", nothing_to_fetch)
     config: Config = CONFIG
     for name, value in change.items():
         changed = replace(getattr(config, name), **value) if isinstance(value, dict) else value
@@ -266,10 +268,20 @@ def test_a_cached_base_is_used_exactly_where_it_fits(change: dict, same: bool) -
     assert (base_fingerprint(config) == base_fingerprint(CONFIG)) == same
 
 
+def nothing_to_fetch(name: str) -> None:
+    raise DependencyMissing(f"no {name} here")
+
+
 def test_a_cached_base_is_of_the_files_of_its_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CONFIG, policy=replace(CONFIG.policy, language="clip"))
     monkeypatch.delenv(CLIP_FOLDER, raising=False)
+    monkeypatch.setattr(language_files, "_from_hub", nothing_to_fetch)
     found = {base_fingerprint(config)}
+    for commit in ("a" * 40, "b" * 40):
+        monkeypatch.setattr(language_files, "_from_hub", (tmp_path / "snapshots" / commit).joinpath)
+        found.add(base_fingerprint(config))
+    assert len(found) == 3
+    found.clear()
     for name in ("a", "b", "again"):
         shutil.copytree(Path(__file__).parent / "policies" / "clip", tmp_path / name)
     weights = load_file(tmp_path / "b" / "model.safetensors")
@@ -277,7 +289,7 @@ def test_a_cached_base_is_of_the_files_of_its_language_model(tmp_path: Path, mon
     for name in ("a", "b"):
         monkeypatch.setenv(CLIP_FOLDER, str(tmp_path / name))
         found.add(base_fingerprint(config))
-    assert len(found) == 3
+    assert len(found) == 2
     monkeypatch.setenv(CLIP_FOLDER, str(tmp_path / "again"))
     assert base_fingerprint(config) in found
     (tmp_path / "again" / "tokenizer.json").write_text("{}")

@@ -63,14 +63,21 @@ def identity(model: str) -> str:
     """Which files stand behind the name of a sentence model ("minilm", "clip", or another, which is none).
 
     What is computed with a model depends on its files: the version of its package, their hash where the environment
-    names a folder, or the model hub's name.
+    names a folder, or the model hub's name and commit. What is not in the hub's cache yet is fetched; where it cannot
+    be, the name stands alone.
     """
     if model == "minilm":
         return f"{MINILM} {_version(MINILM)}"
     if model != "clip":
         return model
     folder = clip_folder()
-    return CLIP if folder is None else f"{CLIP} {_hash(_first(partial(_from_folder, folder))[0].values())}"
+    if folder is not None:
+        return f"{CLIP} {_hash(_first(partial(_from_folder, folder))[0].values())}"
+    try:
+        commits = {path.parent.name for path in clip_files().values()}  # each commit has a folder of the cache
+    except DependencyMissing:
+        return CLIP
+    return " ".join([CLIP, *sorted(commits)])
 
 
 def _version(package: str) -> str | None:
