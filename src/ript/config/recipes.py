@@ -200,9 +200,9 @@ def libero() -> Config:
             finetune_steps=100,
             finetune_share=0.3,
         ),
-        sampling=SamplingConfig(group_size=8, groups=20, max_attempts=28, horizon=260, horizon_margin=1.5),
+        sampling=SamplingConfig(group_size=8, groups=12, max_attempts=18, horizon=240, horizon_margin=1.5),
         learn=LearnConfig(learning_rate=2e-4, epochs=4, adapt_kl=0.4, target_kl=1.2),  # four tokens
-        eval=EvalConfig(mode="greedy", trials=50, every_trials=20),
+        eval=EvalConfig(mode="greedy", trials=50, every_trials=20, videos=2),
         stop_at=0.95,
     )
 

@@ -100,16 +100,14 @@ class Study:
     def differs(self) -> tuple[str, ...]:
         """What is not as in the paper for other reasons."""
         config = self.cells[0].config
-        parts = "target demonstrations, fine-tuning and practice" if finetunes(config) else "practice"
-        seeds: tuple[str, ...] = (SEEDS.format(parts),)
-        if self.needs == "libero":
-            seeds = (ADAPTED, *seeds)
+        seeds = SEEDS.format("target demonstrations, fine-tuning and practice" if finetunes(config) else "practice")
+        always = (ADAPTED, seeds) if self.needs == "libero" else (seeds,)
         if self.scale == "small":
-            return seeds
+            return always
         few = FEW_SHOT_DIFFERS if finetunes(config) else ()
         together = f"one policy practises on all tasks, with {config.sampling.groups} contexts an iteration in all"
         exact = (EXACT,) if config.policy.sampling == "exact" else ()
-        return (*exact, ONE_GPU, *few, *((together,) if self.name.startswith("cross") or few else ()), *seeds)
+        return (*exact, ONE_GPU, *few, *((together,) if few and self.name not in PAIRS else ()), *always)
 
 
 def get_study(name: str, scale: Scale = "small") -> Study:
