@@ -770,7 +770,7 @@ def test_what_a_study_shrinks_is_told_of_it_as_it_is() -> None:
         "rates rise over 5% of the steps instead of 0% of the steps",
         "gradient norm at most 10 instead of 100",
         "colours changed by brightness alone instead of jitter of 0.3",
-        "looks every 2 steps instead of step",
+        "an observation every 2 steps instead of step",
         "policy 1300 steps at 0.0005 instead of 20 epochs at 0.0001",
         "fine-tuning 40 epochs",
         "seeds: 1 instead of 3",

@@ -45,7 +45,7 @@ def demos_collect(args: Namespace) -> Answer:
             workers=config.rollout.workers,
             pool=pool,
         )
-    counts = f"{made.steps} steps, {made.frames} looks, {made.tries} tries"
+    counts = f"{made.steps} steps, {made.frames} observations, {made.tries} tries"
     text = f"{made.demos} demonstrations of {len(keys)} tasks ({counts})"
     document = {
         "file": args.out,
@@ -88,7 +88,7 @@ def demos_info(args: Namespace) -> Answer:
     info = open_demos(args.files).info()
     lines = [f"{f['path']}: {f['demos']} demonstrations, {f['bytes'] / 1e6:.1f} MB" for f in info["files"]]
     lines.append("cameras: " + ", ".join(f"{name} {h}x{w}" for name, (h, w) in info["cameras"].items()))
-    rows = [("task", "demos", "steps (min-max)", "looks", "tries")] + [
+    rows = [("task", "demos", "steps (min-max)", "observations", "tries")] + [
         (
             key,
             str(t["demos"]),

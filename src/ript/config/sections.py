@@ -29,7 +29,7 @@ class DemoConfig(Settings):
     noise: float = Field(
         0.2, ge=0, description="Standard deviation of the Gaussian noise on executed actions (labels stay clean)."
     )
-    every: int = Field(2, ge=1, description="Environment steps between looks.")
+    every: int = Field(2, ge=1, description="Environment steps between two observations.")
     expert: str = Field(
         "",
         description="Who demonstrates, MODULE:FUNCTION of your own, such as my_file:reach; empty: the suite's expert.",

@@ -95,7 +95,7 @@ class Recorded(Simulator, Protocol):
     """A simulator that brings demonstrations of people."""
 
     def recordings(self) -> Sequence[Recording]:
-        """Those of its task, in a stable order; none where there are none."""
+        """Recordings of its task, in a stable order; empty where there is none."""
         ...
 
 
@@ -116,7 +116,7 @@ class StockEnvironment(Protocol):
     """The environment that a suite's simulators stand for, as existing systems use it: to be timed beside them."""
 
     def reset(self) -> None:
-        """Its own reset, with its first pictures."""
+        """Reset as the environment itself does, first pictures included."""
         ...
 
     def step(self, action: np.ndarray) -> bool:

@@ -106,7 +106,7 @@ class UpdateBatch:
         return replace(self, rollouts=tuple(whole))
 
     def own(self, rows: torch.Tensor) -> torch.Tensor:
-        """Those of the rows int64 `[r]` that this rank works on."""
+        """The rows, among these int64 `[r]`, that this rank works on."""
         return rows if self.mine is None else rows[self.mine[self.trajectory[rows]]]
 
     def ages(self, version: int) -> torch.Tensor:

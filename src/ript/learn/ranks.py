@@ -35,7 +35,7 @@ class Ranks(Protocol):
         ...
 
     def merge(self, metrics: Metrics) -> Metrics:
-        """Those of all ranks together."""
+        """The metrics of all ranks, added up."""
         ...
 
     def together(self) -> Any:

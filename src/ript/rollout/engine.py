@@ -291,7 +291,7 @@ class Slots:
 
 
 def address(request: RolloutRequest) -> str:
-    """Which rollout, for messages."""
+    """The address of a rollout, for messages."""
     state = request.initial_state
     return f"{state.task.key}, initial state {state.id}, rollout {request.index}"
 

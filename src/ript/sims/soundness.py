@@ -30,7 +30,7 @@ MEANS = {
     "used equals fresh": "rollouts from one state would not start or run equal: what tells them apart would be taken "
     "for merit of the policy",
     "interleaved instances do not leak": "rollouts beside each other would disturb each other",
-    "chunks equal single steps": "success would depend on how many actions are executed between two looks",
+    "chunks equal single steps": "success would depend on how many actions are executed between two observations",
     "looking changes nothing": "what happens would depend on who looks, and recorded pictures could change",
     "nothing is drawn without a look": "practice would pay for pictures that nobody sees, and its times would be wrong",
     "episodes end at the horizon": "success rates would be of other horizons than they say",
@@ -284,7 +284,7 @@ def _about(found: Soundness) -> list[str]:
     lines += [f"  {note}" for note in found.notes]
     first, other = f"{found.build:.2f} s", f"{found.instance * 1e3:.1f} ms and {found.bytes / 2**20:.1f} MiB"
     lines.append(f"  cost here: {first} for the first instance, {other} for each other;")
-    lines.append(f"      {found.step * 1e3:.2f} ms a step, {found.look * 1e3:.2f} ms a look")
+    lines.append(f"      {found.step * 1e3:.2f} ms a step, {found.look * 1e3:.2f} ms an observation")
     return lines
 
 

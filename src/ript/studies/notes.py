@@ -56,7 +56,7 @@ def _simulator(sim: SimOptions) -> dict[str, str]:
 def _supervised(c: Config) -> dict[str, str]:
     return {
         "demonstrations of each pre-training task": str(c.demos.per_task),
-        "looks every": f"{c.demos.every} steps" if c.demos.every > 1 else "step",
+        "an observation every": f"{c.demos.every} steps" if c.demos.every > 1 else "step",
         "learning rates rise over": f"{c.sft.warmup:.0%} of the steps",
         "gradient norm at most": f"{c.sft.max_grad_norm:g}",
     }

@@ -35,7 +35,7 @@ PEFT = "base_model.model."
 
 
 def adapter_of(folder: Path, alpha: float | None = None) -> Adapter:
-    """Of adapter_config.json.
+    """What adapter_config.json says of an adapter.
 
     Args:
         folder: in PEFT's format.

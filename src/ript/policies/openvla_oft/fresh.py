@@ -95,7 +95,7 @@ def take_statistics(policy: OpenVlaPolicy, windows: DemoSource) -> None:
 
 
 def statistics_of(windows: DemoSource) -> Statistics:
-    """Those of demonstrations, named by their suites.
+    """Statistics of demonstrations, named by their suites.
 
     Actions lie between the 1st and the 99th percentile of what was demonstrated, as published policies' do;
     proprioception within some deviations of its mean. A dimension that hardly moves keeps its whole range.

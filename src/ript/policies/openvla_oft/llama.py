@@ -33,7 +33,7 @@ class RmsNorm(nn.Module):
 
 
 def angles(positions: torch.Tensor, size: int, theta: float, dtype: torch.dtype) -> Angles:
-    """Of positions `[T]`, computed in float32, for heads of `size`: both halves of a head turn by the same angles."""
+    """Rotary angles of positions `[T]`, computed in float32, for heads of `size`: both halves of a head turn alike."""
     steps = torch.arange(0, size, 2, dtype=torch.int64, device=positions.device).float()
     turns = torch.outer(positions.float(), 1.0 / theta ** (steps / size))
     turns = torch.cat([turns, turns], dim=-1)
@@ -166,7 +166,7 @@ class Llama(nn.Module):
         return self.norm(x)
 
     def keys_and_values(self, embeddings: torch.Tensor) -> Cache:
-        """Of all layers, for tokens `[B, T, D]` at positions 0..T-1 that see each other alone."""
+        """Keys and values of all layers, for tokens `[B, T, D]` at positions 0..T-1 that see each other alone."""
         x, turns, cache = embeddings, self._turns(embeddings, 0), []
         for layer in self.layers:
             x, own = layer(x, turns)

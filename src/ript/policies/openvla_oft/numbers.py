@@ -48,7 +48,7 @@ class Statistics:
 
     @classmethod
     def plain(cls, key: str, actions: int, proprio: int) -> Statistics:
-        """Those that change no number."""
+        """Statistics that change no number."""
         return cls(
             key=key,
             action_low=-np.ones(actions),
@@ -97,7 +97,7 @@ class Statistics:
 
     @classmethod
     def from_json(cls, entry: Mapping, key: str, gripper: Gripper = "libero") -> Statistics:
-        """Of an entry of `dataset_statistics.json`.
+        """The statistics in an entry of `dataset_statistics.json`.
 
         Raises:
             PolicyError: not such an entry, or with numbers that are none.
@@ -161,7 +161,8 @@ PROTOCOLS = {f"libero_{name}": f"openvla-{name}" for name in ("spatial", "object
 
 
 def protocol_of(key: str) -> str:
-    """Of statistics; for data of several suites that with the longest episodes."""
+    """The protocol by which policies with these statistics are measured; for data of several suites the one with the
+    longest episodes."""
     return PROTOCOLS.get(key.removesuffix(SUFFIX), PROTOCOLS["libero_10"] if key.startswith("libero_") else "published")
 
 

@@ -102,7 +102,7 @@ class OpenVlaSizes:
 
     @property
     def patches(self) -> int:
-        """Of one picture."""
+        """Patches of one picture."""
         return (self.image // self.patch) ** 2
 
     @property

@@ -127,5 +127,5 @@ def require_room(size: str, device: str, batch: int, micro_batch: int) -> None:
 
 
 def plan(size: str) -> list[str]:
-    """Of the published size."""
+    """The memory plan of a policy of the published size; nothing for another size."""
     return room.plan(OpenVlaSizes(), use_of(size)) if size == PUBLISHED else []

@@ -76,7 +76,7 @@ class Member:
         self._silence = Silence((0,))
 
     def started(self, told: Started) -> None:
-        """It may get work."""
+        """The node has started and may get work."""
         self.saturation = told.saturation
         self.pid = told.pid
         self.listen()
@@ -86,7 +86,7 @@ class Member:
         self.poll = self.actor.results.remote(PATIENCE)
 
     def heard(self, part: Part) -> Part:
-        """Its results came; ask for the next."""
+        """Results of the node came: ask for the next ones."""
         self._heard += 1
         self.listen()
         return part

@@ -122,7 +122,7 @@ class Node:
         return self._do(lambda: self._start(setup, policy, weights, version))
 
     def here(self) -> None:
-        """It is."""
+        """Answers at once: the node is there."""
 
     def use(self, policy: bytes) -> Crashed | None:
         return self._do(lambda: self._use(policy))

@@ -169,7 +169,7 @@ class ClusterPool:
 
     @property
     def lost_errors(self) -> tuple[type[Exception], ...]:
-        """Of Ray, when an object is gone with its node."""
+        """Errors that Ray raises when an object is gone with its node."""
         errors = self._ray.exceptions
         return errors.ObjectLostError, errors.RayActorError, errors.RaySystemError, errors.GetTimeoutError
 
@@ -179,7 +179,7 @@ class ClusterPool:
 
     @property
     def workers(self) -> int:
-        """Of all nodes that work."""
+        """Worker processes of all nodes that work."""
         return sum(max(1, member.workers) for member in self._members)
 
     @property

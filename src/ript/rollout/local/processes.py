@@ -92,7 +92,7 @@ class RolloutWorker:
 
     @property
     def ready(self) -> bool:
-        """It has started and may get work."""
+        """The worker has started and may get work."""
         return self.process.ready
 
     @property

@@ -45,7 +45,7 @@ class Goal:
         return all(test(data) for test in self._tests)
 
     def each(self, data: Any) -> tuple[bool, ...]:
-        """Of every predicate."""
+        """Whether each predicate of the goal holds."""
         return tuple(test(data) for test in self._tests)
 
     def _test(self, fact: Fact) -> Test:

@@ -70,7 +70,7 @@ class Layout:
 
 
 class Parts(NamedTuple):
-    """Of an initial state's vector; see `Layout`."""
+    """The parts of an initial state's vector; see `Layout`."""
 
     settle: int
     time: float
@@ -119,7 +119,7 @@ class SceneParts:
         return self.body(fact[1]), self.body(fact[-1])
 
     def colours(self, qpos: np.ndarray) -> np.ndarray | None:
-        """Of all sites, with the burners glowing whose knobs are turned; None where none is."""
+        """Colours of all sites, with the burners glowing whose knobs are turned; None where none is."""
         lit = [site for at, relation, edge, site in self.burners if holds(float(qpos[at]), relation, edge)]
         if not lit:
             return None

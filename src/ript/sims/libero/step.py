@@ -90,7 +90,7 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """Of a `Physics`.
+    """All that a `Physics` needs to go on from where it was.
 
     Attributes:
         state: MuJoCo's integration state: time, positions, velocities, controls, warm start.

@@ -55,7 +55,7 @@ class LiberoTask:
 
     @property
     def perturbation(self) -> str:
-        """Of `PERTURBATIONS`; "" of the 130 tasks."""
+        """Which of `PERTURBATIONS` the task is changed by; "" for the 130 tasks as they are."""
         return "" if self.suite in NAMES else self.suite.rpartition("_")[2]
 
     @property

@@ -54,7 +54,7 @@ class TimedLibero:
         return bool(done)
 
     def draw(self) -> None:
-        """Its steps have drawn."""
+        """Nothing to do: the environment's steps have drawn their pictures."""
 
     def observation(self) -> Observation:
         images = {name: self._seen[f"{view.base}_image"] for name, view in self._views.items()}
