@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ript.core.errors import PolicyError, RiptError
-from ript.core.memory import ran_out
+from ript.core.errors import PolicyError
+from ript.core.memory import translated
 from ript.core.types import SimulatorSpec
 
 if TYPE_CHECKING:
@@ -24,21 +24,17 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound="PostTrainable")
 
 
-@contextmanager
-def asking(policy: object, method: str) -> Iterator[None]:
+def asking(policy: object, method: str) -> AbstractContextManager[None]:
     """Within, what a policy, or its class, raises is a `PolicyError` that names the method and the place.
 
     Errors of this package and memory that runs out come as they are.
     """
-    try:
-        yield
-    except RiptError:
-        raise
-    except Exception as error:
-        if ran_out(error):
-            raise
+
+    def ours(error: Exception) -> PolicyError:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise PolicyError(f"{named(policy)}: {method} raised {what}{_place(policy, error)}") from error
+        return PolicyError(f"{named(policy)}: {method} raised {what}{_place(policy, error)}")
+
+    return translated(ours)
 
 
 def named(policy: object) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ript.core.errors import OutOfMemory
+from ript.core.errors import OutOfMemory, RiptError
 
 ANYWHERE = "rollout.slots, rollout.workers (--workers) or the size of batches, or close other programs"
 """What to lower when it is not known who needed the memory."""
@@ -42,6 +42,24 @@ def out_of_memory(error: BaseException, what: str, lower: str) -> OutOfMemory:
     said = re.sub(r"^\[.*?\] .*?\. ", "", said)  # torch's own place in its source
     said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
     return OutOfMemory(f"memory ran out {what} ({said or type(error).__name__}): lower {lower}")
+
+
+@contextmanager
+def translated(ours: Callable[[Exception], RiptError]) -> Iterator[None]:
+    """Within, what code of others raises becomes an error of this package.
+
+    Args:
+        ours: what was raised -> the error to raise instead. It is not asked about errors of this package and memory
+            that ran out, which come as they are.
+    """
+    try:
+        yield
+    except RiptError:
+        raise
+    except Exception as error:
+        if ran_out(error):
+            raise
+        raise ours(error) from error
 
 
 @contextmanager

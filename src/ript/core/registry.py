@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 from ript.core import own
 from ript.core.errors import ConfigError, DependencyMissing, RiptError, UnknownNameError
 from ript.core.house import PolicyKind, Suite
-from ript.core.memory import ran_out
+from ript.core.memory import translated
 from ript.core.types import Task
 
 T = TypeVar("T")
@@ -195,21 +195,18 @@ class _Asked:
         self.func, self.what, self.several = func, what, several
 
     def __call__(self, *given: Any, **named: Any) -> Any:
-        try:
+        with translated(self._blamed):
             found = self.func(*given, **named)
-        except RiptError:
-            raise
-        except Exception as error:
-            if ran_out(error):
-                raise
-            place = traceback.extract_tb(error.__traceback__)[1:]
-            where = f" ({place[-1].filename}, line {place[-1].lineno})" if place else ""
-            raise ConfigError(f"{self.what} raised {type(error).__name__}: {error}{where}") from error
         if self.several is not None:
             good = isinstance(found, Sequence) and all(isinstance(one, self.several) for one in found)
             if not good:
                 raise ConfigError(f"{self.what} returned {found!r:.200}; expected a tuple of {self.several.__name__}")
         return found
+
+    def _blamed(self, error: Exception) -> ConfigError:
+        place = traceback.extract_tb(error.__traceback__)[2:]  # without this call and the one that translates
+        where = f" ({place[-1].filename}, line {place[-1].lineno})" if place else ""
+        return ConfigError(f"{self.what} raised {type(error).__name__}: {error}{where}")
 
 
 def _owner(point: metadata.EntryPoint) -> str:

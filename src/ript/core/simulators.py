@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from ript.core import streams
-from ript.core.errors import RiptError, SimulatorError
+from ript.core.errors import SimulatorError
 from ript.core.interfaces import Simulator, SimulatorFactory
-from ript.core.memory import ran_out
+from ript.core.memory import translated
 from ript.core.types import Errand
 
 
@@ -155,7 +155,7 @@ def run_errand(errand: Errand, simulators: SimulatorCache, mark: Callable[[], No
     """
     if mark is not None:
         mark()
-    with _naming_the_task(errand.task):
+    with translated(lambda error: SimulatorError(f"{errand.task}: {type(error).__name__}: {error}")):
         simulator = simulators.take(errand.task)
         try:
             answer = errand.work(simulator if mark is None else cast(Simulator, _Watched(simulator, mark)))
@@ -167,18 +167,6 @@ def run_errand(errand: Errand, simulators: SimulatorCache, mark: Callable[[], No
             raise
         simulators.release(simulator)
         return answer
-
-
-@contextmanager
-def _naming_the_task(key: str) -> Iterator[None]:
-    try:
-        yield
-    except RiptError:
-        raise
-    except Exception as error:
-        if ran_out(error):
-            raise
-        raise SimulatorError(f"{key}: {type(error).__name__}: {error}") from error
 
 
 class _Watched:

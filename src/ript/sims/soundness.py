@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ript.core.errors import ConfigError, DependencyMissing, RiptError, SimulatorError
+from ript.core.errors import ConfigError, DependencyMissing, SimulatorError
 from ript.core.interfaces import Simulator
+from ript.core.memory import translated
 from ript.core.simulators import close
 from ript.core.types import InitialState, Split, Task
 from ript.sims.check import CHECKS, Finding, findings, require_simulator
@@ -123,7 +123,7 @@ def soundness(factory: Callable[[], Simulator], *, seed: int = 0, states: int = 
     began = time.perf_counter()
     require_simulator(factory)
     build = time.perf_counter() - began
-    with factory() as simulator, _naming(simulator.task):
+    with factory() as simulator, translated(lambda e: SimulatorError(f"{simulator.task.key}: {_line(e)}")):
         task = simulator.task
         notes = tuple(getattr(simulator, "notes", ()))
         practised, tested = (_states(simulator, states, seed, split) for split in ("train", "test"))
@@ -175,17 +175,6 @@ def _states(simulator: Simulator, n: int, seed: int, split: Split) -> list[Initi
             f"{simulator.task.key}: initial_states({n}, split={split!r}) gave {given}; expected initial states"
         )
     return found
-
-
-@contextmanager
-def _naming(task: Task) -> Iterator[None]:
-    """Whatever a simulator raises becomes a `SimulatorError`."""
-    try:
-        yield
-    except RiptError:
-        raise
-    except Exception as error:
-        raise SimulatorError(f"{task.key}: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:
