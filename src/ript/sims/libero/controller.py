@@ -15,49 +15,18 @@ although a Cholesky decomposition would do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
 
-from ript.core.errors import DependencyMissing, RunError, SimulatorError
-from ript.core.places import cache_folder
-from ript.sims.libero.kernel import torques
-from ript.sims.libero.tasks import INSTALL
+from ript.core.errors import SimulatorError
 
 ARM = 7
 """Joints."""
+SUBSTEPS = 25
+"""Physics steps in a control step."""
 POSITION_SCALE, ROTATION_SCALE = 0.05, 0.5
 """Metres and radians of an action of 1."""
-
-Kernel = Callable[..., None]
-
-
-@cache
-def kernel() -> Kernel:
-    """`torques`, compiled; read from the cache where it was compiled before.
-
-    Raises:
-        DependencyMissing: numba is not installed, or broken.
-    """
-    try:
-        import numba
-    except Exception as error:  # loads LLVM
-        raise DependencyMissing(f"numba cannot be imported ({error}): {INSTALL}") from error
-    try:
-        folder = str(cache_folder() / "libero" / "numba")
-    except RunError:  # no home folder: compiled in each process
-        return numba.njit(torques)
-    # numba would keep what it compiled beside this file, or in the user's home; it looks where when it decorates.
-    config: Any = numba.config
-    before, config.CACHE_DIR = config.CACHE_DIR, folder
-    try:
-        return numba.njit(torques, cache=True)
-    except (RuntimeError, OSError):  # nowhere to write
-        return numba.njit(torques)
-    finally:
-        config.CACHE_DIR = before
 
 
 def rotation(turn: np.ndarray) -> np.ndarray:
@@ -130,7 +99,10 @@ class Arm:
         data = mujoco.MjData(model)
         data.qpos[self.qpos_at] = self.home
         mujoco.mj_forward(model, data)
-        self.home_jacp, self.home_jacr = np.zeros((3, model.nv)), np.zeros((3, model.nv))
-        mujoco.mj_jacSite(model, data, self.home_jacp, self.home_jacr, self.site)
+        jacp, jacr = np.zeros((3, model.nv)), np.zeros((3, model.nv))
+        mujoco.mj_jacSite(model, data, jacp, jacr, self.site)
         self.home_position, self.home_orientation = data.site_xpos[self.site].copy(), data.site_xmat[self.site].copy()
-        self.home_qpos, self.home_qvel, self.home_inertia = data.qpos.copy(), data.qvel.copy(), data.qM.copy()
+        self.at_home = (
+            *(jacp, jacr, data.qvel.copy(), data.qpos.copy()),
+            *(self.home_position, self.home_orientation, data.qM.copy()),
+        )

@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ript.sims.libero.controller import ARM, POSITION_SCALE, ROTATION_SCALE, Arm, kernel, rotation
+from ript.core.errors import DependencyMissing
+from ript.sims.libero.controller import ARM, POSITION_SCALE, ROTATION_SCALE, Arm, rotation
+from ript.sims.libero.tasks import INSTALL
 
-SUBSTEPS = 25
-SEEN = 23
-"""Stock's pictures and the gripper's pose are of the kinematics after so many substeps, joints of one later."""
 GRIP_SPEED = 0.01
 ACTION_DIM = 7
 
@@ -37,6 +38,20 @@ PARTS = {
 (m) and orientation (axis times angle, rad). Recordings, QueST and OpenVLA call the same by different names."""
 
 
+@cache
+def kernel() -> ModuleType:
+    """The module of what is compiled: half a minute where it was not before.
+
+    Raises:
+        DependencyMissing: numba is not installed, or broken.
+    """
+    try:
+        from ript.sims.libero import kernel as module
+    except Exception as error:  # loads LLVM
+        raise DependencyMissing(f"numba cannot be imported ({error}): {INSTALL}") from error
+    return module
+
+
 class Seen:
     """What stock observes after a control step: not what is, but what was two substeps before.
 
@@ -49,7 +64,7 @@ class Seen:
 
     def __init__(self, data: Any, arm: Arm):
         self._data, self._arm = data, arm
-        self._observed = np.concatenate([arm.qpos_at, arm.finger_qpos])
+        self.observed = np.concatenate([arm.qpos_at, arm.finger_qpos])
         self.qpos, self.before, self.joints = data.qpos.copy(), data.qpos.copy(), np.zeros(ARM + 2)
         self.position, self.quaternion = np.zeros(3), np.zeros(4)
 
@@ -61,7 +76,7 @@ class Seen:
 
     def read(self) -> None:
         data, arm = self._data, self._arm
-        self.joints[:] = data.qpos[self._observed]
+        self.joints[:] = data.qpos[self.observed]
         self.position[:], self.quaternion[:] = data.site_xpos[arm.site], data.xquat[arm.hand]
 
     def vector(self, parts: Sequence[str]) -> np.ndarray:
@@ -121,11 +136,14 @@ class Physics:
         self._mujoco, self._model, self._arm = mujoco, model, arm
         self.data = mujoco.MjData(model)
         self.seen = Seen(self.data, arm)
-        self._torques = kernel()
-        self._jacp, self._jacr = np.zeros((3, model.nv)), np.zeros((3, model.nv))
-        self._position, self._orientation = self.data.site_xpos[arm.site], self.data.site_xmat[arm.site]
-        self._qpos, self._qvel, self._inertia = self.data.qpos, self.data.qvel, self.data.qM
-        self._bias, self._ctrl = self.data.qfrc_bias, self.data.ctrl
+        self._kernel = kernel()
+        data = self.data
+        self._qpos, self._qvel = data.qpos, data.qvel
+        self._jacobian = np.zeros((3, model.nv)), np.zeros((3, model.nv))
+        self._now = (
+            *(*self._jacobian, data.qvel, data.qpos),
+            *(data.site_xpos[arm.site], data.site_xmat[arm.site], data.qM),
+        )
         self._goal, self._goal_matrix = np.zeros(3), np.zeros((3, 3))
         self._grip = np.zeros(2)
         seen = self.seen
@@ -134,7 +152,10 @@ class Physics:
             *(self._goal, self._goal_matrix, self._grip),
         )
         self._integration = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-        self._substep = self._exact if exact else self._inexact
+        self._addresses = model._address, data._address, exact
+        self._targets = (data.qfrc_bias, self._goal, self._goal_matrix, arm.joints, arm.places, arm.inertia_at)
+        self._fingers = (self._grip, arm.fingers, data.ctrl)
+        self._shown = (data.xquat[arm.hand], seen.observed, (seen.qpos, seen.joints, seen.position, seen.quaternion))
         self._fresh = True
 
     def reset(self, time: float, qpos: np.ndarray, qvel: np.ndarray) -> None:
@@ -165,17 +186,17 @@ class Physics:
         self._fresh = snapshot.fresh
 
     def step(self, action: np.ndarray) -> None:
-        """One control step of `SUBSTEPS` physics steps: float64 `[7]`, which is clipped to [-1, 1]."""
+        """One control step of 25 physics steps: float64 `[7]`, which is clipped to [-1, 1]."""
+        arm, first = self._arm, self._arm.at_home if self._fresh else self._now
         self.seen.begin()
+        self._kernel.begin(*self._addresses, self._fresh, *self._jacobian, arm.site)
+        self._fresh = False
+        self._set_goal(np.clip(action[:6], -1.0, 1.0), first[4], first[5])
         closing = GRIP_SPEED * float(np.sign(action[6]))
-        arm: np.ndarray | None = np.clip(action[:6], -1.0, 1.0)
-        for k in range(SUBSTEPS):
-            if k == SEEN:
-                self.seen.show()
-            elif k == SEEN + 1:
-                self.seen.read()
-            self._substep(arm, closing)
-            arm = None
+        self._kernel.finish(
+            *(*self._addresses, arm.site, first, self._now),
+            *(*self._targets, closing, *self._fingers, *self._shown),
+        )
 
     def _set_goal(self, action: np.ndarray, position: np.ndarray, orientation: np.ndarray) -> None:
         moved = action[:3] * POSITION_SCALE + 0.0
@@ -183,42 +204,3 @@ class Physics:
         if turned.any():
             self._goal_matrix[:] = np.dot(rotation(turned), orientation.reshape(3, 3))
         self._goal[:] = position + moved
-
-    def _exact(self, action: np.ndarray | None, closing: float) -> None:
-        mujoco, model, data = self._mujoco, self._model, self.data
-        mujoco.mj_fwdPosition(model, data)
-        mujoco.mj_fwdVelocity(model, data)
-        mujoco.mj_fwdActuation(model, data)
-        mujoco.mj_fwdAcceleration(model, data)
-        mujoco.mj_fwdConstraint(model, data)
-        if not self._fresh:
-            mujoco.mj_fwdConstraint(model, data)
-        self._control(action, closing)
-        mujoco.mj_fwdActuation(model, data)
-        mujoco.mj_fwdAcceleration(model, data)
-        mujoco.mj_fwdConstraint(model, data)
-        mujoco.mj_Euler(model, data)
-
-    def _inexact(self, action: np.ndarray | None, closing: float) -> None:
-        mujoco, model, data = self._mujoco, self._model, self.data
-        mujoco.mj_step1(model, data)
-        self._control(action, closing)
-        mujoco.mj_step2(model, data)
-
-    def _control(self, action: np.ndarray | None, closing: float) -> None:
-        arm = self._arm
-        if self._fresh:  # stock still has what it knew when it was built
-            jacp, jacr, qvel, qpos = arm.home_jacp, arm.home_jacr, arm.home_qvel, arm.home_qpos
-            position, orientation, inertia = arm.home_position, arm.home_orientation, arm.home_inertia
-            self._fresh = False
-        else:
-            jacp, jacr, qvel, qpos = self._jacp, self._jacr, self._qvel, self._qpos
-            self._mujoco.mj_jacSite(self._model, self.data, jacp, jacr, arm.site)
-            position, orientation, inertia = self._position, self._orientation, self._inertia
-        if action is not None:
-            self._set_goal(action, position, orientation)
-        self._torques(
-            *(jacp, jacr, qvel, qpos, position, orientation, inertia, self._bias),
-            *(self._goal, self._goal_matrix, arm.joints, arm.places, arm.inertia_at),
-            *(closing, self._grip, arm.fingers, self._ctrl),
-        )

@@ -8,9 +8,10 @@ import numpy as np
 
 from ript.core.types import Observation
 from ript.sims.libero import stock
+from ript.sims.libero.controller import SUBSTEPS
 from ript.sims.libero.options import LiberoOptions
 from ript.sims.libero.rendering import resolve_cameras
-from ript.sims.libero.step import SUBSTEPS, axis_angle
+from ript.sims.libero.step import axis_angle
 from ript.sims.libero.tasks import NAME, info_of
 from ript.sims.mujoco.gl import import_mujoco
 from ript.sims.mujoco.rendering import image_shape
