@@ -61,6 +61,22 @@ def test_an_instance_that_was_used_advises_as_a_new_one() -> None:
             new.step_chunk(yours[None])
 
 
+def test_asked_in_the_middle_or_twice_it_answers_as_if_it_had_been_asked_at_every_step() -> None:
+    with make(STOVE, SMALL) as always, make(STOVE, SMALL) as late:
+        (state,) = always.initial_states(1, 0, "demo")
+        actions = []
+        for simulator in (always, late):
+            simulator.set_state(state)
+        for _ in range(20):
+            actions.append(always.expert_action())
+            always.step_chunk(actions[-1][None])
+        late.step_chunk(np.stack(actions))
+        wanted = always.expert_action()
+        assert np.abs(wanted).max() > 0
+        for _ in range(2):
+            np.testing.assert_array_equal(late.expert_action(), wanted)
+
+
 def test_a_task_without_a_human_demonstration_has_no_expert() -> None:
     with make("libero/libero_goal_swap/7", SMALL) as simulator:
         simulator.set_state(simulator.initial_states(1, 0, "demo")[0])

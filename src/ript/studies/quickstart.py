@@ -162,7 +162,10 @@ class _Quickstart:
             collect(factory, self.keys, d.target, target, **how)
 
     def say_what_is_possible(self) -> None:
-        policy, factory = load_policy(self.folder / "sft" / "policy"), simulator_factory(self.config.sim)
+        """Within practice's horizon: what is tried again and again from its beginning costs the square of it."""
+        sim = self.config.sim
+        sim = sim.replaced(horizon=self.config.sampling.horizon or sim.horizon)
+        policy, factory = load_policy(self.folder / "sft" / "policy"), simulator_factory(sim)
         for task, key in zip(self.config.tasks, self.keys, strict=True):
             if told := kinds.get(self.config.policy.kind).bound(policy, factory, key):
                 status(f"  {task}: {told}")

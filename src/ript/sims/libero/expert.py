@@ -157,20 +157,23 @@ def _go_over(weights: np.ndarray, way: np.ndarray, begin: int, end: int, one: in
 
 
 class Follower:
-    """Follows a track through one episode.
+    """Follows a track through one episode, in which it is asked before every action.
 
     Args:
         track: of the task.
         site: id of the gripper's.
+
+    Attributes:
+        asked: how often it was.
     """
 
     def __init__(self, track: Track, site: int):
         self._track, self._site = track, site
-        self._step, self._waited = 0, 0
+        self.asked, self._step, self._waited = 0, 0, 0
         self._shifts = np.zeros((len(track.bodies) + 1, 2))
 
     def action(self, data: Any) -> np.ndarray:
-        """The action for the present state, which is the next one of the episode: float64 `[7]` in [-1, 1]."""
+        """The action for the present state, the next one of the episode: float64 `[7]` in [-1, 1]."""
         track, k = self._track, min(self._step, len(self._track.actions) - 1)
         hand, turn = data.site_xpos[self._site], data.site_xmat[self._site].reshape(3, 3)
         error = self._wanted(k, data.xpos[track.bodies], hand) - hand
@@ -178,6 +181,7 @@ class Follower:
         waits = np.linalg.norm(error) > BEHIND and self._waited < PATIENCE
         if waits or self._step >= len(track.actions):
             action[:6] = 0.0
+        self.asked += 1
         if waits:
             self._waited += 1
         else:

@@ -103,6 +103,8 @@ class LiberoSimulator:
         self._settled: dict[tuple[str, int, float, bool], Snapshot] = cache.setdefault("settled", {})
         self._tracks: dict[str, Track] = cache.setdefault("tracks", {})
         self._follower: Follower | None = None
+        self._executed: list[np.ndarray] = []
+        self._beginning: Snapshot | None = None
         self._state: InitialState | None = None
         self._fixture_pos = self._fixture_quat = np.empty(0)
         self._steps, self._done = 0, True
@@ -128,7 +130,8 @@ class LiberoSimulator:
         episode.require_fit(self.task, initial_state, layout.problem(state))
         parts = layout.split(state)
         self._fixture_pos, self._fixture_quat = parts.fixture_pos, parts.fixture_quat
-        self._state, self._steps, self._done, self._follower = initial_state, 0, False, None
+        self._state, self._steps, self._done = initial_state, 0, False
+        self._follower, self._executed = None, []
         self._turn.take(self._place_fixtures, again=True)
         steps, waiting = self._settling(parts) if settled else (0, self.waiting)
         key = (initial_state.id, steps, float(waiting[-1]), self._exact)
@@ -139,7 +142,7 @@ class LiberoSimulator:
             snapshot = self.physics.snapshot()
         self.physics.restore(snapshot)
         stability.begin(self.physics.data)
-        self._settled[key] = snapshot  # the latest
+        self._settled[key] = self._beginning = snapshot  # the latest
         while len(self._settled) > SETTLED:
             del self._settled[next(iter(self._settled))]
         self.seconds["simulate"] += time.perf_counter() - start
@@ -172,6 +175,7 @@ class LiberoSimulator:
         for action in actions[: self.task.horizon - self._steps].astype(np.float64):
             executed += 1
             unstable = f"{self._address()} and {executed} more: {stability.UNSTABLE}"
+            self._executed.append(action)
             try:
                 self.physics.step(action)
             except np.linalg.LinAlgError as error:  # of the controller, which is given NaN
@@ -230,9 +234,22 @@ class LiberoSimulator:
             UnknownNameError: the task has none.
         """
         self._require_state()
-        if self._follower is None:
-            self._follower = Follower(self._track(), self.parts.arm.site)
+        if self._follower is None or self._follower.asked != len(self._executed):
+            self._follower = self._followed()
         return self._follower.action(self.physics.data).astype(np.float32)
+
+    def _followed(self) -> Follower:
+        """One that was asked before each action of this episode; they are executed again where it was not."""
+        follower = Follower(self._track(), self.parts.arm.site)
+        if self._executed:
+            assert self._beginning is not None
+            self._activate()
+            physics = Physics(self.parts.mujoco, self._scene.model, self.parts.arm, exact=self._exact)
+            physics.restore(self._beginning)
+            for action in self._executed:
+                follower.action(physics.data)
+                physics.step(action)
+        return follower
 
     def _track(self) -> Track:
         name = self._info.name
