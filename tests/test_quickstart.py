@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from toy_runs import Stopped, stop_in, toy_config, weights
 
 from ript.config.sections import Config
-from ript.core.errors import ConfigError, DependencyMissing, RunError, UnknownNameError
+from ript.core.errors import ConfigError, DataError, DependencyMissing, PolicyError, RunError, UnknownNameError
 from ript.core.files import make_folder
 from ript.core.options import replace
 from ript.core.places import cache_folder
@@ -199,6 +199,20 @@ def test_an_empty_folder_will_do_and_without_out_one_under_runs_is_taken(
         folder = output_folder(CONFIG, False, None)
         assert folder == Path("runs") / ("quickstart-reach-centre-seed0" + ("" if number == 1 else f"-{number}"))
         folder.mkdir(parents=True)
+
+
+@pytest.mark.parametrize("damaged", ["demos.hdf5", "sft/policy/model.safetensors", "sft/policy/config.json"])
+def test_a_damaged_base_of_the_cache_is_to_be_deleted(
+    first: tuple[QuickstartResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    shutil.copytree(base(), kept := tmp_path / base().name)
+    monkeypatch.setenv("RIPT_CACHE", str(tmp_path))
+    if damaged.endswith(".json"):
+        (kept / damaged).unlink()
+    else:
+        (kept / damaged).write_bytes((kept / damaged).read_bytes()[:2000])
+    with pytest.raises((DataError, PolicyError), match=f"It is of a base that ript keeps: delete {kept}, and it is"):
+        quickstart(config=CONFIG, out=tmp_path / "out", seed=3)
 
 
 def test_several_targets_share_one_policy(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:

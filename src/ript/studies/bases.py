@@ -15,7 +15,8 @@ from typing import Any
 
 from ript.build import demo_source, horizons, own_code, simulator_factory, task_keys
 from ript.config.sections import Config
-from ript.core.errors import DataError, RunError
+from ript.core.disk import refused
+from ript.core.errors import DataError, PolicyError, RunError
 from ript.core.files import make_folder
 from ript.core.interfaces import SimulatorFactory
 from ript.core.options import replace
@@ -135,19 +136,25 @@ def make_base_demos(config: Config, base: Path) -> None:
 
 @contextmanager
 def _naming_the_cache(base: Path) -> Iterator[None]:
-    """Say how to put the cache elsewhere when the disk refuses something in it."""
+    """Say what to do when the disk refuses something in the cache, or what lies there is damaged."""
     try:
         yield
-    except (DataError, RunError) as error:
-        if not isinstance(error.__cause__, OSError) or not base.name.startswith("base-"):
+    except (DataError, PolicyError, RunError) as error:
+        if not base.name.startswith("base-"):
             raise
-        raise type(error)(f"{error}; the cache can lie elsewhere: set {CACHE} to a folder") from error.__cause__
+        if isinstance(error.__cause__, OSError) and refused(error.__cause__):
+            raise type(error)(f"{error}; the cache can lie elsewhere: set {CACHE} to a folder") from error.__cause__
+        if f"{base}/" not in str(error):
+            raise
+        again = f"It is of a base that ript keeps: delete {base}, and it is made again"
+        raise type(error)(f"{error}. {again}") from error
 
 
 def train_unless_done(config: Config, demos: Sequence[Path], out: Path, base: Path | None = None) -> None:
     """Supervised training in the run folder `out`; one that was interrupted goes on, one that is done stays."""
     if not (out / "policy").exists():
-        train_sft(config, demos, out, base=base, resume=(out / "config.json").exists())
+        with _naming_the_cache(base.parents[1] if base else out.parent):
+            train_sft(config, demos, out, base=base, resume=(out / "config.json").exists())
 
 
 def collect(
