@@ -38,11 +38,11 @@ def add_import(commands: argparse._SubParsersAction) -> None:
                 commands,
                 one.name,
                 "import_checkpoint",
-                f"read {one.summary} ({one.suffix or 'a folder'})",
+                f"read {one.summary}" + (f" ({one.suffix})" if one.suffix else ""),
                 one.examples[0],
             )
             p.set_defaults(format=one.name, overrides=True)
-            p.add_argument("file", metavar=f"FILE{one.suffix}", help="nothing but numbers is read from it")
+            p.add_argument("file", metavar=f"FILE{one.suffix}", help="what to read; nothing in it is run")
             add_options(p, one.options)
             p.add_argument(
                 "--cameras",

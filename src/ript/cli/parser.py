@@ -147,7 +147,13 @@ def _add_demos(commands: argparse._SubParsersAction) -> None:
         help="those in the files (default), or drawn anew from the recorded states, as --sim.* say",
     )
     number(p, "--every", 1, "keep every N-th observation")
-    p = command(kinds, "info", "demos_info", "say what is in demonstration files", "  ript demos info demos.hdf5")
+    p = command(
+        kinds,
+        "info",
+        "demos_info",
+        "describe demonstration files: tasks, cameras, counts",
+        "  ript demos info demos.hdf5",
+    )
     p.add_argument("files", nargs="+", metavar="FILE", help="demonstration files")
     p = command(
         kinds,
@@ -164,7 +170,7 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
         commands,
         "sft",
         "sft",
-        "train a policy on demonstrations, in the stages of its kind",
+        "train a policy on demonstrations (supervised fine-tuning), in the stages of its kind",
         "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --out runs/sft\n"
         "  ript sft --recipe quickstart --demos base.hdf5 --tasks= --out runs/base    (no target: the base)\n"
         "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --base runs/base/policy --out runs/b\n"
@@ -181,7 +187,7 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
         commands,
         "rl",
         "rl",
-        "post-train a policy by interaction",
+        "post-train a policy by practice in a simulator",
         "  ript rl --recipe smoke --out runs/smoke\n"
         "  ript rl --recipe quickstart --policy runs/sft/policy --tasks drawer-open-v3 --out runs/rl\n"
         "  ript rl --recipe quickstart --policy runs/sft/policy --iterations 30 --workers 8 --seed 1 \\\n"
@@ -312,7 +318,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         kinds,
         "rollout",
         "bench_rollout",
-        "compare rollouts with the stock environment, and with the limit",
+        "time rollouts beside the stock environment, and beside the best that their parts alone allow",
         "  ript bench rollout\n  ript bench rollout --tasks drawer-open-v3 reach-v3 --workers 2 --json\n"
         "  ript bench rollout --cluster local --cluster.nodes=2 --cluster.workers-per-node=1    (what a cluster costs)",
         overrides=True,
@@ -334,7 +340,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         kinds,
         "policy",
         "bench_policy",
-        "measure act, log_prob and an update step beside the limit",
+        "time what a policy computes when it acts and learns, beside the best that this machine could do",
         "  ript bench policy\n  ript bench policy --size paper --batch 16 --json\n"
         "  ript bench policy --kind openvla_oft --synthetic --device cuda",
     )
