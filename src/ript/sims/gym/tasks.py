@@ -19,6 +19,8 @@ KNOWN: dict[str, tuple[str, int]] = {
 _TABLE = {
     "front": "2.15 0.75 0.95 to 1.33 0.75 0.5 fovy 36",
     "side": "1.35 0 0.65 to 1.35 0.75 0.5 fovy 40",
+    "right": "1.8 0.2 0.9 to 1.34 0.75 0.44 fovy 32",
+    "left": "1.85 1.15 0.95 to 1.34 0.75 0.44 fovy 34",
 }
 VIEWS: dict[str, dict[str, str]] = {
     "FetchReach-v4": _TABLE,
