@@ -8,7 +8,15 @@ import pytest
 import torch
 from toy_runs import Stopped, initial_states, lively_policy, toy_config, toy_demos
 
-from ript.build import demonstrator_factory, make_env_pool, make_policy, simulator_factory, task_keys
+from ript import build
+from ript.build import (
+    demonstrator_factory,
+    make_env_pool,
+    make_policy,
+    simulator_factory,
+    task_keys,
+    too_large,
+)
 from ript.config.sections import Config, RolloutConfig, sim_options
 from ript.core.errors import ConfigError, PolicyError, UnknownNameError
 from ript.core.options import SimOptions
@@ -102,6 +110,25 @@ def test_a_suite_without_experts_demonstrates_with_one_of_a_users_own_alone() ->
 
 
 # ---------------------------------------------------------------------- policies
+
+
+def test_simulators_that_will_not_fit_into_memory_are_said_beforehand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    sim, faithful = sim_options("libero"), sim_options("libero", look="faithful")
+    spatial, every = task_keys(sim, ("libero_spatial",)), task_keys(sim, ("libero_90",))
+    two, three = RolloutConfig(workers=2), RolloutConfig(workers=3)
+    assert not too_large(sim, every, two, 3 << 30) and not too_large(faithful, spatial, two, 4 << 30)  # one scene
+    assert not too_large(sim_options("toy"), ("toy/reach",), three, 0) and not too_large(sim, (), three, 0)
+    assert too_large(faithful, every, three, 30 << 30) == (
+        "simulators of these tasks need about 13.3 GiB in each of 3 processes, and 30.0 GiB are available, so workers "
+        "may be lost: give --workers 2, or a smaller --rollout.loaded_tasks"
+    )
+    few = RolloutConfig(workers=3, loaded_tasks=2)
+    assert not too_large(faithful, every, few, 30 << 30) and "--workers" not in too_large(faithful, every, few, 1 << 30)
+    monkeypatch.setattr(build.machine, "memory", lambda: build.machine.Memory(1 << 30, 1 << 29))
+    with make_env_pool(faithful, RolloutConfig(workers=0), tasks=spatial):
+        assert "need about 1.6 GiB in each of 1 processes, and 0.5 GiB are available" in capsys.readouterr().err
 
 
 def test_new_policies_are_drawn_from_the_seed_alone() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from ript.config.sections import ClusterConfig, Config, LearnConfig, RolloutConfig
-from ript.core import asking, own
+from ript.core import asking, machine, own, streams
 from ript.core.errors import ConfigError
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, PostTrainable, SimulatorFactory
 from ript.core.options import SimOptions
 from ript.core.registry import kinds, suites
-from ript.core.room import Demands, free_on
+from ript.core.room import GIB, Demands, free_on
 from ript.core.types import SimulatorSpec
 from ript.demos.expert import DemoSource
 from ript.demos.scripted import with_expert
@@ -194,9 +194,18 @@ def make_env_pool(
     policy: LikelihoodPolicy | None = None,
     cluster: ClusterConfig | None = None,
     factory: SimulatorFactory | None = None,
+    tasks: Sequence[str] = (),
 ) -> EnvPool:
     """A pool of simulators with the policy in the loop, or, until it is given one to `use`, of simulators alone: here,
-    or on the nodes of a cluster."""
+    or on the nodes of a cluster.
+
+    Args:
+        sim, rollout, cluster: settings.
+        policy: see `make_pool`.
+        factory: makes the simulators; by default those of `sim`.
+        tasks: keys of those that there will be rollouts of, where they are known: workers that will not fit into
+            memory with them are said beforehand.
+    """
     make_simulator = factory or simulator_factory(sim)
     settings: dict[str, Any] = {
         "slots": rollout.slots,
@@ -209,6 +218,8 @@ def make_env_pool(
         "fixed_batch": rollout.fixed_batch,
     }
     if cluster is None or not cluster.used:
+        if warning := too_large(sim, tasks, rollout, machine.memory().available):
+            streams.say(warning)
         return make_pool(make_simulator, policy, workers=rollout.workers, **settings)
     from ript.rollout.cluster.pool import Size, make_cluster_pool  # needs Ray
 
@@ -239,6 +250,23 @@ def make_update(learn: LearnConfig, pool: EnvPool) -> Callable[..., UpdateResult
         raise ConfigError("learn.ranks has no effect without a cluster, whose nodes are the ranks: give --cluster")
     made_with = {"learning_rate": learn.learning_rate, "weight_decay": learn.weight_decay}
     return Spread(cast(Machines, pool), 0 if learn.ranks == "auto" else learn.ranks, made_with)
+
+
+def too_large(sim: SimOptions, tasks: Sequence[str], rollout: RolloutConfig, available: int) -> str:
+    """What to say where simulators of these tasks will not fit into so many bytes; empty where they should, as far as
+    their suite can tell."""
+    suite, processes = suites.get(sim.suite), max(1, rollout.workers)
+    if suite.memory is None or not tasks:
+        return ""
+    each = suite.memory(sim, [key.removeprefix(f"{suite.name}/") for key in tasks], rollout.loaded_tasks)
+    if processes * each <= available:
+        return ""
+    instead = f"--workers {fit}, or " if 0 < (fit := available // each) < rollout.workers else ""
+    return (
+        f"simulators of these tasks need about {each / GIB:.1f} GiB in each of {processes} processes, and "
+        f"{available / GIB:.1f} GiB are available, so workers may be lost: give {instead}"
+        "a smaller --rollout.loaded_tasks"
+    )
 
 
 @contextmanager

@@ -207,7 +207,7 @@ def evaluate(
             raise ConfigError(f"protocol {protocol} says the horizon: leave one of them out")
         sim = by_protocol(sim, protocol)
     keys = task_keys(sim, names)
-    with make_env_pool(sim, rollout or RolloutConfig(), cluster=cluster) as pool:
+    with make_env_pool(sim, rollout or RolloutConfig(), cluster=cluster, tasks=keys) as pool:
         states = InitialStates(pool, keys, seed).measured("test", trials, seed)
         hooks.read(loaded, [task.instruction for task in states])  # once here, not once in each worker
         pool.use(loaded)

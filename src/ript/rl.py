@@ -90,9 +90,9 @@ def train_rl(
     out, resume, asked = arguments.place("out", out), arguments.truth("resume", resume), arguments.words("asked", asked)
     given = plan(config, policy, out, resume, asked)
     config, keys = given.config, some_task_keys(given.config)
-    with (  # threads before anything is computed: sums depend on their order
+    with (  # threads before anything is computed: sums depend on their order; what cannot start leaves no folder
         computing(config.device, config.learn.threads) as device,
-        make_env_pool(config.sim, config.rollout, cluster=config.cluster) as pool,  # what cannot start leaves no folder
+        make_env_pool(config.sim, config.rollout, cluster=config.cluster, tasks=keys) as pool,
     ):
         states = InitialStates(pool, keys, config.seed, config.sampling.demos)
         next(states.training(0, config.sampling.states, config.sampling.state_noise))  # can there be any?

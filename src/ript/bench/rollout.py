@@ -79,7 +79,7 @@ def bench_rollout(config: Config, *, rollouts: int | None = None, stock_steps: i
     keys = some_task_keys(config)
     workers = config.rollout.workers
     with computing("cpu", 1):
-        with make_env_pool(config.sim, config.rollout, cluster=config.cluster) as pool:
+        with make_env_pool(config.sim, config.rollout, cluster=config.cluster, tasks=keys) as pool:
             states = InitialStates(pool, keys, config.seed)
             policy = make_policy(config, states.spec)
             if not isinstance(policy, QuestPolicy):

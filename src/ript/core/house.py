@@ -61,6 +61,8 @@ class Suite:
             times beside them; None: they stand for none.
         caveats: options -> what readers of results should know of such simulators.
         modules: name of a task -> modules that its simulator is made of, besides the suite's own.
+        memory: (options, names of tasks, how many of them are loaded at a time) -> about how many bytes a process needs
+            for their simulators. None: little, whatever the tasks.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Suite:
     stock: Callable[[str, Any, int], StockEnvironment] | None = None
     caveats: Callable[[Any], Sequence[str]] = lambda options: ()
     modules: Callable[[str], Sequence[str]] = lambda name: ()
+    memory: Callable[[Any, Sequence[str], int], int] | None = None
 
     def task(self, name: str) -> Task:
         """The task of a name, with or without the suite before it, as people write it.

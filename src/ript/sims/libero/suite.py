@@ -3,6 +3,8 @@ perturbed versions of 40 of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ript.core.house import Suite
 from ript.core.interfaces import Simulator, StockEnvironment
 from ript.core.types import ForeignDemo, Recording, SimulatorSpec
@@ -10,7 +12,7 @@ from ript.sims.libero.available import available
 from ript.sims.libero.options import LiberoOptions
 from ript.sims.libero.rendering import CAMERAS, resolve_cameras
 from ript.sims.libero.spec import libero_spec
-from ript.sims.libero.tasks import HORIZON, LISTS, NAME, find, libero_tasks
+from ript.sims.libero.tasks import HORIZON, LISTS, NAME, find, info_of, libero_tasks
 from ript.sims.mujoco.rendering import image_shape
 from ript.sims.mujoco.views import view_options
 
@@ -75,6 +77,16 @@ def converts(demo: ForeignDemo, options: LiberoOptions, rendered: bool) -> tuple
     return convert(demo, options, rendered)
 
 
+FIRST, EACH = {"fast": 280, "faithful": 850}, {"fast": 55, "faithful": 800}
+"""MiB of a process for LIBERO's packages and the renderer, and for each scene, with which pictures; measured."""
+
+
+def memory(options: LiberoOptions, tasks: Sequence[str], loaded: int) -> int:
+    """See `Suite.memory`: tasks of one scene share its model."""
+    scenes = {info_of(name).model for name in tasks}
+    return (FIRST[options.look] + EACH[options.look] * min(len(scenes), loaded)) << 20
+
+
 def caveats(options: LiberoOptions) -> tuple[str, ...]:
     return ("The physics is not exactly stock LIBERO's.",) if options.physics == "inexact" else ()
 
@@ -116,4 +128,5 @@ SUITE = Suite(
     probe=probe,
     stock=timed,
     caveats=caveats,
+    memory=memory,
 )
