@@ -17,8 +17,8 @@ from ript.config.sections import (
     LearnConfig,
     RolloutConfig,
     SamplingConfig,
-    describe,
 )
+from ript.config.text import describe
 from ript.core.errors import ConfigError, UnknownNameError
 from ript.core.options import TrainingOptions, replace
 from ript.policies.quest.options import QuestOptions, QuestTraining

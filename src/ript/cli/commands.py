@@ -33,7 +33,8 @@ from ript.cli.machine import bench_rollout as bench_rollout
 from ript.cli.machine import bench_update as bench_update
 from ript.cli.machine import doctor as doctor
 from ript.config import overrides, recipes
-from ript.config.sections import Config, describe
+from ript.config.sections import Config
+from ript.config.text import describe
 from ript.core.errors import ConfigError, RunError, UnknownNameError
 from ript.core.options import replace
 from ript.report.tables import change, count, eval_table, modes, points, rate, table

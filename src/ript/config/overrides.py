@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ript.config import recipes
-from ript.config.sections import RENAMED, Config, policy_options, sim_options, training_options
+from ript.config.earlier import RENAMED
+from ript.config.sections import Config, policy_options, sim_options, training_options
 from ript.core.documents import toml_value
 from ript.core.errors import ConfigError, DataError, UnknownNameError
 from ript.core.files import read_text

@@ -8,13 +8,12 @@ supervised training those of the kind that `policy.kind` names; each brings its 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from ript.config import defaults
+from ript.config import defaults, earlier
 from ript.core.errors import ConfigError
 from ript.core.options import MOST_SEEDS, PolicyOptions, Settings, SimOptions, TrainingOptions, Words, need
 from ript.core.registry import kinds, suites
@@ -414,7 +413,7 @@ class Config(Settings):
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"config: expected fields, got {data!r}")
-        return cls(**_by_present_names(data))
+        return cls(**earlier.by_present_names(data))
 
     @classmethod
     def from_record(cls, data: Mapping[str, Any]) -> Config:
@@ -426,27 +425,9 @@ class Config(Settings):
         sim = data.get("sim")
         if isinstance(sim, Mapping):
             known = suites.get(str(sim.get("suite", defaults.SUITE))).options.model_fields
-            kept = {name: value for name, value in sim.items() if name in known or name not in _OF_EVERY_SUITE}
+            kept = {name: value for name, value in sim.items() if name in known or name not in earlier.OF_EVERY_SUITE}
             data = {**data, "sim": kept}
         return cls.from_json(data)
-
-
-RENAMED = {"sampling.contexts": "sampling.states", "sampling.context_noise": "sampling.state_noise"}
-"""Names of fields in version 0.1.0 -> their present ones; both are read."""
-
-
-def _by_present_names(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections of a record, with fields of earlier names under those that they have now."""
-    return {
-        section: {RENAMED.get(f"{section}.{name}", str(name)).rpartition(".")[2]: v for name, v in fields.items()}
-        if isinstance(fields, Mapping)
-        else fields
-        for section, fields in data.items()
-    }
-
-
-_OF_EVERY_SUITE = ("cameras", "arm")
-"""Settings of the simulator in records of 0.1.0, whether its suite has them or not."""
 
 
 def sim_options(suite: str, **settings: Any) -> SimOptions:
@@ -482,18 +463,3 @@ def training_options(kind: str, **settings: Any) -> TrainingOptions:
 def _word(value: Any, where: str) -> str:
     need(isinstance(value, str), where, f"expected one word, got {value!r}")
     return value
-
-
-def describe(config: Config) -> str:
-    """The complete configuration as TOML: a table for each section, with what the section and its fields mean."""
-    sections = {name: value for name, value in config.values().items() if isinstance(value, Settings)}
-    lines = _described(config, [name for name in type(config).model_fields if name not in sections])
-    for name, section in sections.items():
-        lines.append(f"\n[{name}]  # {section.ABOUT}")
-        lines += _described(section, list(type(section).model_fields))
-    return "\n".join(lines)
-
-
-def _described(settings: Settings, names: list[str]) -> list[str]:
-    plain = settings.to_json()
-    return [f"{name} = {json.dumps(plain[name], ensure_ascii=False)}  # {settings.meaning(name)}" for name in names]

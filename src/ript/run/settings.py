@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ript.config import recipes
-from ript.config.sections import RENAMED, Config, policy_options, sim_options, training_options
+from ript.config.earlier import RENAMED
+from ript.config.sections import Config, policy_options, sim_options, training_options
 from ript.core.errors import ConfigError
 from ript.core.hooks import kind_of, made_with
 from ript.core.options import Settings, replace

@@ -110,6 +110,7 @@ class Turn:
         """Let the part have this user's settings, which `settle` puts there; those that it has are left, unless they
         are to be set `again`."""
         if again or self._part.active is not self:
+            self._part.active = None  # should it fail half-way
             settle()
             self._part.active = self
 
