@@ -301,19 +301,18 @@ class Watching(Bandit):
         return super().log_prob(inputs, sample)
 
 
-@pytest.mark.parametrize("unit, sizes", [("minibatch_decisions", [6, 5, 5]), ("minibatch_trajectories", None)])
-def test_every_epoch_sees_every_row_once_in_minibatches_of_nearly_equal_size(unit, sizes):
+def watched(**settings):
+    """A policy that has seen an update, and the update's batch."""
     policy = Watching()
     batch = make_update_batch(policy)
     policy.seen.clear()
-    update(
-        policy,
-        Recorder(policy),
-        batch,
-        epochs=2,
-        generator=torch.Generator().manual_seed(0),
-        **{unit: 6 if sizes else 4},
-    )
+    update(policy, Recorder(policy), batch, **settings)
+    return policy, batch
+
+
+@pytest.mark.parametrize("unit, sizes", [("minibatch_decisions", [6, 5, 5]), ("minibatch_trajectories", None)])
+def test_every_epoch_sees_every_row_once_in_minibatches_of_nearly_equal_size(unit, sizes):
+    policy, batch = watched(epochs=2, generator=torch.Generator().manual_seed(0), **{unit: 6 if sizes else 4})
     every_row = sorted(round(v, 6) for v in everything(batch).inputs["x"][:, 0].tolist())
     per_epoch = len(policy.seen) // 2
     assert per_epoch == (3 if sizes else 2)
@@ -325,25 +324,12 @@ def test_every_epoch_sees_every_row_once_in_minibatches_of_nearly_equal_size(uni
 
 
 def test_a_micro_batch_bounds_the_rows_of_a_forward_pass():
-    policy = Watching()
-    batch = make_update_batch(policy)
-    policy.seen.clear()
-    update(policy, Recorder(policy), batch, epochs=1, minibatch_decisions=8, micro_batch=3, generator=None)
+    policy, _ = watched(epochs=1, minibatch_decisions=8, micro_batch=3, generator=None)
     assert [len(rows) for rows in policy.seen] == [3, 3, 2, 3, 3, 2]
 
 
 def test_trajectory_minibatches_keep_trajectories_whole():
-    policy = Watching()
-    batch = make_update_batch(policy)
-    policy.seen.clear()
-    update(
-        policy,
-        Recorder(policy),
-        batch,
-        epochs=1,
-        minibatch_trajectories=2,
-        generator=torch.Generator().manual_seed(1),
-    )
+    policy, batch = watched(epochs=1, minibatch_trajectories=2, generator=torch.Generator().manual_seed(1))
     seen = [round(v, 6) for v in everything(batch).inputs["x"][:, 0].tolist()]
     owner = dict(zip(seen, batch.trajectory.tolist(), strict=True))
     owners = [{owner[v] for v in minibatch} for minibatch in policy.seen]
