@@ -195,6 +195,7 @@ def make_env_pool(
     cluster: ClusterConfig | None = None,
     factory: SimulatorFactory | None = None,
     tasks: Sequence[str] = (),
+    learners: bool = False,
 ) -> EnvPool:
     """A pool of simulators with the policy in the loop, or, until it is given one to `use`, of simulators alone: here,
     or on the nodes of a cluster.
@@ -205,6 +206,7 @@ def make_env_pool(
         factory: makes the simulators; by default those of `sim`.
         tasks: keys of those that there will be rollouts of, where they are known: workers that will not fit into
             memory with them are said beforehand.
+        learners: there will be no rollouts, so that nodes need no workers.
     """
     make_simulator = factory or simulator_factory(sim)
     settings: dict[str, Any] = {
@@ -221,7 +223,8 @@ def make_env_pool(
         if warning := too_large(sim, tasks, rollout, machine.memory().available):
             streams.say(warning)
         return make_pool(make_simulator, policy, workers=rollout.workers, **settings)
-    from ript.rollout.cluster.pool import Size, make_cluster_pool  # needs Ray
+    from ript.rollout.cluster.node import Learner, Node  # needs Ray
+    from ript.rollout.cluster.pool import Size, make_cluster_pool
 
     return make_cluster_pool(
         make_simulator,
@@ -234,7 +237,8 @@ def make_env_pool(
             start=cluster.start_timeout,
         ),
         settings=settings,
-        packages=suites.get(sim.suite).packages,
+        packages=() if learners else suites.get(sim.suite).packages,
+        node=Learner if learners else Node,
     )
 
 
@@ -267,6 +271,16 @@ def too_large(sim: SimOptions, tasks: Sequence[str], rollout: RolloutConfig, ava
         f"{available / GIB:.1f} GiB are available, so workers may be lost: give {instead}"
         "a smaller --rollout.loaded_tasks"
     )
+
+
+@contextmanager
+def learning_nodes(config: Config) -> Iterator[Machines | None]:
+    """The nodes of a cluster for supervised training by ranks; None where this process learns alone."""
+    if not config.by_ranks:
+        yield None
+        return
+    with make_env_pool(config.sim, config.rollout, cluster=config.cluster, learners=True) as pool:
+        yield cast(Machines, pool)
 
 
 @contextmanager

@@ -5,28 +5,30 @@ Resumable: a stage's data order, dropout and augmentation continue exactly where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ript.build import computing, make_policy, own_code, require_room, task_keys
+from ript.build import computing, learning_nodes, make_policy, own_code, require_room, task_keys
 from ript.config.sections import Config
-from ript.core import arguments, asking, hooks
+from ript.core import arguments, asking, children, hooks
 from ript.core.errors import ConfigError, DataError, PolicyError, RunError
 from ript.core.files import absolute
 from ript.core.house import PolicyKind
 from ript.core.interfaces import PostTrainable
 from ript.core.interpreter import load_torch_where_it_can_be
 from ript.core.memory import enough_memory
-from ript.core.options import SimOptions
+from ript.core.options import SimOptions, TrainingOptions
 from ript.core.registry import kinds
-from ript.core.supervised import Stage
+from ript.core.supervised import DemoSource, Stage
 from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.windows import Windows
+from ript.learn.spread_stages import SpreadStages
 from ript.learn.stages import StageSettings, run_stages
 from ript.policies.loading import Origin, load_policy, origin_of
 from ript.run.cards import add_supervised
@@ -115,13 +117,16 @@ def train_sft(
         files = [str(absolute(file.path)) for file in demo_set.files]
         where = origin.record("base") if origin and not resume else {"base": None}
         document = {"recipe_config": nested(used), "demos": files, "demos_content": content, "code": code, **where}
-        with RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run:
+        with (
+            _trainer(work) as trainer,  # what cannot start leaves no folder
+            RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run,
+        ):
             run.change_settings(changed)
             run.track(config.trackers)
             if origin and not (run.path / "start").exists():
                 asking.save(policy, run.path / "start")
             with run.saying_what_is_kept(), _batches_that_fit(config), computing("cpu", config.sft.threads):
-                run_stages(_Journal(run), work.module, work.stages, stage_settings(config))
+                run_stages(_Journal(run), work.module, work.stages, stage_settings(config), trainer)
             work.module.eval()
             add_supervised(
                 policy.card,
@@ -147,6 +152,7 @@ class _Work:
         kind: of the policy.
         windows: of the demonstrations.
         stages: in order, at least one.
+        lesson: what ranks make the same from; None: this process learns alone.
     """
 
     config: Config
@@ -155,6 +161,7 @@ class _Work:
     kind: PolicyKind
     windows: Windows
     stages: Sequence[Stage]
+    lesson: Lesson | None
 
 
 def _prepare(
@@ -183,10 +190,22 @@ def _prepare(
         kind.begin(policy, config.policy, windows)
     asking.check_simulator(asking.to(policy, device), windows.spec)
     hooks.read(policy, [task.instruction for task in windows.tasks])
+    lesson = Lesson(children.pack(policy), config.sft, windows, targets, base is None) if config.by_ranks else None
     stages = make_stages(policy, config.sft, windows, targets, base is None)
     if not stages:
         raise ConfigError(f"{kind.kind} policies have no stage for this: nothing would be trained")
-    return _Work(config=config, policy=policy, module=module, kind=kind, windows=windows, stages=stages)
+    return _Work(config=config, policy=policy, module=module, kind=kind, windows=windows, stages=stages, lesson=lesson)
+
+
+@contextmanager
+def _trainer(work: _Work) -> Iterator[SpreadStages | None]:
+    """Ranks on the nodes of a cluster that train the stages; None where this process does."""
+    with learning_nodes(work.config) as nodes:
+        if nodes is None or work.lesson is None:
+            yield None
+            return
+        ranks = 0 if work.config.learn.ranks == "auto" else work.config.learn.ranks
+        yield SpreadStages(nodes, ranks, work.lesson, work.module, work.stages, stage_settings(work.config))
 
 
 def _targets(config: Config, demos: DemoSet) -> tuple[str, ...]:
@@ -264,6 +283,28 @@ def trained_by_stages(
     if kind.stages is None or not isinstance(policy, torch.nn.Module):
         raise ConfigError(f"{kind.kind} policies have no supervised stages: `ript sft` cannot train them")
     return kind, kind.stages, policy
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What ranks learn from; see `learn.spread_stages.Lesson`.
+
+    Attributes:
+        policy: packed, as it is before its stages are made.
+        training, windows, targets, fresh: what they are made with.
+    """
+
+    policy: bytes
+    training: TrainingOptions
+    windows: DemoSource
+    targets: Sequence[str]
+    fresh: bool
+    name: str = field(default_factory=lambda: os.urandom(8).hex())
+
+    def make(self, device: str) -> tuple[torch.nn.Module, Sequence[Stage]]:
+        policy = asking.to(children.unpack(self.policy), device)
+        _, make_stages, module = trained_by_stages(policy)
+        return module, make_stages(policy, self.training, self.windows, self.targets, self.fresh)
 
 
 def new_policy(config: Config, demos: DemoSet) -> PostTrainable:

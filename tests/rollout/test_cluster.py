@@ -29,13 +29,22 @@ from ript.core.metrics import values  # noqa: E402
 from ript.core.options import replace  # noqa: E402
 from ript.demos.demo_set import open_demos  # noqa: E402
 from ript.demos.windows import Windows  # noqa: E402
-from ript.learn import spread  # noqa: E402
+from ript.learn import spread, spread_stages  # noqa: E402
 from ript.rl import train_rl  # noqa: E402
 from ript.rollout.sampling import collect_groups  # noqa: E402
 from ript.run.states import InitialStates  # noqa: E402
+from ript.sft import resume_sft, train_sft  # noqa: E402
 from tests.fakes import FakeFactory, FakePolicy, same  # noqa: E402
 from tests.rollout.test_pool import collect, inline, requests  # noqa: E402
-from tests.toy_runs import lively_policy, toy_config, weights, without_times  # noqa: E402
+from tests.toy_runs import (  # noqa: E402
+    Stopped,
+    lively_policy,
+    stop_in,
+    toy_config,
+    toy_demos,
+    weights,
+    without_times,
+)
 
 STORE = 80 * 2**20
 """Bytes of object store: Ray's least."""
@@ -223,3 +232,39 @@ def test_demonstrations_and_evaluations_are_those_of_one_machine(
     assert fingerprints[0] == fingerprints[1]
     asked = ("eval", "--policy", policy, "--tasks", "reach-centre", "--trials", 8)
     assert ript(*asked, *on) == ript(*asked, "--workers", 0)
+
+
+def test_supervised_training_by_ranks_goes_on_without_one_that_is_lost_and_here(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ript.rollout.cluster.pool import ClusterPool
+
+    config = toy_config(sft={"autoencoder_steps": 2, "policy_steps": 10, "finetune_steps": 6, "checkpoint_every": 4})
+    demos = toy_demos(tmp_path / "demos.hdf5", config, "reach-left", "reach-centre")
+    alone = train_sft(config, demos, tmp_path / "alone")
+    on = ClusterConfig(address=cluster.address, workers_per_node=1)
+    config = replace(config, cluster=on, learn=replace(config.learn, ranks="auto"))
+    work, asked = ClusterPool.work, []
+
+    def killing_one(pool: Any, function: Any, jobs: Any) -> Any:
+        if function is spread_stages.train:
+            asked.append(len(jobs))
+            if len(asked) == 3:  # in the middle of the second stage
+                victim = pool.pids[[*jobs][-1]]
+                os.kill(victim, signal.SIGSTOP)  # it takes its job, and never answers
+                threading.Timer(0.5, os.kill, (victim, signal.SIGKILL)).start()
+        return work(pool, function, jobs)
+
+    monkeypatch.setattr(ClusterPool, "work", killing_one)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "log", 16)  # after the stretch up to its checkpoint
+        train_sft(config, demos, tmp_path / "run")
+    assert asked[:4] == [2, 2, 2, 1]
+    monkeypatch.undo()
+    there = resume_sft(tmp_path / "run", {"cluster.address": "none", "learn.ranks": 0})
+    ours, theirs = without_times(tmp_path / "alone"), without_times(tmp_path / "run")
+    assert [row["iteration"] for row in ours["metrics.jsonl"]] == [row["iteration"] for row in theirs["metrics.jsonl"]]
+    for one, other in zip(ours["metrics.jsonl"], theirs["metrics.jsonl"], strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    state = there.state_dict()
+    assert all(torch.allclose(t.float(), state[n].float(), atol=2e-3) for n, t in alone.state_dict().items())

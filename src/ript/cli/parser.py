@@ -174,7 +174,8 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
         "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --out runs/sft\n"
         "  ript sft --recipe quickstart --demos base.hdf5 --tasks= --out runs/base    (no target: the base)\n"
         "  ript sft --recipe quickstart --demos base.hdf5 drawer.hdf5 --base runs/base/policy --out runs/b\n"
-        "  ript sft --resume runs/sft",
+        "  ript sft --resume runs/sft\n"
+        "  ript sft --recipe quickstart --demos demos.hdf5 --cluster auto --learn.ranks=auto --out runs/sft",
         overrides=True,
     )
     recipe(p, default=None)
@@ -182,7 +183,7 @@ def _add_training(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--out", metavar="DIR", help="run folder; the policy is written to DIR/policy")
     p.add_argument("--base", metavar="DIR", help="policy folder to fine-tune, or hf://owner/name[@revision]")
     p.add_argument("--resume", metavar="DIR", help="go on with an interrupted run")
-    fields(p, "tasks", "seed")
+    fields(p, "tasks", "seed", "cluster")
     p = command(
         commands,
         "rl",

@@ -274,8 +274,8 @@ class LearnConfig(Settings):
     min_abs_advantage: float = Field(0.0, ge=0, le=1, description="Drop rollouts whose advantage is smaller than this.")
     ranks: Literal["auto"] | Annotated[int, Field(ge=0, le=4096)] = Field(
         0,
-        description="Nodes of the cluster that learn together, each from the rollouts that it made; auto: all; 0: this "
-        "process alone. Changes no result beyond rounding.",
+        description="Nodes of the cluster that learn together, each from the rollouts that it made, or in supervised "
+        "training from a part of each batch; auto: all; 0: this process alone. Changes no result beyond rounding.",
     )
     threads: int = Field(
         2,
@@ -364,6 +364,11 @@ class Config(Settings):
         description="Where to send what a run logs, besides its folder; one that fails is dropped, and the "
         "run goes on.",
     )
+
+    @property
+    def by_ranks(self) -> bool:
+        """Whether nodes of a cluster learn together."""
+        return self.cluster.used and bool(self.learn.ranks)
 
     @property
     def trackers(self) -> tuple[str, ...]:

@@ -45,6 +45,10 @@ class Machines(Protocol):
         """Something that is sent to each node once, however many jobs refer to it; `seen` there."""
         ...
 
+    def look(self) -> None:
+        """See which nodes there are: some may be lost, others have come."""
+        ...
+
     def mend(self) -> None:
         """Make records again that were lost with their nodes."""
         ...
@@ -105,11 +109,7 @@ class Spread:
     """
 
     def __init__(self, machines: Machines, ranks: int, made_with: Mapping[str, float]):
-        if ranks > len(machines.nodes):
-            raise ConfigError(
-                f"learn.ranks = {ranks}, but there are {len(machines.nodes)} nodes and each can be one rank: add "
-                "nodes, or ask for fewer ranks (auto: one on each)"
-            )
+        require_nodes(machines, ranks)
         self.machines, self.ranks, self.made_with = machines, ranks, made_with
         self._start: tuple[object, Any] = (None, None)  # a policy to stay near, and what is sent of it
 
@@ -125,8 +125,8 @@ class Spread:
     ) -> UpdateResult:
         """See `update`. What a rank was lost in begins again with those that are left."""
         learner = Learner(
-            weights=_on_cpu(asking.weights(policy)),
-            optimiser=_on_cpu(optimiser.state_dict()),
+            weights=on_cpu(asking.weights(policy)),
+            optimiser=on_cpu(optimiser.state_dict()),
             made_with=self.made_with,
             generator=generator.get_state(),
             settings=settings,
@@ -147,16 +147,57 @@ class Spread:
         machines = self.machines
         nodes = ranked(batch, machines, self.ranks)
         owner = owners(batch, [machines.home(r) for r in batch.rollouts], nodes)
-        found = machines.work(meeting_place, {nodes[0]: ()}) if len(nodes) > 1 else {nodes[0]: None}
-        if nodes[0] not in found:
-            return None
         told, rows = machines.share(learner), machines.share(batch)
-        jobs = {
-            node: (told, self._start[1], rows, owner == rank, rank, len(nodes), found[nodes[0]])
-            for rank, node in enumerate(nodes)
-        }
-        answers = machines.work(learn, jobs)
-        return answers[nodes[0]] if len(answers) == len(nodes) else None
+        return together(
+            machines, nodes, learn, [(told, self._start[1], rows, owner == rank) for rank in range(len(nodes))]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Which rank a node is.
+
+    Attributes:
+        rank, world: its number, and how many there are.
+        meeting: see `meeting_place`; None for the only one.
+    """
+
+    rank: int
+    world: int
+    meeting: tuple[str, int] | None
+
+
+def together(
+    machines: Machines, nodes: Sequence[str], function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
+) -> Any | None:
+    """Let nodes call `function(desk, seat, *arguments)` as ranks of each other.
+
+    Args:
+        machines: that have the nodes.
+        nodes: rank 0 first.
+        function: known on every node.
+        arguments: of each rank.
+
+    Returns:
+        what rank 0 answers; None when one of them was lost, and nothing has come of it.
+    """
+    found = machines.work(meeting_place, {nodes[0]: ()}) if len(nodes) > 1 else {nodes[0]: None}
+    if nodes[0] not in found:
+        return None
+    seats = [Seat(rank=rank, world=len(nodes), meeting=found[nodes[0]]) for rank in range(len(nodes))]
+    answers = machines.work(
+        function, {node: (seat, *own) for node, seat, own in zip(nodes, seats, arguments, strict=True)}
+    )
+    return answers[nodes[0]] if len(answers) == len(nodes) else None
+
+
+def require_nodes(machines: Machines, ranks: int) -> None:
+    """Raise `ConfigError` when there are more ranks than nodes."""
+    if ranks > len(machines.nodes):
+        raise ConfigError(
+            f"learn.ranks = {ranks}, but there are {len(machines.nodes)} nodes and each can be one rank: add nodes, or "
+            "ask for fewer ranks (auto: one on each)"
+        )
 
 
 def ranked(batch: UpdateBatch, machines: Machines, wanted: int) -> list[str]:
@@ -193,16 +234,14 @@ def meeting_place(desk: dict[str, Any]) -> tuple[str, int]:
 
 def learn(
     desk: dict[str, Any],
+    seat: Seat,
     learner: Learner,
     start: bytes | None,
     batch: UpdateBatch,
     mine: torch.Tensor,
-    rank: int,
-    world: int,
-    meeting: tuple[str, int] | None,
 ) -> Learned | None:
     """An update as one rank, near the packed policy `start`; what it came to on rank 0, None on the others."""
-    ranks = _ranks(desk, rank, world, meeting)
+    ranks = join(desk, seat)
     policy, optimiser = _own(desk, learner)
     asking.load_weights(policy, learner.weights)
     optimiser.load_state_dict(dict(learner.optimiser))
@@ -214,28 +253,35 @@ def learn(
     result = update(policy, optimiser, batch, generator=generator, start=near, ranks=ranks, **learner.settings)
     if isinstance(ranks, Gloo):
         ranks.require_equal(asking.weights(policy).values())
-    if rank:
+    if seat.rank:
         return None
     return Learned(
-        weights=_on_cpu(asking.weights(policy)),
-        optimiser=_on_cpu(optimiser.state_dict()),
+        weights=on_cpu(asking.weights(policy)),
+        optimiser=on_cpu(optimiser.state_dict()),
         generator=generator.get_state(),
         result=result,
     )
 
 
-def _ranks(desk: dict[str, Any], rank: int, world: int, meeting: tuple[str, int] | None) -> Ranks:
-    if meeting is None:
+def join(desk: dict[str, Any], seat: Seat) -> Ranks:
+    """Take the seat; returns when all have.
+
+    Raises:
+        ElsewhereError: another was lost meanwhile.
+    """
+    if seat.meeting is None:
         return ALONE
     import torch.distributed as dist
 
     wait = datetime.timedelta(seconds=CONNECTED_SECONDS)
-    store = desk.pop("store", None) if rank == 0 else dist.TCPStore(*meeting, is_master=False, timeout=wait)
-    store.set(f"rank {rank}", "here")
-    while not store.check([f"rank {number}" for number in range(world)]):  # the group itself would not be interrupted
+    store = desk.pop("store", None) if seat.rank == 0 else dist.TCPStore(*seat.meeting, is_master=False, timeout=wait)
+    store.set(f"rank {seat.rank}", "here")
+    while not store.check(
+        [f"rank {number}" for number in range(seat.world)]
+    ):  # the group itself would not be interrupted
         if desk["abandoned"].wait(0.01):
             raise ElsewhereError("a rank was lost before all had met")
-    return Gloo(rank, world, store, desk["host"], SECONDS)
+    return Gloo(seat.rank, seat.world, store, desk["host"], SECONDS)
 
 
 def _own(desk: dict[str, Any], learner: Learner) -> tuple[Any, torch.optim.Optimizer]:
@@ -251,12 +297,12 @@ def _copy(desk: dict[str, Any], name: str, packed: bytes) -> Any:
     return desk[name]
 
 
-def _on_cpu(thing: Any) -> Any:
+def on_cpu(thing: Any) -> Any:
     """Copies of all tensors, on the CPU."""
     if isinstance(thing, torch.Tensor):
         return thing.detach().to("cpu", copy=True)
     if isinstance(thing, Mapping):
-        return {key: _on_cpu(value) for key, value in thing.items()}
+        return {key: on_cpu(value) for key, value in thing.items()}
     if isinstance(thing, list | tuple):
-        return type(thing)(_on_cpu(value) for value in thing)
+        return type(thing)(on_cpu(value) for value in thing)
     return thing

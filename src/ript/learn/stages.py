@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from ript.core.noise import Noise, drawing_from
 from ript.core.supervised import Stage
 from ript.learn.gradient import Gradient, require_finite
 from ript.learn.gradient import step as step_of
+from ript.learn.ranks import ALONE, Ranks, sum_gradients
 
 _DIVERGED = 3.0
 """A loss that has grown by this factor over a stage is no noise of batches."""
@@ -85,37 +86,111 @@ def schedule(step: int, steps: int, peak: float, warmup: float = 0.05) -> float:
     return peak * (0.55 + 0.45 * math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def run_stages(journal: Journal, policy: torch.nn.Module, stages: Sequence[Stage], settings: StageSettings) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """What the steps from one checkpoint to the next came to.
+
+    Attributes:
+        first: metrics of its first step.
+        metrics: of all its steps together.
+        rate: learning rate of its last step.
+        state: where the stage is now: "policy" (what of its state changes), "optimiser", and "rng" of the batches.
+    """
+
+    first: Metrics
+    metrics: Metrics
+    rate: float
+    state: Mapping[str, Any]
+
+
+class Trainer(Protocol):
+    """Who trains the stages: this process (`Here`), or ranks on the nodes of a cluster."""
+
+    def begin(self, number: int, state: Mapping[str, Any] | None) -> None:
+        """Stage `number` is next: from its first step, or from a checkpoint's state on."""
+        ...
+
+    def go(self, start: int, end: int, advance: Callable[[], None]) -> Stretch:
+        """Steps start..end-1 of it, which follow those before; `advance` is called once for each."""
+        ...
+
+
+def run_stages(
+    journal: Journal,
+    policy: torch.nn.Module,
+    stages: Sequence[Stage],
+    settings: StageSettings,
+    trainer: Trainer | None = None,
+) -> None:
     """All stages, from the journal's last checkpoint on; torch's random numbers are as before afterwards.
 
+    Args:
+        trainer: of these stages and this policy; None: this process.
+
     Raises:
+        ConfigError: parts of batches cannot be worked on apart, and shall be.
         NotFiniteError: loss, gradient or weights became NaN or infinite; the last checkpoint is finite.
     """
-    if settings.micro_batch and _needs_whole_batches(policy):
-        raise ConfigError(
-            f"sft.micro_batch = {settings.micro_batch}: the policy normalises by statistics of whole batches, so a "
-            "batch cannot be cut; leave it out and lower the size of batches"
-        )
+    require_parts(policy, f"sft.micro_batch = {settings.micro_batch}" if settings.micro_batch else "")
+    trainer = trainer or Here(policy, stages, settings)
     with own_randomness(policy):
         done = 0  # steps of earlier stages
         found = journal.load_checkpoint()
         reached = found.iteration if found else 0
-        kept = _changing(policy, stages)
         for number, stage in enumerate(stages):
             if reached >= done + stage.steps:  # finished before the interruption
                 done += stage.steps
                 if found and reached == done:
                     policy.load_state_dict(found.state["policy"], strict=False)
                 continue
-            running = _Running(journal, policy, stage, settings, number, done, kept)
-            if found and reached > done:
-                policy.load_state_dict(found.state["policy"], strict=False)
-                running.optimiser.load_state_dict(found.state["optimiser"])
-                running.rng.bit_generator.state = found.state["rng"]
-            metrics = running.go(start=max(0, reached - done))
+            trainer.begin(number, found.state if found and reached > done else None)
+            metrics = _run(journal, policy, stage, settings, trainer, done, max(0, reached - done))
             done += stage.steps
             numbers = ", ".join(f"{k.split('/')[-1]} {v:.3g}" for k, v in metrics.items())
             journal.say(f"  {stage.name}: {stage.steps} steps, {numbers}")
+
+
+def _run(
+    journal: Journal,
+    policy: torch.nn.Module,
+    stage: Stage,
+    settings: StageSettings,
+    trainer: Trainer,
+    done: int,
+    start: int,
+) -> dict[str, float]:
+    """A stage from step `start` on, after `done` steps of others; returns the metrics of its last stretch."""
+    last: dict[str, float] = {}
+    first: Metrics = {}
+    with journal.progress(stage.steps - start, f"training: {stage.name}") as bar:
+        while start < stage.steps:
+            end = min(stage.steps, (start // settings.checkpoint_every + 1) * settings.checkpoint_every)
+            found = trainer.go(start, end, bar.advance)
+            try:
+                require_finite(policy.state_dict().items())
+            except NotFiniteError as error:
+                raise _too_fast(error, end - 1) from error
+            first, start = first or found.first, end
+            last = {f"{stage.name}/{k}": v for k, v in values(found.metrics).items()}
+            journal.log(done + end, last | {"learning_rate": found.rate})
+            journal.save_checkpoint(done + end, found.state)
+    policy.eval()
+    _tell_divergence(journal, stage, values(first), last)
+    return last
+
+
+def require_parts(policy: torch.nn.Module, what: str) -> None:
+    """Raise `ConfigError` where batches shall be cut into parts, by what this names (empty: they shall not), and the
+    policy needs them whole."""
+    if what and _needs_whole_batches(policy):
+        raise ConfigError(
+            f"{what}: the policy normalises by statistics of whole batches, so a batch cannot be cut; leave it out and "
+            "lower the size of batches"
+        )
+
+
+def _too_fast(error: NotFiniteError, step: int) -> NotFiniteError:
+    return NotFiniteError(f"{error} at step {step}; lower the learning rate")
 
 
 @contextmanager
@@ -131,92 +206,71 @@ def device_of(policy: torch.nn.Module) -> torch.device:
     return next(policy.parameters()).device
 
 
-class _Running:
-    """A stage while it is run.
+class Here:
+    """Trains stages in this process, alone or as one of several ranks.
 
     Args:
-        number: of the stage.
-        done: steps of the stages before it.
-        kept: what of the policy a checkpoint holds; the rest is as it began.
+        policy: whose modules the stages train.
+        ranks: that work on parts of each batch; all begin with the same weights, and have the same afterwards.
     """
 
-    def __init__(
-        self,
-        journal: Journal,
-        policy: torch.nn.Module,
-        stage: Stage,
-        settings: StageSettings,
-        number: int,
-        done: int,
-        kept: Set[str],
-    ):
-        self.journal, self.policy, self.stage, self.settings, self.kept = journal, policy, stage, settings, kept
-        self.seed, self.done = (settings.seed, number), done
+    def __init__(self, policy: torch.nn.Module, stages: Sequence[Stage], settings: StageSettings, ranks: Ranks = ALONE):
+        self.policy, self.stages, self.settings, self.ranks = policy, stages, settings, ranks
+        self.kept = changing(policy, stages)
+
+    def begin(self, number: int, state: Mapping[str, Any] | None) -> None:
+        self.stage, self.seed = self.stages[number], (self.settings.seed, number)
         self.rng = np.random.default_rng(self.seed)
-        self.optimiser = _optimiser(stage, settings.weight_decay)
+        self.optimiser = _optimiser(self.stage, self.settings.weight_decay)
+        if state is not None:
+            self.policy.load_state_dict(state["policy"], strict=False)
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.rng.bit_generator.state = state["rng"]
+        self.draws = self.stage.draws(self.rng)
 
-    def go(self, start: int) -> dict[str, float]:
-        """Train from step `start` on; returns the metrics of the last stretch."""
-        stage, policy = self.stage, self.policy
-        parts: list[Metrics] = []
-        last: dict[str, float] = {}
-        first: Metrics = {}
-        with (
-            self.journal.progress(stage.steps - start, f"training: {stage.name}") as bar,
-            Gradient(_trained(stage), part_threads(policy, self.settings.threads)) as gradient,
-        ):
-            draws = stage.draws(self.rng)
-            for step in range(start, stage.steps):
+    def go(self, start: int, end: int, advance: Callable[[], None]) -> Stretch:
+        found: list[Metrics] = []
+        rate = 0.0
+        with Gradient(_trained(self.stage), part_threads(self.policy, self.settings.threads)) as gradient:
+            for step in range(start, end):
+                rate = schedule(step, self.stage.steps, self.stage.learning_rate, self.settings.warmup)
                 for group in self.optimiser.param_groups:
-                    group["lr"] = schedule(step, stage.steps, stage.learning_rate, self.settings.warmup)
+                    group["lr"] = rate
                 try:
-                    parts.append(self.step(gradient, next(draws), step))
-                    first = first or parts[-1]
-                    due = (step + 1) % self.settings.checkpoint_every == 0 or step + 1 == stage.steps
-                    if due:
-                        require_finite(policy.state_dict().items())
+                    found.append(self._step(gradient, next(self.draws), step))
                 except NotFiniteError as error:
-                    raise NotFiniteError(f"{error} at step {step}; lower the learning rate") from error
-                bar.advance()
-                if due:
-                    last = {f"{stage.name}/{k}": v for k, v in values(merge(parts)).items()}
-                    rate = self.optimiser.param_groups[0]["lr"]
-                    self.journal.log(self.done + step + 1, last | {"learning_rate": rate})
-                    self.save(step + 1)
-                    parts = []
-        policy.eval()
-        self.tell_divergence(values(first), last)
-        return last
+                    raise _too_fast(error, step) from error
+                advance()
+        first, metrics = (self.ranks.merge(part) for part in (found[0], merge(found)))
+        return Stretch(first=first, metrics=metrics, rate=rate, state=self._state())
 
-    def step(self, gradient: Gradient, rows: np.ndarray, step: int) -> Metrics:
-        """One optimiser step on a batch."""
+    def _step(self, gradient: Gradient, rows: np.ndarray, step: int) -> Metrics:
+        """One optimiser step on a batch; the norm of its gradient is told by the first rank."""
         s = self.settings
+        seed = (*self.seed, step)
         return _step(
-            self.policy, self.stage, self.optimiser, gradient, rows, (*self.seed, step), s.max_grad_norm, s.micro_batch
+            self.policy, self.stage, self.optimiser, gradient, rows, seed, s.max_grad_norm, s.micro_batch, self.ranks
         )
 
-    def save(self, step: int) -> None:
-        self.journal.save_checkpoint(
-            self.done + step,
-            {
-                "policy": {name: t for name, t in self.policy.state_dict().items() if name in self.kept},
-                "optimiser": self.optimiser.state_dict(),
-                "rng": self.rng.bit_generator.state,
-            },
+    def _state(self) -> dict[str, Any]:
+        return {
+            "policy": {name: t for name, t in self.policy.state_dict().items() if name in self.kept},
+            "optimiser": self.optimiser.state_dict(),
+            "rng": self.rng.bit_generator.state,
+        }
+
+
+def _tell_divergence(journal: Journal, stage: Stage, first: dict[str, float], last: dict[str, float]) -> None:
+    """A line when the loss has grown over the stage (metrics of its first step and of its end)."""
+    began, ended = first.get(stage.judged, math.inf), last.get(f"{stage.name}/{stage.judged}", 0.0)
+    if ended > began + (_DIVERGED - 1) * abs(began):  # a likelihood's loss may be negative
+        journal.say(
+            f"  {stage.name} has diverged: {stage.judged} was {began:.3g} at its first step and is {ended:.3g}; "
+            f"lower sft.{stage.name}_learning_rate = {stage.learning_rate:g}"
         )
 
-    def tell_divergence(self, first: dict[str, float], last: dict[str, float]) -> None:
-        """A line when the loss has grown over the stage (metrics of its first step and of its end)."""
-        stage = self.stage
-        began, ended = first.get(stage.judged, math.inf), last.get(f"{stage.name}/{stage.judged}", 0.0)
-        if ended > began + (_DIVERGED - 1) * abs(began):  # a likelihood's loss may be negative
-            self.journal.say(
-                f"  {stage.name} has diverged: {stage.judged} was {began:.3g} at its first step and is {ended:.3g}; "
-                f"lower sft.{stage.name}_learning_rate = {stage.learning_rate:g}"
-            )
 
-
-def _changing(policy: torch.nn.Module, stages: Sequence[Stage]) -> set[str]:
+def changing(policy: torch.nn.Module, stages: Sequence[Stage]) -> set[str]:
     """Names in a policy's state of all but the parameters that no stage trains: those of a large base are not kept."""
     trained = {id(p) for stage in stages for p in _trained(stage)}
     still = {n for n, p in policy.named_parameters(remove_duplicate=False) if id(p) not in trained}
@@ -241,16 +295,22 @@ def _step(
     seed: tuple[int, ...],
     max_grad_norm: float,
     micro_batch: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Metrics:
-    """One optimiser step on a batch; its dropout and augmentation depend on `seed` alone."""
+    """One optimiser step on a batch, of which each rank works on a part; its dropout and augmentation depend on `seed`
+    alone."""
     for module in (*stage.modules, *stage.noisy):
         module.train()
     policy.training = True
     optimiser.zero_grad(set_to_none=True)
-    parts = max(gradient.threads, -(-len(rows) // (micro_batch or len(rows))))
-    metrics = gradient.add(partial(part_loss, stage), batch_parts(rows, parts, _seeded(policy, seed)))
+    own = -(-len(rows) // ranks.world)
+    parts = max(gradient.threads, -(-own // (micro_batch or own)))
+    cut = batch_parts(rows, parts * ranks.world, _seeded(policy, seed, ranks.rank))
+    with ranks.together():
+        metrics = gradient.add(partial(part_loss, stage), cut[ranks.rank * parts : (ranks.rank + 1) * parts])
+    sum_gradients(ranks, gradient.parameters)
     norm = step_of(optimiser, gradient.parameters, max_grad_norm, policy.named_parameters())
-    return metrics | {"grad_norm": Mean(norm)}
+    return metrics if ranks.rank else metrics | {"grad_norm": Mean(norm)}
 
 
 def time_steps(policy: torch.nn.Module, stages: Sequence[Stage], threads: int) -> dict[str, float]:
@@ -305,11 +365,12 @@ def batch_parts(rows: np.ndarray, parts: int, seed: Sequence[int] | None) -> lis
     ]
 
 
-def _seeded(policy: torch.nn.Module, seed: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The seed of a step's noise; on a GPU, where torch's own generators are what is fast, they are set by it."""
+def _seeded(policy: torch.nn.Module, seed: tuple[int, ...], rank: int) -> tuple[int, ...] | None:
+    """The seed of a step's noise; on a GPU, where torch's own generators are what is fast, they are set by it, and each
+    rank has others."""
     if device_of(policy).type == "cpu":
         return seed
-    (state,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    (state,) = np.random.SeedSequence((*seed, rank) if rank else seed).generate_state(1, np.uint64)
     torch.manual_seed(int(state) >> 1)
     return None
 

@@ -15,7 +15,7 @@ BINDING = ("rollout.lag",)
 """Settings of those sections on which results do depend."""
 FREE: dict[str, tuple[str, ...]] = {
     "rl": ("iterations", "learn.ranks", *NEUTRAL),
-    "sft": ("tracker", "sft.checkpoint_every"),
+    "sft": ("tracker", "sft.checkpoint_every", "learn.ranks", "cluster."),
 }
 """Command -> the settings, or sections, that may be others when its run goes on."""
 

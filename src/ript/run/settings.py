@@ -40,7 +40,7 @@ USED: dict[str, tuple[str, ...]] = {
         "rollout.workers",
         "cluster.",
     ),
-    "sft": (*_RUN, "device", "tracker", BUILT, "sft."),
+    "sft": (*_RUN, "device", "tracker", BUILT, "sft.", "cluster.", "learn.ranks"),
     "rl": (
         *(*_RUN, "device", "tracker", "iterations", "stop_at", "policy."),
         *("rollout.", "cluster.", "sampling.", "learn.", "eval."),
@@ -161,6 +161,8 @@ def unused(command: str, config: Config, name: str) -> str | None:
         return f"{name} has no effect in `ript {command}`: leave it out{use}"
     if name == "rollout.inference" and config.rollout.inference == "local":
         return None  # what happens anyway, and the remedy when it was central
+    if command == "sft" and name.startswith("cluster.") and config.cluster.used and not config.learn.ranks:
+        return f"{name} has no effect in `ript sft` without ranks, which learn on the nodes: give --learn.ranks=auto"
     why = None if name in _TOLERATED else idle(config).get(name)
     return None if why is None else f"{name} has no effect{why}"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ript.build import demo_source, horizons, own_code, simulator_factory, task_keys
-from ript.config.sections import Config
+from ript.config.sections import ClusterConfig, Config
 from ript.core.disk import refused
 from ript.core.errors import DataError, PolicyError, RunError
 from ript.core.files import make_folder
@@ -151,7 +151,11 @@ def _naming_the_cache(base: Path) -> Iterator[None]:
 
 
 def train_unless_done(config: Config, demos: Sequence[Path], out: Path, base: Path | None = None) -> None:
-    """Supervised training in the run folder `out`; one that was interrupted goes on, one that is done stays."""
+    """Supervised training in the run folder `out`; one that was interrupted goes on, one that is done stays.
+
+    It is done in this process, whatever cluster there is: what is shared must not depend on the number of ranks.
+    """
+    config = replace(config, cluster=ClusterConfig())
     if not (out / "policy").exists():
         with _naming_the_cache(base.parents[1] if base else out.parent):
             train_sft(config, demos, out, base=base, resume=(out / "config.json").exists())

@@ -276,6 +276,13 @@ class Node:
         )
 
 
+class Learner(Node):
+    """A node that only learns: it has no workers."""
+
+    def pool(self, setup: Setup) -> Any:
+        return super().pool(replace(setup, pool={**setup.pool, "workers": 0, "inference": "local"}))
+
+
 @dataclass(frozen=True)
 class Record:
     """The record of a rollout in the object store of the node that made it; freed when nobody has this any more."""

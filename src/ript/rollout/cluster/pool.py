@@ -75,10 +75,12 @@ def make_cluster_pool(
     size: Size,
     settings: Mapping[str, Any],
     packages: Sequence[str] = (),
+    node: type[Node] = Node,
 ) -> ClusterPool:
     """A pool on a cluster; see `ClusterPool` for the arguments, and `Connection` for the address and what is raised."""
     cores = size.nodes * size.workers_per_node or None  # of a local cluster: as many as are asked for
-    pool = ClusterPool(Connection(address, cores), make_simulator, size=size, settings=settings, packages=packages)
+    joined = Connection(address, cores)
+    pool = ClusterPool(joined, make_simulator, size=size, settings=settings, packages=packages, node=node)
     if policy is not None:
         pool.use(policy)
     return pool
@@ -174,7 +176,9 @@ class ClusterPool:
         return errors.ObjectLostError, errors.RayActorError, errors.RaySystemError, errors.GetTimeoutError
 
     def look(self) -> None:
-        """See whether nodes are lost; waits until those that are have been heard of."""
+        """See whether nodes are lost or have come; waits until those that are lost have been heard of."""
+        if not self._running:
+            self._take_up(wait=True)
         self._all("here")
 
     @property
