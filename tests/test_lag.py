@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from ript.cli import main as cli
 from ript.core.errors import ConfigError, RatioError
+from ript.learn.batch import UpdateBatch
 from ript.learn.update import update
 from ript.rl import train_rl
 from ript.rollout.local.process_pool import ProcessPool
@@ -71,10 +73,40 @@ def test_first_ratios_are_looked_at_in_rows_of_the_present_weights_alone() -> No
     mixed = dataclasses.replace(batch, rollouts=(far, dataclasses.replace(new, policy_version=1)))
     settings = {"minibatch_decisions": 99, "version": 1, "ratio_tolerance": 1e-3}
     _, metrics = gradients(policy, mixed, **settings)
-    assert metrics["first_ratio_deviation"].value < 1e-6 and metrics["ratio_max"].value > 2
+    assert metrics["first_ratio_deviation"].value < 1e-6 and metrics["importance_max"].value > 2
     wrong = dataclasses.replace(mixed, rollouts=(old, dataclasses.replace(far, policy_version=1)))
     with pytest.raises(RatioError):
         gradients(policy, wrong, **settings)
+
+
+def aged(policy: Bandit, likelier: float) -> tuple[UpdateBatch, UpdateBatch]:
+    """Rollouts of the policy as it is, and the same of weights under which each term was `likelier` times as likely
+    less: they are one version old."""
+    fresh = make_update_batch(policy, lengths=(4, 3, 4))
+    moved = [dataclasses.replace(r, log_prob=r.log_prob - math.log(likelier)) for r in fresh.rollouts]
+    return fresh, dataclasses.replace(fresh, rollouts=tuple(moved))
+
+
+@pytest.mark.parametrize(("likelier", "weighs"), [(1.5, 1.5), (0.4, 0.4), (9.0, 2.0)])
+def test_a_term_of_earlier_weights_weighs_as_much_as_it_is_likelier_now_and_is_not_clipped_for_it(
+    likelier: float, weighs: float
+) -> None:
+    policy = Bandit()
+    fresh, old = aged(policy, likelier)
+    settings = {"minibatch_decisions": 99, "ratio_tolerance": 1e-3}
+    expected, _ = gradients(policy, fresh, version=0, **settings)
+    found, metrics = gradients(policy, old, version=1, **settings)
+    torch.testing.assert_close(found, weighs * expected)
+    assert metrics["importance"].value == pytest.approx(likelier, rel=1e-5)
+    assert metrics["ratio_max"].value == pytest.approx(1.0, abs=1e-5)
+
+
+def test_an_update_is_not_stopped_by_how_far_the_one_before_went() -> None:
+    policy = Bandit()
+    _, old = aged(policy, 4.0)
+    optimiser = torch.optim.SGD(policy.parameters(), lr=1e-4)
+    result = update(policy, optimiser, old, epochs=2, generator=None, minibatch_decisions=4, version=1, target_kl=0.01)
+    assert result.stop_reason == "all 2 epochs done" and result.kl_max < 1e-3
 
 
 def test_log_probabilities_are_not_computed_again_of_earlier_weights() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # read on import
 ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402

@@ -142,8 +142,12 @@ def weighted_objective(
     entropy_bonus: float = 0.0,
     start_log_prob: torch.Tensor | None = None,
     kl_to_start: float = 0.0,
+    importance: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Metrics]:
     """The core: `sum(weight * term loss) / normaliser` over rows `[R, K]`, with advantage `[R]`.
+
+    With `importance` `[R, K]`, each term's loss is multiplied by it: how much likelier the term is under the density of
+    `old_log_prob` than under the one that it was drawn from.
 
     Metrics, all over valid terms: `loss` (the weighted mean without the bonus), `clip_fraction` (terms whose clipped
     term is the larger loss, so that they have no gradient), `ratio_mean`, `ratio_min`, `ratio_max`, and `entropy` when
@@ -167,7 +171,7 @@ def weighted_objective(
     gain = torch.where(mask, advantage[:, None].to(ratio.dtype), 0.0)
     unclipped = -gain * ratio
     clipped = -gain * ratio.clamp(1 - clip_low, 1 + clip_high)
-    total = (torch.maximum(unclipped, clipped) * weight).sum()
+    total = (torch.maximum(unclipped, clipped) * (weight if importance is None else weight * importance)).sum()
     objective = total
     if entropy is not None:
         _check_finite("entropy", entropy, mask)

@@ -12,7 +12,7 @@ import torch
 from ript.core import asking
 from ript.core.errors import TrainingError
 from ript.core.interfaces import LikelihoodPolicy
-from ript.core.metrics import Max, Mean, Metrics, merge
+from ript.core.metrics import Max, Mean, Metrics, Min, merge
 from ript.learn.batch import Rows, UpdateBatch
 from ript.learn.gradient import Gradient
 from ript.learn.minibatches import Minibatch, Minibatches
@@ -22,6 +22,8 @@ Result = TypeVar("Result")
 Objective = Callable[..., tuple[torch.Tensor, Metrics]]
 """`weighted_objective`, with what is the same for all rows."""
 
+IMPORTANCE_CEILING = 2.0
+"""Terms of earlier weights count as so much likelier now at most."""
 MOST_ROWS = 1024
 """Rows of one forward pass over the whole batch at most, where no micro-batch bounds it."""
 
@@ -54,6 +56,7 @@ class Passes(Gradient):
         self.device: torch.device = optimiser.param_groups[0]["params"][0].device
         self.start_log_prob: torch.Tensor | None = None
         self.old_log_prob: torch.Tensor | None = None
+        self.importance: torch.Tensor | None = None
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         super().__init__(parameters, threads if self.device.type == "cpu" else 1)
 
@@ -71,9 +74,9 @@ class Passes(Gradient):
             found = list(self._each(lambda rows: self._loss(rows, minibatch.normaliser)[1], parts))
         return self.ranks.merge(merge(found))
 
-    def largest(self, minibatch: Minibatch) -> float:
-        """The largest absolute value among a minibatch's recorded log-probabilities."""
-        rows = self.batch.own(minibatch.rows)
+    def largest(self, rows: torch.Tensor) -> float:
+        """The largest absolute value among the recorded log-probabilities of these rows."""
+        rows = self.batch.own(rows)
         valid = self.batch.old_log_prob(rows)[self.batch.mask(rows)] if len(rows) else torch.zeros(0)
         found = self.ranks.merge({"largest": Max(float(valid.abs().max()) if len(valid) else 0.0)})
         return float(found["largest"].value)
@@ -100,6 +103,32 @@ class Passes(Gradient):
                         "first_ratio_deviation": Max(float((apart.double().exp() - 1).abs().max())),
                     }
                 )
+        return self.ranks.merge(merge(found))
+
+    def begin_here(self, present: torch.Tensor) -> Metrics:
+        """From now on ratios are to the policy as it is, and every term weighs as much more as it has become likelier
+        since it was drawn, `IMPORTANCE_CEILING` at most: the decoupled objective of Hilton et al. (2022, eq. 4).
+
+        Args:
+            present: bool `[R]`, rows of the weights as they are, whose ratios are 1.
+
+        Returns:
+            importance, importance_max: before the ceiling, mean over valid terms and largest.
+            ratio_min, ratio_max: of present and recorded density, over the present rows; not there without any.
+        """
+        self.old_log_prob = self._log_prob_of_all(self.policy)
+        self.importance = torch.ones_like(self.old_log_prob)
+        found: list[Metrics] = []
+        for rows in self.batch.own(torch.arange(len(self.batch))).split(MOST_ROWS):
+            mask = self.batch.mask(rows)
+            since = torch.where(mask, self.old_log_prob[rows] - self.batch.old_log_prob(rows), 0.0)
+            self.importance[rows] = since.clamp(max=math.log(IMPORTANCE_CEILING)).exp()
+            if (ratios := since.double().exp()[mask]).numel():
+                found.append(
+                    {"importance": Mean(float(ratios.sum()), len(ratios)), "importance_max": Max(float(ratios.max()))}
+                )
+            if (ratios := since.double().exp()[mask & present[rows, None]]).numel():
+                found.append({"ratio_min": Min(float(ratios.min())), "ratio_max": Max(float(ratios.max()))})
         return self.ranks.merge(merge(found))
 
     def _log_prob_of_all(self, policy: LikelihoodPolicy) -> torch.Tensor:
@@ -143,7 +172,7 @@ class Passes(Gradient):
         log_prob, entropy = asking.log_prob(self.policy, taken.inputs, taken.sample, terms)
         if torch.is_grad_enabled() and not log_prob.requires_grad:
             raise TrainingError("policy.log_prob returned no gradient: no parameter that it depends on is trained")
-        old, start = self.old_log_prob, self.start_log_prob
+        old, start, importance = self.old_log_prob, self.start_log_prob, self.importance
         return self.objective(
             log_prob,
             taken.old_log_prob if old is None else old[rows].to(self.device),
@@ -153,4 +182,5 @@ class Passes(Gradient):
             normaliser=normaliser,
             entropy=entropy,
             start_log_prob=None if start is None else start[rows].to(self.device),
+            importance=None if importance is None else importance[rows].to(self.device),
         )

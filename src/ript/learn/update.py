@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -35,7 +35,8 @@ class UpdateResult:
             (of the first parameter group), `epochs_done` (may be a fraction), `optimiser_steps`,
             `first_ratio_deviation` (largest |ratio - 1| on the first minibatch; of all terms where old
             log-probabilities are recomputed), `kl_last`, `kl_end`, `kl_max`, `update_seconds`; with `version` also
-            `age` and `age_max` (versions since the rollouts' own, mean over rows and largest).
+            `age` and `age_max` (versions since the rollouts' own, mean over rows and largest), and where there are any
+            `importance` and `importance_max` (see `Passes.begin_here`).
         kl_last: `kl` of the weights that are left, on the last minibatch that they were seen on: how far the policy has
             moved.
         kl_end: mean `kl` of the last epoch's minibatches, before their steps, one that was taken back included: what
@@ -115,7 +116,9 @@ def update(
         recompute: learn from ratios to what `policy.log_prob` gives before the first step instead of what `act`
             recorded: where both round differently (another precision, device or kernel). One more pass over the batch.
             A policy may ask for it by itself. Nothing is refused then unless the two are `FAR_APART`.
-        version: that the policy has now.
+        version: that the policy has now. Rollouts of earlier versions are learned from by the decoupled objective: clip
+            and KL are about what this update changes, and each term is weighed by how much likelier the policy now is
+            to draw it than the one that did. One more pass over the batch.
         ranks: that this process learns together with, each from rollouts of its own (`UpdateBatch.mine`) of one batch,
             and all with the same policy, optimiser and generator; so are they afterwards. Another number of ranks
             rounds differently.
@@ -137,8 +140,8 @@ def update(
     tolerance = hooks.ratio_tolerance_of(policy) if ratio_tolerance is None else ratio_tolerance
     ages = torch.zeros(len(batch), dtype=torch.int64) if version is None else batch.ages(version)
     told: Metrics = {} if version is None else _age(ages)
-    recompute = recompute or tolerance is None
-    if recompute and bool(ages.any()):
+    recompute, aged = recompute or tolerance is None, bool(ages.any())
+    if recompute and aged:
         raise ConfigError(
             "rollout.lag: rollouts of earlier weights need the log-probabilities that they acted with, but these are "
             "computed again (learn.recompute_log_prob, or the policy's own ratio_tolerance): set one of these otherwise"
@@ -163,14 +166,16 @@ def update(
             passes.stay_near(start)
         if recompute:
             told |= _apart(passes.recompute())
+        elif aged:
+            rounding = _rounding(passes, torch.arange(len(batch)))
+            told |= _importance(passes.begin_here(ages == 0), max(tolerance or 0.0, rounding))
         steps = _Steps(
             passes,
             optimiser,
             named=_named(policy, optimiser),
             max_grad_norm=max_grad_norm,
             target_kl=target_kl,
-            ratio_tolerance=None if recompute else tolerance,  # every ratio is 1 where they are recomputed
-            present=ages == 0,
+            ratio_tolerance=None if recompute or aged else tolerance,  # every ratio is 1 where they are recomputed
             on_minibatch=on_minibatch,
         )
         reason = steps.go(minibatches)
@@ -197,12 +202,10 @@ class _Steps:
         max_grad_norm: float,
         target_kl: float | None,
         ratio_tolerance: float | None,
-        present: torch.Tensor,
         on_minibatch: Callable[[int, int], None] | None,
     ):
         self.passes, self.optimiser, self.named = passes, optimiser, named
         self.max_grad_norm, self.target_kl, self.ratio_tolerance = max_grad_norm, target_kl, ratio_tolerance
-        self.present = present  # rows of the weights as they are: their first ratios are 1
         self.on_minibatch = on_minibatch
         self.steps = 0
         self.parts: list[Metrics] = []
@@ -248,11 +251,7 @@ class _Steps:
     def _gradient(self, minibatch: Minibatch) -> Metrics:
         measured = self.passes.gradient(minibatch)
         if self.steps == 0 and self.ratio_tolerance is not None:
-            # |ratio - 1| that two roundings of the largest log-probability can make, with a factor of two to spare
-            rounding = 4 * torch.finfo(torch.float32).eps * self.passes.largest(minibatch)
-            now = minibatch.rows[self.present[minibatch.rows]]
-            seen = measured if len(now) == len(minibatch.rows) else self.passes.look(replace(minibatch, rows=now))
-            measured |= _first_ratio(seen, max(self.ratio_tolerance, rounding))
+            measured |= _first_ratio(measured, max(self.ratio_tolerance, _rounding(self.passes, minibatch.rows)))
         self.parts.append(measured)
         return measured
 
@@ -304,6 +303,19 @@ def _kl(measured: Metrics) -> list[Mean]:
     """The KL of a minibatch; none when no term of it is valid."""
     kl = measured.get("kl")
     return [kl] if isinstance(kl, Mean) else []
+
+
+def _rounding(passes: Passes, rows: torch.Tensor) -> float:
+    """|ratio - 1| that two roundings of the largest log-probability can make, with a factor of two to spare."""
+    return 4 * torch.finfo(torch.float32).eps * passes.largest(rows)
+
+
+def _importance(measured: Metrics, tolerance: float) -> Metrics:
+    """How far rollouts of earlier weights are from the present policy; the present rows must not be; see
+    `Passes.begin_here`."""
+    now = {name: metric for name, metric in measured.items() if name.startswith("ratio_")}
+    apart = {name: metric for name, metric in measured.items() if name not in now}
+    return apart | _first_ratio(now, tolerance)
 
 
 def _first_ratio(measured: Metrics, tolerance: float) -> Metrics:
