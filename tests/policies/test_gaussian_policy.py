@@ -38,7 +38,6 @@ KINDS: list[dict] = [
     {"language": "minilm", "std": 1.5, "min_std": 0.01},
     {"n_obs_steps": 3},
     {"n_obs_steps": 2, "rl_trains": "head"},
-    {"noise_correlation": 0.8, "execute": 3},
 ]
 
 
@@ -108,9 +107,8 @@ def test_draws_have_the_mean_and_deviation_that_are_scored_and_clipping_changes_
     assert chunk.sample.shape == (n, e, 2)
     np.testing.assert_allclose(chunk.sample.mean(0), mean, atol=5 * std.max() / n**0.5)
     np.testing.assert_allclose(chunk.sample.std(0), std, rtol=5 / (2 * n) ** 0.5)
-    apart = np.abs(np.subtract.outer(np.arange(e), np.arange(e)))  # steps
-    expected = np.kron(policy.options.noise_correlation**apart, np.eye(2))  # dimensions are independent
-    assert np.abs(np.corrcoef(chunk.sample.reshape(n, -1).T) - expected).max() < 5 / n**0.5
+    off = np.corrcoef(chunk.sample.reshape(n, -1).T) - np.eye(e * 2)
+    assert np.abs(off).max() < 5 / n**0.5  # independent
     assert np.abs(chunk.sample).max() > 1
     np.testing.assert_array_equal(chunk.actions, chunk.sample.clip(-1, 1))
 
@@ -130,20 +128,6 @@ def test_log_probability_and_entropy_are_those_of_normal_variables(terms: str) -
     np.testing.assert_allclose(entropy, expected[1], rtol=1e-4, atol=1e-5)
     steps = chunk.term_steps
     assert steps is not None and steps.tolist() == ([0, 1, 2] if terms == "step" else [0, 0, 1, 1, 2, 2])
-
-
-@pytest.mark.parametrize("terms", ["step", "dimension"])
-def test_terms_of_correlated_noise_add_up_to_the_chunks_log_probability_and_entropy(terms: str) -> None:
-    policy = make_policy(terms=terms, execute=3, noise_correlation=0.8)
-    inputs, sample = kept(policy.act(look(5), generators(5)))
-    log_prob, entropy = policy.log_prob(inputs, sample)
-    density = policy.density(inputs)
-    rho = torch.tensor([[1, 0.8, 0.64], [0.8, 1, 0.8], [0.64, 0.8, 1]])
-    std = density.stddev[:, 0]  # the same at all steps
-    covariance = torch.kron(rho, torch.eye(2)) * std.repeat(1, 3)[:, :, None] * std.repeat(1, 3)[:, None]
-    joint = torch.distributions.MultivariateNormal(density.mean[:, :3].flatten(1), covariance)
-    torch.testing.assert_close(log_prob.sum(1), joint.log_prob(sample.flatten(1)), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(entropy.sum(1), joint.entropy(), rtol=1e-4, atol=1e-4)
 
 
 def test_proprioception_far_from_the_demonstrations_is_cut() -> None:

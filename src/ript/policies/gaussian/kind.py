@@ -77,7 +77,9 @@ def stages(
 
 def card(policy: GaussianPolicy, windows: DemoSource, fresh: bool) -> dict[str, str]:
     """Whether the policy has learned from what acting policies do not see."""
-    told = any(name == "objects" for name, _ in policy.named_children())
+    from ript.policies.gaussian.policy import OBJECTS
+
+    told = any(name == OBJECTS for name, _ in policy.named_children())
     return {"auxiliary loss on object positions from the simulator": "yes" if told else "no"}
 
 

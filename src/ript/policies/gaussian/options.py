@@ -46,13 +46,6 @@ class GaussianOptions(PolicyOptions):
     std_sees: bool = Field(
         False, description="Whether the deviation depends on what is seen, besides the action dimension."
     )
-    noise_correlation: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Correlation of an action's noise with that of the action before it in a chunk (AR(1)); 0: white "
-        "noise, which averages out over a chunk.",
-    )
     terms: Literal["step", "dimension"] = Field(
         "step", description="What has a probability ratio of its own: an action, or each of its dimensions."
     )

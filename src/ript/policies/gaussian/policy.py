@@ -106,7 +106,7 @@ class GaussianPolicy(nn.Module):
     # ------------------------------------------------------------------ the density
 
     def density(self, inputs: Tensors) -> torch.distributions.Normal:
-        """The density of each action of a chunk by itself, `[B, H, A]`; the deviation is the same at all steps.
+        """The density of a chunk, `[B, H, A]`: `act` draws from it, and `log_prob` evaluates it.
 
         Args:
             inputs: of an observation, or what rollouts keep of them.
@@ -135,9 +135,8 @@ class GaussianPolicy(nn.Module):
         density = self.density(inputs | told)
         sample = density.mean[:, : o.executed]
         if not greedy:
-            white = np.stack([g.standard_normal(sample.shape[1:], np.float32) for g in generators])
-            noise = correlated(torch.from_numpy(white).to(self.device), o.noise_correlation)
-            sample = sample + density.stddev[:, : o.executed] * noise
+            noise = np.stack([g.standard_normal(sample.shape[1:], np.float32) for g in generators])
+            sample = sample + density.stddev[:, : o.executed] * torch.from_numpy(noise).to(self.device)
         repeated = 1 if o.terms == "step" else self.simulator.action_dim
         return ActionChunk(
             actions=sample.clamp(-1, 1).cpu().numpy(),
@@ -149,17 +148,10 @@ class GaussianPolicy(nn.Module):
         )
 
     def log_prob(self, inputs: Tensors, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `interfaces.LikelihoodPolicy.log_prob`; `sample` is `[R, E, A]`.
-
-        A step's terms are of its action given the actions before it in the chunk, so that they add up to the chunk's.
-        """
-        chunk, rho = self.density(inputs), self.options.noise_correlation
-        mean, std = (part[:, : sample.shape[1]] for part in (chunk.loc, chunk.scale))
-        if rho:
-            before = rho * (sample - mean)[:, :-1]
-            mean = torch.cat([mean[:, :1], mean[:, 1:] + before], 1)
-            std = torch.cat([std[:, :1], std[:, 1:] * (1 - rho**2) ** 0.5], 1)
-        executed = torch.distributions.Normal(mean, std, validate_args=False)
+        """See `interfaces.LikelihoodPolicy.log_prob`; `sample` is `[R, E, A]`."""
+        chunk = self.density(inputs)
+        steps = sample.shape[1]
+        executed = torch.distributions.Normal(chunk.loc[:, :steps], chunk.scale[:, :steps], validate_args=False)
         return self.terms(executed.log_prob(sample)), self.terms(executed.entropy())
 
     # ------------------------------------------------------------------ learning
@@ -259,13 +251,3 @@ def augmented(pictures: torch.Tensor, shift: int) -> torch.Tensor:
     rows, steps, h, w, colours = pictures.shape
     changed = augment(pictures.permute(0, 2, 3, 1, 4).reshape(rows, h, w, steps * colours), shift)
     return changed.unflatten(3, (steps, colours)).permute(0, 3, 1, 2, 4)
-
-
-def correlated(noise: torch.Tensor, rho: float) -> torch.Tensor:
-    """White noise `[B, E, A]` -> noise of the same deviation whose steps are AR(1) with this correlation."""
-    if not rho:
-        return noise
-    steps = [noise[:, 0]]
-    for new in noise[:, 1:].unbind(1):
-        steps.append(rho * steps[-1] + (1 - rho**2) ** 0.5 * new)
-    return torch.stack(steps, 1)
