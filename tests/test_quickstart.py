@@ -1,6 +1,7 @@
 """From nothing to a post-trained policy and a report, on the toy simulator."""
 
 import json
+import math
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from ript.policies.language_files import CLIP_FOLDER
 from ript.policies.loading import load_policy
 from ript.run.files import write_json
 from ript.run.lock import locked
+from ript.run.reading import read_config
 from ript.studies.bases import base_fingerprint, base_folder, make_base
 from ript.studies.quickstart import QuickstartResult, output_folder, quickstart
 
@@ -105,6 +107,20 @@ def test_its_document_is_the_documented_one(first: tuple[QuickstartResult, Path]
     ]
     assert list(document["seconds"]) == stages and all(s >= 0 for s in document["seconds"].values())
     assert Path(document["policy"]).is_dir() and Path(document["report"]).is_file()
+
+
+def test_practice_is_longer_than_the_recipe_says_where_a_demonstration_is(
+    first: tuple[QuickstartResult, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longest = open_demos([first[1] / "target.hdf5"]).info()["tasks"]["toy/reach-centre"]["steps"]["max"]
+    for horizon in (2, longest + 1):
+        config = replace(CONFIG, iterations=0, sampling=replace(CONFIG.sampling, horizon=horizon))
+        folder = tmp_path / str(horizon)
+        quickstart(config=config, out=folder, seed=3)
+        held = read_config(folder / "rl")["config"]["recipe_config"]["sampling"]["horizon"]
+        assert held == (min(16, math.ceil(1.5 * longest)) if horizon == 2 else horizon)
+        told = f"instead of 2: a demonstration took {longest}" in capsys.readouterr().err
+        assert told == (horizon == 2)
 
 
 def test_the_base_is_cached_between_targets_and_seeds_and_not_touched(

@@ -6,6 +6,7 @@ left out), so they are kept in a cache between targets: see `bases`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ript.build import demo_source, simulator_factory, task_keys
+from ript.build import demo_source, horizons, simulator_factory, task_keys
 from ript.config.recipes import quickstart as recipe
 from ript.config.recipes import with_tasks
 from ript.config.sections import Config
@@ -22,6 +23,7 @@ from ript.core.errors import ConfigError, RiptError, RunError
 from ript.core.files import expanded, make_folder
 from ript.core.options import replace
 from ript.core.registry import kinds
+from ript.demos.demo_set import open_demos
 from ript.policies.loading import load_policy
 from ript.report.page import report_or_say
 from ript.report.tables import change
@@ -121,10 +123,11 @@ class _Quickstart:
         with self.stage("fine-tuning"):
             demos = [self.base / "demos.hdf5", self.folder / "target.hdf5"]
             train_unless_done(self.config, demos, self.folder / "sft", base=self.base / "sft" / "policy")
-            self.say_what_is_possible()
+            practice = self.practice()
+            self.say_what_is_possible(practice)
         status("post-training")
         rl = self.folder / "rl"
-        result = train_rl(self.config, self.folder / "sft" / "policy", rl, resume=(rl / "config.json").exists())
+        result = train_rl(practice, self.folder / "sft" / "policy", rl, resume=(rl / "config.json").exists())
         self.seconds |= {k: round(v, 4) for k, v in result.seconds.items()}
         with self.stage("report"):
             report = report_or_say([result.folder], self.folder / "report.html")
@@ -161,16 +164,30 @@ class _Quickstart:
             how = {"source": source, "seed": self.config.seed, "noise": d.noise, "every": d.every}
             collect(factory, self.keys, d.target, target, **how)
 
-    def say_what_is_possible(self) -> None:
+    def practice(self) -> Config:
+        """The configuration of post-training: its rollouts are longer than the recipe says where a demonstration of the
+        target takes longer than that."""
+        config, s = self.config, self.config.sampling
+        demos = open_demos(self.folder / "target.hdf5").info()["tasks"]
+        longest = max(task["steps"]["max"] for task in demos.values())
+        if not s.horizon or longest < s.horizon:
+            return config
+        horizon = min(math.ceil(LONGER * longest), max(horizons(config.sim, self.keys).values()))
+        status(f"  practice rollouts may take {horizon} steps instead of {s.horizon}: a demonstration took {longest}")
+        return replace(config, sampling=replace(s, horizon=horizon))
+
+    def say_what_is_possible(self, practice: Config) -> None:
         """Within practice's horizon: what is tried again and again from its beginning costs the square of it."""
         sim = self.config.sim
-        sim = sim.replaced(horizon=self.config.sampling.horizon or sim.horizon)
+        sim = sim.replaced(horizon=practice.sampling.horizon or sim.horizon)
         policy, factory = load_policy(self.folder / "sft" / "policy"), simulator_factory(sim)
         for task, key in zip(self.config.tasks, self.keys, strict=True):
             if told := kinds.get(self.config.policy.kind).bound(policy, factory, key):
                 status(f"  {task}: {told}")
 
 
+LONGER = 1.5
+"""Practice rollouts may take so many times the longest demonstration where the recipe has fewer steps than that."""
 RECORD = "quickstart.json"
 """The file of the output folder that says what was asked for, the seconds of each stage, and whether all is done."""
 
