@@ -1,5 +1,6 @@
 """Arguments of public functions: plain values of Python and NumPy work, others are an error that names the argument."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from toy_runs import lively_policy, toy_config, toy_demos
 
 import ript
 from ript.build import simulator_factory
+from ript.cli.arguments import steps_or_protocol
 from ript.core import arguments
 from ript.core.errors import ConfigError, RiptError
+from ript.core.workers import Crashed
 from ript.demos.demo_set import open_demos
 from ript.policies.quest.policy import QuestPolicy
 from ript.run.reading import read_config
@@ -233,3 +236,19 @@ def test_a_check_of_a_simulator_takes_one_check_and_numbers_of_numpy(given: dict
     for wrong in ({"seed": 1.5}, {"steps": 0}, {"episodes": "2"}):
         with pytest.raises(RiptError, match=next(iter(wrong))):
             ript.check_simulator(lambda: ript.make_simulator("toy/reach"), **(few | wrong))
+
+
+@pytest.mark.parametrize("word", ["\u00b2", "--5", "9" * 5000, "published", ""])
+def test_a_horizon_that_is_no_number_is_refused_in_words(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"--horizon: expected a number of steps, got .*; suite toy has no protocols"):
+        steps_or_protocol("toy", word)
+
+
+def test_a_protocol_is_a_name() -> None:
+    with pytest.raises(ConfigError, match=r"protocol must be a str \(the name of one of the suite's\), got 5"):
+        ript.evaluate(lively_policy(), "reach", protocol=5)  # type: ignore[arg-type]
+
+
+def test_what_the_system_refuses_a_worker_has_its_remedy() -> None:
+    error = Crashed.of(OSError(errno.EMFILE, "Too many open files", "f.py"), "worker 0 while starting").rebuild()
+    assert "worker 0 while starting: OSError: [Errno 24]" in str(error) and "ulimit -n 4096" in str(error)

@@ -560,6 +560,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _changed(file: Path, pattern: str, to: str) -> None:
+    text = file.read_text()
+    assert re.search(pattern, text)
+    file.write_text(re.sub(pattern, to, text))
+
+
 def _copied(source: Path, run: Path) -> None:
     shutil.rmtree(run)
     shutil.copytree(source, run)
@@ -581,6 +587,14 @@ def _copied(source: Path, run: Path) -> None:
         (
             lambda run: (run / "evals.jsonl").write_text('{"iteration": 0, "mode": "greedy", "states": "x"}\n'),
             "evals.jsonl, line 1 is damaged",
+        ),
+        (
+            lambda run: _changed(run / "evals.jsonl", r'"successes": \d+', '"successes": 99'),
+            "evals.jsonl, line 1 is damaged (ValueError('99 successes in ",
+        ),
+        (
+            lambda run: _changed(run / "metrics.jsonl", r'"total/env_steps": \d+', '"total/env_steps": null'),
+            "metrics.jsonl is damaged: total/env_steps is None",
         ),
     ],
 )
@@ -755,6 +769,29 @@ def test_a_study_that_goes_on_without_seeds_has_those_that_it_had(study: str, fi
     assert found["seeds"] == [0] and not list((tmp_path / "out").glob("*-seed1"))
     with pytest.raises(RunError, match="ask for the same, or choose another --out"):
         run_study(study, tmp_path / "out", resume=True, changes={"iterations": ["2"]})
+
+
+@pytest.mark.parametrize("seeds", [["x"], [[0]], [0, 0], [-1], [True], 3, None])
+def test_damaged_seeds_of_a_study_are_not_called_those_asked_for(
+    seeds: object, study: str, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    record = tmp_path / "out" / "study.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"seeds": seeds}))
+    for asked in (None, [0]):
+        with pytest.raises(RunError, match=r"study\.json is damaged: choose another --out"):
+            run_study(study, tmp_path / "out", seeds=asked, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff"])
+def test_an_error_that_cannot_be_read_is_said_to_be_one(
+    content: bytes, study: str, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "out" / "2-groups-seed0.error.txt"
+    file.write_bytes(content)
+    found = run_study(study, tmp_path / "out", seeds=[0], resume=True)
+    assert found["failed"] == {"2-groups-seed0": f"why is not to be read in {file}"} and len(found["rows"]) == 3
 
 
 def test_what_a_study_shrinks_is_told_of_it_as_it_is() -> None:

@@ -190,6 +190,7 @@ def evaluate(
     seed, names = arguments.seed("seed", seed), arguments.words("tasks", tasks)
     temperature = None if temperature is None else arguments.number("temperature", temperature)
     horizon = None if horizon is None else arguments.whole("horizon", horizon, 1)
+    arguments.instance("protocol", protocol, str, "the name of one of the suite's")
     if rollout is not None:
         arguments.instance("rollout", rollout, RolloutConfig, "settings of a pool")
     if cluster is not None:

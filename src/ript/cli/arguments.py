@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -123,9 +124,11 @@ def steps_or_protocol(suite: str, word: str | None) -> dict[str, Any]:
     Raises:
         UnknownNameError: neither.
     """
-    if word is None or word.lstrip("-").isdigit():
+    if word is None or re.fullmatch(r"-?\d{1,18}", word, re.ASCII):
         return {"horizon": None if word is None else int(word)}
     protocols = suites.get(suite).protocols
+    if not protocols:
+        raise ConfigError(f"--horizon: expected a number of steps, got {word!r}; suite {suite} has no protocols")
     if word not in protocols:
         raise UnknownNameError(f"number of steps or protocol of suite {suite}", word, protocols)
     return {"protocol": word}

@@ -36,7 +36,7 @@ __all__ = ["Child", "cannot_start", "pack", "running", "start", "unpack"]
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Busy processes with more threads than cores spin in barriers: 7 to 30 times slower (measured)."""
 
-_REMEDIES = {
+REMEDIES = {
     errno.EMFILE: "raise the limit of open files (`ulimit -n 4096` before the command), or use fewer --workers",
     errno.ENFILE: "the whole machine has too many open files: use fewer --workers",
     errno.EAGAIN: "raise the limit of processes (`ulimit -u`, or the container's), or use fewer --workers",
@@ -266,7 +266,7 @@ def _no_answer(server: _Server, timeout: float) -> str:
 
 def cannot_start(error: OSError) -> WorkerError:
     """What the operating system refused, with a remedy."""
-    remedy = _REMEDIES.get(error.errno or 0, "look with `ript doctor`, or use --workers 0")
+    remedy = REMEDIES.get(error.errno or 0, "look with `ript doctor`, or use --workers 0")
     return WorkerError(f"no worker process can be started: {error.strerror or error}: {remedy}")
 
 

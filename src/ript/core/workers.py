@@ -38,6 +38,8 @@ class Crashed:
     def of(error: BaseException, where: str) -> Crashed:
         """An error in the form in which it is sent; `where` is the process and what it worked on, for the message."""
         message = str(error) if isinstance(error, RiptError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.errno in children.REMEDIES:
+            message += f": {children.REMEDIES[error.errno]}"
         trace = "".join(traceback.format_exception(error))
         return Crashed(type(error).__name__, f"{where}: {message}", trace)
 

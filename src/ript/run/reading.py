@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from ript.core.disk import reading
 from ript.core.errors import DataError, RunError
 from ript.core.files import expanded
-from ript.core.types import EvalResult, Reason
+from ript.core.types import EvalResult, Reason, Status
 from ript.core.version import VERSION
 from ript.run.files import read_json, read_lines
 
@@ -35,7 +35,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                     raise TypeError("mode and states must be words")
                 if row["states"] == "held-out":  # as version 0.1.0 named the test states
                     row["states"] = "test"
-                EvalResult.from_json(row["eval"], row["per_state"])
+                _require_counts(EvalResult.from_json(row["eval"], row["per_state"]))
             elif path.name == "errors.jsonl":
                 for reason in row["reasons"]:
                     Reason(**reason)
@@ -44,6 +44,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}, line {number} is damaged ({error!r})") from error
     return rows
+
+
+def _require_counts(result: EvalResult) -> None:
+    """Raise `ValueError` where successes are no count of trials, or not those of the states, if all are there."""
+    total = result.total
+    if not all(isinstance(number, int) and number >= 0 for number in (total.successes, total.trials, total.errors)):
+        raise ValueError(f"successes, trials and errors must be counts, got {total}")
+    statuses = [status for rows in result.per_state.values() for _, status in rows]
+    solved = statuses.count(Status.SUCCESS.value)
+    whole = len(statuses) == total.trials + total.errors
+    if total.successes > total.trials or (whole and total.successes != solved):
+        raise ValueError(f"{total.successes} successes in {total.trials} trials, {solved} of the states")
 
 
 def read_config(path: str | Path, *, to_resume: bool = False) -> dict[str, Any]:

@@ -137,10 +137,22 @@ def seeds_to_run(study: Study, folder: Path, seeds: Sequence[int] | None, resume
     if seeds:
         return checked_seeds(seeds)
     if resume and (folder / RECORD).exists():
-        held = read_json(folder / RECORD)
-        if isinstance(held, dict) and isinstance(held.get("seeds"), list) and held["seeds"]:
-            return checked_seeds(held["seeds"])
+        return list(_held(folder)["seeds"]) or list(study.seeds)
     return list(study.seeds)
+
+
+def _held(folder: Path) -> dict[str, Any]:
+    """What study.json says.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    held = read_json(folder / RECORD)
+    seeds = held.get("seeds") if isinstance(held, dict) else None
+    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not isinstance(held, dict) or not isinstance(seeds, list) or not whole or len(set(seeds)) < len(seeds):
+        raise RunError(f"{folder / RECORD} is damaged: choose another --out")
+    return held
 
 
 def record(
@@ -155,8 +167,8 @@ def record(
     asked: dict[str, Any] = {"study": study.name, "scale": study.scale, "seeds": list(seeds), "changes": words}
     there: list[int] = []
     if (folder / RECORD).exists():
-        held = read_json(folder / RECORD)
-        if not isinstance(held, dict) or set(held) != set(asked) or not isinstance(held["seeds"], list):
+        held = _held(folder)
+        if set(held) != set(asked):
             raise RunError(f"{folder / RECORD} is damaged: choose another --out")
         if held | {"seeds": 0} != asked | {"seeds": 0} or (not resume and held != asked):
             raise RunError(f"{folder} holds another study ({_words(held)}): ask for the same, or choose another --out")
@@ -327,7 +339,17 @@ def summary(study: Study, asked: dict[str, Any], folder: Path) -> dict[str, Any]
 
 
 def _last_line(path: Path) -> str:
-    return read_text(path).strip().splitlines()[-1]
+    try:
+        lines = read_text(path).strip().splitlines()
+    except (RiptError, UnicodeDecodeError):
+        lines = []
+    return lines[-1] if lines else f"why is not to be read in {path}"
+
+
+def _whole(number: object, name: str, run: Path) -> int:
+    if not isinstance(number, int):
+        raise RunError(f"{run / 'metrics.jsonl'} is damaged: {name} is {number!r}")
+    return number
 
 
 def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
@@ -360,6 +382,6 @@ def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
         "after": totals[-1],
         "iterations": last.get("iteration", 0),
         "rollouts": last.get("total/rollouts", 0),
-        "env_steps": last.get("total/env_steps", 0),
+        "env_steps": _whole(last.get("total/env_steps", 0), "total/env_steps", run),
         "states": {"before": counted[0]["per_state"], "after": counted[-1]["per_state"]},
     }
