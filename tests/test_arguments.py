@@ -46,7 +46,7 @@ def test_what_is_no_whole_number_in_the_range_is_named(value: Any) -> None:
 
 def test_numbers_are_finite_and_no_truths() -> None:
     assert [arguments.number("x", value, 0) for value in (1, np.float32(0.5), np.int8(2))] == [1.0, 0.5, 2.0]
-    for value in (True, "1", float("nan"), float("inf"), -1.0, None):
+    for value in (True, "1", float("nan"), float("inf"), -1.0, None, 10**400):
         with pytest.raises(ConfigError, match="x must be a number of at least 0, got "):
             arguments.number("x", value, 0)
 
@@ -246,7 +246,7 @@ def test_a_horizon_that_is_no_number_is_refused_in_words(word: str) -> None:
 
 def test_a_protocol_is_a_name() -> None:
     with pytest.raises(ConfigError, match=r"protocol must be a str \(the name of one of the suite's\), got 5"):
-        ript.evaluate(lively_policy(), "reach", protocol=5)  # type: ignore[arg-type]
+        ript.evaluate(lively_policy(toy_config()), "reach", protocol=5)  # type: ignore[arg-type]
 
 
 def test_what_the_system_refuses_a_worker_has_its_remedy() -> None:

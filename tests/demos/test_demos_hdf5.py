@@ -78,7 +78,8 @@ def test_what_is_written_is_read_back_to_the_last_bit(tmp_path):
 def test_files_of_one_rendering_join_into_one_set(good, tmp_path):
     collect_demos(Point, ["point/green", "point/red"], 1, tmp_path / "more.hdf5", seed=6)
     both = open_demos([good, tmp_path / "more.hdf5"])
-    assert len(both) == 8
+    (tmp_path / "link.hdf5").symlink_to(good)
+    assert len(both) == 8 == len(open_demos([good, tmp_path / "more.hdf5", tmp_path / "link.hdf5", str(good)]))
     assert [task.key for task in both.tasks] == ["point/red", "point/blue", "point/green"]
     assert len(list(both.demos("point/red"))) == 4
     assert [e.task.key for e in both.select(["point/green", "point/red"], 1).entries] == ["point/green", "point/red"]

@@ -33,7 +33,10 @@ def whole(name: str, value: Any, least: int | None = None, most: int | None = No
 def number(name: str, value: Any, least: float | None = None, most: float | None = None) -> float:
     """A finite number. Raises as `whole` does."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        found = float(value)
+        try:
+            found = float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            found = math.inf
         if math.isfinite(found) and _within(found, least, most):
             return found
     raise ConfigError(f"{name} must be a number{_range(least, most)}, got {value!r}")

@@ -97,7 +97,10 @@ def open_demos(paths: str | Path | Sequence[str | Path]) -> DemoSet:
     given = arguments.places("demos", paths)
     if not given:
         raise DataError("no demonstration file was given; make one with `ript demos collect`")
-    files = tuple(open_file(path) for path in dict.fromkeys(given))
+    once: dict[Path, Path] = {}
+    for path in given:
+        once.setdefault(path.expanduser().resolve(), path)
+    files = tuple(open_file(path) for path in once.values())
     for file in files[1:]:
         if file.spec != files[0].spec:
             raise DataError(
