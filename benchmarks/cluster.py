@@ -23,7 +23,8 @@ from ript.core.metrics import Metrics, Sum
 from ript.core.types import InitialState, Rollout, RolloutRequest, Status, Task
 from ript.rollout.cluster.connection import Connection
 from ript.rollout.cluster.node import Node, Setup
-from ript.rollout.cluster.pool import ClusterPool, Size
+from ript.rollout.cluster.pool import ClusterPool
+from ript.rollout.cluster.roster import Size
 from ript.rollout.local.process_pool import SPENT
 
 TASK = Task(suite="waiting", name="task", instruction="wait", index=0, horizon=1)
@@ -104,7 +105,7 @@ def pool_of(nodes: int, workers: int, seconds: float, kilobytes: float) -> Clust
         settings=settings,
         node=waiting(workers, seconds, kilobytes),
     )
-    for member in pool._members:
+    for member in pool.members:
         member.capacity = workers + max(1, workers // 8)
     return pool
 

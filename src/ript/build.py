@@ -224,7 +224,8 @@ def make_env_pool(
             streams.say(warning)
         return make_pool(make_simulator, policy, workers=rollout.workers, **settings)
     from ript.rollout.cluster.node import Learner, Node  # needs Ray
-    from ript.rollout.cluster.pool import Size, make_cluster_pool
+    from ript.rollout.cluster.pool import make_cluster_pool
+    from ript.rollout.cluster.roster import Size
 
     return make_cluster_pool(
         make_simulator,

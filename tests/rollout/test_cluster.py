@@ -77,7 +77,8 @@ SETTINGS = {
 
 
 def pool_of(cluster: Any, policy: Any = None, *, delay: float = 0.0, **size: int) -> Any:
-    from ript.rollout.cluster.pool import Size, make_cluster_pool
+    from ript.rollout.cluster.pool import make_cluster_pool
+    from ript.rollout.cluster.roster import Size
 
     return make_cluster_pool(
         FakeFactory(delay=delay),

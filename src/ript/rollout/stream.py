@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 
 from ript.core.errors import ConfigError, ErrorRateExceeded
-from ript.core.types import Rollout, RolloutRequest, Status
+from ript.core.types import Heed, Rollout, RolloutRequest, Status
 from ript.rollout.reasons import reasons
 
 HEED_SECONDS = 0.01
@@ -107,6 +107,43 @@ class ErrorLimit:
             f"{len(failed)} of the last {total} rollouts ended in ERROR (limit {self._rate:.0%}); "
             f"{commonest.count} of them with:\n{commonest.example}"
         )
+
+
+def flow(
+    stream: Stream,
+    done: deque[Rollout],
+    errors: ErrorLimit,
+    *,
+    assign: Callable[[], None],
+    busy: Callable[[], bool],
+    turn: Callable[[], object],
+    heed: Heed | None,
+) -> Generator[Rollout, None, None]:
+    """Rollouts of a stream as they end, from whoever makes them.
+
+    Args:
+        stream: drawn from by `assign`.
+        done: where rollouts that have ended are put.
+        errors: judges them.
+        assign: hands out requests while there is room.
+        busy: whether anything is in flight.
+        turn: waits until something happens, and takes it in.
+        heed: see `EnvPool.run`.
+    """
+    while True:
+        if heed is not None:
+            heed()
+            stream.ask_again()
+        assign()
+        if not done:
+            if not busy() and stream.finished():
+                return
+            turn()
+        while done:
+            rollout = done.popleft()
+            errors.add(rollout)
+            stream.ask_again()
+            yield rollout
 
 
 def refuse_if(running: bool, what: str) -> None:

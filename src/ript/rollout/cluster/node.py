@@ -21,6 +21,7 @@ from ript.core import children, machine
 from ript.core.types import Errand, Rollout, RolloutRequest
 from ript.core.workers import Crashed
 from ript.rollout.cluster.connection import require_ray
+from ript.rollout.cluster.records import Record
 from ript.rollout.cluster.versions import installed
 from ript.rollout.local.worker import load_weights
 from ript.rollout.pool import make_pool
@@ -281,16 +282,3 @@ class Learner(Node):
 
     def pool(self, setup: Setup) -> Any:
         return super().pool(replace(setup, pool={**setup.pool, "workers": 0, "inference": "local"}))
-
-
-@dataclass(frozen=True)
-class Record:
-    """The record of a rollout in the object store of the node that made it; freed when nobody has this any more."""
-
-    node: str
-    ref: Any
-
-    def fetch(self, seconds: float | None = None) -> Rollout:
-        """From wherever it is; `seconds` to wait at most, for a node that hangs."""
-        rollout: Rollout = require_ray().get(self.ref, timeout=seconds)
-        return rollout

@@ -40,7 +40,7 @@ from ript.rollout.local.processes import RolloutWorker, pack_policy
 from ript.rollout.local.shared import Layout
 from ript.rollout.local.worker import dump_weights
 from ript.rollout.recorder import Recorder
-from ript.rollout.stream import HEED_SECONDS, ErrorLimit, Flight, Stream, refuse_if
+from ript.rollout.stream import HEED_SECONDS, ErrorLimit, Flight, Stream, flow, refuse_if
 
 if TYPE_CHECKING:
     import torch
@@ -177,21 +177,17 @@ class ProcessPool:
         self._run += 1
         stream = self._stream = Stream(requests, self._ticket)
         try:
-            while True:
-                if heed is not None:
-                    heed()
-                    stream.ask_again()
-                self._assign(stream)
-                if not self._done:
-                    if not any(worker.flights for worker in self._workers) and stream.finished():
-                        return
-                    self._turn(math.inf if heed is None else HEED_SECONDS)
-                while self._done:
-                    rollout = self._done.popleft()
-                    self._spent["rollouts"] += 1
-                    self._errors.add(rollout)
-                    stream.ask_again()
-                    yield rollout
+            for rollout in flow(
+                stream,
+                self._done,
+                self._errors,
+                assign=lambda: self._assign(stream),
+                busy=lambda: any(worker.flights for worker in self._workers),
+                turn=lambda: self._turn(math.inf if heed is None else HEED_SECONDS),
+                heed=heed,
+            ):
+                self._spent["rollouts"] += 1
+                yield rollout
         finally:
             self._ticket = stream.ticket
             self._stop()

@@ -1,0 +1,392 @@
+"""Which nodes a pool has: started, heard, lost, found again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ript.core import interpreter
+from ript.core.errors import ConfigError, RiptError, WorkerError
+from ript.core.workers import Crashed
+from ript.rollout.cluster.connection import LOCAL, Connection, Place
+from ript.rollout.cluster.member import Has, Member, workers_on
+from ript.rollout.cluster.node import Node, Part, Setup, Started
+from ript.rollout.cluster.versions import ALWAYS, differing, installed
+from ript.rollout.stream import Flight
+
+_log = logging.getLogger(__name__)
+_log.addHandler(logging.NullHandler())
+
+PASSED_ON = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Variables of this process that nodes have too."""
+LOOK_SECONDS = 5.0
+"""Between two looks at which nodes the cluster has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much of a cluster is used; 0 stands for all of it.
+
+    Attributes:
+        nodes: at most; on a cluster that is started here, exactly.
+        workers_per_node: worker processes of each; 0: one a core.
+        silence: seconds without a sign of life after which a node counts as lost.
+        start: seconds that nodes may take to start, or to be found again when all are lost.
+        gpus_per_node: that a node has to itself.
+        device: where nodes learn, "cpu" or "cuda".
+    """
+
+    nodes: int = 0
+    workers_per_node: int = 0
+    silence: float = 60.0
+    start: float = 180.0
+    gpus_per_node: int = 0
+    device: str = "cpu"
+
+
+class Work(Protocol):
+    """What the nodes work on, and who is told of it."""
+
+    @property
+    def has(self) -> Has:
+        """The present policy."""
+        ...
+
+    @property
+    def present_run(self) -> int:
+        """The number of the run that goes on; 0: none."""
+        ...
+
+    def heard(self, member: Member, part: Part) -> None:
+        """Results have come."""
+        ...
+
+    def lost(self, member: Member, flights: Sequence[Flight], cause: str) -> None:
+        """A node is gone, with what it had in flight."""
+        ...
+
+
+class Roster:
+    """The nodes of a pool.
+
+    Results are heard by whoever waits for something. While a run goes on that is its thread (`minding`), and calls from
+    other threads only wait for their answers.
+
+    Args:
+        work: of the nodes.
+        cluster: that they are in.
+        size: how much of it.
+        node: what runs on each.
+        factory: packed simulator factory.
+        settings: arguments of `rollout.pool.make_pool`, but for its workers.
+        packages: whose versions must be those of this process.
+
+    Attributes:
+        members: nodes that work.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        cluster: Connection,
+        *,
+        size: Size,
+        node: type[Node],
+        factory: bytes,
+        settings: Mapping[str, Any],
+        packages: Sequence[str],
+    ):
+        self.members: list[Member] = []
+        self._coming: list[Member] = []
+        self._work, self._cluster, self._ray, self._size, self._node = work, cluster, cluster.ray, size, node
+        self._factory, self._settings = factory, settings
+        self._packages = (*ALWAYS, *packages)
+        self._versions = installed(self._packages)
+        self._looked = 0.0
+        self._made = self._barren = 0
+        self._minder = 0
+        self.idle = threading.Event()  # no run goes on, in whatever thread
+        self.idle.set()
+
+    # ------------------------------------------------------------------------------------------ who hears the nodes
+
+    def minding(self) -> None:
+        """A run begins, in this thread, which looks after the nodes until `idle` is set again."""
+        self._minder = threading.get_ident()
+        self.idle.clear()
+
+    @property
+    def minded_here(self) -> bool:
+        """Whether a run goes on in this very thread."""
+        return not self.idle.is_set() and self._minder == threading.get_ident()
+
+    @property
+    def _minded_elsewhere(self) -> bool:
+        return not self.idle.is_set() and self._minder != threading.get_ident()
+
+    def listen(self, wanted: list[Any], of: Mapping[Member, Any] | None = None) -> list[Member]:
+        """Wait until something comes, a second at most. Returns those whose answer among `wanted` is there."""
+        if self._minded_elsewhere:
+            ready, _ = self._ray.wait(wanted, timeout=1.0, fetch_local=False)
+            return [member for member, ref in (of or {}).items() if ref in set(ready)]
+        polls = {member.poll: member for member in self.members}
+        everything = [*polls, *wanted]
+        ready, _ = self._ray.wait(everything, timeout=1.0, fetch_local=False)
+        if ready:
+            ready, _ = self._ray.wait(everything, num_returns=len(everything), timeout=0, fetch_local=False)
+        for ref in ready:
+            if (member := polls.get(ref)) is not None:
+                part = self._got(member, ref)
+                if part is not None:
+                    self._work.heard(member, member.heard(part))
+        for member in list(self.members):
+            if member.hangs(self._size.silence):
+                self._lose(member, f"no sign of life for {self._size.silence:g} s")
+        if not self.members:
+            self._find_again()
+        elif self._work.present_run:
+            self.take_up()
+        there = set(ready)
+        return [member for member, ref in (of or {}).items() if ref in there]
+
+    def _got(self, member: Member, ref: Any) -> Any:
+        """What a call to a node gave; None when it was lost."""
+        try:
+            return self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:
+            if self._minded_elsewhere:
+                while member in self.members and not self.idle.wait(0.1):  # until the one that looks after them knows
+                    pass
+            if member in self.members:
+                self._lose(member, said(error))
+            return None
+
+    # ------------------------------------------------------------------------------------------ calls
+
+    def answers(self, asked: dict[Member, Any], *, together: bool = False) -> dict[Member, Any]:
+        """What nodes answer, those left out that are lost meanwhile.
+
+        Args:
+            asked: node -> its call.
+            together: they wait for each other: when one is lost, the others are told, and given up when they do not
+                come back; what they raise is an answer too.
+
+        Raises:
+            RiptError: what a node raised, as soon as it comes.
+        """
+        answers: dict[Member, Any] = {}
+        alone: float | None = None  # since when
+        while waiting := {m: ref for m, ref in asked.items() if m in self.members and m not in answers}:
+            for member in self.listen(list(waiting.values()), waiting):
+                found = self._got(member, waiting[member])
+                if isinstance(found, Crashed) and not together:
+                    raise found.rebuild()
+                if member in self.members:
+                    answers[member] = found
+            if not together or all(member in self.members for member in asked):
+                continue
+            if alone is None:
+                alone = time.monotonic()
+                for member in waiting:
+                    member.actor.abandon.remote()
+            elif time.monotonic() - alone > self._size.silence:
+                for member in waiting:
+                    if member in self.members and member not in answers:
+                        self._lose(member, "it waits for a node that was lost")
+        return answers
+
+    def all(self, method: str, *arguments: Any) -> dict[Member, Any]:
+        """Let all nodes do something, and wait until they have."""
+        return self.answers({m: getattr(m.actor, method).remote(*arguments) for m in self.members})
+
+    def give_policy(self, method: str, *arguments: Any) -> None:
+        """Let the nodes that were there before have what has changed."""
+        has = self._work.has
+        old = [member for member in self.members if member.has is not has]
+        self.answers({m: getattr(m.actor, method).remote(*arguments) for m in old})
+        for member in old:
+            member.has = has
+
+    # ------------------------------------------------------------------------------------------ those that come
+
+    def start(self) -> None:
+        """Start all nodes, and wait for them.
+
+        Raises:
+            ConfigError: the cluster has fewer nodes or cores than wanted, or a node other versions than this process.
+            WorkerError: one is not in time.
+        """
+        places = self._places()
+        if not places:
+            raise ConfigError("the cluster has no machine with a core to give")
+        self._coming = [self._member(place) for place in places]
+        deadline = time.monotonic() + self._size.start
+        while self._coming:
+            if self._adopt_started(strict=True) or not self._coming:
+                continue
+            if time.monotonic() > deadline:
+                names = ", ".join(member.name for member in self._coming)
+                raise WorkerError(
+                    f"{names} did not start within {self._size.start:g} s: its cores may be in use by another run "
+                    "(`ray status` says), or the machine may be out of reach"
+                )
+
+    def _places(self) -> list[Place]:
+        """Where nodes shall be, one entry each."""
+        found, wanted = self._cluster.places(), self._size.nodes
+        if self._cluster.address == LOCAL and found:
+            found = found[:1] * (wanted or 1)
+        if len(found) < wanted:
+            raise ConfigError(
+                f"cluster.nodes = {wanted}, but the cluster has {len(found)} with cores to give: "
+                f"{', '.join(place.name for place in found) or 'none'}; add some, or ask for fewer"
+            )
+        found = found[: wanted or len(found)]
+        for place in found:
+            share = found.count(place)
+            workers = workers_on(place, self._size.workers_per_node, share)
+            if workers * share > place.cores:
+                raise ConfigError(
+                    f"cluster.workers_per_node = {workers}, but {place.name} has {place.cores} cores"
+                    f"{f' for {share} nodes' if share > 1 else ''}: ask for fewer workers"
+                )
+        return found
+
+    def _member(self, place: Place) -> Member:
+        """One that is being started; no two have one name."""
+        self._made += 1
+        shared = self._cluster.address == LOCAL
+        workers = workers_on(place, self._size.workers_per_node, max(1, self._size.nodes) if shared else 1)
+        setup = Setup(
+            name=f"node {self._made}" if shared else f"node {self._made} at {place.name}",
+            factory=self._factory,
+            pool={**self._settings, "workers": workers},
+            packages=self._packages,
+            device=self._size.device,
+            path=interpreter.module_path(),
+            environ={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        )
+        slots, gpus = int(self._settings["slots"]), self._size.gpus_per_node
+        return Member(self._cluster, place, self._node, setup, self._work.has, workers=workers, slots=slots, gpus=gpus)
+
+    def _adopt_started(self, *, strict: bool, patience: float = 1.0) -> bool:
+        """Take in nodes that have started; whether there were any. `strict`: one that cannot is an error."""
+        waiting = {member.starting: member for member in self._coming}
+        ready, _ = self._ray.wait(list(waiting), timeout=patience, fetch_local=False)
+        for ref in ready:
+            member = waiting[ref]
+            self._coming.remove(member)
+            try:
+                told = self._ray.get(ref)
+                if isinstance(told, Crashed):
+                    raise told.rebuild()
+                if differ := differing(self._versions, told.versions):
+                    raise ConfigError(f"{member.name} has other versions than this process: {differ}; install the same")
+                self._welcome(member, told)
+            except (self._ray.exceptions.RayError, RiptError) as error:
+                member.kill()
+                if strict:
+                    raise (
+                        error
+                        if isinstance(error, RiptError)
+                        else WorkerError(f"{member.name} did not start: {said(error)}")
+                    ) from error
+                _log.warning("%s cannot be used: %s", member.name, error)
+        return bool(ready)
+
+    def _welcome(self, member: Member, told: Started) -> None:
+        """A node that has started works with the others, with the policy that these have by now."""
+        has = self._work.has
+        missing: list[tuple[str, tuple[Any, ...]]] = []
+        if has.policy is not member.has.policy:
+            missing.append(("use", (has.policy,)))
+        if has.weights is not None and (missing or has.weights is not member.has.weights):
+            missing.append(("set_policy", (has.weights, has.version)))
+        if self._work.present_run:
+            missing.append(("begin", (self._work.present_run,)))
+        for method, arguments in missing:
+            found = self._ray.get(getattr(member.actor, method).remote(*arguments), timeout=self._size.start)
+            if isinstance(found, Crashed):
+                raise found.rebuild()
+        member.has = has
+        member.started(told)
+        self.members.append(member)
+
+    def take_up(self, *, wait: bool = False) -> None:
+        """Nodes that the cluster has, and this pool not: start them, and take in those that have started.
+
+        Args:
+            wait: look whether there are any, however short ago that was done.
+        """
+        if not wait and time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        for place in self._cluster.places():
+            have = [*self.members, *self._coming]
+            missing = (self._size.nodes or 1) - len(have) if self._cluster.address == LOCAL else 1
+            if self._cluster.address != LOCAL and any(m.place.id == place.id for m in have):
+                continue
+            if not 0 < self._size.nodes <= len(have):
+                self._coming += [self._member(place) for _ in range(missing)]
+        if self._coming:
+            self._adopt_started(strict=False, patience=0.0)
+
+    # ------------------------------------------------------------------------------------------ those that go
+
+    def did_something(self) -> None:
+        """A node has returned a rollout."""
+        self._barren = 0
+
+    def _lose(self, member: Member, cause: str) -> None:
+        """A node is gone: what it had in flight is run elsewhere."""
+        flights = list(member.flights.values())
+        _log.warning("%s: %s; the %d rollouts it had are run again", member.name, cause, len(flights))
+        self.members.remove(member)
+        member.kill()
+        self._barren = 0 if flights else self._barren + 1
+        if self._barren >= 3:
+            raise WorkerError(f"{self._barren} nodes in a row were lost before they did anything; the last: {cause}")
+        self._work.lost(member, flights, cause)
+
+    def _find_again(self) -> None:
+        """All nodes are lost: wait until one can be started again.
+
+        Raises:
+            WorkerError: none can.
+        """
+        deadline = time.monotonic() + self._size.start
+        while not self.members:
+            if not self._coming:
+                self._coming = [self._member(place) for place in self._cluster.places()]
+            if self._coming:
+                self._adopt_started(strict=False)
+            elif time.monotonic() < deadline:
+                time.sleep(0.5)
+            if time.monotonic() > deadline:
+                raise WorkerError(
+                    f"all nodes of the cluster are lost, and none came back within {self._size.start:g} s"
+                )
+
+    def close(self) -> None:
+        """End all nodes, and leave the cluster."""
+        members, self.members, self._coming = [*self.members, *self._coming], [], []
+        try:
+            if members:
+                self._ray.wait([m.actor.close.remote() for m in members], num_returns=len(members), timeout=2.0)
+            for member in members:
+                member.kill()
+        except Exception as error:  # the connection is gone, and with it what was started over it
+            _log.warning("the cluster was left without a word: %s", error)
+        finally:
+            self._cluster.close()
+
+
+def said(error: BaseException) -> str:
+    """An error's first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
