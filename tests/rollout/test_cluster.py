@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # read on import
 ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -53,16 +52,26 @@ STORE = 80 * 2**20
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
-    )
+    cluster = Cluster()
     try:
+        _patiently(cluster, num_cpus=0, include_dashboard=False)
         for _ in range(2):
-            cluster.add_node(num_cpus=1, object_store_memory=STORE)
+            _patiently(cluster, num_cpus=1)
         yield cluster
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def _patiently(cluster: Any, **settings: Any) -> None:
+    """Add a node; Ray itself waits for 30 s, which a busy machine may need."""
+    for _ in range(3):
+        try:
+            cluster.add_node(**settings, object_store_memory=STORE)
+            return
+        except Exception as error:
+            last = error
+    raise last
 
 
 SETTINGS = {

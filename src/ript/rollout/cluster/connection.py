@@ -48,7 +48,6 @@ def require_ray() -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning on each start
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # on a busy machine 30 s may not be enough
     try:
         import ray
         import ray.exceptions
