@@ -555,11 +555,16 @@ def test_what_may_not_be_read_is_said_to_be_that_and_not_to_be_missing(tmp_path,
         assert all(line in said for line in missing)
 
 
-def test_what_each_node_of_a_cluster_did_is_a_row_of_the_page() -> None:
+def test_what_each_node_of_a_cluster_did_is_a_row_of_the_page_and_a_line_of_the_screen(capsys) -> None:
     row = {"workers": 2.0, "simulate": 6.0, "render": 1.0, "infer": 1.0, "wait": 0.5, "rollouts": 8.0}
     row |= {"worker_restarts": 1.0, "bytes": 2e6}
     logged = of_nodes({"node 1": row, "node 2": row | {"simulate": 0.0}}, seconds=5.0)
     assert logged["time/node 1/idle"] == pytest.approx(0.2) and logged["time/node 2/idle"] == pytest.approx(0.8)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.strip().partition(";")[0] for line in said] == ["node 2: idle 80%", "node 1: idle 20%"]
+    assert "simulate 6.0 s, render 1.0 s, infer 1.0 s, wait 0.5 s; 8 rollouts, 1 restarts, 2.0 MB" in said[1]
+    of_nodes({f"node {number}": row for number in range(64)}, seconds=5.0)
+    assert len(many := capsys.readouterr().err.splitlines()) == 9 and "64 nodes, idle 20% in the mean" in many[0]
     first, second = views.nodes([logged, logged, {"time/rollout": 5.0}])
     assert (first["name"], first["rollouts"], first["restarts"]) == ("node 1", "16", "2")
     assert first["idle"].startswith("20") and second["idle"].startswith("80") and first["bytes"].startswith("4.0")

@@ -195,8 +195,13 @@ PER_NODE = ("simulate", "render", "infer", "wait", "rollouts", "worker_restarts"
 """What is logged of each node of a cluster, besides its `idle` share."""
 
 
+ROWS_SHOWN = 8
+"""Nodes on the screen, at most."""
+
+
 def of_nodes(rows: Mapping[str, Mapping[str, float]], seconds: float) -> dict[str, float]:
-    """What each node did in a collection of so many seconds, for the log; the screen tells which had little to do.
+    """What each node did in a collection of so many seconds, for the log; on the screen a row a node, of many nodes
+    the idlest.
 
     Its idle share is what of its workers' time was neither simulation, rendering nor the policy.
     """
@@ -206,8 +211,12 @@ def of_nodes(rows: Mapping[str, Mapping[str, float]], seconds: float) -> dict[st
         busy = sum(row[part] for part in ("simulate", "render", "infer"))
         idle[name] = max(0.0, 1 - busy / max(1e-9, row["workers"] * seconds))
         found |= {f"time/{name}/{part}": row[part] for part in PER_NODE} | {f"time/{name}/idle": idle[name]}
-    if idle:
-        most = max(idle, key=lambda name: idle[name])
+    if len(idle) > ROWS_SHOWN:
         mean = sum(idle.values()) / len(idle)
-        status(f"  {len(idle)} nodes, idle {mean:.0%} in the mean, at most {idle[most]:.0%} ({most})")
+        status(f"  {len(idle)} nodes, idle {mean:.0%} in the mean; the {ROWS_SHOWN} with the least to do:")
+    for name in sorted(idle, key=lambda name: -idle[name])[:ROWS_SHOWN]:
+        row = rows[name]
+        spent = ", ".join(f"{part} {row[part]:.1f} s" for part in ("simulate", "render", "infer", "wait"))
+        done = f"{row['rollouts']:.0f} rollouts, {row['worker_restarts']:.0f} restarts, {row['bytes'] / 1e6:.1f} MB"
+        status(f"  {name}: idle {idle[name]:.0%}; {spent}; {done}")
     return found

@@ -43,6 +43,7 @@ class Member:
         load: rollouts that it has to do.
         saturation: see `EnvPool.saturation`; 0 until it has started.
         pid: of its process, likewise.
+        memory: bytes that were available there then, likewise.
         poll: its next results.
     """
 
@@ -62,7 +63,7 @@ class Member:
         self.place, self.name, self.workers, self.slots = place, setup.name, workers, slots
         self.capacity = max(1, workers) * (slots + max(1, slots // 8))
         self.load = Load(max(1, workers) * int(setup.pool["loaded_tasks"]))
-        self.saturation = self.pid = 0
+        self.saturation = self.pid = self.memory = 0
         self._ray = cluster.ray
         here = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(place.id, soft=False)
         self.actor: Any = (
@@ -78,7 +79,7 @@ class Member:
     def started(self, told: Started) -> None:
         """The node has started and may get work."""
         self.saturation = told.saturation
-        self.pid = told.pid
+        self.pid, self.memory = told.pid, told.memory
         self.listen()
 
     def listen(self) -> None:

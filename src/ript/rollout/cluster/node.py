@@ -58,12 +58,14 @@ class Started:
         pid: of its process.
         saturation: see `EnvPool.saturation`.
         cores: that its process may use.
+        memory: bytes that are available there.
         versions: of the packages it was asked for.
     """
 
     pid: int
     saturation: int
     cores: int
+    memory: int
     versions: Mapping[str, str]
 
 
@@ -273,6 +275,7 @@ class Node:
             pid=os.getpid(),
             saturation=self._pool.saturation,
             cores=machine.cores().usable,
+            memory=machine.memory().available,
             versions=installed(setup.packages),
         )
 

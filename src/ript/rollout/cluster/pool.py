@@ -141,7 +141,9 @@ class ClusterPool:
 
     def use(self, policy: Policy) -> None:
         refuse_if(bool(self.present_run), "use")
-        self.has = Has(policy=self._ray.put(pack_policy(policy)))
+        packed = pack_policy(policy)
+        self._roster.require_room(len(packed))
+        self.has = Has(policy=self._ray.put(packed))
         self._roster.take_up(wait=True)
         self._roster.give_policy("use", self.has.policy)
 

@@ -212,6 +212,22 @@ class Roster:
         for member in old:
             member.has = has
 
+    def require_room(self, size: int) -> None:
+        """Raise `ConfigError` for a policy of so many bytes that a machine has no room for: each worker has a copy, or
+        with central inference each node, and what it was sent as."""
+        central = self._settings.get("inference") == "central"
+        for place in {member.place for member in self.members}:
+            here = [member for member in self.members if member.place == place]
+            copies = sum(1 if central else max(1, member.workers) for member in here) + 1
+            free = min(member.memory for member in here)
+            if copies * size > free:
+                fewer = "" if central else "fewer --cluster.workers_per_node, --rollout.inference=central, or "
+                raise ConfigError(
+                    f"the policy takes {size / 2**30:.1f} GiB, and {here[0].name} has {free / 2**30:.1f} GiB for "
+                    f"{copies} copies of it ({'one a node' if central else 'one a worker'}, and one that is sent): "
+                    f"give {fewer}machines with more memory"
+                )
+
     # ------------------------------------------------------------------------------------------ those that come
 
     def start(self) -> None:
