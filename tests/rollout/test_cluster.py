@@ -21,10 +21,10 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from ript.build import make_env_pool, make_policy, simulator_factory, some_task_keys  # noqa: E402
+from ript.build import make_env_pool, make_policy, some_task_keys  # noqa: E402
 from ript.cli import main as cli  # noqa: E402
-from ript.config.sections import ClusterConfig, sim_options  # noqa: E402
-from ript.core.errors import ConfigError, RendererMissing, WorkerError  # noqa: E402
+from ript.config.sections import ClusterConfig  # noqa: E402
+from ript.core.errors import ConfigError, WorkerError  # noqa: E402
 from ript.core.metrics import values  # noqa: E402
 from ript.core.options import replace  # noqa: E402
 from ript.demos.demo_set import open_demos  # noqa: E402
@@ -155,30 +155,6 @@ def test_a_second_run_is_told_that_the_cores_are_in_use(cluster: Any) -> None:
         pytest.raises(WorkerError, match="did not start within 2 s: its cores may be in use by another"),
     ):
         pool_of(cluster, start=2)
-
-
-def test_a_node_that_cannot_render_ends_the_run_with_its_name_and_the_remedy(cluster: Any) -> None:
-    pytest.importorskip("metaworld")
-    from ript.rollout.cluster.node import Node
-    from ript.rollout.cluster.pool import make_cluster_pool
-    from ript.rollout.cluster.roster import Size
-
-    class Blind(Node):
-        def pool(self, setup: Any) -> Any:
-            if setup.name.startswith("node 2 "):
-                os.environ["MUJOCO_GL"] = "osmesa"  # which is not installed
-            return super().pool(setup)
-
-    sim = sim_options("metaworld", image_size=32)
-    size = Size(workers_per_node=1)
-    with (
-        make_cluster_pool(
-            simulator_factory(sim), None, address=cluster.address, size=size, settings=SETTINGS, node=Blind
-        ) as pool,
-        pytest.raises(RendererMissing, match=r"node 2 at .*MUJOCO_GL=osmesa does not work here") as raised,
-    ):
-        InitialStates(pool, [f"metaworld/{task}" for task in TASKS], 0)
-    assert "install" in str(raised.value)
 
 
 def test_a_run_on_a_cluster_is_that_of_one_process(cluster: Any, tmp_path: Path) -> None:
