@@ -660,6 +660,9 @@ def test_a_run_that_was_to_go_on_is_named_when_the_command_is_stopped_before_it_
     monkeypatch.setattr(where, what, stopped)
     assert run("rl", "--resume", rl, "--iterations", 9) == 130
     assert capsys.readouterr().err.endswith(f"go on with: ript rl --resume {rl}\n")
+    if where is interpreter:
+        assert run("study", "fewshot", "--out", rl, "--resume") == 130
+        assert capsys.readouterr().err.endswith(f"what is done is kept in {rl}; the same command goes on from there\n")
 
 
 def test_the_parser_itself_raises_what_the_command_line_prints() -> None:

@@ -637,10 +637,35 @@ def test_what_cells_share_is_made_again_once_it_is_deleted(study: str, finished:
     (shared,) = (path for path in out.glob("sft-*") if path.is_dir())
     os.truncate(shared / "policy" / "model.safetensors", 1000)
     why = run_study(study, out, seeds=[0], resume=True)["failed"]["2-groups-seed0"]
-    assert str(shared) in why and "delete what is damaged there, and --resume makes it again" in why
+    assert f"delete {shared}, and --resume makes it again" in why
     shutil.rmtree(shared)
     again = run_study(study, out, seeds=[0], resume=True)
     assert not again["failed"] and len(again["rows"]) == 3
+
+
+def test_a_damaged_base_is_to_be_deleted_as_a_whole(
+    study: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "cache"))
+    out, (base,) = tmp_path / "out", (tmp_path / "cache").glob("base-*")
+    for damaged in (base / "sft" / "policy" / "model.safetensors", base / "demos.hdf5"):
+        shutil.rmtree(out / "seen-seed0")
+        os.truncate(damaged, 1000)
+        if damaged.suffix == ".hdf5":
+            shutil.rmtree(base / "sft")
+        why = run_study(study, out, seeds=[0], resume=True)["failed"]["seen-seed0"]
+        assert why.count(f"delete {base}, and ") == 1 and "delete what is damaged" not in why
+        shutil.rmtree(base)
+        assert not run_study(study, out, seeds=[0], resume=True)["failed"] and base.exists()
+
+
+def test_a_damaged_result_is_no_result(study: str, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "out" / "seen-seed0" / "result.json").write_text("null")
+    assert (
+        "result.json is damaged" in run_study(study, tmp_path / "out", seeds=[0], resume=True)["failed"]["seen-seed0"]
+    )
 
 
 def test_a_policy_is_not_shown_the_states_that_it_practises_on_or_is_measured_on(finished: Path) -> None:

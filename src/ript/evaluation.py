@@ -26,6 +26,8 @@ from ript.sims.seen import by_protocol, sim_options_of
 
 SEED_TAG = 0x6576616C
 """Keeps the generators of evaluation apart from those of training."""
+MOST_TRIALS = 100_000
+"""Initial states of a task, at most, as in `eval.trials`."""
 IN_A_ROW = 8
 """States of a task that are measured before the next task's: workers need not load another task's model for each, and
 a task that gives errors alone is not all that the pool sees."""
@@ -186,7 +188,7 @@ def evaluate(
     Raises:
         ConfigError, UnknownNameError, PolicyError: what was given cannot work.
     """
-    trials, videos = arguments.whole("trials", trials, 1), arguments.whole("videos", videos, 0)
+    trials, videos = arguments.whole("trials", trials, 1, MOST_TRIALS), arguments.whole("videos", videos, 0)
     seed, names = arguments.seed("seed", seed), arguments.words("tasks", tasks)
     temperature = None if temperature is None else arguments.number("temperature", temperature)
     horizon = None if horizon is None else arguments.whole("horizon", horizon, 1)

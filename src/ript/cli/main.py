@@ -116,7 +116,10 @@ def _saying_what_is_resumed(args: argparse.Namespace) -> Iterator[None]:
         if getattr(args, "resume", None) and not getattr(stop, "__notes__", []):
             from ript.cli.arguments import kept_of_run
 
-            stop.add_note(kept_of_run(args.resume, args.run))
+            if args.resume is True:  # a command whose folder is --out
+                stop.add_note(f"what is done is kept in {args.out}; the same command goes on from there")
+            else:
+                stop.add_note(kept_of_run(args.resume, args.run))
         raise
 
 

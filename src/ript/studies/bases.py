@@ -28,6 +28,8 @@ from ript.run.lock import locked
 from ript.run.progress import progress
 from ript.sft import train_sft
 
+OF_BASE = "It is of a base that ript keeps"
+"""What is said of something damaged in the cache."""
 BASE_FORMAT = 3
 """Raise it when a change of the code makes cached bases stale."""
 
@@ -144,10 +146,9 @@ def _naming_the_cache(base: Path) -> Iterator[None]:
             raise
         if isinstance(error.__cause__, OSError) and refused(error.__cause__):
             raise type(error)(f"{error}; the cache can lie elsewhere: set {CACHE} to a folder") from error.__cause__
-        if f"{base}/" not in str(error):
+        if f"{base}/" not in str(error) or OF_BASE in str(error):
             raise
-        again = f"It is of a base that ript keeps: delete {base}, and it is made again"
-        raise type(error)(f"{error}. {again}") from error
+        raise type(error)(f"{error}. {OF_BASE}: delete {base}, and it is made again") from error
 
 
 def train_unless_done(config: Config, demos: Sequence[Path], out: Path, base: Path | None = None) -> None:

@@ -26,7 +26,6 @@ from ript.config.sections import Config
 from ript.core.errors import ConfigError, DataError, NoSignalError, RiptError, RunError
 from ript.core.files import expanded, make_folder, read_text, write_text
 from ript.core.options import replace
-from ript.core.places import cache_folder
 from ript.core.registry import kinds
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
@@ -40,7 +39,7 @@ from ript.run.progress import status
 from ript.run.reading import read_config, read_rows
 from ript.run.resuming import NEUTRAL, differing
 from ript.run.settings import among, leaves, refuse_unused, refuse_unused_stages, unused
-from ript.studies.bases import base_folder, collect, make_base, sft_fingerprint, train_unless_done
+from ript.studies.bases import OF_BASE, base_folder, collect, make_base, sft_fingerprint, train_unless_done
 from ript.studies.catalogue import Cell, Scale, Study, get_study, with_simulator
 from ript.studies.notes import finetunes
 from ript.studies.table import markdown, study_table, summarise
@@ -264,8 +263,10 @@ def _run_cell(study: Study, cell: Cell, seed: int, folder: Path) -> bool:
         again = ""
         if isinstance(error, NoSignalError):
             again = f"; to try it from its beginning, delete {run}"
-        elif isinstance(error, DataError) and any(str(place) in str(error) for place in (folder, cache_folder())):
-            again = "; delete what is damaged there, and --resume makes it again"
+        elif isinstance(error, DataError) and OF_BASE not in str(error):
+            made = (base_folder(cell.config), folder / f"sft-{sft_fingerprint(replace(cell.config, seed=seed))}", run)
+            if damaged := [place for place in made if f"{place}/" in str(error)]:
+                again = f"; delete {damaged[0]}, and --resume makes it again"
         write_text(trouble, "".join(traceback.format_exception(error)).rstrip() + again)
     return True
 
@@ -353,7 +354,8 @@ def _whole(number: object, name: str, run: Path) -> int:
 
 
 def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
-    read_json(run / "result.json")
+    if not isinstance(read_json(run / "result.json"), dict):
+        raise RunError(f"{run / 'result.json'} is damaged")
     config, held = replace(cell.config, seed=seed), read_config(run)["config"]
     others = differing("rl", held.get("recipe_config"), config)
     start = run.parent / Path(held.get("start") or "").parent.name  # the study may have been moved meanwhile
