@@ -135,9 +135,14 @@ class Here:
         )
 
     def grown(self) -> None:
-        """A node for each that was lost."""
-        while len([node for node in self.cluster.worker_nodes if node.any_processes_alive()]) < 2:
+        """A node for each that was lost, when the cluster knows that it was."""
+        for node in [
+            node for node in self.cluster.worker_nodes if node.all_processes["raylet"][0].process.poll() is not None
+        ]:
+            self.cluster.worker_nodes.discard(node)
+        while len(self.cluster.worker_nodes) < 2:
             self.cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        self.cluster.wait_for_nodes(120)
 
 
 def equal(one: Rollout, other: Rollout) -> bool:
@@ -431,7 +436,7 @@ def main() -> None:
 
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    print("| what was done | what happened |\n|---|---|", flush=True)
+    table = ["| what was done | what happened |", "|---|---|"]
     try:
         with tempfile.TemporaryDirectory() as folder:
             here = Here(cluster, Path(folder))
@@ -442,9 +447,12 @@ def main() -> None:
                     found = work(here)
                 except Exception as error:
                     found = f"FAILED: {type(error).__name__}: {error}"
-                print(json.dumps({word: found}) if args.json else f"| {what} | {found} |", flush=True)
+                print(json.dumps({word: found}) if args.json else f"{what}: {found}", flush=True)
+                table.append(f"| {what} | {found} |")
     finally:
         cluster.shutdown()
+        if not args.json:  # at the end, for Ray itself says much of what is killed
+            print("\n".join(table))
 
 
 if __name__ == "__main__":
