@@ -395,7 +395,7 @@ def _nodes() -> list[int]:
 
 
 def _toml(config: Config) -> str:
-    from ript.config.sections import describe
+    from ript.config.text import describe
 
     return describe(config)
 
