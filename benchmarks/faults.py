@@ -165,7 +165,7 @@ def below(pid: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                parent = int((entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
                 parents.setdefault(parent, []).append(int(entry.name))
     found, fresh = [pid], [pid]
     while fresh:
@@ -177,7 +177,7 @@ def below(pid: int) -> list[int]:
 def alive(pid: int) -> bool:
     """Neither gone nor a zombie."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
@@ -350,7 +350,7 @@ def driver(here: Here, number: int) -> str:
     """A driver that gets a signal after its first iteration; what is left of it, and whether it goes on exactly."""
     alone = train_rl(here.config, None, here.folder / f"alone{number}").folder
     out = here.folder / f"driver{number}"
-    (here.folder / "recipe.toml").write_text(_toml(here.config))
+    (here.folder / "recipe.toml").write_text(_toml(here.config), encoding="utf-8")
     words = ["--cluster", here.cluster.address, "--cluster.workers_per_node=1"]
     words.append(f"--cluster.start_timeout={START_SECONDS}")
     ript = [sys.executable, "-m", "ript", "rl"]
@@ -361,7 +361,7 @@ def driver(here: Here, number: int) -> str:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text(encoding="utf-8"):
         if running.poll() is not None:
             raise RuntimeError("the driver ended by itself")
         time.sleep(0.05)
@@ -373,7 +373,7 @@ def driver(here: Here, number: int) -> str:
     while any(map(alive, there)) and time.perf_counter() - began < 60:
         time.sleep(0.02)
     seconds, left = time.perf_counter() - began, sum(map(alive, there))
-    resumed = subprocess.run([*ript, "--resume", str(out)], capture_output=True, text=True, check=False)
+    resumed = subprocess.run([*ript, "--resume", str(out)], capture_output=True, encoding="utf-8", check=False)
     if resumed.returncode:
         return f"COULD NOT BE RESUMED: {resumed.stderr[-300:]}"
     ours, theirs = ((folder / "policy" / "model.safetensors").read_bytes() for folder in (alone, out))

@@ -202,8 +202,8 @@ def test_the_horizon_is_respected(policy: QuestPolicy) -> None:
 @pytest.mark.parametrize(
     ("tasks", "settings", "error", "message"),
     [
-        (["reach"], {"trials": 0}, ConfigError, "trials must be a whole number of at least 1, got 0"),
-        (["reach"], {"trials": 1.5}, ConfigError, "trials must be a whole number of at least 1, got 1.5"),
+        (["reach"], {"trials": 0}, ConfigError, r"trials must be a whole number in 1\.\.100000, got 0"),
+        (["reach"], {"trials": 1.5}, ConfigError, r"trials must be a whole number in 1\.\.100000, got 1.5"),
         ([], {}, ConfigError, "no task to evaluate on"),
         (["reach-centr"], {}, UnknownNameError, "reach-centre"),
         (["drawer-open-v3"], {}, UnknownNameError, "toy task"),
