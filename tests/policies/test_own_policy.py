@@ -107,6 +107,12 @@ def test_a_class_that_cannot_be_a_policy_is_refused_with_what_to_do(
         kinds.get(changed(here, name, *changes))
 
 
+def test_a_policy_that_learns_and_does_not_say_its_chunk_is_told_what_is_missing(here: Path) -> None:
+    kind = kinds.get(changed(here, "chunkless", ("    chunk = 4  # H", "    size = 4"), ("self.chunk", "self.size")))
+    with pytest.raises(ConfigError, match=r"MyPolicy\.chunk is None: a policy with a loss says there how many actions"):
+        kind.window(kind.make(kind.options(), SPEC, 0, 0))
+
+
 @pytest.mark.parametrize(
     ("module", "said"),
     [

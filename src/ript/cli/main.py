@@ -117,7 +117,8 @@ def _saying_what_is_resumed(args: argparse.Namespace) -> Iterator[None]:
             from ript.cli.arguments import kept_of_run
 
             if args.resume is True:  # a command whose folder is --out
-                stop.add_note(f"what is done is kept in {args.out}; the same command goes on from there")
+                where = f" in {args.out}" if args.out else ""
+                stop.add_note(f"what is done is kept{where}; the same command goes on from there")
             else:
                 stop.add_note(kept_of_run(args.resume, args.run))
         raise

@@ -63,6 +63,7 @@ def kind_of_class(cls: type, name: str) -> PolicyKind:
         make=partial(_make, cls),
         load=partial(_load, cls, options),
         training=OneStage if learns else None,
+        window=_window,
         begin=_begin,
         stages=one_stage if learns else None,
     )
@@ -75,6 +76,21 @@ def _make(cls: type, options: Any, spec: SimulatorSpec, seed: int, privileged_di
         torch.manual_seed(seed)
         with asking(cls, "__init__"):
             return cls(options, spec, {})
+
+
+def _window(policy: Any) -> int:
+    """H, actions in the windows that it learns from.
+
+    Raises:
+        ConfigError: it says none.
+    """
+    if not isinstance(found := getattr(policy, "chunk", None), int) or isinstance(found, bool) or found < 1:
+        name = type(policy).__name__
+        raise ConfigError(
+            f"{name}.chunk is {found!r}: a policy with a loss says there how many actions the windows have that it "
+            "learns from, such as 8; see docs/adding_a_policy.md"
+        )
+    return found
 
 
 def _load(cls: Any, options: type[PolicyOptions], folder: str | Path) -> Any:
