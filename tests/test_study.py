@@ -547,6 +547,8 @@ def test_how_rollouts_are_run_is_each_processs_own_and_not_the_studys(
         read_config(out / f"{c}-seed0")["config"]["recipe_config"]["rollout"]["slots"] for c in ("seen", "2-groups")
     ]
     assert slots == [3, CONFIG.rollout.slots] and "Changed" not in (out / "table.md").read_text()
+    with pytest.raises(RunError, match="holds another study"):  # but results do depend on how old rollouts are
+        run_study(study, out, changes={"rollout.lag": ["1"], "rollout.workers": ["1"]}, resume=True)
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def require_replaceable(path: str | Path, kind: str, is_ours: Callable[[Path], b
             raise RunError(f"{path} is no regular file: name another one")
     except OSError:  # its folder may not even be looked at: who writes there finds out, and says so
         return
-    elsewhere = "name another file with --out, or move it"
+    elsewhere = "name another file, or move it"
     try:
         with path.open("rb") as file:
             if not file.read(1):

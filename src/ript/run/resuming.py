@@ -97,6 +97,11 @@ _CONTENT = {
 """Entry of a run's record -> what is wrong when it has changed."""
 
 
+def neutral(name: str) -> bool:
+    """Whether results do not depend on a setting."""
+    return _may(NEUTRAL, name)
+
+
 def _may(names: Collection[str], name: str) -> bool:
     """Whether a setting is one of these, or in one of these sections, and does not bind."""
     return among(names, name) and name not in BINDING

@@ -31,8 +31,8 @@ from ript.rl import RLResult, train_rl
 from ript.run.files import read_json, write_json
 from ript.run.lock import locked
 from ript.run.progress import status
-from ript.run.resuming import NEUTRAL
-from ript.run.settings import Leaves, among, leaves
+from ript.run.resuming import neutral
+from ript.run.settings import Leaves, leaves
 from ript.run.video import require_encoder
 from ript.studies.bases import base_folder, collect, make_base, make_base_demos, train_unless_done
 
@@ -231,7 +231,7 @@ def _results_depend_on(config: Any) -> Leaves | None:
     """The settings but for those, such as the number of workers, that may be others when the quickstart goes on."""
     if not isinstance(config, dict):
         return None
-    return {name: value for name, value in leaves(config).items() if not among(NEUTRAL, name)}
+    return {name: value for name, value in leaves(config).items() if not neutral(name)}
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

@@ -37,8 +37,8 @@ from ript.run.files import read_json, write_json
 from ript.run.lock import InUse, locked
 from ript.run.progress import status
 from ript.run.reading import read_config, read_rows
-from ript.run.resuming import NEUTRAL, differing
-from ript.run.settings import among, leaves, refuse_unused, refuse_unused_stages, unused
+from ript.run.resuming import differing, neutral
+from ript.run.settings import leaves, refuse_unused, refuse_unused_stages, unused
 from ript.studies.bases import OF_BASE, base_folder, collect, make_base, sft_fingerprint, train_unless_done
 from ript.studies.catalogue import Cell, Scale, Study, get_study, with_simulator
 from ript.studies.notes import finetunes
@@ -64,7 +64,7 @@ def run_study(
         scale: "small" or "paper".
         seeds: instead of the study's own, or of those that are there; with `resume`, further ones are added.
         changes: field -> words, in every cell; see `overrides`. Those that results do not depend on
-            (`resuming.NEUTRAL`) are this process's own, and others may come with each call.
+            (`resuming.neutral`) are this process's own, and others may come with each call.
         resume: `out` holds this study already; another process may be working on it.
 
     Returns:
@@ -110,7 +110,7 @@ def with_changes(study: Study, changes: Mapping[str, Sequence[str]]) -> Study:
         values = [_value(cell.config, _long(name)) for cell in study.cells]
         if any(value != values[0] for value in values):
             raise ConfigError(f"{name} is what the cells of {study.name} differ in ({values}), and cannot be set")
-    told = tuple(f"{name} = {' '.join(words)}" for name, words in changes.items() if not among(NEUTRAL, _long(name)))
+    told = tuple(f"{name} = {' '.join(words)}" for name, words in changes.items() if not neutral(_long(name)))
     return replace(study, cells=cells, changed=told)
 
 
@@ -162,7 +162,7 @@ def record(
     Raises:
         RunError: the study cannot be run in that folder.
     """
-    words = {name: list(values) for name, values in changes.items() if not among(NEUTRAL, _long(name))}
+    words = {name: list(values) for name, values in changes.items() if not neutral(_long(name))}
     asked: dict[str, Any] = {"study": study.name, "scale": study.scale, "seeds": list(seeds), "changes": words}
     there: list[int] = []
     if (folder / RECORD).exists():

@@ -69,7 +69,10 @@ def task_of(name: str, horizon: int = 0, instruction: str = "", repeat: int = 1)
     """
     found, (text, _) = find(name), KNOWN.get(name, ("", 0))
     if not (horizon or found.horizon):
-        raise ConfigError(f"sim.horizon: gym/{name} has no limit of steps of its own: give one (--sim.horizon=200)")
+        raise ConfigError(
+            f"sim.horizon: gym/{name} has no limit of steps of its own: give one (--sim.horizon=200; "
+            "`ript eval` takes --horizon=200)"
+        )
     horizon = horizon or own_horizon(found.horizon, repeat)
     return _task(name, horizon, instruction or text or found.instruction)
 
