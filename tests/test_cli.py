@@ -24,8 +24,10 @@ from ript.cli import commands
 from ript.cli import main as cli
 from ript.cli.arguments import need_a_working_machine
 from ript.cli.doctor import check_cache
+from ript.config import recipes
 from ript.core import interpreter
 from ript.core.errors import ConfigError, DependencyMissing, SimulatorError
+from ript.core.options import replace
 from ript.run.folder import RunFolder
 from ript.sims.toy.simulator import ToySimulator
 from ript.studies.bases import base_is_made
@@ -554,6 +556,19 @@ def test_doctor_exits_with_1_only_when_something_needed_is_missing(monkeypatch, 
     assert not Path("nowhere").exists()
 
 
+@pytest.mark.parametrize("name", ["language model", "video encoder", "cache"])
+def test_what_a_run_does_not_need_may_be_missing(monkeypatch, tmp_path: Path, name: str) -> None:
+    from ript.cli import doctor
+
+    check = doctor.Check(name=name, ok=False, detail="none", remedy="install one")
+    monkeypatch.setattr(doctor, "_checks", lambda folder, suite: iter([check]))
+    practice, quickstart = recipes.get("practice"), recipes.get("quickstart")
+    spared = replace(practice, eval=replace(practice.eval, videos=0))
+    need_a_working_machine(tmp_path, [spared], needs_cache=lambda: False)
+    with pytest.raises(DependencyMissing, match=f"this machine is not ready: {name}: none"):
+        need_a_working_machine(tmp_path, [spared, quickstart], needs_cache=lambda: True)
+
+
 def test_quickstart_goes_from_nothing_to_a_policy_and_a_report(tmp_path: Path, capsys) -> None:
     steps = ("--sft.autoencoder_steps=2", "--sft.policy_steps=2", "--sft.finetune_steps=2", "--iterations=1")
     words = ("quickstart", *QUICK, *steps, "--pretrain_tasks=reach-left,reach-centre", "--demos.per_task=1")
@@ -709,6 +724,6 @@ def test_a_cache_that_is_read_only_is_enough_when_the_base_is_in_it(tmp_path: Pa
     (whole / "demos.hdf5").touch()
     cache.chmod(0o555)
     with as_ordinary_user():
-        need_a_working_machine(tmp_path, "toy", needs_cache=lambda: not base_is_made(whole))
+        need_a_working_machine(tmp_path, [recipes.get("smoke")], needs_cache=lambda: not base_is_made(whole))
         with pytest.raises(DependencyMissing, match="cache: cannot write"):
-            need_a_working_machine(tmp_path, "toy", needs_cache=lambda: not base_is_made(partial))
+            need_a_working_machine(tmp_path, [recipes.get("smoke")], needs_cache=lambda: not base_is_made(partial))

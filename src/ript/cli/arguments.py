@@ -167,22 +167,27 @@ def saying_what_is_kept(kept: Any) -> Iterator[None]:
         raise
 
 
-def need_a_working_machine(folder: Path, suite: str, *, needs_cache: Callable[[], bool]) -> None:
-    """Raise `DependencyMissing`, saying what to do, unless everything that `ript` needs is here.
+def need_a_working_machine(folder: Path, configs: Sequence[Config], *, needs_cache: Callable[[], bool]) -> None:
+    """Raise `DependencyMissing`, saying what to do, unless everything that runs of these configurations need is here.
 
     Args:
         folder: where results will be written.
-        suite: of the simulators.
+        configs: of one suite.
         needs_cache: whether something is to be written into the cache; asked where that cannot be.
     """
     from ript.cli.doctor import doctor as examine
     from ript.run.progress import status
 
     status("checking this machine")
+    needed = {
+        "cache": needs_cache,
+        "language model": lambda: any(getattr(config.policy, "language", "none") == "minilm" for config in configs),
+        "video encoder": lambda: any(config.eval.videos for config in configs),
+    }
     missing = [
         check
-        for check in examine(folder, suite)
-        if check.required and not check.ok and (check.name != "cache" or needs_cache())
+        for check in examine(folder, configs[0].sim.suite)
+        if check.required and not check.ok and needed.get(check.name, lambda: True)()
     ]
     if missing:
         listed = "; ".join(f"{c.name}: {c.detail} ({c.remedy})" for c in missing)

@@ -213,9 +213,7 @@ def quickstart(args: Namespace) -> Answer:
     if args.target:
         config = recipes.with_tasks(config, task_names(config.sim, [args.target]))
     out = output_folder(config, args.fresh, args.out)
-    need_a_working_machine(
-        out, config.sim.suite, needs_cache=lambda: not (args.fresh or base_is_made(base_folder(config)))
-    )
+    need_a_working_machine(out, [config], needs_cache=lambda: not (args.fresh or base_is_made(base_folder(config))))
 
     with saying_what_is_kept(f"finished stages and checkpoints are kept in {out}; the same command goes on from there"):
         result = run(seed=config.seed, fresh=args.fresh, out=out, config=config)
@@ -342,7 +340,7 @@ def study(args: Namespace) -> Answer:
         status(expense.text(chosen))
         need_a_working_machine(
             Path(out),
-            chosen.needs,
+            [cell.config for cell in chosen.cells],
             needs_cache=lambda: not all(base_is_made(base_folder(cell.config)) for cell in chosen.cells),
         )
     with saying_what_is_kept(f"finished cells are kept in {out}; go on with --resume"):

@@ -179,9 +179,9 @@ def test_what_practice_changed_is_read_from_a_folder_without_its_base(start, tmp
 def test_a_run_says_how_much_it_is_before_it_begins(start, tmp_path, capsys):
     train_rl(replace(config(), iterations=0), start, tmp_path / "run")
     assert "0 iterations: at most 32 rollouts, 512 env-steps\n" in capsys.readouterr().err
-    # 2 iterations of 8 attempts of 4 rollouts; 8 test states four times, 5 validation states twice
+    # 2 iterations of 8 attempts of 4 rollouts; 8 test states four times, 5 validation states before and after each
     found = amount(config(), execute=4)
-    assert found.rollouts == 2 * 8 * 4 + 4 * 8 + 2 * 5
+    assert found.rollouts == 2 * 8 * 4 + 4 * 8 + 3 * 5
     assert found.env_steps == 16 * found.rollouts and found.decisions == 2 * 4 * 4 * 4
 
 
