@@ -276,12 +276,6 @@ def test_a_state_that_comes_up_twice_gives_two_different_groups():
     assert not any(np.array_equal(a.sample[0], b.sample[0]) for a in first.rollouts for b in second.rollouts)
 
 
-def test_frames_are_asked_for_only_where_wanted():
-    collection, _ = collect([(0, 1, 0)] * 2, quota=2, video_for=lambda state, k: state.state[0] == 1 and k == 2)
-    shown = [(n, k) for n, g in enumerate(collection.groups) for k, r in enumerate(g.rollouts) if r.frames is not None]
-    assert shown == [(1, 2)]
-
-
 def test_progress_tells_accepted_and_attempted_groups_in_launch_order():
     told: list[tuple[int, int]] = []
     collect([(1, 1), (0, 1), (0, 0), (0, 1)], quota=2, progress=lambda *now: told.append(now))

@@ -63,7 +63,6 @@ def collect_groups(
     dynamic: bool = True,
     equal_tasks: int = 0,
     horizon: Mapping[str, int] | None = None,
-    video_for: Callable[[InitialState, int], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
     heed: Heed | None = None,
 ) -> Collection:
@@ -92,7 +91,6 @@ def collect_groups(
             task with few groups with a signal keeps its part of the update, and one with none does not use up the
             attempts of others. 0: states are attempted as they come.
         horizon: task key -> `RolloutRequest.horizon`; a task that is missing runs to the simulator's.
-        video_for: (initial state, number within the group) -> keep frames.
         progress: called with (accepted, attempted) whenever one more group is settled.
         heed: see `EnvPool.run`.
 
@@ -101,7 +99,7 @@ def collect_groups(
     """
     _check(group_size, quota, max_attempts if dynamic else quota)
     ledger = _Ledger(group_size, quota, max_attempts if dynamic else quota, dynamic, equal_tasks if dynamic else 0)
-    requests = _requests(ledger, pool, iter(initial_states), seed, horizon or {}, video_for)
+    requests = _requests(ledger, pool, iter(initial_states), seed, horizon or {})
     run = pool.run(requests) if heed is None else pool.run(requests, heed)
     try:
         while not ledger.complete:
@@ -232,7 +230,6 @@ def _requests(
     states: Iterator[InitialState],
     seed: tuple[int, ...],
     horizon: Mapping[str, int],
-    video_for: Callable[[InitialState, int], bool] | None,
 ) -> Iterator[RolloutRequest | None]:
     """Requests of whole groups; None while no further group is wanted."""
     state, position, passed = None, 0, 0
@@ -261,7 +258,6 @@ def _requests(
                 index=entry.first_index + number,
                 seed=seed,
                 horizon=horizon.get(entry.state.task.key),
-                video=video_for is not None and video_for(entry.state, number),
             )
 
 
