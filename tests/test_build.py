@@ -267,6 +267,7 @@ def test_runs_and_evaluations_from_the_hub_say_the_commit_and_go_on_from_it_when
                 train_sft(config, [demos], "sft", base="hf://someone/policy@v1")
         held = read_config(folder)["config"]
         assert (held[key], held[f"{key}_revision"]) == ("hf://someone/policy@v1", OLD)
+        assert "changed" not in held
     (hub / "refs" / "v1").write_text(NEW)
     assert load_policy(train_rl(Config(), None, "rl", resume=True).folder / "start") == load_policy(
         hub / "snapshots" / OLD

@@ -113,7 +113,7 @@ def train_sft(
         held = read_config(out)["config"] if resume else {}
         refuse_other_content(held, {"demos_content": content})
         refuse_other_code(held, code)
-        changed = refuse_changes("sft", held.get("recipe_config", {}), settings)
+        changed = refuse_changes("sft", held.get("recipe_config", {}), settings) if resume else {}
         files = [str(absolute(file.path)) for file in demo_set.files]
         where = origin.record("base") if origin and not resume else {"base": None}
         document = {"recipe_config": nested(used), "demos": files, "demos_content": content, "code": code, **where}

@@ -424,6 +424,7 @@ def test_what_is_shown_besides_may_be_nan_which_the_check_says_once():
     assert all("the observation is not finite" in finding.what and finding.raised for finding in shown.failed)
     words = in_words(shown)
     assert words.count("found: ") == words.count("means: this cannot be checked") == 1
+    assert "ms a step" not in words and shown.to_json()["seconds"]["step"] is None  # nothing was measured
     assert words.endswith(f"not sound: the simulator raises in {len(shown.failed)} of 11 checks") and shown.failed
 
 

@@ -102,7 +102,12 @@ class Soundness:
             "episodes_with_numbers_that_are_not_finite": self.odd,
             "raised": self.raised,
             "notes": list(self.notes),
-            "seconds": {"first": self.build, "instance": self.instance, "step": self.step, "look": self.look},
+            "seconds": {
+                "first": self.build,
+                "instance": self.instance,
+                "step": self.step or None,  # nothing could be measured
+                "look": self.look or None,
+            },
             "bytes": {"instance": self.bytes},
         }
 
@@ -272,8 +277,10 @@ def _about(found: Soundness) -> list[str]:
         lines.append(f"  {found.odd} of {2 * n} episodes came to NaN or infinity in numbers that a policy is not shown")
     lines += [f"  {note}" for note in found.notes]
     first, other = f"{found.build:.2f} s", f"{found.instance * 1e3:.1f} ms and {found.bytes / 2**20:.1f} MiB"
-    lines.append(f"  cost here: {first} for the first instance, {other} for each other;")
-    lines.append(f"      {found.step * 1e3:.2f} ms a step, {found.look * 1e3:.2f} ms an observation")
+    lines.append(f"  cost here: {first} for the first instance, {other} for each other")
+    if found.step:
+        lines[-1] += ";"
+        lines.append(f"      {found.step * 1e3:.2f} ms a step, {found.look * 1e3:.2f} ms an observation")
     return lines
 
 
