@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ript.build import make_env_pool, task_keys
-from ript.config.sections import ClusterConfig, RolloutConfig
+from ript.config.sections import MOST_TRIALS, ClusterConfig, RolloutConfig
 from ript.core import arguments, hooks
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import EnvPool, PostTrainable
@@ -26,8 +26,6 @@ from ript.sims.seen import by_protocol, sim_options_of
 
 SEED_TAG = 0x6576616C
 """Keeps the generators of evaluation apart from those of training."""
-MOST_TRIALS = 100_000
-"""Initial states of a task, at most, as in `eval.trials`."""
 IN_A_ROW = 8
 """States of a task that are measured before the next task's: workers need not load another task's model for each, and
 a task that gives errors alone is not all that the pool sees."""

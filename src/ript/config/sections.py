@@ -287,6 +287,10 @@ class LearnConfig(Settings):
     )
 
 
+MOST_TRIALS = 100_000
+"""Initial states of a task in an evaluation, at most."""
+
+
 class EvalConfig(Settings):
     ABOUT: ClassVar[str] = (
         "Evaluation: success is reported on the split `test`, the best policy is chosen on `validation`."
@@ -294,7 +298,7 @@ class EvalConfig(Settings):
     SECTION: ClassVar[str] = "eval"
 
     trials: int = Field(
-        100, ge=1, le=100000, description="Test initial states per task for the evaluations before and after."
+        100, ge=1, le=MOST_TRIALS, description="Test initial states per task for the evaluations before and after."
     )
     seed: int = Field(
         0,
@@ -306,7 +310,7 @@ class EvalConfig(Settings):
     every: int = Field(
         5, ge=0, description="Iterations between evaluations that choose the best policy; 0: only before and after."
     )
-    every_trials: int = Field(40, ge=1, le=100000, description="Validation initial states per task for these.")
+    every_trials: int = Field(40, ge=1, le=MOST_TRIALS, description="Validation initial states per task for these.")
     mode: Literal["sampled", "greedy"] = Field("sampled", description="The mode that counts.")
     videos: int = Field(3, ge=0, description="Videos per task before and after.")
 
