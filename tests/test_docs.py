@@ -71,6 +71,19 @@ def commands_of(page: str) -> list[list[str]]:
     return [shlex.split(line) for line in re.findall(r"^    \$ ript (.*)$", text, re.MULTILINE)]
 
 
+ONE_BY_ONE = """
+import json, sys
+from ript.cli.main import main
+
+for words in json.loads(sys.argv[1]):
+    for stream in (sys.stdout, sys.stderr):
+        print("\\f", end="", file=stream, flush=True)
+    if code := main(words):
+        sys.exit(f"{' '.join(words)}: exit code {code}")
+"""
+"""Does commands in turn, as loading packages takes longer than any of them; form feeds part what they print."""
+
+
 def run_commands(folder: Path, page: str, small: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Run a page's commands in order, beside its files; command -> what the last one of it printed.
 
@@ -79,20 +92,19 @@ def run_commands(folder: Path, page: str, small: Mapping[str, Sequence[str]]) ->
     """
     for file, text in example_files(page).items():
         (folder / file).write_text(text)
-    printed = {}
-    for words in commands_of(page):
-        name = " ".join(words[: 2 if words[0] == "demos" else 1])
-        run = subprocess.run(
-            [sys.executable, "-m", "ript", *words, *small.get(name, ())],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
-        assert run.returncode == 0, f"{' '.join(words)}: {run.stderr}"
-        printed[name] = run.stdout + run.stderr
-    return printed
+    names = [" ".join(words[: 2 if words[0] == "demos" else 1]) for words in commands_of(page)]
+    commands = [[*words, *small.get(name, ())] for name, words in zip(names, commands_of(page), strict=True)]
+    run = subprocess.run(
+        [sys.executable, "-c", ONE_BY_ONE, json.dumps(commands)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert run.returncode == 0, run.stderr
+    printed = [stream.split("\f")[1:] for stream in (run.stdout, run.stderr)]
+    return {name: out + err for name, out, err in zip(names, *printed, strict=True)}
 
 
 @pytest.mark.timeout(300)
