@@ -28,6 +28,7 @@ from ript.config import recipes
 from ript.core import interpreter
 from ript.core.errors import ConfigError, DependencyMissing, SimulatorError
 from ript.core.options import replace
+from ript.run import video
 from ript.run.folder import RunFolder
 from ript.sims.toy.simulator import ToySimulator
 from ript.studies.bases import base_is_made
@@ -505,6 +506,23 @@ def test_an_evaluation_whose_videos_have_no_place_does_not_begin(rl: Path, tmp_p
     assert run(*words, "--video-dir", tmp_path / "file", "--workers", 0) == 1
     err = capsys.readouterr().err
     assert "something of that name is in the way" in err and "evaluating" not in err
+
+
+@pytest.mark.parametrize("stop, code", [(KeyboardInterrupt(), 130), (SystemExit(143), 143), (SystemExit(0), 1)])
+def test_an_evaluation_that_is_stopped_while_it_writes_videos_tells_what_it_measured(
+    rl: Path, tmp_path: Path, monkeypatch, capsys, stop: BaseException, code: int
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise stop
+
+    monkeypatch.setattr(video, "write_video", stopped)
+    words = ("eval", "--policy", rl / "policy", "--tasks", "reach-centre", "--trials", 2, "--videos", 1)
+    assert run(*words, "--video-dir", tmp_path, "--workers", 0) == code
+    said = capsys.readouterr()
+    of_its_own_choice = code == 1
+    assert ("reach-centre" in said.out) != of_its_own_choice and "nothing" not in said.err
+    part = "a package or simulator ended the command" if of_its_own_choice else f"that are done are in {tmp_path}"
+    assert part in said.err
 
 
 def test_a_record_of_a_quickstart_that_is_none_is_named(tmp_path: Path, capsys) -> None:

@@ -5,6 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+TERMINATED = (143, 129)
+"""Exit codes after SIGTERM and SIGHUP."""
+
+
+def exit_code_of(stop: KeyboardInterrupt | SystemExit) -> int:
+    """The exit code of a command that was stopped from outside; 0 when a package of its own choice ended it."""
+    code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
+    return code if isinstance(code, int) and code in (INTERRUPTED, *TERMINATED) else 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:

@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ript.cli.answer import Answer
+from ript.cli.answer import Answer, exit_code_of
 from ript.cli.arguments import (
     asked_fields,
     configure,
@@ -271,16 +271,23 @@ def evaluate(args: Namespace) -> Answer:
     steps = sorted(set(result.horizon.values()))
     within = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}, each task's own"
     text = f"{name}, {result.mode}, seed {result.seed}, horizon {within}\n\n{eval_table(result)}"
-    written, missing = write_videos(args.video_dir, result.videos)
-    if result.videos:
-        text += f"\n\n{count(len(written), 'video')} in {args.video_dir}"
-    for line in missing:
-        status(line)
+    code = 0
+    try:
+        written, missing = write_videos(args.video_dir, result.videos)
+        if result.videos:
+            text += f"\n\n{count(len(written), 'video')} in {args.video_dir}"
+        for line in missing:
+            status(line)
+        code = 1 if missing else 0
+    except (KeyboardInterrupt, SystemExit) as stop:  # what was measured is complete
+        if not (code := exit_code_of(stop)):
+            raise
+        status(f"stopped while videos were written; those that are done are in {args.video_dir}")
     unmeasured = _unmeasured(result)
     text += "".join(f"\n\n{line}" for line in unmeasured)
     if result.reasons:
         text += f"\n\nan ERROR in full:\n{result.reasons[0].example}"
-    return Answer(text=text, document=result.to_json(), code=1 if missing or unmeasured else 0, costly=True)
+    return Answer(text=text, document=result.to_json(), code=code or int(bool(unmeasured)), costly=True)
 
 
 def _unmeasured(*results: EvalResult) -> list[str]:

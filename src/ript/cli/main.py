@@ -15,16 +15,14 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
+from ript.cli.answer import TERMINATED, Answer, exit_code_of
 from ript.cli.parser import COMMANDS, make_parser
 from ript.core import interpreter, streams
 from ript.core.disk import unexpected
 from ript.core.errors import ConfigError, RiptError, UnknownNameError
 from ript.core.memory import ANYWHERE, out_of_memory, ran_out
-
-if TYPE_CHECKING:
-    from ript.cli.answer import Answer
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # training sets torch's own count where it needs more (config: threads)
@@ -38,8 +36,6 @@ ENVIRONMENT = {
 }
 """Set before torch is loaded, unless the user has."""
 
-TERMINATED = (143, 129)
-"""Exit codes after SIGTERM and SIGHUP."""
 READER_GONE = 141
 """Exit code when the reader of stdout went away before it had the result; that of a program ended by SIGPIPE."""
 
@@ -55,12 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(words)
     except (KeyboardInterrupt, SystemExit) as stop:
-        word, code = ("interrupted", 130) if isinstance(stop, KeyboardInterrupt) else ("terminated", stop.code)
-        if not isinstance(code, int) or code not in (130, *TERMINATED):  # no code of a package's choice: 0 means done
-            left = "SystemExit" if code is None else f"SystemExit: {code}"
+        if not (code := exit_code_of(stop)):
+            left = ": ".join(["SystemExit", *map(str, stop.args)])
             return _fail(f"error: a package or simulator ended the command ({left}); `--debug` says where", 1, debug)
         kept = " ".join(getattr(stop, "__notes__", [])) or "nothing was written"
-        return _fail(f"{word}: {kept}", code)
+        return _fail(f"{'interrupted' if isinstance(stop, KeyboardInterrupt) else 'terminated'}: {kept}", code)
     except streams.NotPrinted as error:
         if error.reader_gone:
             return READER_GONE
