@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -134,17 +135,17 @@ def test_the_example_of_a_policy_goes_through_the_whole_command_line(tmp_path: P
 def test_an_environment_of_ones_own_goes_from_the_check_to_a_report(tmp_path: Path) -> None:
     pytest.importorskip("gymnasium_robotics")
     shutil.copy(DOCS / "examples" / "fetch_experts.py", tmp_path)
-    few = ["--workers=0", "--sampling.groups=2", "--sampling.max_attempts=8", "--sampling.group_size=4"]
+    few = ["--workers=0", "--sampling.groups=1", "--sampling.max_attempts=2", "--sampling.group_size=2"]
     small = {
         "check": ["--states=2", "--steps=4"],
         "demos collect": ["--per-task=2"],
         "sft": ["--sft.policy_steps=5"],
-        "rl": [*few, "--iterations=1", "--eval.trials=4", "--eval.every=0", "--eval.videos=0"],
-        "eval": ["--trials=4", "--workers=0"],
+        "rl": [*few, "--iterations=1", "--eval.trials=1", "--eval.every=0", "--eval.videos=0"],
+        "eval": ["--trials=2", "--workers=0"],
     }
     printed = run_commands(tmp_path, "your_environment.md", small)
     assert list(printed) == ["check", "demos collect", "sft", "rl", "eval"]
-    assert "sound" in printed["check"] and re.search(r"^FetchReach-v4 .*/4 ", printed["eval"], re.MULTILINE)
+    assert "sound" in printed["check"] and re.search(r"^FetchReach-v4 .*/2 ", printed["eval"], re.MULTILINE)
     assert (tmp_path / "runs" / "rl" / "report.html").exists()
 
 
@@ -271,17 +272,22 @@ def code_of(page: Path) -> list[str]:
     return re.findall(r"`([^`\n]+)`", text) + re.findall(r"^ {4}(.*)$", text, re.MULTILINE) + fenced.splitlines()
 
 
-def every_field() -> set[str]:
+@cache
+def every_field() -> frozenset[str]:
     """Dotted names of all settings, of every suite and every kind of policy that comes with the package."""
     others = [("sim", suites.get(name).options) for name in suites.names()]
     for name in kinds.names():
         others += [("policy", kinds.get(name).options), ("sft", kinds.get(name).training or TrainingOptions)]
-    return {*overrides.fields(Config()), *(f"{section}.{field}" for section, of in others for field in of.model_fields)}
+    named = (f"{section}.{field}" for section, of in others for field in of.model_fields)
+    return frozenset([*overrides.fields(Config()), *named])
+
+
+whole_parser = cache(make_parser)
 
 
 def command_options(words: list[str]) -> tuple[str, set[str]]:
     """(the command that the words name, the options it takes)."""
-    parser, named = make_parser(), ["ript"]
+    parser, named = whole_parser(), ["ript"]
     while True:
         commands = next((a for a in parser._actions if isinstance(a, argparse._SubParsersAction)), None)
         if commands is None or not words or words[0].startswith("-") or not re.fullmatch(r"[a-z]+", words[0]):

@@ -97,7 +97,7 @@ def test_the_log_prob_of_acting_is_the_log_prob_recomputed(options: dict, greedy
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_draws_have_the_mean_and_deviation_that_are_scored_and_clipping_changes_neither(options: dict) -> None:
-    policy, n = make_policy(**options), 20_000
+    policy, n = make_policy(**options), 4_000
     observation = take(look(1, steps=policy.n_obs_steps), [0] * n)
     chunk = policy.act(observation, generators(n))
     inputs, _ = kept(chunk)

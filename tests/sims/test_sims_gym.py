@@ -55,7 +55,14 @@ def test_an_environment_keeps_the_contract_and_goes_the_way_of_a_new_one(name):
     assert check(name) == list(CHECKS)
 
 
-@pytest.mark.parametrize("name", ["FetchReach-v4", "FetchPush-v4", "FetchPickAndPlace-v4", "FetchSlide-v4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "FetchReach-v4",
+        "FetchPush-v4",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("FetchPickAndPlace-v4", "FetchSlide-v4")),
+    ],
+)
 def test_fetch_keeps_the_contract_with_physics_for_a_state_and_has_views_of_its_own(name):
     pytest.importorskip("gymnasium_robotics")
     with GymSimulator(name) as simulator:
