@@ -3,6 +3,8 @@ import importlib
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,12 +24,13 @@ from safetensors.torch import load_file, save_file
 
 from ript.cli import commands
 from ript.cli import main as cli
-from ript.cli.arguments import need_a_working_machine
+from ript.cli.arguments import kept_of_run, need_a_working_machine
 from ript.cli.doctor import check_cache
 from ript.config import recipes
 from ript.core import interpreter
 from ript.core.errors import ConfigError, DependencyMissing, SimulatorError
 from ript.core.options import replace
+from ript.report import page
 from ript.run import video
 from ript.run.folder import RunFolder
 from ript.sims.toy.simulator import ToySimulator
@@ -696,6 +699,35 @@ def test_a_run_that_was_to_go_on_is_named_when_the_command_is_stopped_before_it_
     if where is interpreter:
         assert run("study", "fewshot", "--out", rl, "--resume") == 130
         assert capsys.readouterr().err.endswith(f"what is done is kept in {rl}; the same command goes on from there\n")
+
+
+def test_a_command_that_a_message_names_can_be_typed_when_the_folder_has_a_space(
+    rl: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    folder = tmp_path / "my run"
+    shutil.copytree(rl, folder)
+    said = [kept_of_run(folder, "rl")]
+    for words in (
+        ("rl", *QUICK, "--out", folder),
+        ("sft", "--resume", folder),
+        ("rl", "--resume", folder, "--iterations", 9),
+    ):
+        if words[-1] == 9:  # as if it had ended by itself
+            document = json.loads((folder / "config.json").read_text())
+            document["config"]["recipe_config"]["iterations"] = 8
+            (folder / "config.json").write_text(json.dumps(document))
+        assert run(*words) in (1, 2)
+        said.append(capsys.readouterr().err)
+    shutil.rmtree(folder / "checkpoints")
+    assert run("rl", "--resume", folder) == 1
+    said.append(capsys.readouterr().err)
+    monkeypatch.setattr(page, "write_report", lambda *_, **__: 1 / 0)
+    page.report_or_say([folder], folder / "report.html")
+    said.append(capsys.readouterr().err)
+    for text in said:
+        (command,) = re.findall(r"ript ((?:rl|sft|report) -*[^`)\n]*?'[^`)\n]*)", text)
+        parsed, rest = cli.make_parser().parse_known_args(shlex.split(command))
+        assert not rest and str(folder) in " ".join(str(value) for value in vars(parsed).values()), text
 
 
 def test_the_parser_itself_raises_what_the_command_line_prints() -> None:

@@ -24,7 +24,7 @@ from ript.run.files import write_json
 from ript.run.lock import locked
 from ript.run.reading import read_config
 from ript.studies.bases import base_fingerprint, base_folder, make_base
-from ript.studies.quickstart import QuickstartResult, output_folder, quickstart
+from ript.studies.quickstart import QuickstartResult, _Quickstart, output_folder, quickstart
 
 CONFIG = toy_config(
     iterations=2,
@@ -53,6 +53,32 @@ def first(patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -
 def base() -> Path:
     (folder,) = cache_folder().glob("base-*")
     return folder
+
+
+def test_one_that_was_refused_before_it_made_anything_leaves_the_folder_to_another(
+    patch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stopped(*_: object) -> None:
+        raise Stopped
+
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match="has no task to pre-train the base on: give --pretrain_tasks"):
+        quickstart(config=replace(CONFIG, pretrain_tasks=()), out=out)
+    assert not out.exists()
+    with patch.context() as broken:
+        broken.setattr(_Quickstart, "demonstrations", stopped)
+        with pytest.raises(Stopped):
+            quickstart(config=CONFIG, out=out, seed=4)
+    assert json.loads((out / "quickstart.json").read_text())["config"]["seed"] == 4
+    other = replace(CONFIG, seed=5)
+    assert output_folder(other, False, out) == out
+    with patch.context() as broken:
+        broken.setattr(_Quickstart, "practice", stopped)
+        with pytest.raises(Stopped):
+            quickstart(config=other, out=out)
+    assert json.loads((out / "quickstart.json").read_text())["config"]["seed"] == 5
+    with pytest.raises(RunError, match="an interrupted quickstart with other settings"):
+        output_folder(CONFIG, False, out)
 
 
 def test_it_leaves_a_policy_a_report_and_everything_in_between(first: tuple[QuickstartResult, Path]) -> None:

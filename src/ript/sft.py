@@ -21,7 +21,7 @@ from ript.core.errors import ConfigError, DataError, PolicyError, RunError
 from ript.core.files import absolute
 from ript.core.house import PolicyKind
 from ript.core.interfaces import PostTrainable
-from ript.core.interpreter import load_torch_where_it_can_be
+from ript.core.interpreter import as_typed, load_torch_where_it_can_be
 from ript.core.memory import enough_memory
 from ript.core.options import SimOptions, TrainingOptions
 from ript.core.registry import kinds
@@ -259,7 +259,7 @@ def resume_sft(out: str | Path, changes: Mapping[str, Any] | None = None) -> Pos
     document = read_config(out, to_resume=True)
     if document["kind"] != "sft":
         raise RunError(
-            f"{out} is not a run of supervised training: go on with `ript {document['kind']} --resume {out}`"
+            f"{out} is not a run of supervised training: go on with `{as_typed(document['kind'], '--resume', out)}`"
         )
     asked = document["config"]
     config = Config.from_record(nested(leaves(asked["recipe_config"]) | dict(changes or {})))

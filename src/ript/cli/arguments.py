@@ -12,6 +12,7 @@ from typing import Any
 from ript.config import overrides, recipes
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, DependencyMissing, UnknownNameError
+from ript.core.interpreter import as_typed
 from ript.core.memory import ran_out
 from ript.core.options import SimOptions, replace
 from ript.core.registry import suites
@@ -150,7 +151,7 @@ def kept_of_run(folder: str | Path, command: str) -> str:
     """What an interrupted run leaves behind, and how to go on with it."""
     if not (Path(folder) / "config.json").exists():
         return "nothing was written"
-    return f"checkpoints are in {folder}; go on with: ript {command} --resume {folder}"
+    return f"checkpoints are in {folder}; go on with: {as_typed(command, '--resume', folder)}"
 
 
 @contextmanager

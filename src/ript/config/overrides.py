@@ -6,6 +6,7 @@ Types come from the settings themselves; a message names the field, what was exp
 from __future__ import annotations
 
 import math
+import shlex
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -193,14 +194,15 @@ def load_recipe(name: str) -> Config:
 
 
 def _read(name: str) -> dict[str, Any]:
+    remedy = f"`ript recipes NAME > {shlex.quote(name)}` makes such a file"
     try:
         data = toml_value(read_text(name))
     except FileNotFoundError as error:
-        raise DataError(f"{name}: {error.strerror}; `ript recipes NAME > {name}` makes such a file") from error
+        raise DataError(f"{name}: {error.strerror}; {remedy}") from error
     except ValueError as error:
         raise DataError(f"{name} is not a TOML document: {error}") from error
     if not data:
-        raise DataError(f"{name} is empty: it holds no setting; `ript recipes NAME > {name}` makes such a file")
+        raise DataError(f"{name} is empty: it holds no setting; {remedy}")
     return data
 
 

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,11 @@ def command(code: str, *arguments: str) -> list[str]:
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     begin = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
     return [executable(), *flags, "-P", "-c", begin + code, json.dumps(module_path()), *arguments]
+
+
+def as_typed(*words: object) -> str:
+    """A command of this package as messages name it: what a shell would take apart is quoted."""
+    return shlex.join(["ript", *map(str, words)])
 
 
 def arguments() -> list[str]:

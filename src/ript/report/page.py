@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ript.core import arguments
 from ript.core.errors import ConfigError, DataError, DependencyMissing, RunError
 from ript.core.files import absolute, write_text
+from ript.core.interpreter import as_typed
 from ript.core.places import require_replaceable
 from ript.report import curves, seeds, views
 from ript.report.read import RunData, VideoPair, read_run
@@ -79,7 +80,7 @@ def report_or_say(
     try:
         return write_report(folders, out, table=table)
     except Exception as error:
-        again = f"ript report {' '.join(map(str, folders))} --out FILE.html"
+        again = as_typed("report", *folders, "--out", "FILE.html")
         status(f"there is no report: {error}; all else is done, and this makes another: {again}")
         return None
 

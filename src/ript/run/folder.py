@@ -30,6 +30,7 @@ from ript.core import interpreter, machine
 from ript.core.disk import cannot_write, writing
 from ript.core.errors import DataError, NotFiniteError, OutOfMemory, RunError
 from ript.core.files import absolute, atomic_folder, clean_leftovers, encoded, make_folder, remove, write_text
+from ript.core.interpreter import as_typed
 from ript.core.memory import ANYWHERE, enough_memory
 from ript.core.registry import simulator_versions
 from ript.core.types import EvalResult, Reason
@@ -131,7 +132,7 @@ class RunFolder:
         if (path / "result.json").exists() and not list_checkpoints(path / "checkpoints"):
             raise RunError(
                 f"{path}: the run has ended, and its checkpoints are gone: there is nothing to go on from. To practise "
-                f"on, start another run from its policy: ript rl --policy {path / 'policy'}"
+                f"on, {another_run_from(path)}"
             )
 
     @classmethod
@@ -408,6 +409,12 @@ class RunFolder:
             write_text(path, text)
 
 
+def another_run_from(path: Path) -> str:
+    """In words: how to practise on from the policy of a run that is over."""
+    words = as_typed("rl", "--recipe", "NAME", "--policy", path / "policy", "--out", "DIR")
+    return f"start another run from its policy: {words}"
+
+
 def _what_is_there(path: Path) -> str:
     """In words, where a config.json is: a run that could go on, or what a new one would replace."""
     found = {}
@@ -415,7 +422,7 @@ def _what_is_there(path: Path) -> str:
         found = read_json(path / "config.json")
     kind = found.get("kind", "rl") if isinstance(found, dict) and "format" in found else None
     if kind in get_args(Kind):
-        return f"{path} already holds a run: go on with it (ript {kind} --resume {path}) or choose another --out"
+        return f"{path} already holds a run: go on with it ({as_typed(kind, '--resume', path)}) or choose another --out"
     what = "config.json" if kind is None else f"a {kind!r} policy"
     return f"{path} holds {what}, which a run would replace: choose another --out"
 

@@ -18,6 +18,7 @@ from ript.core import asking, hooks
 from ript.core.errors import ConfigError, PolicyError, RunError
 from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable
+from ript.core.interpreter import as_typed
 from ript.core.options import replace
 from ript.core.registry import kinds, suites
 from ript.core.types import Errand, InitialState
@@ -27,7 +28,7 @@ from ript.rollout import errands
 from ript.run.cards import begin_practice, set_horizon
 from ript.run.checkpoint import list_checkpoints
 from ript.run.files import read_json
-from ript.run.folder import RunFolder
+from ript.run.folder import RunFolder, another_run_from
 from ript.run.progress import status
 from ript.run.reading import read_config
 from ript.run.resuming import refuse_changes, refuse_other_code, refuse_other_content
@@ -61,7 +62,7 @@ def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config
     """
     document = read_config(out, to_resume=True)
     if document["kind"] != "rl":
-        raise RunError(f"{out} is a run of supervised training: go on with `ript sft --resume {out}`")
+        raise RunError(f"{out} is a run of supervised training: go on with `{as_typed('sft', '--resume', out)}`")
     missing = [name for name in ("recipe_config", "start") if name not in document["config"]]
     if missing:
         raise RunError(f"{out / 'config.json'} is incomplete: {' and '.join(missing)} missing")
@@ -77,8 +78,8 @@ def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config
     if done and "iterations" in changed and (out / "result.json").exists() and done[-1] < held["iterations"]:
         raise ConfigError(
             f"iterations = {changed['iterations']}, but {out} ended by itself after {done[-1]} "
-            f"({read_json(out / 'result.json').get('reason')}): it would do no more. To practise on, start another run "
-            f"from its policy: ript rl --policy {out / 'policy'}"
+            f"({read_json(out / 'result.json').get('reason')}): it would do no more. To practise on, "
+            f"{another_run_from(out)}"
         )
     config = Config.from_record(nested(leaves(held) | changed))
     if (out / "start").exists():

@@ -110,7 +110,7 @@ class _Quickstart:
     def __init__(self, config: Config, keys: tuple[str, ...], fresh: bool, folder: Path, base: Path):
         self.config, self.keys, self.folder, self.base = config, keys, folder, base
         self.record = _record(config, fresh)
-        if (folder / RECORD).exists():
+        if _interrupted(folder, config, fresh):
             self.record = _recorded(folder) | {"config": config.to_json()}
             status(f"going on with {folder}")
         self.seconds: dict[str, float] = self.record["seconds"]
@@ -200,8 +200,11 @@ def output_folder(config: Config, fresh: bool, out: str | Path | None) -> Path:
     """`out`, or a folder under `runs/`: one that is empty, not there, or holds the same quickstart, interrupted.
 
     Raises:
+        ConfigError: there is nothing to make the base from.
         RunError: `out` holds something else.
     """
+    if not config.pretrain_tasks:
+        raise ConfigError(f"recipe {config.recipe} has no task to pre-train the base on: give --pretrain_tasks")
     if out is not None:
         folder = expanded(out)
         if folder.exists() and not (folder.is_dir() and (_interrupted(folder, config, fresh) or _empty(folder))):
@@ -243,7 +246,8 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
 
 def _empty(folder: Path) -> bool:
-    return not any(path.name not in (".lock", ".owner.json") for path in folder.iterdir())
+    """Whether nothing was made there; the record of a quickstart that ended before it made anything is nothing yet."""
+    return all(path.name in (".lock", ".owner.json", RECORD) for path in folder.iterdir())
 
 
 def _content(folder: Path) -> str:
