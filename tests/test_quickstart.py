@@ -225,6 +225,7 @@ def test_how_rollouts_are_run_may_change_when_a_quickstart_goes_on(tmp_path: Pat
     folder = make_folder(tmp_path / "out")
     asked = {"fresh": False, "finished": False, "seconds": {}}
     write_json(folder / "quickstart.json", asked | {"config": CONFIG.to_json()})
+    (folder / "target.hdf5").touch()
     others = replace(CONFIG, rollout=replace(CONFIG.rollout, workers=7, slots=3))
     assert output_folder(others, False, folder) == folder
     with pytest.raises(RunError, match="an interrupted quickstart with other settings"):
