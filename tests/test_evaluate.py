@@ -169,7 +169,7 @@ def test_more_trials_or_tasks_extend_an_evaluation_without_changing_it(policy: Q
 
 def test_the_document_is_the_documented_one(policy: QuestPolicy) -> None:
     document = evaluate(policy, ["reach-left"], trials=3, greedy=True, horizon=8, rollout=HERE).to_json()
-    assert list(document) == ["policy", "seed", "mode", "horizon", "tasks", "total", "reasons"]
+    assert list(document) == ["policy", "seed", "mode", "horizon", "state_noise", "tasks", "total", "reasons"]
     assert document["horizon"] == {"reach-left": 8}
     assert document["mode"] == "greedy" and document["policy"] == "policy" and document["seed"] == 0
     row = document["tasks"]["reach-left"]

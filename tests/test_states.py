@@ -158,6 +158,24 @@ def test_states_are_to_the_bit_those_that_a_simulator_of_our_own_draws(
         assert not any(state.state.flags.writeable for state in found[name])
 
 
+def test_states_to_be_measured_on_are_moved_alike_whoever_asks_and_not_as_those_to_practise_on() -> None:
+    sim, seeds = MetaworldOptions(image_size=16), []
+    key = task_keys(sim, ("push",))[0]
+    for trials in (20, 3):
+        with make_env_pool(sim, RolloutConfig(workers=0)) as pool:
+            states = InitialStates(pool, (key,), 7)
+            (still,) = states.measured("test", 3, 7).values()
+            (moved,) = states.measured("test", trials, 7, 0.02).values()
+            assert len(moved) == trials and not {state.id for state in still} & {state.id for state in moved}
+            seeds.append([state.id for state in moved[:3]])
+    assert seeds[0] == seeds[1]
+    with simulator_factory(sim)(key) as simulator:
+        as_practised = np.random.default_rng([7, simulator.task.index, 0])
+        assert simulator.perturbed_state(still[0], 0.02, as_practised).id != moved[0].id  # type: ignore[attr-defined]
+    with states_of("reach") as source, pytest.raises(ConfigError, match="no object that could be moved"):
+        source.measured("test", 3, noise=0.1)
+
+
 class Listening:
     """A pool in this process that remembers what it was asked for."""
 

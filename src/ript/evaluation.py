@@ -14,6 +14,7 @@ from ript.config.sections import MOST_TRIALS, ClusterConfig, RolloutConfig
 from ript.core import arguments, hooks
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import EnvPool, PostTrainable
+from ript.core.options import replace
 from ript.core.statistics import wilson
 from ript.core.types import EvalResult, InitialState, Rollout, RolloutRequest, Status, Task, TaskResult
 from ript.learn.batch import UpdateBatch
@@ -163,6 +164,7 @@ def evaluate(
     temperature: float | None = None,
     videos: int = 0,
     horizon: int | None = None,
+    state_noise: float = 0.0,
     protocol: str = "",
     rollout: RolloutConfig | None = None,
     cluster: ClusterConfig | None = None,
@@ -179,17 +181,21 @@ def evaluate(
         videos: how many rollouts per task are kept as frames.
         horizon: environment steps until a rollout counts as a failure; by default that which the policy was trained or
             measured with (its card says it), or else the task's own.
+        state_noise: standard deviation of Gaussian noise on where the states' objects stand, metres. The same states
+            for every policy.
         protocol: of the suite, by name: its horizon, and how it begins episodes.
         rollout: workers and slots.
         cluster: whose nodes it is done on; None: this machine.
 
     Raises:
         ConfigError, UnknownNameError, PolicyError: what was given cannot work.
+        SimulatorError: objects cannot be moved that far.
     """
     trials, videos = arguments.whole("trials", trials, 1, MOST_TRIALS), arguments.whole("videos", videos, 0)
     seed, names = arguments.seed("seed", seed), arguments.words("tasks", tasks)
     temperature = None if temperature is None else arguments.number("temperature", temperature)
     horizon = None if horizon is None else arguments.whole("horizon", horizon, 1)
+    state_noise = arguments.number("state_noise", state_noise, 0, 1)
     arguments.instance("protocol", protocol, str, "the name of one of the suite's")
     if rollout is not None:
         arguments.instance("rollout", rollout, RolloutConfig, "settings of a pool")
@@ -209,7 +215,7 @@ def evaluate(
         sim = by_protocol(sim, protocol)
     keys = task_keys(sim, names)
     with make_env_pool(sim, rollout or RolloutConfig(), cluster=cluster, tasks=keys) as pool:
-        states = InitialStates(pool, keys, seed).measured("test", trials, seed)
+        states = InitialStates(pool, keys, seed).measured("test", trials, seed, state_noise)
         hooks.read(loaded, [task.instruction for task in states])  # once here, not once in each worker
         pool.use(loaded)
         mode = "greedy" if greedy else "sampled"
@@ -222,4 +228,4 @@ def evaluate(
             temperature=hooks.temperature_of(loaded),
             videos=videos,
         )
-    return results[mode]
+    return replace(results[mode], state_noise=state_noise)

@@ -263,6 +263,7 @@ def evaluate(args: Namespace) -> Answer:
             greedy=args.greedy,
             temperature=args.temperature,
             videos=args.videos,
+            state_noise=args.state_noise,
             rollout=rollout,
             cluster=cluster,
             **how,
@@ -270,7 +271,8 @@ def evaluate(args: Namespace) -> Answer:
     result = replace(result, policy=name)
     steps = sorted(set(result.horizon.values()))
     within = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}, each task's own"
-    text = f"{name}, {result.mode}, seed {result.seed}, horizon {within}\n\n{eval_table(result)}"
+    moved = f", objects moved by {100 * result.state_noise:g} cm" if result.state_noise else ""
+    text = f"{name}, {result.mode}, seed {result.seed}, horizon {within}{moved}\n\n{eval_table(result)}"
     code = 0
     try:
         written, missing = write_videos(args.video_dir, result.videos)

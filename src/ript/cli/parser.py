@@ -222,7 +222,8 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
         "measure a policy on test initial states",
         "  ript eval --policy runs/rl/policy --tasks drawer-open-v3 --trials 100\n"
         "  ript eval --policy runs/rl/policy --tasks ML45-test --greedy --json > eval.json\n"
-        "  ript eval --policy runs/rl/policy --tasks reach --videos 3 --video-dir videos",
+        "  ript eval --policy runs/rl/policy --tasks reach --videos 3 --video-dir videos\n"
+        "  ript eval --policy runs/rl/policy --tasks libero_object/4 --state-noise 0.05",
     )
     p.add_argument("--policy", metavar="DIR", required=True, help="policy folder, or hf://owner/name[@revision]")
     p.add_argument("--tasks", nargs="+", metavar="TASK", required=True, help="tasks, or a named list such as MT10")
@@ -242,6 +243,15 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="environment steps after which a rollout without success is a failure, or the name of one of the suite's "
         "protocols, such as published (default: the policy's)",
+    )
+    p.add_argument(
+        "--state-noise",
+        "--state_noise",
+        dest="state_noise",
+        type=float,
+        default=0.0,
+        metavar="METRES",
+        help="standard deviation of Gaussian noise on where objects stand in the test states (default 0)",
     )
     number(p, "--workers", 2, "worker processes; 0: rollouts run in this process")
     p.add_argument("--cluster", metavar="WHERE", help="run rollouts on a Ray cluster: local, auto or HOST:PORT")

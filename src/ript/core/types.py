@@ -516,6 +516,7 @@ class EvalResult:
         total: over all tasks.
         per_state: task name -> [(initial state id, status value)], in order.
         horizon: task name -> environment steps after which a rollout without success was a failure.
+        state_noise: standard deviation of what objects were moved by in the initial states, metres.
         videos: [(task name, initial state id, status value, uint8 frames `[T, h, w, 3]`)].
         reasons: why rollouts ended in ERROR, the commonest first.
         env_steps: environment steps spent.
@@ -529,6 +530,7 @@ class EvalResult:
     total: TaskResult
     per_state: Mapping[str, Sequence[tuple[str, str]]]
     horizon: Mapping[str, int] = field(default_factory=dict)
+    state_noise: float = 0.0
     videos: Sequence[tuple[str, str, str, np.ndarray]] = ()
     reasons: Sequence[Reason] = ()
     env_steps: int = 0
@@ -545,6 +547,7 @@ class EvalResult:
             "seed": self.seed,
             "mode": self.mode,
             "horizon": dict(self.horizon),
+            "state_noise": self.state_noise,
             "tasks": {name: row(r) for name, r in self.tasks.items()},
             "total": row(self.total),
             "reasons": [reason.to_json() for reason in self.reasons],
@@ -566,5 +569,6 @@ class EvalResult:
             total=result(data["total"]),
             per_state={name: [(state, status) for state, status in rows] for name, rows in per_state.items()},
             horizon=data.get("horizon", {}),
+            state_noise=data.get("state_noise", 0.0),
             reasons=[Reason(**reason) for reason in data.get("reasons", ())],
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,9 +29,39 @@ def look(simulator: Simulator) -> Found:
     return Found(simulator.task, simulator.spec)
 
 
-def states(simulator: Simulator, n: int, seed: int, split: Split, start: int) -> Found:
-    """Initial states number start..start+n-1 of a simulator, or as many of these as there are."""
-    return Found(simulator.task, simulator.spec, simulator.initial_states(n, seed, split, start))
+def states(simulator: Simulator, n: int, seed: int, split: Split, start: int, noise: float = 0.0) -> Found:
+    """Initial states number start..start+n-1 of a simulator, or as many of these as there are.
+
+    Args:
+        noise: standard deviation by which their objects are moved, metres; the same for a state at any time.
+
+    Raises:
+        ConfigError: noise, and a simulator that cannot move its object.
+        SimulatorError: a state from which nothing can be moved that far.
+    """
+    drawn = simulator.initial_states(n, seed, split, start)
+    if noise:
+        movers = [np.random.default_rng([seed, simulator.task.index, start + i, MEASURED]) for i in range(len(drawn))]
+        mover = _mover(simulator, "noise on states")
+        drawn = [mover(state, noise, generator) for state, generator in zip(drawn, movers, strict=True)]
+    return Found(simulator.task, simulator.spec, drawn)
+
+
+MEASURED = 1
+"""Keeps noise on states to be measured on apart from that on states to practise on."""
+
+
+def _mover(simulator: Simulator, what: str) -> Callable[[InitialState, float, np.random.Generator], InitialState]:
+    """The simulator's `perturbed_state`.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    mover: Callable[[InitialState, float, np.random.Generator], InitialState] | None
+    mover = getattr(simulator, "perturbed_state", None)
+    if mover is None:
+        raise ConfigError(f"{what}: the simulator of {simulator.task.key} has no object that could be moved")
+    return mover
 
 
 def practice_states(
@@ -50,16 +80,13 @@ def practice_states(
         noise: standard deviation on the object's position, metres; the same for a state whenever it comes up.
         given: number -> state that is practised on instead of the simulator's own.
     """
-    if noise and not hasattr(simulator, "perturbed_state"):
-        raise ConfigError(
-            f"sampling.state_noise: the simulator of {simulator.task.key} has no object that could be moved"
-        )
+    mover = _mover(simulator, "sampling.state_noise") if noise else None
     found: list[InitialState | RiptError | None] = []
     for number in numbers:
         drawn = [given[number]] if given else simulator.initial_states(1, seed, "train", number)
         try:
             generator = np.random.default_rng([seed, simulator.task.index, number])
-            moved = [simulator.perturbed_state(state, noise, generator) if noise else state for state in drawn]
+            moved = [mover(state, noise, generator) if mover else state for state in drawn]
         except FATAL:
             raise
         except Exception as error:  # it is for the rollout that would begin there

@@ -77,9 +77,9 @@ class InitialStates:
         return self._several([task], n, split, start, self.seed if seed is None else seed)[task]
 
     def _several(
-        self, tasks: Sequence[str], n: int, split: Split, start: int, seed: int
+        self, tasks: Sequence[str], n: int, split: Split, start: int, seed: int, noise: float = 0.0
     ) -> dict[str, list[InitialState]]:
-        drawn = functools.partial(errands.states, seed=seed, split=split)
+        drawn = functools.partial(errands.states, seed=seed, split=split, noise=noise)
         wanted = [
             Errand(task, functools.partial(drawn, n=min(PART, n - at), start=start + at))
             for task in tasks
@@ -90,17 +90,19 @@ class InitialStates:
             found[errand.task] += [state for state in answer.states if isinstance(state, InitialState)]
         return found
 
-    def measured(self, split: Split, trials: int, seed: int = 0) -> dict[Task, list[InitialState]]:
-        """Task -> the first `trials` states of its split, "test" or "validation", to be measured on.
+    def measured(self, split: Split, trials: int, seed: int = 0, noise: float = 0.0) -> dict[Task, list[InitialState]]:
+        """Task -> the first `trials` states of its split, "test" or "validation", to be measured on; with `noise`,
+        metres, on where objects stand.
 
         Each is there once: a split that has fewer states gives those that it has, which the screen tells, as it does
         where states look the same.
 
         Raises:
-            SimulatorError: it has none.
+            ConfigError: noise, and a simulator that cannot move its object.
+            SimulatorError: it has none, or one in which nothing can be moved that far.
         """
         found = {}
-        for key, drawn in self._several(self.tasks, trials, split, 0, seed).items():
+        for key, drawn in self._several(self.tasks, trials, split, 0, seed, noise).items():
             states = {state.id: state for state in drawn}
             if not states:
                 raise SimulatorError(f"{key}: its split {split} has no initial state to be measured on")
