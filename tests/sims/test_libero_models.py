@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,11 +119,11 @@ def test_a_camera_that_the_suite_or_the_scene_does_not_have_is_named():
 
 
 def _compiles(folder: Path, output: "multiprocessing.SimpleQueue[str]") -> None:
-    """In a process of its own: take the scene, and say what was said."""
+    """In a process of its own: take the scene, and say what was said, and which of two large packages were imported."""
     said: list[str] = []
     models.streams.say = said.append  # type: ignore[assignment]
     models.take(SPATIAL, User())
-    output.put("; ".join(said))
+    output.put("; ".join([*said, *(name for name in ("robosuite", "libero") if name in sys.modules)]))
 
 
 @pytest.mark.slow
@@ -150,3 +151,8 @@ def test_what_is_truncated_is_compiled_again_said_once_and_by_one_of_two_process
     record["bytes"][".mjb"] = len(whole) - 1
     (models.model_folder() / "libero_spatial.json").write_text(json.dumps(record))
     assert models._read("libero_spatial") is None
+
+
+def test_what_goes_wrong_where_a_model_is_compiled_is_told_here_as_it_was():
+    error = models.in_a_child(f"{models.__name__}:write_models", "libero_goal/no")
+    assert isinstance(error, UnknownNameError) and "libero_goal/0" in str(error)

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import os
+import pickle
 import shlex
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from multiprocessing.spawn import get_executable
 
-from ript.core.errors import DependencyMissing
+from ript.core.errors import DependencyMissing, RiptError, WorkerError
 
 
 def executable() -> str:
@@ -49,6 +50,53 @@ def command(code: str, *arguments: str) -> list[str]:
 def as_typed(*words: object) -> str:
     """A command of this package as messages name it: what a shell would take apart is quoted."""
     return shlex.join(["ript", *map(str, words)])
+
+
+def in_a_child(function: str, argument: str) -> RiptError | None:
+    """Call a function, "module:name", with one argument in a Python of its own, and wait until that has ended.
+
+    Returns:
+        The error that it raised, if any: one of ours as it was, but for its cause, others in words.
+
+    Raises:
+        DependencyMissing: no Python program is known.
+        WorkerError: the process could not be started, or said nothing at its end.
+    """
+    code = "from ript.core.interpreter import _answer_parent; _answer_parent()"
+    try:
+        done = subprocess.run(
+            command(code, function, argument),
+            cwd=folder_to_start_in(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+        )
+    except OSError as error:
+        raise WorkerError(f"no process could be started for {function}: {error}") from error
+    last = (done.stdout.splitlines() or [b""])[-1]
+    if not last.startswith(ANSWER):
+        why = (done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[-1]
+        raise WorkerError(f"{function} ended its process with code {done.returncode}: {why}")
+    error: RiptError | None = pickle.loads(bytes.fromhex(last.removeprefix(ANSWER).decode()))
+    return error
+
+
+ANSWER = b"ript: "
+"""How the last line of such a process begins; the pickled answer follows, as hexadecimal digits."""
+
+
+def _answer_parent() -> None:
+    """The process of `in_a_child`."""
+    error: RiptError | None = None
+    try:
+        module, name = sys.argv[1].split(":")
+        getattr(importlib.import_module(module), name)(sys.argv[2])
+    except RiptError as found:
+        error = found
+    except Exception as found:  # packages that it uses raise what they like
+        error = WorkerError(f"{sys.argv[1]}({sys.argv[2]!r}): {type(found).__name__}: {found}")
+    sys.stdout.buffer.write(b"\n" + ANSWER + pickle.dumps(error).hex().encode() + b"\n")
+    sys.stdout.buffer.flush()
+    os._exit(0)
 
 
 def arguments() -> list[str]:
