@@ -76,8 +76,8 @@ def in_a_child(function: str, argument: str) -> RiptError | None:
     if not last.startswith(ANSWER):
         why = (done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[-1]
         raise WorkerError(f"{function} ended its process with code {done.returncode}: {why}")
-    error: RiptError | None = pickle.loads(bytes.fromhex(last.removeprefix(ANSWER).decode()))
-    return error
+    answer: RiptError | None = pickle.loads(bytes.fromhex(last.removeprefix(ANSWER).decode()))
+    return answer
 
 
 ANSWER = b"ript: "
