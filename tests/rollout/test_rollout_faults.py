@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -13,7 +14,9 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -397,3 +400,27 @@ def test_workers_of_a_killed_parent_exit_by_themselves(program):
     running.kill()
     running.wait()
     assert alive_at(time.monotonic() + patience(5), descendants) == []
+
+
+class FullPipe(FakeFactory):
+    """Simulators in a process that cannot send any more from the first of them on."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+    def __call__(self, key: str) -> Any:
+        def refuse(connection: Connection, message: object) -> None:
+            raise OSError(self.number, os.strerror(self.number))
+
+        Connection.send = refuse  # type: ignore[method-assign]
+        return super().__call__(key)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE, errno.EMFILE])
+def test_a_worker_that_cannot_send_says_why(number: int) -> None:
+    with pool_of(FullPipe(number), workers=1, max_retries=0, inference="local") as pool:
+        (rollout,) = pool.run(requests()[:1])
+    assert rollout.status is Status.ERROR
+    assert f"died, for its pipe broke ({os.strerror(number)})" in rollout.error
+    assert ("ulimit -n" in rollout.error) is (number == errno.EMFILE)

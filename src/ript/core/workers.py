@@ -6,7 +6,9 @@ up, and kills. `Link` is the worker's end. What they say to each other is each p
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import queue
 import signal
 import threading
@@ -24,6 +26,10 @@ from ript.core.liveness import Cell, Silence, interval
 
 RESTING = -2
 """What a worker leaves in its cell when it waits: for work, an answer, or room in the pipe."""
+BROKEN = -1000
+"""What it leaves there, less the error's number, when its pipe broke: what can no longer be sent can be read there."""
+_GONE = (errno.EPIPE, errno.ECONNRESET)
+"""Errors of a pipe whose other end was closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +174,10 @@ class WorkerProcess:
         code = self._child.exitcode
         if code is not None and code < 0:
             return f"was killed by {signal.Signals(-code).name}"
+        if self.doing <= BROKEN:
+            number = BROKEN - self.doing
+            remedy = f": {children.REMEDIES[number]}" if number in children.REMEDIES else ""
+            return f"died, for its pipe broke ({os.strerror(number)}){remedy},"
         return f"died with exit code {code}"
 
     def end(self, deadline: float) -> None:
@@ -230,6 +240,11 @@ class ParentGone(Exception):
     """The parent closed the pipe or died."""
 
 
+class PipeBroken(SystemExit):
+    """The pipe cannot be used any more though the parent is there. It ends the worker, which has left why in its
+    cell."""
+
+
 class Link:
     """The worker's end of the pipe. A thread reads it, so that the parent's sends never wait for work to end, and so
     that the worker notices at once when the parent is gone.
@@ -246,6 +261,7 @@ class Link:
         self._connection, self._mark = connection, mark
         self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._deferred: deque[Any] = deque()
+        self._gone = threading.Event()
         self.running = False
         self.waited = 0.0
         threading.Thread(target=self._read, daemon=True).start()
@@ -277,13 +293,25 @@ class Link:
                 raise otherwise()
 
     def send(self, message: Any) -> None:
+        """Send, and wait while there is no room in the pipe.
+
+        Raises:
+            ParentGone: nobody is there to read it.
+            PipeBroken: the system did not take it.
+        """
         self._mark(RESTING)
         started = time.perf_counter()
         try:
             self._connection.send(message)
-        except OSError:
-            raise ParentGone from None
+        except OSError as error:
+            if error.errno in _GONE and self._gone.wait(1.0):
+                raise ParentGone from None
+            raise self._broken(error) from error
         self.waited += time.perf_counter() - started
+
+    def _broken(self, error: OSError) -> PipeBroken:
+        self._mark(BROKEN - (error.errno or errno.EIO))
+        return PipeBroken(1)
 
     def _take(self, block: bool) -> Any | None:
         try:
@@ -296,6 +324,8 @@ class Link:
             message = self._arrived.get()
             if self.running:
                 self.waited += time.perf_counter() - started
+        if isinstance(message, OSError):
+            raise self._broken(message) from message
         if isinstance(message, Exception):
             raise message
         return message
@@ -304,8 +334,11 @@ class Link:
         while True:
             try:
                 self._arrived.put(self._connection.recv())
-            except (EOFError, OSError):
-                self._arrived.put(ParentGone())
+            except (EOFError, OSError) as error:
+                gone = getattr(error, "errno", None) in (None, *_GONE)  # None: the end of the file
+                if gone:
+                    self._gone.set()
+                self._arrived.put(ParentGone() if gone else error)
                 return
             except Exception as error:  # such as a message that cannot be unpickled here
                 self._arrived.put(error)
