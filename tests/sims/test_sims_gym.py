@@ -528,6 +528,15 @@ def test_what_cannot_be_practised_in_is_refused_with_what_to_do(name, settings, 
         made(name, **settings)
 
 
+def test_the_views_that_a_suite_knows_of_a_task_are_among_those_that_are_suggested():
+    needs("gymnasium_robotics")
+    with pytest.raises(UnknownNameError, match="unknown camera 'frnt': did you mean front"):
+        GymSimulator("FetchReach-v4", cameras=("frnt", "side"))
+    with pytest.raises(UnknownNameError, match=r"such as |known: .*front.*left.*right.*side") as raised:
+        GymSimulator("FetchReach-v4", cameras=("banana",))
+    assert {"front", "side", "right", "left", "default"} <= set(raised.value.known)
+
+
 def test_pictures_that_are_none_or_of_a_wrong_type_are_refused():
     for name, kind, message in (
         ("Blind", ConfigError, r"makes no pictures of its own \(its render\(\) gave None\)"),

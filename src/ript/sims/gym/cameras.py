@@ -52,7 +52,7 @@ def named_views(words: Collection[str], known: Mapping[str, str]) -> dict[str, s
     return views
 
 
-def resolve(view: str, env: Any, model: Any, pictures: Collection[str]) -> CameraView | str:
+def resolve(view: str, env: Any, model: Any, pictures: Collection[str], own: Collection[str] = ()) -> CameraView | str:
     """What a view is in an environment: a view of its model, "render", or a key of its observation.
 
     "default" of a MuJoCo environment is its camera "track", or else the free view that its own renderer starts from; of
@@ -63,6 +63,7 @@ def resolve(view: str, env: Any, model: Any, pictures: Collection[str]) -> Camer
         env: the innermost environment.
         model: its MuJoCo model, or None.
         pictures: keys of its observation that are pictures.
+        own: names of the task's own views, which `named_views` has put in their place; for the message.
 
     Raises:
         UnknownNameError: no such view.
@@ -84,7 +85,8 @@ def resolve(view: str, env: Any, model: Any, pictures: Collection[str]) -> Camer
         return CameraView(base="track") if "track" in cameras else _start_view(env, model)
     if view in cameras:
         return CameraView(base=view)
-    raise UnknownNameError("camera", view, [*cameras, *pictures, DEFAULT, RENDER, "X Y Z to X Y Z fovy DEGREES"])
+    known = [*own, *cameras, *pictures, DEFAULT, RENDER, "X Y Z to X Y Z fovy DEGREES"]
+    raise UnknownNameError("camera", view, known)
 
 
 def _start_view(env: Any, model: Any) -> CameraView:

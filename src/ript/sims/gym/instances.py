@@ -20,6 +20,7 @@ from ript.sims.gym.environment import ActionScale, build, calling, parts, pictur
 from ript.sims.gym.numbers import NotExact
 from ript.sims.gym.pictures import SHOWN, ModelPictures
 from ript.sims.gym.shared import SharedEnvironment, physics, set_physics
+from ript.sims.gym.tasks import VIEWS
 from ript.sims.mujoco import gl
 from ript.sims.mujoco.shared import Shelf, return_freed_memory
 
@@ -83,7 +84,8 @@ class Environment:
         self._env = request.build(False)
         self.actions = ActionScale(request.key, self._env.action_space)
         model, pictures = model_of(self._env), picture_keys(self._env.observation_space)
-        self.views = {name: resolve(view, self._env.unwrapped, model, pictures) for name, view in request.views}
+        own = VIEWS.get(request.name, ())
+        self.views = {name: resolve(view, self._env.unwrapped, model, pictures, own) for name, view in request.views}
         self.why_not = self._reason(model)
         if not self.why_not:
             self._share()
