@@ -98,6 +98,18 @@ def test_what_practice_cannot_change_is_refused_and_what_it_can_is_not(here: Pat
         ("broken", [("import torch", "import torch, no_such")], ConfigError, "there is no module no_such"),
         ("other", [("class MyPolicy", "class MyPolice")], UnknownNameError, "did you mean MyPolice"),
         ("what", [("class MyPolicy(nn.Module)", "MyPolicy = 3\nclass Other")], ConfigError, "expected a PolicyKind"),
+        (
+            "maker",
+            [("class MyPolicy(nn.Module)", "def MyPolicy(): ...\nclass Other")],
+            ConfigError,
+            "expected a PolicyKind of that name, or a class, got the function MyPolicy",
+        ),
+        (
+            "lossless",
+            [("def loss", "loss = None\n\n    def other")],
+            ConfigError,
+            "MyPolicy.loss is None; expected a met",
+        ),
     ],
 )
 def test_a_class_that_cannot_be_a_policy_is_refused_with_what_to_do(
@@ -111,6 +123,16 @@ def test_a_policy_that_learns_and_does_not_say_its_chunk_is_told_what_is_missing
     kind = kinds.get(changed(here, "chunkless", ("    chunk = 4  # H", "    size = 4"), ("self.chunk", "self.size")))
     with pytest.raises(ConfigError, match=r"MyPolicy\.chunk is None: a policy with a loss says there how many actions"):
         kind.window(kind.make(kind.options(), SPEC, 0, 0))
+
+
+def test_a_loss_that_an_instance_has_and_cannot_be_called_is_named(here: Path) -> None:
+    kind = kinds.get(
+        changed(
+            here, "emptied", ("self.options, self.simulator", "self.loss = None\n        self.options, self.simulator")
+        )
+    )
+    with pytest.raises(PolicyError, match=r"policy emptied:MyPolicy: loss is None; expected a method"):
+        kind.stages(kind.make(kind.options(), SPEC, 0, 0), kind.training(), None, (), True)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata, util
@@ -164,10 +165,9 @@ class Registry(Generic[T]):
         if self._of_class and isinstance(found, type):
             found = own.find(self._of_class, self.what, "MODULE:FUNCTION")(found, name)
         if not isinstance(found, self._record) or self._name_of(found) != name:
-            is_there = f"one named {self._name_of(found)!r}" if isinstance(found, self._record) else repr(found)
-            raise ConfigError(
-                f"{self.what} {name!r} ({claim}): expected a {self._record.__name__} of that name, got {is_there}"
-            )
+            is_there = f"one named {self._name_of(found)!r}" if isinstance(found, self._record) else _in_words(found)
+            expected = f"a {self._record.__name__} of that name{', or a class' if self._of_class else ''}"
+            raise ConfigError(f"{self.what} {name!r} ({claim}): expected {expected}, got {is_there}")
         return found if claim.startswith(f"{self._package}.") else self._asked(found, name)
 
     def _asked(self, found: T, name: str) -> T:
@@ -207,6 +207,10 @@ class _Asked:
         place = traceback.extract_tb(error.__traceback__)[2:]  # without this call and the one that translates
         where = f" ({place[-1].filename}, line {place[-1].lineno})" if place else ""
         return ConfigError(f"{self.what} raised {type(error).__name__}: {error}{where}")
+
+
+def _in_words(found: object) -> str:
+    return f"the function {found.__name__}" if inspect.isfunction(found) else repr(found)
 
 
 def _owner(point: metadata.EntryPoint) -> str:

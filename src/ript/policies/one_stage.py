@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from ript.core import asking
+from ript.core.errors import PolicyError
 from ript.core.metrics import Mean, Metrics
 from ript.core.options import TrainingOptions
 from ript.core.supervised import DemoSource, Stage
@@ -53,6 +54,8 @@ def one_stage(
         groups, judged: see `Stage`. A loss whose metrics do not have the name `judged` gets one by it.
     """
     own_loss = loss or policy.loss
+    if not callable(own_loss):
+        raise PolicyError(f"{asking.named(policy)}: loss is {own_loss!r}; expected a method")
 
     def share(rows: np.ndarray, batch: np.ndarray) -> tuple[torch.Tensor, Metrics]:
         batch_of_rows, count = windows.batch(rows), windows.executed(rows)

@@ -45,6 +45,11 @@ def kind_of_class(cls: type, name: str) -> PolicyKind:
         raise ConfigError(
             f"kind of policy {name!r}: {cls.__name__} has no {', '.join(missing)}; see docs/adding_a_policy.md"
         )
+    if not callable(loss := getattr(cls, "loss", len)):
+        raise ConfigError(
+            f"kind of policy {name!r}: {cls.__name__}.loss is {loss!r}; expected a method, or none where there is "
+            "nothing to learn from demonstrations; see docs/adding_a_policy.md"
+        )
     if getattr(cls, "KIND", None) != name:
         raise ConfigError(
             f"kind of policy {name!r}: {cls.__name__}.KIND is {getattr(cls, 'KIND', None)!r}; its folders are found by "
