@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from ript import recipe
 from ript.cli.main import main
+from ript.config import overrides
 from ript.demos.demo_set import open_demos
+from ript.policies.loading import load_policy
+from ript.run.start import protocol
 
 PAGE = (Path(__file__).parents[1] / "docs" / "adding_a_simulator.md").read_text()
 SECTION = PAGE.partition("### An environment of your own")[2].partition("\n### ")[0]
@@ -73,3 +77,37 @@ def test_an_expert_that_is_not_there_is_named_before_anything_is_made(folder, ca
 def test_an_expert_has_no_effect_where_demonstrations_are_kept_in_a_cache(folder, capsys):
     assert main(["quickstart", "--demos.expert=cart:expert"]) == 2
     assert "demos.expert has no effect in `ript quickstart`" in capsys.readouterr().err
+
+
+def test_the_horizon_of_an_environment_without_a_limit_is_told_once(folder, capsys):
+    Path("cart.py").write_text(Path("cart.py").read_text().replace(", max_episode_steps=40", ""))
+    _, collect, sft, _ = commands()
+    few = [f"--sft.{stage}_steps=1" for stage in ("autoencoder", "policy", "finetune")]
+    for horizon in ("40", "30"):
+        file = f"of{horizon}.hdf5"
+        out = [word.replace("cart.hdf5", file) for word in collect]
+        assert main([*out, f"--sim.horizon={horizon}", "--per-task", "1"]) == 0
+    sft = [*(word.replace("cart.hdf5", "of40.hdf5") for word in sft), *few]
+    assert main(sft) == 0
+    policy = load_policy("runs/sft/policy")
+    assert policy.card["evaluation"] == {"horizon": 40}
+
+    config = overrides.apply(recipe("smoke"), {"sim.suite": ["gym"], "tasks": ["cart:Cart-v0"]})
+    assert protocol(config, policy, ()).sim.horizon == 40
+    assert "episodes end after" not in capsys.readouterr().err
+    longer = overrides.apply(config, {"sim.horizon": ["60"]})
+    assert protocol(longer, policy, {"sim.horizon"}).sim.horizon == 60
+    assert "episodes end after 60 steps, and the policy was measured with 40" in capsys.readouterr().err
+    measure = ["eval", "--policy", "runs/sft/policy", "--tasks", "gym/cart:Cart-v0", "--trials", "1", "--json"]
+    assert main(measure) == 0
+    said = capsys.readouterr()
+    assert set(json.loads(said.out)["horizon"].values()) == {40} and "episodes end after" not in said.err
+    assert main([*measure, "--horizon", "9"]) == 0
+    said = capsys.readouterr()
+    assert set(json.loads(said.out)["horizon"].values()) == {9} and "after 9 steps, and the policy" in said.err
+
+    several = [*sft, "--demos", "of40.hdf5", "of30.hdf5", "--out", "runs/both"]
+    assert main(several) == 2
+    assert "collected with 30 and 40: say which counts (--sim.horizon=40)" in capsys.readouterr().err
+    assert main([*several, "--sim.horizon=40"]) == 0
+    assert "after 40 steps, and the demonstrations were collected with 30" in capsys.readouterr().err

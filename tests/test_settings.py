@@ -534,6 +534,17 @@ def test_the_horizon_of_demonstrated_training_is_on_the_card_and_stays_there(fol
     assert load_policy(tmp_path / "sft" / "policy").card["evaluation"] == {"horizon": 16}
 
 
+def test_supervised_training_of_a_base_goes_on_with_the_horizon_that_was_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--base", folder / "sft" / "policy", "--demos", folder / "demos.hdf5", *SFT, "--sim.horizon=9")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_in(patch, "save_checkpoint", 1)
+        run("sft", "--recipe", "smoke", *words, "--out", tmp_path / "sft")
+    resume_sft(tmp_path / "sft")
+    assert load_policy(tmp_path / "sft" / "policy").card["evaluation"] == {"horizon": 9}
+
+
 def test_a_practice_horizon_beyond_the_end_of_episodes_is_refused_when_asked_for(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -22,6 +22,7 @@ from ript.policies.loading import load_policy, origin_of, require_policy
 from ript.rollout.reasons import in_a_line, reasons
 from ript.run.cards import horizon_in
 from ript.run.progress import progress, status
+from ript.run.settings import another_horizon
 from ript.run.states import InitialStates
 from ript.sims.seen import by_protocol, sim_options_of
 
@@ -213,6 +214,8 @@ def evaluate(
         if horizon is not None:
             raise ConfigError(f"protocol {protocol} says the horizon: leave one of them out")
         sim = by_protocol(sim, protocol)
+    if line := another_horizon(sim.horizon, [horizon_in(loaded.card)], "the policy was trained or measured with"):
+        status(line)
     keys = task_keys(sim, names)
     with make_env_pool(sim, rollout or RolloutConfig(), cluster=cluster, tasks=keys) as pool:
         states = InitialStates(pool, keys, seed).measured("test", trials, seed, state_noise)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from ript.build import computing, learning_nodes, make_policy, own_code, require_room, task_keys
 from ript.config.sections import Config
 from ript.core import arguments, asking, children, hooks
-from ript.core.errors import ConfigError, DataError, PolicyError, RunError
+from ript.core.errors import ConfigError, DataError, PolicyError, RiptError, RunError
 from ript.core.files import absolute
 from ript.core.house import PolicyKind
 from ript.core.interfaces import PostTrainable
@@ -31,13 +31,14 @@ from ript.demos.windows import Windows
 from ript.learn.spread_stages import SpreadStages
 from ript.learn.stages import StageSettings, run_stages
 from ript.policies.loading import Origin, load_policy, origin_of
-from ript.run.cards import add_supervised
+from ript.run.cards import add_supervised, horizon_in
 from ript.run.checkpoint import Checkpoint
 from ript.run.folder import RunFolder
 from ript.run.progress import progress, status
 from ript.run.reading import read_config
 from ript.run.resuming import refuse_changes, refuse_other_code, refuse_other_content
 from ript.run.settings import (
+    another_horizon,
     asked_for,
     leaves,
     measured,
@@ -48,8 +49,10 @@ from ript.run.settings import (
     settled,
     shown,
     stage_is_missing,
+    within,
 )
 from ript.run.trackers import require_trackers
+from ript.sims.registry import find_task
 from ript.sims.seen import sim_options_of_spec
 
 
@@ -97,16 +100,20 @@ def train_sft(
     if base is not None and not targets:
         raise ConfigError("a base policy is fine-tuned toward target tasks, and none is given: give --tasks")
     asked = set(asked)
-    wanted = set() if resume else asked_for(config, asked)
+    # A run that goes on has its horizon, whatever its base was measured with.
+    wanted = {"sim.horizon"} if resume else asked_for(config, asked)
     there = {"base": base is not None, "targets": bool(targets), "others": len(demo_set.tasks) > len(targets)}
     refuse_unused_stages(config, asked, **there)
     if base is None:
         refuse_without_base(config, asked)
-    config = shown(config, _simulator_of(demo_set), wanted)
+    demonstrated = _without_own_horizon(config, demo_set)
+    config = within(shown(config, _simulator_of(demo_set), wanted), demonstrated)
     with computing(config.device, torch.get_num_threads()) as device:
         origin = base if isinstance(base, Origin | None) else origin_of(base)
         work = _prepare(config, origin, demo_set, targets, wanted, device)
         config, policy = work.config, work.policy
+        known = [steps for of_task in demonstrated.values() for steps in of_task]
+        _say(another_horizon(config.sim.horizon, known, "the demonstrations were collected with"))
         settings = recorded("sft", config, policy)
         used = {name: value for name, value in settings.items() if not stage_is_missing(config, name, **there)}
         content, code = work.windows.fingerprint(), own_code(config.sim, (), policy)
@@ -185,7 +192,9 @@ def _prepare(
     with enough_memory("reading the demonstrations", "their number or the size of their pictures"):
         windows = Windows(demos, kind.window(policy), hooks.observation_steps_of(policy))
     if base:
-        config = settled(measured(config, policy, wanted), policy, wanted, "the base", ("policy", "sft"))
+        config = measured(config, policy, wanted)
+        _say(another_horizon(config.sim.horizon, [horizon_in(policy.card)], "the base was measured with"))
+        config = settled(config, policy, wanted, "the base", ("policy", "sft"))
     else:
         kind.begin(policy, config.policy, windows)
     asking.check_simulator(asking.to(policy, device), windows.spec)
@@ -240,6 +249,24 @@ def _simulator_of(demos: DemoSet) -> dict[str, Any]:
     except PolicyError:  # the suite's simulators do not show that
         return {}
     return {name: value for name, value in sim.values().items() if name not in SimOptions.model_fields}
+
+
+def _without_own_horizon(config: Config, demos: DemoSet) -> dict[str, set[int]]:
+    """Key of a demonstrated task for which its suite has no horizon -> those that demonstrations were collected with.
+
+    Nothing of a task that cannot be found here, of which nothing else is known either.
+    """
+    sim, found = config.sim.replaced(horizon=0), dict[str, set[int]]()
+    for key in {task.key: None for task in demos.tasks}:
+        with suppress(RiptError):
+            if not sim.horizon_of(find_task(key)):
+                found[key] = {entry.task.horizon for entry in demos.entries if entry.task.key == key}
+    return found
+
+
+def _say(line: str) -> None:
+    if line:
+        status(f"  {line}")
 
 
 def resume_sft(out: str | Path, changes: Mapping[str, Any] | None = None) -> PostTrainable:

@@ -310,6 +310,45 @@ def measured(config: Config, policy: PostTrainable, asked: Collection[str]) -> C
     return replace(config, sim=replace(config.sim, horizon=horizon))
 
 
+def within(config: Config, demonstrated: Mapping[str, Collection[int]]) -> Config:
+    """The configuration with the horizon that demonstrations were collected with, unless it says one.
+
+    Args:
+        config: of supervised training.
+        demonstrated: task key -> horizons that its demonstrations were collected with, of the tasks without a horizon
+            of their own.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    steps = sorted({horizon for of_task in demonstrated.values() for horizon in of_task})
+    if config.sim.horizon or not steps:
+        return config
+    if len(steps) > 1:
+        raise ConfigError(
+            f"sim.horizon: {', '.join(demonstrated)} has no horizon of its own, and the demonstrations were collected "
+            f"with {' and '.join(map(str, steps))}: say which counts (--sim.horizon={steps[-1]})"
+        )
+    return replace(config, sim=replace(config.sim, horizon=steps[0]))
+
+
+def another_horizon(horizon: int, known: Collection[int], whose: str) -> str:
+    """What to say where episodes have another horizon than was known before; empty where they have not.
+
+    Args:
+        horizon: of the episodes; 0: each task's own.
+        known: horizons that it is beside; none, or 0, where nothing is known.
+        whose: they are, in words.
+    """
+    others = sorted(steps for steps in set(known) if steps not in (0, horizon))
+    if not horizon or not others:
+        return ""
+    return (
+        f"episodes end after {horizon} steps, and {whose} {' and '.join(map(str, others))}: success rates within other "
+        "numbers of steps are other quantities"
+    )
+
+
 def shown(config: Config, sim: Mapping[str, Any], asked: Collection[str]) -> Config:
     """The configuration with the simulator settings that the demonstrations were made with.
 

@@ -25,14 +25,14 @@ from ript.core.types import Errand, InitialState
 from ript.evaluation import own_decisions
 from ript.policies.loading import Origin, load_policy, origin_of
 from ript.rollout import errands
-from ript.run.cards import begin_practice, set_horizon
+from ript.run.cards import begin_practice, horizon_in, set_horizon
 from ript.run.checkpoint import list_checkpoints
 from ript.run.files import read_json
 from ript.run.folder import RunFolder, another_run_from
 from ript.run.progress import status
 from ript.run.reading import read_config
 from ript.run.resuming import refuse_changes, refuse_other_code, refuse_other_content
-from ript.run.settings import Leaves, asked_for, leaves, measured, nested, recorded, settled
+from ript.run.settings import Leaves, another_horizon, asked_for, leaves, measured, nested, recorded, settled
 from ript.run.states import LOOKED, InitialStates
 from ript.run.trackers import require_trackers
 from ript.run.video import require_encoder
@@ -154,7 +154,10 @@ def protocol(config: Config, policy: PostTrainable | None, asked: Collection[str
     Raises:
         ConfigError: a horizon of practice was asked for beyond that of the simulators.
     """
-    config = config if policy is None else measured(_seen(config, policy, asked), policy, asked)
+    if policy is not None:
+        config = measured(_seen(config, policy, asked), policy, asked)
+        if line := another_horizon(config.sim.horizon, [horizon_in(policy.card)], "the policy was measured with"):
+            status(f"  {line}")
     longest = max(horizons(config.sim, some_task_keys(config)).values())
     if config.sampling.horizon <= longest:
         return config
