@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from ript import recipe
+from ript.build import task_keys
 from ript.cli.main import main
 from ript.config import overrides
+from ript.config.sections import sim_options
+from ript.core.errors import ConfigError
 from ript.demos.demo_set import open_demos
 from ript.policies.loading import load_policy
 from ript.run.start import protocol
@@ -111,3 +114,25 @@ def test_the_horizon_of_an_environment_without_a_limit_is_told_once(folder, caps
     assert "collected with 30 and 40: say which counts (--sim.horizon=40)" in capsys.readouterr().err
     assert main([*several, "--sim.horizon=40"]) == 0
     assert "after 40 steps, and the demonstrations were collected with 30" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "{}"],
+        ["tasks", "{}"],
+        ["demos", "collect", "--recipe", "smoke", "--per-task", "1", "--out", "x.hdf5", "--tasks", "{}"],
+        ["quickstart", "--target", "{}"],
+        ["rl", "--recipe", "smoke", "--policy", "p", "--out", "o", "--tasks", "{}"],
+        ["bench", "rollout", "--tasks", "{}"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_task_whose_suite_is_left_out_is_suggested_with_it(folder, capsys, words):
+    assert main([word.format("cart:Cart-v0") for word in words]) == 2
+    assert "'cart:Cart-v0': did you mean gym/cart:Cart-v0?" in capsys.readouterr().err
+
+
+def test_a_task_of_another_suite_than_the_simulators_is_said_to_be_one(folder):
+    with pytest.raises(ConfigError, match=r"gym/cart:Cart-v0 is of suite gym; expected tasks of suite toy"):
+        task_keys(sim_options("toy"), ("gym/cart:Cart-v0",))

@@ -7,6 +7,7 @@ from textwrap import dedent
 
 import pytest
 
+from ript.cli.main import main
 from ript.core import registry
 from ript.core.errors import ConfigError, DependencyMissing, UnknownNameError
 from ript.core.house import Suite
@@ -21,14 +22,16 @@ RECORD = """
 """
 
 
-def package(place: Path, distribution: str, name: str, source: str, points: str | None = None) -> None:
+def package(
+    place: Path, distribution: str, name: str, source: str, points: str | None = None, group: str = "test.suites"
+) -> None:
     """An installed package with one module and one entry point, as pip leaves it."""
     module = f"module_of_{distribution}"
     (place / f"{module}.py").write_text(dedent(source).format(name=name))
     info = place / f"{distribution}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[test.suites]\n{points or name} = {module}:SUITE\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{points or name} = {module}:SUITE\n")
 
 
 def folder(place: Path, name: str, source: str) -> None:
@@ -150,6 +153,35 @@ def test_what_the_record_of_a_package_raises_or_returns_is_said_to_be_its_own(
     found = suites.get("west")
     with pytest.raises(ConfigError, match=f"suite 'west': {says}"):
         getattr(found, given)(*([None] if given == "options_of" else []))
+
+
+def test_suites_that_cannot_be_used_are_named_where_tasks_are_listed(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    listed = RECORD.replace("name=", "tasks=lambda: 1 / 0, name=")
+    for distribution, name, source in (
+        ("western", "west", "import not_there_at_all"),
+        ("southern", "south", RECORD),
+        ("other", "south", RECORD),
+        ("third", "third", listed),
+    ):
+        package(place, distribution, name, source, group="ript.suites")
+    monkeypatch.setattr(registry.suites, "_loaded", dict(registry.suites._loaded))
+    assert main(["tasks"]) == 0
+    said = capsys.readouterr()
+    assert "toy/reach " in said.out
+    told = said.err.splitlines()
+    assert len(told) == 3 and all(line.startswith("not listed: simulator suite '") for line in told)
+    assert "'west' (module_of_western:SUITE of package western) cannot be imported" in said.err
+    assert "'south' is claimed by" in said.err and "tasks raised ZeroDivisionError" in said.err
+    for name, why in (("west", "cannot be imported"), ("south", "is claimed by"), ("third/reach", "ZeroDivision")):
+        assert main(["tasks", name]) in (1, 2)
+        said = capsys.readouterr()
+        assert why in said.err and "did you mean" not in said.err
+    assert main(["tasks", "reach-centre"]) == 0 and not capsys.readouterr().err
+    # and a suite whose list is broken is in nobody's way
+    assert main(["eval", "--policy", "no/such/policy", "--tasks", "reach-centre"]) == 1
+    assert "ZeroDivision" not in capsys.readouterr().err
 
 
 def test_the_suites_of_this_package_are_folders() -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from ript.config.sections import ClusterConfig, Config, LearnConfig, RolloutConfig
 from ript.core import asking, machine, own, streams
-from ript.core.errors import ConfigError
+from ript.core.errors import ConfigError, UnknownNameError
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, PostTrainable, SimulatorFactory
 from ript.core.options import SimOptions
 from ript.core.registry import kinds, suites
@@ -22,7 +22,7 @@ from ript.learn.spread import Machines, Spread
 from ript.learn.update import UpdateResult, update
 from ript.policies.loading import placed
 from ript.rollout.pool import make_pool
-from ript.sims.registry import find_task
+from ript.sims.registry import find_task, keys_elsewhere
 
 
 def simulator_factory(sim: SimOptions) -> SimulatorFactory:
@@ -77,8 +77,22 @@ def demo_source(config: Config, *, target: bool = False) -> DemoSource | None:
 
 
 def task_keys(sim: SimOptions, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names or keys of tasks, and named lists of them -> keys, each once; unknown names are refused."""
-    return tuple(task.key for task in suites.get(sim.suite).expanded(names))
+    """Names or keys of tasks, and named lists of them -> keys, each once.
+
+    Raises:
+        UnknownNameError: the suite has no such task; those that others have are suggested.
+        ConfigError: a key of another suite's task.
+    """
+    try:
+        return tuple(task.key for task in suites.get(sim.suite).expanded(names))
+    except UnknownNameError as error:
+        elsewhere = keys_elsewhere(error.name, but=sim.suite)
+        if error.name in elsewhere:
+            of = error.name.partition("/")[0]
+            raise ConfigError(f"{error.name} is of suite {of}; expected tasks of suite {sim.suite}") from error
+        if elsewhere:
+            raise UnknownNameError(error.kind, error.name, elsewhere) from error
+        raise
 
 
 def own_code(sim: SimOptions, keys: Sequence[str], policy: object) -> dict[str, str]:

@@ -40,9 +40,11 @@ def _suite_of_tasks(words: Sequence[str], args: Namespace) -> dict[str, list[str
     named = {part.partition("/")[0] for part in parts if "/" in part} & set(suites.names())
     if len(named) > 1:
         raise ConfigError(f"tasks of several suites ({', '.join(sorted(named))}): name those of one")
+    from ript.sims.registry import listing_suites
+
     recipe = getattr(args, "recipe", None)
     if parts and not named and recipe and not _has(overrides.load_recipe(recipe).sim.suite, parts):
-        having = [name for name, suite in suites.all()[0].items() if suite.lists_all(parts)]
+        having = [name for name, suite in listing_suites()[0].items() if suite.lists_all(parts)]
         named = set(having) if len(having) == 1 else set()
     return {"sim.suite": [*named]} if named else {}
 

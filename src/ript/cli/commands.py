@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +36,13 @@ from ript.cli.machine import doctor as doctor
 from ript.config import overrides, recipes
 from ript.config.sections import Config
 from ript.config.text import describe
-from ript.core.errors import ConfigError, RunError, UnknownNameError
+from ript.core.errors import ConfigError, RiptError, RunError, UnknownNameError
 from ript.core.options import replace
 from ript.report.tables import change, count, eval_table, modes, points, rate, table
 from ript.run.settings import refuse_unused
 
 if TYPE_CHECKING:
+    from ript.core.house import Suite
     from ript.core.types import EvalResult, Task
 
 
@@ -48,9 +50,16 @@ if TYPE_CHECKING:
 
 
 def show_tasks(args: Namespace) -> Answer:
-    from ript.sims.registry import list_tasks
+    from ript.run.progress import status
+    from ript.sims.registry import listing_suites
 
-    found = list_tasks() if args.pattern is None else _matching(args.pattern)
+    suites, broken = listing_suites()
+    if args.pattern is None:
+        found = [task for suite in suites.values() for task in suite.tasks()]
+        for why in broken.values():
+            status(f"not listed: {why}")
+    else:
+        found = _matching(args.pattern, suites, broken)
     return Answer(
         text=table([(t.key, t.instruction) for t in found]),
         document=[
@@ -60,10 +69,11 @@ def show_tasks(args: Namespace) -> Answer:
     )
 
 
-def _matching(pattern: str) -> list[Task]:
-    from ript.core.registry import suites
+def _matching(pattern: str, found: Mapping[str, Suite], broken: Mapping[str, RiptError]) -> list[Task]:
+    from ript.sims.registry import keys_elsewhere
 
-    found, _ = suites.all()
+    if why := broken.get(pattern.partition("/")[0]):
+        raise why
     named = {name: suite for suite in found.values() for name in suite.lists()}
     if pattern in named:
         return list(named[pattern].expanded([pattern]))
@@ -72,7 +82,8 @@ def _matching(pattern: str) -> list[Task]:
         t for t in everything if pattern in t.key or fnmatch.fnmatch(t.key, pattern) or fnmatch.fnmatch(t.name, pattern)
     ]
     if not matching:
-        raise UnknownNameError("task or named list", pattern, [*(t.name for t in everything), *named])
+        known = keys_elsewhere(pattern) or [*(t.name for t in everything), *named]
+        raise UnknownNameError("task or named list", pattern, known)
     return matching
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
-from ript.core.errors import ConfigError, UnknownNameError
+from ript.core.errors import ConfigError, RiptError, UnknownNameError
+from ript.core.house import Suite
 from ript.core.interfaces import Simulator
 from ript.core.registry import suites
 from ript.core.types import Task
@@ -12,8 +14,30 @@ from ript.core.types import Task
 
 def list_tasks() -> tuple[Task, ...]:
     """All tasks of all suites that can be imported, with their default horizons."""
-    found, _ = suites.all()
+    found, _ = listing_suites()
     return tuple(task for suite in found.values() for task in suite.tasks())
+
+
+def listing_suites() -> tuple[dict[str, Suite], dict[str, RiptError]]:
+    """(suite by name, name -> why its tasks cannot be listed) of everything that claims to be a suite."""
+    found, broken = suites.all()
+    for name, suite in list(found.items()):
+        try:
+            suite.tasks(), suite.lists()
+        except RiptError as error:
+            broken[name] = error
+            del found[name]
+    return found, broken
+
+
+def keys_elsewhere(name: str, but: str = "") -> list[str]:
+    """Keys of what a name without its suite means in suites other than `but`; `PACKAGE:ID` is imported for that."""
+    keys = []
+    for suite in listing_suites()[0].values():
+        if suite.name != but:
+            with suppress(RiptError):
+                keys.append(suite.task(name).key)
+    return keys
 
 
 def find_task(key: str) -> Task:
@@ -31,7 +55,7 @@ def find_task(key: str) -> Task:
         if key == task.name:
             return task
     remedy = f"install the package that brings a suite {name!r}" if slash else ""
-    raise UnknownNameError("task", key, [task.key for task in tasks], remedy)
+    raise UnknownNameError("task", key, keys_elsewhere(key) or [task.key for task in tasks], remedy)
 
 
 def make_simulator(key: str, **settings: Any) -> Simulator:
