@@ -271,13 +271,19 @@ def make_update(learn: LearnConfig, pool: EnvPool) -> Callable[..., UpdateResult
     return Spread(cast(Machines, pool), 0 if learn.ranks == "auto" else learn.ranks, made_with)
 
 
+def simulators_memory(sim: SimOptions, tasks: Sequence[str], loaded: int) -> int:
+    """Bytes that a process needs for simulators of these tasks (keys), so many of which are loaded at a time; 0 where
+    their suite does not say."""
+    suite = suites.get(sim.suite)
+    if suite.memory is None or not tasks:
+        return 0
+    return suite.memory(sim, [key.removeprefix(f"{suite.name}/") for key in tasks], loaded)
+
+
 def too_large(sim: SimOptions, tasks: Sequence[str], rollout: RolloutConfig, available: int) -> str:
     """What to say where simulators of these tasks will not fit into so many bytes; empty where they should, as far as
     their suite can tell."""
-    suite, processes = suites.get(sim.suite), max(1, rollout.workers)
-    if suite.memory is None or not tasks:
-        return ""
-    each = suite.memory(sim, [key.removeprefix(f"{suite.name}/") for key in tasks], rollout.loaded_tasks)
+    each, processes = simulators_memory(sim, tasks, rollout.loaded_tasks), max(1, rollout.workers)
     if processes * each <= available:
         return ""
     instead = f"--workers {fit}, or " if 0 < (fit := available // each) < rollout.workers else ""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 
 from ript.cli import main as cli
 from ript.core.errors import ConfigError, DependencyMissing
+from ript.core.house import Suite
+from ript.core.registry import suites
+from ript.sims.toy.options import ToyOptions
 
 
 def test_without_ray_a_cluster_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -92,15 +97,40 @@ def test_a_node_with_other_versions_or_without_a_renderer_is_told_in_one_line() 
     place = Place(id="0", name="10.0.0.2 (ab12cd)", cores=8, gpus=1, store=2**30)
     checks = [Check(name="renderer", ok=True, detail="egl"), Check(name="GPU", ok=False, detail="none", required=False)]
     seen = Seen(checks=checks, versions={"torch": "2.13.0", "mujoco": "3.3.0"}, memory=2 * 2**30)
-    good = node_check(place, seen, {"torch": "2.13.0", "mujoco": "3.3.0"})
+    good = node_check(place, seen, {"torch": "2.13.0", "mujoco": "3.3.0"}, 2**29)
     assert good.ok and "8 cores, 1 GPUs, 2 GiB" in good.detail and "room for 4 workers" in good.detail
     blind = Seen(checks=[Check(name="renderer", ok=False, detail="no frame", remedy="install libegl1")], **_rest(seen))
-    bad = node_check(place, blind, {"torch": "2.13.0", "mujoco": "3.3.1"})
+    bad = node_check(place, blind, {"torch": "2.13.0", "mujoco": "3.3.1"}, 2**29)
     assert not bad.ok and bad.name == "node 10.0.0.2 (ab12cd)"
     assert (
         "renderer: no frame" in bad.detail and "mujoco 3.3.0 (here 3.3.1)" in bad.detail and "torch" not in bad.detail
     )
     assert bad.remedy.startswith("install libegl1; ")
+
+
+class Heavy(ToyOptions):
+    suite: Literal["heavy"] = "heavy"  # type: ignore[assignment]
+
+
+def test_a_node_has_room_for_as_many_workers_as_have_room_with_the_suites_simulators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ript.cli.doctor_cluster import WORKER, Seen, node_check, worker_memory
+    from ript.rollout.cluster.connection import Place
+
+    asked = []
+
+    def memory(options: object, names: Sequence[str], loaded: int) -> int:
+        asked.append((list(names), loaded))
+        return 3 * 2**29
+
+    heavy = Suite(**{**vars(suites.get("toy")), "name": "heavy", "options": Heavy, "memory": memory})
+    monkeypatch.setitem(suites._registered, "heavy", heavy)
+    assert worker_memory("toy") == WORKER and worker_memory("heavy") == 2**31
+    assert asked == [([task.key for task in heavy.tasks()], 16)]
+    place = Place(id="0", name="node", cores=8, gpus=0, store=2**30)
+    found = node_check(place, Seen(checks=[], versions={}, memory=7 * 2**30), {}, worker_memory("heavy"))
+    assert "room for 3 workers of a small policy (of 2.0 GiB)" in found.detail
 
 
 def _rest(seen: object) -> dict:

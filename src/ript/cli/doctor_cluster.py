@@ -7,17 +7,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ript.build import simulators_memory
 from ript.cli.doctor import Check, doctor
+from ript.config.sections import RolloutConfig, sim_options
 from ript.core import interpreter, machine
 from ript.core.registry import suites
+from ript.core.room import GIB
 from ript.rollout.cluster.connection import Connection, Place
 from ript.rollout.cluster.versions import ALWAYS, differing, installed
 
 SECONDS = 300.0
 """That a node may take: it imports everything, and renders."""
-WORKER_GIB = 0.5
-"""Memory of a worker process with its simulators, its policy and a few unfinished rollouts, of a small policy."""
-GIB = 2**30
+WORKER = 2**29
+"""Bytes of a worker process with a small policy and a few unfinished rollouts, besides what its suite says that
+simulators need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ def doctor_cluster(address: str, suite: str, on_check: Callable[[Check], None] |
     connection = Connection(address)
     try:
         ray, checks = connection.ray, []
-        packages = (*ALWAYS, *suites.get(suite).packages)
+        packages, each = (*ALWAYS, *suites.get(suite).packages), worker_memory(suite)
         environ = {name: os.environ[name] for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM") if name in os.environ}
         asked = {}
         for place in connection.places():
@@ -63,7 +66,7 @@ def doctor_cluster(address: str, suite: str, on_check: Callable[[Check], None] |
             )
         for place, ref in asked.items():
             try:
-                check = node_check(place, ray.get(ref, timeout=SECONDS), installed(packages))
+                check = node_check(place, ray.get(ref, timeout=SECONDS), installed(packages), each)
             except ray.exceptions.RayError as error:
                 said = str(error).strip().splitlines()[-1:] or [type(error).__name__]
                 remedy = "see `ray status`, and install the same ript and Python there as here"
@@ -76,12 +79,24 @@ def doctor_cluster(address: str, suite: str, on_check: Callable[[Check], None] |
         connection.close()
 
 
-def node_check(place: Place, seen: Seen, ours: Mapping[str, str]) -> Check:
-    """One line for a node, with all that is wrong with it."""
-    workers = min(place.cores, int(seen.memory / GIB / WORKER_GIB))
+def worker_memory(suite: str) -> int:
+    """Bytes of a worker process with simulators of as many of the suite's tasks as it holds at a time, as they come."""
+    keys = [task.key for task in suites.get(suite).tasks()]
+    return WORKER + simulators_memory(sim_options(suite), keys, RolloutConfig().loaded_tasks)
+
+
+def node_check(place: Place, seen: Seen, ours: Mapping[str, str], each: int) -> Check:
+    """One line for a node, with all that is wrong with it.
+
+    Args:
+        place, seen: the node, and what it says of itself.
+        ours: distribution -> version here.
+        each: bytes of a worker process.
+    """
+    workers = min(place.cores, seen.memory // each)
     found = [f"{place.cores} cores, {place.gpus} GPUs, {seen.memory / GIB:.0f} GiB"]
     found.append(f"object store {place.store / GIB:.1f} GiB")
-    found.append(f"room for {workers} workers of a small policy ({workers * WORKER_GIB:.1f} GiB)")
+    found.append(f"room for {workers} workers of a small policy (of {each / GIB:.1f} GiB)")
     found += [f"renders with {check.detail}" for check in seen.checks if check.name == "renderer" and check.ok]
     wrong = [
         (f"{check.name}: {check.detail}", check.remedy) for check in seen.checks if check.required and not check.ok
