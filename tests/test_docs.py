@@ -333,7 +333,8 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
             assert anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], anchor
 
 
-def test_the_architecture_page_names_every_module_at_the_top_and_only_files_that_exist() -> None:
+def test_the_architecture_page_names_every_module_and_only_files_that_exist() -> None:
+    """In the row of its folder; `__init__.py` and `__main__.py` need no words."""
     layout = (ROOT / "ARCHITECTURE.md").read_text().partition("## Layout")[2].partition("##")[0]
     package = ROOT / "src" / "ript"
     named = set()
@@ -344,7 +345,9 @@ def test_the_architecture_page_names_every_module_at_the_top_and_only_files_that
             files = list(folder.glob(pattern))
             assert files, f"{folder.name}/{pattern} does not exist"
             named |= set(files)
-    assert {path.name for path in package.glob("[!_]*.py")} == {path.name for path in named if path.parent == package}
+    assert not {str(path.relative_to(package)) for path in package.rglob("[!_]*.py")} - {
+        str(path.relative_to(package)) for path in named
+    }
 
 
 def test_what_ends_a_run_is_as_the_pages_say() -> None:

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 from ript.config.sections import ClusterConfig, Config, LearnConfig, RolloutConfig
 from ript.core import asking, machine, own, streams
+from ript.core.device_memory import GIB, Demands, free_on
 from ript.core.errors import ConfigError, UnknownNameError
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, PostTrainable, SimulatorFactory
 from ript.core.options import SimOptions
 from ript.core.registry import kinds, suites
-from ript.core.room import GIB, Demands, free_on
 from ript.core.types import SimulatorSpec
 from ript.demos.expert import DemoSource
 from ript.demos.scripted import with_expert

@@ -11,8 +11,8 @@ from ript.build import simulators_memory
 from ript.cli.doctor import Check, doctor
 from ript.config.sections import RolloutConfig, sim_options
 from ript.core import interpreter, machine
+from ript.core.device_memory import GIB
 from ript.core.registry import suites
-from ript.core.room import GIB
 from ript.rollout.cluster.connection import Connection, Place
 from ript.rollout.cluster.versions import ALWAYS, differing, installed
 

@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ript.core.device_memory import Demands
 from ript.core.errors import UnknownNameError
 from ript.core.interfaces import PostTrainable, Simulator, SimulatorFactory, StockEnvironment
-from ript.core.room import Demands
 from ript.core.specimens import Specimens
 from ript.core.supervised import DemoSource, Stage
 from ript.core.types import ForeignDemo, Recording, SimulatorSpec, Task

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
+from ript.core.device_memory import Demands, free_on
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.files import absolute, expanded, read_bytes
-from ript.core.room import Demands, free_on
 from ript.core.types import SimulatorSpec
 from ript.policies import folder as policy_folder
 from ript.policies import hub
-from ript.policies.openvla_oft import room
+from ript.policies.openvla_oft import memory
 from ript.policies.openvla_oft.adapters import load_adapter
 from ript.policies.openvla_oft.config import Base, OftConfig
 from ript.policies.openvla_oft.model import OpenVla
@@ -84,7 +84,7 @@ def load(
     """
     if (free := free_on(device)) is not None:
         sizes, rank = sizes_in(folder)
-        room.require(sizes, room.Use(rank=rank), Demands(device_bytes=free, act_batch=1))
+        memory.require(sizes, memory.Use(rank=rank), Demands(device_bytes=free, act_batch=1))
     dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
     place = hub.fetch(str(folder)) if hub.on_hub(folder) else expanded(folder)
     if "kind" in document(place, "config.json"):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from ript.core.device_memory import Demands
 from ript.core.house import CheckpointFormat, PolicyKind
 from ript.core.options import Settings
-from ript.core.room import Demands
 from ript.core.specimens import Specimens
 from ript.core.supervised import DemoSource, Stage
 from ript.core.types import SimulatorSpec
@@ -50,13 +50,13 @@ def load_on(folder: str | Path, device: str) -> OpenVlaPolicy:
 
 def require_room(folder: str | Path | None, options: OftOptions, demands: Demands) -> None:
     """Raise `DeviceTooSmall` where a device has no room for the policy in a folder, at work."""
-    from ript.policies.openvla_oft import room
+    from ript.policies.openvla_oft import memory
     from ript.policies.openvla_oft.checkpoint import sizes_in
 
     if folder is not None:  # new ones are small
         sizes, rank = sizes_in(folder)
-        use = room.Use(rank=rank or options.rank, trains=options.rl_trains, recompute=options.recompute)
-        room.require(sizes, use, demands)
+        use = memory.Use(rank=rank or options.rank, trains=options.rl_trains, recompute=options.recompute)
+        memory.require(sizes, use, demands)
 
 
 def check(options: OftOptions) -> None:

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ript.core.machine import memory
-from ript.core.room import Demands, free_on
+from ript.core import machine
+from ript.core.device_memory import Demands, free_on
 from ript.core.specimens import Comparison
 from ript.core.types import Observation, SimulatorSpec
-from ript.policies.openvla_oft import room
+from ript.policies.openvla_oft import memory
 from ript.policies.openvla_oft.checkpoint import published_simulator
 from ript.policies.openvla_oft.config import OftConfig
 from ript.policies.openvla_oft.fresh import new_policy
@@ -111,8 +111,8 @@ def comparisons(policy: OpenVlaPolicy, look: Observation) -> list[Comparison]:
     ]
 
 
-def use_of(size: str, batch: int = 32, micro_batch: int = 8) -> room.Use:
-    return room.Use(rank=RANK, recompute=size == PUBLISHED, act_batch=batch, micro_batch=micro_batch)
+def use_of(size: str, batch: int = 32, micro_batch: int = 8) -> memory.Use:
+    return memory.Use(rank=RANK, recompute=size == PUBLISHED, act_batch=batch, micro_batch=micro_batch)
 
 
 def require_room(size: str, device: str, batch: int, micro_batch: int) -> None:
@@ -122,10 +122,10 @@ def require_room(size: str, device: str, batch: int, micro_batch: int) -> None:
         return
     free, use = free_on(device), use_of(size)
     if free is None:  # float32 there
-        free, use = memory().available, replace(use, dtype_bytes=4)
-    room.require(OpenVlaSizes(), use, Demands(device_bytes=free, act_batch=batch, micro_batch=micro_batch))
+        free, use = machine.memory().available, replace(use, dtype_bytes=4)
+    memory.require(OpenVlaSizes(), use, Demands(device_bytes=free, act_batch=batch, micro_batch=micro_batch))
 
 
 def plan(size: str) -> list[str]:
     """The memory plan of a policy of the published size; nothing for another size."""
-    return room.plan(OpenVlaSizes(), use_of(size)) if size == PUBLISHED else []
+    return memory.plan(OpenVlaSizes(), use_of(size)) if size == PUBLISHED else []

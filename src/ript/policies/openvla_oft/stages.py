@@ -19,8 +19,8 @@ from ript.core.errors import ConfigError
 from ript.core.metrics import Metrics
 from ript.core.supervised import DemoSource, Stage
 from ript.policies.openvla_oft.lora import lora_layers
+from ript.policies.openvla_oft.memory import SCALE_WINDOWS
 from ript.policies.openvla_oft.policy import OpenVlaPolicy
-from ript.policies.openvla_oft.room import SCALE_WINDOWS
 from ript.policies.parameters import parameter_groups
 
 

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ript.core.room import GIB, Demands, Needs, listed, require_room, total
+from ript.core.device_memory import GIB, Demands, Needs, listed, require_room, total
 from ript.policies.openvla_oft.config import Trains
 from ript.policies.openvla_oft.sizes import LlamaSizes, OpenVlaSizes
 

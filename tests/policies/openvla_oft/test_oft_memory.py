@@ -11,16 +11,16 @@ from ript import build
 from ript.bench import policy as bench
 from ript.bench.policy import bench_policy, describe_policy
 from ript.cli import main as cli
-from ript.core import room as memory
+from ript.core import device_memory
+from ript.core.device_memory import GIB, Demands
 from ript.core.errors import DeviceTooSmall
 from ript.core.machine import Memory
 from ript.core.registry import kinds
-from ript.core.room import GIB, Demands
-from ript.policies.openvla_oft import checkpoint, room, specimens
+from ript.policies.openvla_oft import checkpoint, memory, specimens
 from ript.policies.openvla_oft.llama import Llama
 from ript.policies.openvla_oft.lora import add_lora, lora_layers
+from ript.policies.openvla_oft.memory import Use
 from ript.policies.openvla_oft.options import OftOptions
-from ript.policies.openvla_oft.room import Use
 from ript.policies.openvla_oft.sizes import LlamaSizes, OpenVlaSizes
 
 PUBLISHED = OpenVlaSizes()
@@ -49,7 +49,7 @@ def test_a_layer_keeps_for_its_gradient_what_the_plan_counts(dtype, size):
     layers, tokens = 3, 32
     more = [kept_bytes(layers + 2, t, dtype) - kept_bytes(layers, t, dtype) for t in (tokens, 2 * tokens)]
     a_token = (more[1] - more[0]) / 2 / (2 * tokens)  # of two layers, a batch of two
-    expected = room.kept_by_a_layer(LlamaSizes(width=64, hidden=160), 8, size)
+    expected = memory.kept_by_a_layer(LlamaSizes(width=64, hidden=160), 8, size)
     assert a_token == pytest.approx(expected, rel=0.02)
 
 
@@ -59,44 +59,44 @@ def test_recomputed_layers_keep_their_input_alone():
 
 
 def test_the_published_size_is_counted_as_its_manifest_has_it():
-    counted = room.counted(PUBLISHED)
+    counted = memory.counted(PUBLISHED)
     assert 7.3e9 < counted["backbone"] < 7.54e9  # 982 tensors have 7.54e9; unused ones are not loaded
     assert 32 * counted["adapter"] == 79_953_920
-    needed = room.needs(PUBLISHED, Use(act_batch=1))
+    needed = memory.needs(PUBLISHED, Use(act_batch=1))
     assert needed["weights"] == 2 * counted["backbone"]
 
 
 def test_training_fits_a_small_card_only_with_less_at_once_and_a_large_one_as_asked():
     use = Use(recompute=True, act_batch=32, micro_batch=16)
-    small, middle, large = room.plan(PUBLISHED, use)[1:]
+    small, middle, large = memory.plan(PUBLISHED, use)[1:]
     assert "24 GB" in small and "learn.micro_batch=" in small and "as asked" not in small
     assert "as asked" in middle and "as asked" in large
-    without = room.plan(PUBLISHED, dataclasses.replace(use, recompute=False))
+    without = memory.plan(PUBLISHED, dataclasses.replace(use, recompute=False))
     assert "policy.recompute=true" in without[2]
 
 
 def test_a_second_copy_and_what_the_scale_head_learns_from_take_room_too():
-    plain = room.needs(PUBLISHED, Use(act_batch=1))
-    assert room.needs(PUBLISHED, Use(act_batch=1, copies=2))["weights"] == 2 * plain["weights"]
-    kept = room.needs(PUBLISHED, Use(micro_batch=1, supervised=True))["hidden states for the scale head"]
+    plain = memory.needs(PUBLISHED, Use(act_batch=1))
+    assert memory.needs(PUBLISHED, Use(act_batch=1, copies=2))["weights"] == 2 * plain["weights"]
+    kept = memory.needs(PUBLISHED, Use(micro_batch=1, supervised=True))["hidden states for the scale head"]
     assert kept == 4096 * 56 * 4096 * 2
 
 
 def test_ways_to_need_less_need_less_and_less():
     use = Use(act_batch=32, micro_batch=32)
-    needed = [memory.total(room.needs(PUBLISHED, other)) for _, other in room.ways(PUBLISHED, use)]
-    assert needed == sorted(needed, reverse=True) and needed[0] < memory.total(room.needs(PUBLISHED, use))
+    needed = [device_memory.total(memory.needs(PUBLISHED, other)) for _, other in memory.ways(PUBLISHED, use)]
+    assert needed == sorted(needed, reverse=True) and needed[0] < device_memory.total(memory.needs(PUBLISHED, use))
 
 
 def test_a_device_that_is_too_small_is_told_what_is_needed_for_what_and_what_fits():
     with pytest.raises(DeviceTooSmall) as caught:
-        room.require(PUBLISHED, Use(), Demands(device_bytes=22 * GIB, act_batch=32, micro_batch=32))
+        memory.require(PUBLISHED, Use(), Demands(device_bytes=22 * GIB, act_batch=32, micro_batch=32))
     message = str(caught.value)
     assert "a device with 22.0 GiB free is too small for an OpenVLA-OFT policy of 7.37 billion parameters" in message
     assert "(weights 13.72, heads and adapter 1.55" in message
     assert "what fits: policy.recompute=true, learn.micro_batch=" in message
     with pytest.raises(DeviceTooSmall, match=r"at the least it takes 1\d\.\d GiB"):
-        room.require(PUBLISHED, Use(), Demands(device_bytes=10 * GIB, act_batch=1))
+        memory.require(PUBLISHED, Use(), Demands(device_bytes=10 * GIB, act_batch=1))
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_the_synthetic_benchmark_says_that_a_gpu_is_too_small_before_it_makes_an
 
 
 def test_the_synthetic_benchmark_on_a_cpu_without_room_for_it_is_refused_too(monkeypatch, capsys):
-    monkeypatch.setattr(specimens, "memory", lambda: Memory(16 * GIB, 12 * GIB, ""))
+    monkeypatch.setattr(specimens.machine, "memory", lambda: Memory(16 * GIB, 12 * GIB, ""))
     monkeypatch.setattr(specimens, "_published", lambda *_: pytest.fail("a policy was made"))
     assert cli.main(["bench", "policy", "--kind", "openvla_oft", "--synthetic", "--threads", "1"]) == 1
     message = capsys.readouterr().err
