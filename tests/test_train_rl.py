@@ -143,7 +143,8 @@ def test_a_finished_run_without_its_checkpoints_is_refused_and_stays_what_it_is(
     folder = shutil.copytree(reference.folder, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
     before = weights(folder), without_times(folder)
-    with pytest.raises(RunError, match=r"run has ended, and its checkpoints are gone.*ript rl --recipe NAME --policy .*/run/policy"):
+    said = r"run has ended, and its checkpoints are gone.*ript rl --recipe NAME --policy .*/run/policy"
+    with pytest.raises(RunError, match=said):
         train_rl(toy_config(**more), None, folder, resume=True, asked=list(more))
     assert (weights(folder), without_times(folder)) == before and (folder / "result.json").exists()
 
