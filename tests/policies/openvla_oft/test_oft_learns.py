@@ -154,6 +154,37 @@ def test_practice_updates_adapter_and_head_and_starts_at_a_ratio_of_one(trained,
     assert any(".lora_" in name for name in changed)
 
 
+def test_practice_of_the_head_alone_keeps_hidden_states_instead_of_pictures(trained):
+    acting = copy.deepcopy(trained[0])
+    learning = {"scale_clip": (-5.0, 0.5), "temperature": 3.0, "execute": 3}
+    pictures, policy = acting.configured(**learning), acting.configured(rl_trains="head", **learning)
+    groups = rollouts(policy, groups=8)
+    for mine, other in zip(groups, rollouts(pictures, groups=8), strict=True):
+        for a, b in zip(mine.rollouts, other.rollouts, strict=True):
+            np.testing.assert_allclose(a.sample, b.sample, atol=1e-5)
+            np.testing.assert_allclose(a.log_prob, b.log_prob, atol=1e-4)
+            assert set(a.inputs) == {"hidden"} and not a.rollout_inputs and "pictures" in b.inputs
+    before = {name: tensor.clone() for name, tensor in policy.network.state_dict().items()}
+    optimiser, batch = make_optimiser(policy, learning_rate=1e-3), make_batch(groups)
+    result = update(policy, optimiser, batch, epochs=1, generator=None, minibatch_decisions=len(batch), micro_batch=7)
+    assert result.metrics["first_ratio_deviation"].value < 1e-4
+    changed = {name for name, tensor in policy.network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed and {name.partition(".")[0] for name in changed} == {"action_head"}
+
+
+def test_hidden_states_of_a_policy_in_bfloat16_are_kept_to_the_bit_and_at_half_the_size(windows, trained):
+    policy = copy.deepcopy(trained[0]).configured(rl_trains="head")
+    observed = windows.batch(np.arange(3)).observation
+    full = policy.act(observed, generators(3)).inputs["hidden"]
+    policy.network.bfloat16()
+    hidden = policy.hidden(policy.inputs(observed))
+    chunk = policy.act(observed, generators(3))
+    assert hidden.dtype == torch.bfloat16 and 2 * chunk.inputs["hidden"].nbytes == full.nbytes
+    inputs = {name: torch.from_numpy(array) for name, array in chunk.inputs.items()}
+    assert torch.equal(policy.hidden(inputs), hidden)
+    np.testing.assert_array_equal(policy.log_prob(inputs, torch.from_numpy(chunk.sample))[0].detach(), chunk.log_prob)
+
+
 def test_recomputed_activations_change_no_gradient(trained):
     batch, gradients = make_batch(rollouts(with_adapter(trained[0]))), []
     for forward, recompute in itertools.product(("official", "two_pass"), (False, True)):

@@ -1,11 +1,13 @@
 """What memory a policy takes, said before anything is loaded."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from oft_golden import ADAPTER, TINY
+from torch import nn
 
 from ript import build
 from ript.bench import policy as bench
@@ -17,6 +19,7 @@ from ript.core.errors import DeviceTooSmall
 from ript.core.machine import Memory
 from ript.core.registry import kinds
 from ript.policies.openvla_oft import checkpoint, memory, specimens
+from ript.policies.openvla_oft.heads import ActionHead
 from ript.policies.openvla_oft.llama import Llama
 from ript.policies.openvla_oft.lora import add_lora, lora_layers
 from ript.policies.openvla_oft.memory import Use
@@ -31,7 +34,13 @@ def kept_bytes(layers: int, tokens: int, dtype: torch.dtype, *, recompute: bool 
     sizes = LlamaSizes(width=64, hidden=160, layers=layers, heads=4, vocabulary=32)
     llama = Llama(sizes).to(dtype).requires_grad_(False)
     add_lora(llama, lora_layers(llama), 8, 1.0)
-    own, kept = {p.untyped_storage().data_ptr() for p in llama.parameters()}, {}
+    given, rows = torch.randn(2, tokens, 64, dtype=dtype), torch.zeros(2, 4, dtype=torch.int64)
+    return saved_bytes(llama, lambda: llama(given, rows=rows, recompute=recompute))
+
+
+def saved_bytes(model: nn.Module, compute: Callable[[], torch.Tensor]) -> int:
+    """What a computation keeps for its gradient, the model's parameters apart."""
+    own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -40,7 +49,7 @@ def kept_bytes(layers: int, tokens: int, dtype: torch.dtype, *, recompute: bool 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        llama(torch.randn(2, tokens, 64, dtype=dtype), rows=torch.zeros(2, 4, dtype=torch.int64), recompute=recompute)
+        compute()
     return sum(storage.nbytes() for storage in kept.values())
 
 
@@ -56,6 +65,18 @@ def test_a_layer_keeps_for_its_gradient_what_the_plan_counts(dtype, size):
 def test_recomputed_layers_keep_their_input_alone():
     more = kept_bytes(5, 32, torch.float32, recompute=True) - kept_bytes(3, 32, torch.float32, recompute=True)
     assert more / 2 == 2 * 32 * 64 * 4
+
+
+def test_an_update_of_the_head_alone_takes_what_the_plan_counts_and_no_pass_through_the_network():
+    sizes = OpenVlaSizes(llama=LlamaSizes(width=64, hidden=160, layers=2, heads=4, vocabulary=32))
+    head, hidden = ActionHead(sizes), torch.randn(3, sizes.slots, 64, dtype=torch.bfloat16)
+    own = saved_bytes(head, lambda: head(hidden))
+    assert own + hidden.nbytes == pytest.approx(3 * memory.kept_by_the_head(sizes, 2), rel=0.05)
+    head_alone = Use(trains="head", micro_batch=32)
+    assert device_memory.total(memory.needs(PUBLISHED, head_alone)) < device_memory.total(
+        memory.needs(PUBLISHED, Use(act_batch=32))
+    )
+    assert not any("recompute" in words for words, _ in memory.ways(PUBLISHED, head_alone))
 
 
 def test_the_published_size_is_counted_as_its_manifest_has_it():

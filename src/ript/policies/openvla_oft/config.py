@@ -21,7 +21,7 @@ Forward = Literal["official", "two_pass"]
 checkpoints were trained for: on the reference network normalised means move by up to 0.09."""
 Trains = Literal["adapter+head", "adapter", "head"]
 """What post-training updates: the adapter's layers in the language model, the L1 head, or both. The scale head is left
-as it is."""
+as it is. Where the head alone is trained, rollouts keep hidden states, and updates begin there."""
 LONGEST_PROMPT = 256
 """Tokens; LIBERO's have 22 to 40. Every decision that is recorded holds as many."""
 

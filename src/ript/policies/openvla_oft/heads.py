@@ -88,5 +88,6 @@ class ProprioProjector(nn.Module):
 
 
 def joined(hidden: torch.Tensor, sizes: OpenVlaSizes) -> torch.Tensor:
-    """Hidden states `[B, chunk * action, D]`, those of one action side by side: `[B, chunk, action * D]`."""
-    return hidden.reshape(len(hidden), sizes.chunk, sizes.action * hidden.shape[-1])
+    """Hidden states `[B, chunk * action, D]`, or of a chunk's first actions, those of one action side by side:
+    `[B, chunk, action * D]`."""
+    return hidden.unflatten(1, (-1, sizes.action)).flatten(2)

@@ -83,6 +83,12 @@ def kept_by_a_layer(sizes: LlamaSizes, rank: int, dtype_bytes: int) -> int:
     return dtype_bytes * (8 * sizes.width + 4 * sizes.hidden + 7 * rank) + wide * sizes.width + 24
 
 
+def kept_by_the_head(sizes: OpenVlaSizes, dtype_bytes: int) -> int:
+    """Bytes a decision in an update of the L1 head alone: hidden states, and what the head keeps of them."""
+    width = sizes.llama.width
+    return sizes.slots * width * (dtype_bytes + 2 * MASTER) + sizes.chunk * width * 8 * MASTER
+
+
 def needs(sizes: OpenVlaSizes, use: Use) -> Needs:
     """What it is for -> bytes."""
     n, e = counted(sizes), use.dtype_bytes
@@ -106,7 +112,8 @@ def needs(sizes: OpenVlaSizes, use: Use) -> Needs:
         found["AdamW's moments"] = MOMENTS * trained
         inputs = tokens * sizes.llama.width * e
         kept = inputs * sizes.llama.layers + layer if use.recompute else layer * sizes.llama.layers
-        passed = use.micro_batch * (kept + towers + pixels)
+        whole = "adapter" in parts or use.supervised
+        passed = use.micro_batch * (kept + towers + pixels if whole else kept_by_the_head(sizes, e))
         at_work[f"gradients and a pass over {use.micro_batch} decisions"] = GRADIENT * trained + passed
     largest = max(at_work, key=lambda what: at_work[what])  # one after the other
     return found | {largest: at_work[largest], "set aside": SET_ASIDE}
@@ -121,7 +128,7 @@ def ways(sizes: OpenVlaSizes, use: Use) -> Iterator[tuple[str, Use]]:
         if acting and use.act_batch > 1:
             use = replace(use, act_batch=use.act_batch // 2)
             words["act"] = f"at most {use.act_batch} decisions at once (rollout.slots, rollout.workers)"
-        elif not acting and not use.recompute:
+        elif not acting and not use.recompute and (use.trains != "head" or use.supervised):
             use, words["recompute"] = replace(use, recompute=True), "policy.recompute=true"
         elif not acting and use.micro_batch > 1:
             use = replace(use, micro_batch=use.micro_batch // 2)

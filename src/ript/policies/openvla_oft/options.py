@@ -44,7 +44,8 @@ class OftOptions(PolicyOptions):
     rl_trains: Literal["adapter+head", "adapter", "head"] = Field(
         "adapter+head",
         description="What post-training updates: low-rank updates (LoRA) of the language model's layers, the L1 head, "
-        "or both. The scale head stays.",
+        "or both. The scale head stays. With the head alone rollouts keep hidden states instead of pictures, and an "
+        "update computes nothing before it.",
     )
     head_rate: float = Field(
         0.0, ge=0, le=1, description="Learning rate of the L1 head in post-training; 0: that of the adapter."

@@ -162,7 +162,11 @@ class OpenVlaPolicy(nn.Module):
         return torch.from_numpy(np.stack(prepared))
 
     def hidden(self, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """Hidden states of the chunk `[B, chunk * A, D]`, with gradient; `inputs` are arrays or tensors."""
+        """Hidden states of the chunk `[B, chunk * A, D]`, with gradient; `inputs` are arrays or tensors. Where inputs
+        hold hidden states (`_hidden_kept`), those."""
+        if "hidden" in inputs:
+            kept = torch.as_tensor(inputs["hidden"]).to(self.device)
+            return kept.view(torch.bfloat16) if kept.dtype == torch.int16 else kept
         pictures = self.pictures(inputs)
         proprio, ids = (torch.as_tensor(inputs[name]) for name in ("proprio", "prompt"))
         prompts = [[i for i in row if i != PADDING] for row in ids.tolist()]
@@ -171,6 +175,12 @@ class OpenVlaPolicy(nn.Module):
         if self.config.forward == "two_pass":
             return self.network.hidden_two_pass(seen, prompts, recompute=self.config.recompute)
         return self.network.hidden(seen, prompts, recompute=self.config.recompute)
+
+    def _hidden_kept(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What takes the place of `inputs` in records where the heads alone are trained: "hidden", hidden states of
+        the executed actions `[B, execute * A, D]`, to the bit: float32, or bfloat16 as int16, which numpy knows."""
+        hidden = self.hidden(inputs)[:, : self.config.execute * self.config.sizes.action].cpu()
+        return {"hidden": (hidden.view(torch.int16) if hidden.dtype == torch.bfloat16 else hidden).numpy()}
 
     def heads(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(means, log-scales or None without a scale head), float32 `[B, chunk, A]` of normalised actions, with
@@ -197,6 +207,8 @@ class OpenVlaPolicy(nn.Module):
         have a log-probability of 0.
         """
         inputs = self.inputs(observation)
+        if self.config.rl_trains == "head":
+            inputs = self._hidden_kept(inputs)
         mean, log_b = self.heads(inputs)
         mean, log_b = mean[:, : self.config.execute], None if log_b is None else log_b[:, : self.config.execute]
         if greedy:
@@ -217,7 +229,7 @@ class OpenVlaPolicy(nn.Module):
             sample=sample.cpu().numpy(),
             log_prob=log_prob.cpu().numpy(),
             inputs={name: array for name, array in inputs.items() if name != "prompt"},
-            rollout_inputs={"prompt": inputs["prompt"]},
+            rollout_inputs={name: array for name, array in inputs.items() if name == "prompt"},
             term_steps=np.arange(log_prob.shape[1]) * sample.shape[1] // log_prob.shape[1],
         )
 
