@@ -80,6 +80,16 @@ def test_practice_gives_an_adapter_and_is_resumed_to_the_byte(start, tmp_path):
     assert last["update/first_ratio_deviation"] < 1e-4
 
 
+def test_practice_of_the_head_in_bfloat16_is_resumed_to_the_byte(start, tmp_path):
+    c = replace(config(), policy=replace(config().policy, rl_trains="head", precision="bfloat16"))
+    whole = train_rl(c, start, tmp_path / "whole")
+    train_rl(replace(c, iterations=1), start, tmp_path / "parts")
+    parts = train_rl(c, None, tmp_path / "parts", resume=True, asked=["iterations"])
+    after = ript.load_policy(whole.policy)
+    assert after.network.dtype == torch.bfloat16 and ript.load_policy(parts.policy) == after
+    assert ript.load_policy(start).network.dtype == torch.float32
+
+
 def test_an_untrained_policy_moves_enough_to_succeed_now_and_then(tmp_path):
     c = replace(config(), iterations=1, sampling=replace(config().sampling, group_size=8))
     train_rl(c, None, tmp_path / "run")
@@ -126,6 +136,7 @@ def test_a_folder_of_another_model_is_no_policy(tmp_path):
         ({"scale_clip": (0.5, -2.0)}, "policy.scale_clip: the least log-scale must be below"),
         ({"chunk": 4, "execute": 5}, r"policy.execute: must be at most policy.chunk \(4\), got 5"),
         ({"rl_trains": "prior"}, "policy.rl_trains"),
+        ({"precision": "bfloat16"}, "policy.precision"),
         ({"temperature": 0.0}, "policy.temperature"),
     ],
 )

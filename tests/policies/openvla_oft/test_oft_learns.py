@@ -172,17 +172,25 @@ def test_practice_of_the_head_alone_keeps_hidden_states_instead_of_pictures(trai
     assert changed and {name.partition(".")[0] for name in changed} == {"action_head"}
 
 
-def test_hidden_states_of_a_policy_in_bfloat16_are_kept_to_the_bit_and_at_half_the_size(windows, trained):
-    policy = copy.deepcopy(trained[0]).configured(rl_trains="head")
+def test_in_bfloat16_hidden_states_are_kept_to_the_bit_and_the_policy_is_read_back_as_it_acted(
+    windows, trained, tmp_path
+):
+    full = copy.deepcopy(trained[0]).configured(rl_trains="head")
+    policy = full.at_precision("bfloat16")
+    assert full.network.dtype == torch.float32 and policy.network.action_head is not full.network.action_head
+    assert policy.network.action_head.model.fc1.weight is full.network.action_head.model.fc1.weight
     observed = windows.batch(np.arange(3)).observation
-    full = policy.act(observed, generators(3)).inputs["hidden"]
-    policy.network.bfloat16()
-    hidden = policy.hidden(policy.inputs(observed))
-    chunk = policy.act(observed, generators(3))
-    assert hidden.dtype == torch.bfloat16 and 2 * chunk.inputs["hidden"].nbytes == full.nbytes
+    hidden, chunk = policy.hidden(policy.inputs(observed)), policy.act(observed, generators(3))
+    assert hidden.dtype == torch.bfloat16
+    assert 2 * chunk.inputs["hidden"].nbytes == full.act(observed, generators(3)).inputs["hidden"].nbytes
     inputs = {name: torch.from_numpy(array) for name, array in chunk.inputs.items()}
     assert torch.equal(policy.hidden(inputs), hidden)
     np.testing.assert_array_equal(policy.log_prob(inputs, torch.from_numpy(chunk.sample))[0].detach(), chunk.log_prob)
+    np.testing.assert_allclose(policy.predict(observed)[0], full.predict(observed)[0], atol=0.05)
+    policy.save_pretrained(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert again == policy
+    np.testing.assert_array_equal(again.act(observed, generators(3)).sample, chunk.sample)
 
 
 def test_recomputed_activations_change_no_gradient(trained):

@@ -28,7 +28,7 @@ from ript.policies.openvla_oft import memory
 from ript.policies.openvla_oft.adapters import load_adapter
 from ript.policies.openvla_oft.config import Base, OftConfig
 from ript.policies.openvla_oft.model import OpenVla
-from ript.policies.openvla_oft.policy import PUBLISHED_CAMERAS, OpenVlaPolicy
+from ript.policies.openvla_oft.policy import DTYPES, PUBLISHED_CAMERAS, OpenVlaPolicy
 from ript.policies.openvla_oft.prompt import Prompts, tokenizer_of
 from ript.policies.openvla_oft.published import (
     Heads,
@@ -75,7 +75,8 @@ def load(
         scale_head: RIPT-VLA's file of a scale head for a published policy.
         heads: "new" gives a published base without an L1 head new heads, which `ript sft` then trains.
         device: where weights go, straight from their files.
-        dtype: of the base's weights; None: bfloat16 on a GPU, float32 on the CPU. What can be trained is float32.
+        dtype: of the base's weights; None: bfloat16 on a GPU, on the CPU float32, or as one of ours says
+            (`OftConfig.precision`). What can be trained is float32.
         self_test: see `selftest.require_sound`.
 
     Raises:
@@ -85,7 +86,7 @@ def load(
     if (free := free_on(device)) is not None:
         sizes, rank = sizes_in(folder)
         memory.require(sizes, memory.Use(rank=rank), Demands(device_bytes=free, act_batch=1))
-    dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
+    dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else None)
     place = hub.fetch(str(folder)) if hub.on_hub(folder) else expanded(folder)
     if "kind" in document(place, "config.json"):
         if suite or adapter or scale_head or alpha is not None or heads != "published":
@@ -94,7 +95,7 @@ def load(
     else:
         if heads == "new" and (suite or adapter or scale_head):
             raise ConfigError(f"{folder}: new heads are trained with statistics and an adapter of their own: give none")
-        policy = _load_published(place, suite, heads, device, dtype)
+        policy = _load_published(place, suite, heads, device, dtype or torch.float32)
         if scale_head is not None:
             load_scale_head(policy.network, expanded(scale_head), device=device)
         if adapter is not None:
@@ -178,9 +179,10 @@ def index_of(folder: Path) -> str:
 # ------------------------------------------------------------------ our folders
 
 
-def _load_own(folder: Path, device: str, dtype: torch.dtype) -> OpenVlaPolicy:
+def _load_own(folder: Path, device: str, dtype: torch.dtype | None) -> OpenVlaPolicy:
     saved = policy_folder.load(folder, OpenVlaPolicy.KIND)
     config = _config_of(saved.config, folder)
+    dtype = dtype or DTYPES[config.precision]
     network = empty(config.sizes)
     if any(name.startswith("scale_head.") for name in saved.weights):
         add_scale_head(network)

@@ -22,6 +22,8 @@ checkpoints were trained for: on the reference network normalised means move by 
 Trains = Literal["adapter+head", "adapter", "head"]
 """What post-training updates: the adapter's layers in the language model, the L1 head, or both. The scale head is left
 as it is. Where the head alone is trained, rollouts keep hidden states, and updates begin there."""
+Precision = Literal["float32", "bfloat16"]
+"""In what the network before the heads computes on the CPU, and is kept there."""
 LONGEST_PROMPT = 256
 """Tokens; LIBERO's have 22 to 40. Every decision that is recorded holds as many."""
 
@@ -57,6 +59,7 @@ class OftConfig:
         temperature, sampling, terms, scale_clip: of the density; see `density`.
         rl_trains: see `Trains`.
         head_rate: learning rate of the L1 head in post-training; 0: that of the adapter.
+        precision: see `Precision`.
         recompute: in training, layers of the language model keep no activations but compute them again: less memory, a
             third more work, same numbers.
         rank: of the adapter; 0 for none.
@@ -79,6 +82,7 @@ class OftConfig:
     scale_clip: tuple[float, float] = CLIP
     rl_trains: Trains = "adapter+head"
     head_rate: float = 0.0
+    precision: Precision = "float32"
     recompute: bool = False
     rank: int = 0
     scaling: float = 0.5
@@ -87,6 +91,7 @@ class OftConfig:
 
     def __post_init__(self) -> None:
         words = {"pictures": Pictures, "forward": Forward, "sampling": Sampling, "terms": Terms, "rl_trains": Trains}
+        words |= {"precision": Precision}
         for name, known in words.items():
             if (value := getattr(self, name)) not in get_args(known):
                 raise UnknownNameError(name, value, get_args(known))

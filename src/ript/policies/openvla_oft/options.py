@@ -50,6 +50,12 @@ class OftOptions(PolicyOptions):
     head_rate: float = Field(
         0.0, ge=0, le=1, description="Learning rate of the L1 head in post-training; 0: that of the adapter."
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="In what the network before the heads computes on the CPU while practice trains the head alone, "
+        "and afterwards: bfloat16 takes half the time on a processor with matrix units for it (AMX), longer on others. "
+        "Heads compute in float32.",
+    )
     recompute: bool = Field(
         False,
         description="Keep no activations within layers of the language model for the gradient, but compute them again "
@@ -70,6 +76,12 @@ class OftOptions(PolicyOptions):
             not self.head_rate or self.rl_trains == "adapter+head",
             "policy.head_rate",
             f"is of the head beside an adapter, and policy.rl_trains is {self.rl_trains}: give learn.learning_rate",
+        )
+        need(
+            self.precision == "float32" or self.rl_trains == "head",
+            "policy.precision",
+            f"is of a network that does not change, and policy.rl_trains is {self.rl_trains}: give "
+            "policy.rl_trains=head, or leave it out",
         )
         need(
             low < high, "policy.scale_clip", f"the least log-scale must be below the largest, got {low:g} and {high:g}"

@@ -18,7 +18,7 @@ from ript.core.errors import ConfigError, PolicyError
 from ript.core.metrics import Mean, Metrics
 from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 from ript.policies.fit import require_same_settings
-from ript.policies.openvla_oft.config import OftConfig
+from ript.policies.openvla_oft.config import OftConfig, Precision
 from ript.policies.openvla_oft.density import Density
 from ript.policies.openvla_oft.heads import ScaleHead
 from ript.policies.openvla_oft.lora import add_lora, lora_layers, lora_weights
@@ -27,12 +27,13 @@ from ript.policies.openvla_oft.numbers import UNTRAINED, protocol_of
 from ript.policies.openvla_oft.pictures import encoded, packed, prepared, prepared_jpeg, require_picture, unpacked
 from ript.policies.openvla_oft.presets import PRESETS
 from ript.policies.openvla_oft.prompt import Prompts
-from ript.policies.openvla_oft.saving import KIND, save, saved_weights
+from ript.policies.openvla_oft.saving import HELD, KIND, save, saved_weights
 from ript.policies.parameters import parameter_groups
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PADDING = -1
 """Fills up rows of token ids."""
 PUBLISHED_CAMERAS = ("primary", "wrist")
@@ -347,8 +348,9 @@ class OpenVlaPolicy(nn.Module):
     @property
     def ratio_tolerance(self) -> float | None:
         """See `core.hooks`. In bfloat16 a decision in a large batch and in a small one differ by more than any bound
-        that would tell anything: old log-probabilities are computed again by the update."""
-        return 1e-3 if self.network.dtype == torch.float32 else None
+        that would tell anything: old log-probabilities are computed again by the update, unless it begins at hidden
+        states, which are kept to the bit."""
+        return 1e-3 if self.network.dtype == torch.float32 or self.config.rl_trains == "head" else None
 
     def at_temperature(self, temperature: float) -> OpenVlaPolicy:
         """The same policy, sharing its weights, at another temperature."""
@@ -368,7 +370,21 @@ class OpenVlaPolicy(nn.Module):
         policy = self.configured(**{name: getattr(options, name) for name in names})
         if "adapter" in options.rl_trains and not policy.config.rank:
             policy = policy.with_adapter(options.rank, options.alpha / options.rank)
+        if options.precision != policy.config.precision and self.device.type == "cpu":
+            policy = policy.at_precision(options.precision)
         return policy, ""
+
+    def at_precision(self, precision: Precision) -> OpenVlaPolicy:
+        """The same policy, sharing heads and adapter, with its own copy of the rest, which computes in that type."""
+        names = dict(self.network.named_parameters())
+        shared = {name for name in names if name.partition(".")[0] in HELD or ".lora_" in name}
+        network = copy.deepcopy(self.network, {id(names[name]): names[name] for name in shared})
+        for name, parameter in network.named_parameters():
+            if name not in shared:
+                parameter.data = parameter.data.to(DTYPES[precision])
+        other = self.configured(precision=precision)
+        other._modules = {**self._modules, "network": network}
+        return other
 
     def with_adapter(self, rank: int, scaling: float, *, everywhere: bool = False) -> OpenVlaPolicy:
         """The same policy, sharing its weights, with updates (zero yet) of the language model's layers, or of all."""
