@@ -165,7 +165,7 @@ def openvla_oft_small() -> Config:
         tasks=("drawer-open-v3",),
         pretrain_tasks=PRETRAIN_TASKS,
         sim=sim_options("metaworld"),
-        policy=policy_options("openvla_oft", size="small", temperature=1.5, head_rate=5e-5),
+        policy=policy_options("openvla_oft", size="small", temperature=3.5, rl_trains="head"),
         sft=training_options(
             "openvla_oft",
             policy_steps=2500,
@@ -174,10 +174,8 @@ def openvla_oft_small() -> Config:
             finetune_share=0.3,
             scale_steps=200,
         ),
-        sampling=SamplingConfig(group_size=16, groups=16, max_attempts=24, horizon=160),
-        learn=LearnConfig(
-            learning_rate=2e-4, epochs=2, minibatch=1024, micro_batch=256, adapt_kl=0.1, target_kl=0.4
-        ),  # smaller minibatches or a KL above 0.15, and success falls (LOG.md)
+        sampling=SamplingConfig(group_size=8, groups=48, max_attempts=56, horizon=160),
+        learn=LearnConfig(learning_rate=4e-4, epochs=6, minibatch=1024, micro_batch=1024, adapt_kl=0.2, target_kl=1.0),
         eval=EvalConfig(mode="greedy"),
         stop_at=0.95,
     )

@@ -173,7 +173,7 @@ def test_the_small_recipe_goes_from_nothing_to_a_practised_policy(tmp_path, monk
     result = quickstart(config=c, out=tmp_path / "run")
     assert result.rl.iterations == 1
     adapted = ript.load_policy(result.rl.policy)
-    assert adapted.config.rank == recipe.policy.rank and adapted.config.base is None
+    assert recipe.policy.rl_trains == "head" and adapted.config.rank == 0 and adapted.config.base is None
 
 
 def test_what_practice_changed_is_read_from_a_folder_without_its_base(start, tmp_path):
