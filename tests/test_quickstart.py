@@ -62,7 +62,7 @@ def test_one_that_was_refused_before_it_made_anything_leaves_the_folder_to_anoth
         raise Stopped
 
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match="has no task to pre-train the base on: give --pretrain_tasks"):
+    with pytest.raises(ConfigError, match="has no task besides its targets to pre-train --pretrain_tasks"):
         quickstart(config=replace(CONFIG, pretrain_tasks=()), out=out)
     assert not out.exists()
     with patch.context() as broken:

@@ -31,6 +31,21 @@ POINT = """
 """
 
 
+class OldStep:
+    """A mixin: steps as Gym's old interface has them."""
+
+    def step(self, action: np.ndarray) -> Any:
+        look, reward, terminated, _, info = super().step(action)  # type: ignore[misc]
+        return look, reward, terminated, info
+
+
+class OldReset:
+    """A mixin: resets as Gym's old interface has them."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        return super().reset(**kwargs)[0]  # type: ignore[misc]
+
+
 class Dot(gymnasium.Env):
     """Move a dot in the square [-1, 1] x [-1, 1] to a goal."""
 
@@ -369,3 +384,5 @@ class RestlessPixels(Dot):
 for kind in [Dot, Point, *Dot.__subclasses__(), *Later.__subclasses__(), *Point.__subclasses__()]:
     gymnasium.register(f"{kind.__name__}-v0", entry_point=kind, max_episode_steps=30)
 gymnasium.register("Endless-v0", entry_point=Dot)
+for name, bases in {"FourStep": (OldStep, Dot), "LookReset": (OldReset, Dot)}.items():
+    gymnasium.register(f"{name}-v0", entry_point=type(name, bases, {}))

@@ -71,6 +71,21 @@ def test_fetch_keeps_the_contract_with_physics_for_a_state_and_has_views_of_its_
     assert found == list(CHECKS)
 
 
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        (
+            "FourStep",
+            r"FourStep-v0: step returned 4 values; expected \(observation, reward, terminated, ",
+        ),
+        ("LookReset", r"LookReset-v0: reset returned one dict; expected \(observation, info\), as Gymnasium has it"),
+    ],
+)
+def test_an_environment_of_the_old_interface_is_told_what_it_returned(name, says):
+    with pytest.raises(SimulatorError, match=says):
+        made(name, horizon=30)
+
+
 def test_an_environment_that_ends_by_itself_is_over_then():
     assert check("Falls", success="reward>=-0.1") == list(CHECKS)
     with made("Falls", success="reward>=-0.1") as simulator:

@@ -110,7 +110,8 @@ def _import(package: str, name: str) -> None:
         sys.path.append(here)
     advertises = package in REGISTERED_BY  # such packages print notices of their makers to stderr
     try:
-        with _quiet(), interpreter.importing(), contextlib.redirect_stderr(io.StringIO() if advertises else sys.stderr):
+        stderr = contextlib.redirect_stderr(io.StringIO() if advertises else sys.stderr)
+        with _quiet(), interpreter.importing(), interpreter.staying(), stderr:
             importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name and (package == error.name or package.startswith(f"{error.name}.")):
@@ -192,6 +193,25 @@ def calling(where: Callable[[], str], seed: int = 0) -> Iterator[None]:
         if seed >= 2**32:  # which some generators do not take, and then speak of a seed that nobody gave
             why += f" (its reset was given the seed {seed}; with --seed below 512 those of all states are below 2^32)"
         raise SimulatorError(why) from error
+
+
+STEP = ("observation", "reward", "terminated", "truncated", "info")
+"""What a step returns."""
+
+
+def returned(key: str, method: str, result: Any, *names: str) -> tuple[Any, ...]:
+    """What a method of the environment of task `key` returned, which has to be these things.
+
+    Raises:
+        SimulatorError: it is something else, as with environments of Gym's old interface.
+    """
+    if not isinstance(result, tuple) or len(result) != len(names):
+        what = f"{len(result)} values" if isinstance(result, tuple) else f"one {type(result).__name__}"
+        raise SimulatorError(
+            f"{key}: {method} returned {what}; expected ({', '.join(names)}), as Gymnasium has it: an environment of "
+            "Gym's old interface needs a wrapper, such as shimmy's"
+        )
+    return result
 
 
 def _line(error: BaseException) -> str:
