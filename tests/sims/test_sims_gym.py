@@ -50,6 +50,14 @@ def nothing_is_left_on_the_shelf():
 # ------------------------------------------------------------------------------------------------------ the contract
 
 
+def test_whole_numbers_without_a_sign_are_numbers():
+    assert check("Bytes") == list(CHECKS)
+    with made("Bytes") as simulator:
+        state = simulator.initial_states(1)[0]
+        simulator.reset(state)
+        assert simulator.state_vector().size == simulator.stock_episode(state).first.size == 4
+
+
 @pytest.mark.parametrize("name", ["Dot", "Point", "StickyPoint", "TiringPoint", "NoisyPoint", "Pixels"])
 def test_an_environment_keeps_the_contract_and_goes_the_way_of_a_new_one(name):
     assert check(name) == list(CHECKS)

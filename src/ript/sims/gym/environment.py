@@ -239,7 +239,7 @@ class ActionScale:
                 f"{key}: its action space is {space}; policies here act with numbers in [-1, 1], which a bounded Box "
                 "takes. Discrete actions cannot be practised"
             )
-        if space.dtype.kind not in "fi":
+        if space.dtype.kind not in "fiu":
             raise ConfigError(f"{key}: its action space is {space}, of {space.dtype}; expected numbers")
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise ConfigError(
@@ -257,7 +257,7 @@ class ActionScale:
         if self._same:
             return np.clip(action, -1, 1).astype(self._dtype).reshape(self.shape)
         scaled = self._low + (np.clip(action, -1, 1).astype(np.float64) + 1) / 2 * (self._high - self._low)
-        scaled = np.rint(scaled) if self._dtype.kind == "i" else scaled
+        scaled = np.rint(scaled) if self._dtype.kind in "iu" else scaled
         return np.clip(scaled, self._low, self._high).astype(self._dtype).reshape(self.shape)
 
     def from_environment(self, action: Any) -> np.ndarray:
