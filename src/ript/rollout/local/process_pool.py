@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,13 +13,12 @@ from ript.core.errors import ConfigError, WorkerError
 from ript.core.hooks import observation_steps_of
 from ript.core.interfaces import Policy, SimulatorFactory
 from ript.core.metrics import Metrics, Sum
-from ript.core.types import Errand, Heed, Observation, Rollout, RolloutRequest, SimulatorSpec, Status
+from ript.core.types import Errand, Heed, Rollout, RolloutRequest, SimulatorSpec, Status
 from ript.core.workers import close_all, receive
 from ript.rollout.engine import address
 from ript.rollout.local.errands import AT_A_TIME, Errands
 from ript.rollout.local.limits import open_files
 from ript.rollout.local.messages import (
-    Answer,
     Ask,
     Back,
     Failure,
@@ -37,6 +35,7 @@ from ript.rollout.local.messages import (
 )
 from ript.rollout.local.placement import place
 from ript.rollout.local.processes import RolloutWorker, pack_policy
+from ript.rollout.local.questions import Questions
 from ript.rollout.local.shared import Layout
 from ript.rollout.local.worker import dump_weights
 from ript.rollout.recorder import Recorder
@@ -106,9 +105,7 @@ class ProcessPool:
         self._stream: Stream | None = None
         self._done: deque[Rollout] = deque()
         self._errands = Errands(max_retries)
-        self._gather, self._rows = gather, fixed_batch
-        self._questions: list[tuple[RolloutWorker, Ask]] = []
-        self._since = 0.0
+        self._questions, self._rows = Questions(gather), fixed_batch
         self._workers: list[RolloutWorker] = []
         if policy is not None:
             self._adopt(policy)
@@ -267,7 +264,8 @@ class ProcessPool:
     def _turn(self, most: float = math.inf) -> None:
         """Wait for messages, at most so many seconds; take in what has finished, answer the workers' questions, replace
         those that are lost."""
-        for worker, message in receive(self._workers, self._timeout, min(most, self._patience())):
+        most = min(most, self._questions.patience(self._workers))
+        for worker, message in receive(self._workers, self._timeout, most):
             if isinstance(message, Ready):
                 worker.process.ready = True
             elif isinstance(message, Back):
@@ -280,15 +278,13 @@ class ProcessPool:
                 self._spent.update(message.spent)
                 self._finish(worker, message)
             elif isinstance(message, Ask) and worker.stopping is None:
-                self._since = self._since if self._questions else time.monotonic()
-                self._questions.append((worker, message))
-                worker.asked.add(message.part)
+                self._questions.put(worker, message)
             elif isinstance(message, Measure) and worker.stopping is None:
                 self._attach(worker, message.spec)
             elif isinstance(message, Failure) and (message.run is None or self._running):
                 raise message.crash.rebuild()
-        if self._patience() <= 0:
-            self._answer()
+        if self._questions.patience(self._workers) <= 0:
+            self._questions.answer(self._recorder)
         self._replace_lost()
 
     def _finish(self, worker: RolloutWorker, message: Finished) -> None:
@@ -302,28 +298,6 @@ class ProcessPool:
         asking.check_simulator(self._policy, spec)
         self._spec = spec
         worker.attach(Layout.of(spec, self._slots, self._observation_steps))
-
-    def _patience(self) -> float:
-        """Seconds until the questions that are there are answered: when each worker has asked, or after `gather`."""
-        if not self._questions:
-            return math.inf
-        if all(worker.asked for worker in self._workers if worker.flights):
-            return 0.0
-        return max(0.0, self._since + self._gather - time.monotonic())
-
-    def _answer(self) -> None:
-        """One decision for all parts of workers that wait for one."""
-        asked, self._questions = self._questions, []
-        blocks = [worker.block for worker, _ in asked if worker.block is not None]
-        looks = [block.read(ask.instruction, ask.first) for block, (_, ask) in zip(blocks, asked, strict=True)]
-        tickets = [ticket for _, ask in asked for ticket in ask.tickets]
-        actions = self._recorder.decide(tickets, Observation.concatenate(looks))
-        start = 0
-        for block, (worker, ask) in zip(blocks, asked, strict=True):
-            block.put_actions(actions[start : start + len(ask.tickets)], ask.first)
-            worker.asked.discard(ask.part)
-            worker.send(Answer(ask.part, actions.shape[1]))
-            start += len(ask.tickets)
 
     @property
     def _recorder(self) -> Recorder:
@@ -369,7 +343,7 @@ class ProcessPool:
             blamed, flights, trips = worker.blamed(), list(worker.flights.values()), list(worker.errands.values())
             _log.warning("%s; it is replaced, and the %d rollouts it had are run again", cause, len(flights))
             worker.kill()
-            self._questions = [(asking, ask) for asking, ask in self._questions if asking is not worker]
+            self._questions.forget(worker)
             self._workers[index] = self._worker(worker.settings)
             self._spent["worker_restarts"] += 1
             if self._weights is not None:
