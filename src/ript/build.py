@@ -24,6 +24,9 @@ from ript.policies.loading import placed
 from ript.rollout.pool import make_pool
 from ript.sims.registry import find_task, keys_elsewhere
 
+RENDERS = "ript.sims.mujoco.gl:require_renderer"
+"""What machines of simulators that draw must be able to do."""
+
 
 def simulator_factory(sim: SimOptions) -> SimulatorFactory:
     """Task key -> simulator; picklable, and whole: a worker process need not know a suite that was registered here.
@@ -239,7 +242,9 @@ def make_env_pool(
         return make_pool(make_simulator, policy, workers=rollout.workers, **settings)
     from ript.rollout.cluster.node import Learner, Node  # needs Ray
     from ript.rollout.cluster.pool import make_cluster_pool
-    from ript.rollout.cluster.roster import Size
+    from ript.rollout.cluster.starter import Size
+
+    suite = suites.get(sim.suite)
 
     return make_cluster_pool(
         make_simulator,
@@ -252,8 +257,9 @@ def make_env_pool(
             start=cluster.start_timeout,
         ),
         settings=settings,
-        packages=() if learners else suites.get(sim.suite).packages,
+        packages=() if learners else suite.packages,
         node=Learner if learners else Node,
+        check=RENDERS if suite.draws and not learners else "",
     )
 
 

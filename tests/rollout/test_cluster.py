@@ -1,15 +1,19 @@
 """A cluster of nodes makes what one machine makes, bit for bit; what a lost node had is made again elsewhere.
 
-One cluster for all tests of this file: a head that gives no cores, and nodes of one core each.
+One cluster for all tests of this file: a head that gives no cores, and two machines that give two each. A pool that is
+asked for again is still there (`keep`): to start one takes longer than what is done with it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +25,29 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from ript.build import make_env_pool, make_policy, some_task_keys  # noqa: E402
+from ript.build import RENDERS, make_env_pool, make_policy, some_task_keys  # noqa: E402
 from ript.cli import main as cli  # noqa: E402
 from ript.config.sections import ClusterConfig  # noqa: E402
-from ript.core.errors import ConfigError, WorkerError  # noqa: E402
+from ript.config.text import describe  # noqa: E402
+from ript.core import children  # noqa: E402
+from ript.core.errors import ConfigError, RendererMissing, WorkerError  # noqa: E402
 from ript.core.metrics import values  # noqa: E402
 from ript.core.options import replace  # noqa: E402
 from ript.demos.demo_set import open_demos  # noqa: E402
 from ript.demos.windows import Windows  # noqa: E402
 from ript.learn import spread, spread_stages  # noqa: E402
 from ript.rl import train_rl  # noqa: E402
+from ript.rollout.cluster import pool as cluster_pool  # noqa: E402
+from ript.rollout.cluster import roster, starter  # noqa: E402
+from ript.rollout.cluster.connection import Connection  # noqa: E402
+from ript.rollout.cluster.pool import ClusterPool, make_cluster_pool  # noqa: E402
+from ript.rollout.cluster.starter import Size  # noqa: E402
 from ript.rollout.sampling import collect_groups  # noqa: E402
 from ript.run.states import InitialStates  # noqa: E402
 from ript.sft import resume_sft, train_sft  # noqa: E402
+from ript.studies.catalogue import STUDIES, Cell, Study  # noqa: E402
 from tests.fakes import FakeFactory, FakePolicy, same  # noqa: E402
+from tests.packages import needs  # noqa: E402
 from tests.rollout.test_pool import collect, inline, requests  # noqa: E402
 from tests.toy_runs import (  # noqa: E402
     Stopped,
@@ -48,6 +61,8 @@ from tests.toy_runs import (  # noqa: E402
 
 STORE = 80 * 2**20
 """Bytes of object store: Ray's least."""
+CORES = 2
+"""Of each machine."""
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +71,10 @@ def cluster() -> Iterator[Any]:
     try:
         _patiently(cluster, num_cpus=0, include_dashboard=False)
         for _ in range(2):
-            _patiently(cluster, num_cpus=1)
-        yield cluster
+            _patiently(cluster, num_cpus=CORES)
+        with contextlib.closing(Connection(cluster.address)), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(roster, "LOOK_SECONDS", 0.5)
+            yield cluster
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -85,85 +102,119 @@ SETTINGS = {
 }
 
 
-def pool_of(cluster: Any, policy: Any = None, *, delay: float = 0.0, **size: int) -> Any:
-    from ript.rollout.cluster.pool import make_cluster_pool
-    from ript.rollout.cluster.roster import Size
-
-    return make_cluster_pool(
-        FakeFactory(delay=delay),
-        policy or FakePolicy(),
-        address=cluster.address,
-        size=Size(**({"workers_per_node": 1} | size)),
-        settings=SETTINGS,
-    )
+def on_each(cluster: Any, **size: int) -> dict[str, Any]:
+    """Settings of a pool with a worker on each machine, or of another size."""
+    return {"address": cluster.address, "size": Size(**({"workers_per_node": 1} | size)), "settings": SETTINGS}
 
 
-def test_nodes_make_the_rollouts_that_this_process_makes_and_keep_their_records(cluster: Any) -> None:
+def refused(cluster: Any, check: str = "", **size: int) -> None:
+    """A pool that cannot be."""
+    make_cluster_pool(FakeFactory(), None, check=check, **on_each(cluster, **size)).close()
+
+
+@pytest.fixture(scope="module")
+def keep(cluster: Any) -> Iterator[Callable[..., ClusterPool]]:
+    """As `make_cluster_pool`, but a pool stays until one of other settings is asked for."""
+    kept: dict[Any, ClusterPool] = {}
+
+    def close() -> None:
+        for key in list(kept):
+            ClusterPool.close(kept.pop(key))
+
+    def make(factory: Any, policy: Any, *, size: Size, **settings: Any) -> ClusterPool:
+        key = children.pack(factory), size, *map(repr, settings.values())
+        if key not in kept:
+            close()
+            kept[key] = make_cluster_pool(factory, None, size=size, **settings)
+            kept[key].close = lambda: None  # type: ignore[method-assign]
+        while len(kept[key].nodes) < (size.nodes or 2):  # of one that was lost
+            kept[key].look()
+        if policy is not None:
+            kept[key].use(policy)
+        return kept[key]
+
+    yield make
+    close()
+
+
+@pytest.fixture
+def fakes(cluster: Any, keep: Callable[..., ClusterPool]) -> ClusterPool:
+    return keep(FakeFactory(delay=0.01), FakePolicy(), **on_each(cluster))
+
+
+@pytest.fixture
+def standing(cluster: Any, keep: Any, monkeypatch: pytest.MonkeyPatch) -> ClusterConfig:
+    """A cluster for runs and commands."""
+    monkeypatch.setattr(cluster_pool, "make_cluster_pool", keep)
+    return ClusterConfig(address=cluster.address, workers_per_node=1)
+
+
+def test_nodes_make_the_rollouts_that_this_process_makes_and_keep_their_records(fakes: ClusterPool) -> None:
     wanted = requests()
     expected = inline(wanted)
-    with pool_of(cluster, delay=0.001) as pool:
-        assert len(pool.nodes) == 2
-        for _ in range(2):
-            done = collect(pool, wanted)
-            assert done.keys() == expected.keys()
-            assert all(r.sample is None and r.inputs is None for r in done.values())
-            assert all(same(done[key].whole(), expected[key]) for key in expected)
+    assert len(fakes.nodes) == 2
+    for _ in range(2):
+        done = collect(fakes, wanted)
+        assert done.keys() == expected.keys()
+        assert all(r.sample is None and r.inputs is None for r in done.values())
+        assert all(same(done[key].whole(), expected[key]) for key in expected)
 
 
-def test_what_a_killed_node_had_to_do_and_had_recorded_is_made_again(cluster: Any) -> None:
+def test_a_second_run_is_told_that_the_cores_are_in_use(cluster: Any, fakes: ClusterPool) -> None:
+    with pytest.raises(WorkerError, match="did not start within 1 s: its cores may be in use by another"):
+        refused(cluster, workers_per_node=CORES, start=1)
+
+
+def test_what_a_killed_node_had_to_do_and_had_recorded_is_made_again(fakes: ClusterPool) -> None:
     wanted = requests(12)
     expected = inline(wanted)
     done: dict[tuple[str, int], Any] = {}
-    with pool_of(cluster, delay=0.01) as pool:
-        for number, rollout in enumerate(pool.run(iter(wanted))):
-            done[rollout.initial_state_id, rollout.index] = rollout
-            if number == 10:
-                os.kill(pool.pids[pool.nodes[0]], signal.SIGKILL)
-        assert values(pool.timings())["worker_restarts"] == 1
-        assert any(r.held and pool.home(r) is None for r in done.values())  # some records are gone
-        assert done.keys() == expected.keys()
-        assert all(same(done[key].whole(), expected[key]) for key in expected)
-        while len(pool.nodes) < 2:  # another took its place
-            assert collect(pool, wanted).keys() == expected.keys()
+    fakes.timings()
+    for number, rollout in enumerate(fakes.run(iter(wanted))):
+        done[rollout.initial_state_id, rollout.index] = rollout
+        if number == 10:
+            os.kill(fakes.pids[fakes.nodes[0]], signal.SIGKILL)
+    assert values(fakes.timings())["worker_restarts"] == 1
+    assert any(r.held and fakes.home(r) is None for r in done.values())  # some records are gone
+    assert done.keys() == expected.keys()
+    assert all(same(done[key].whole(), expected[key]) for key in expected)
+    while len(fakes.nodes) < 2:  # another took its place
+        assert collect(fakes, wanted).keys() == expected.keys()
 
 
 @pytest.mark.parametrize(
     ("size", "complaint"),
     [
         ({"nodes": 9}, "cluster.nodes = 9, but the cluster has 2 with cores to give"),
-        ({"workers_per_node": 5}, "cluster.workers_per_node = 5, but .* has 1 core"),
+        ({"workers_per_node": 5}, "cluster.workers_per_node = 5, but .* has 2 cores"),
     ],
 )
 def test_more_than_the_cluster_has_is_refused(cluster: Any, size: dict[str, int], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        pool_of(cluster, **size)
+        refused(cluster, **size)
 
 
 def test_a_node_of_another_version_is_refused_by_name(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ript.rollout.cluster import roster
-
-    monkeypatch.setattr(roster, "installed", lambda packages: dict.fromkeys(packages, "0"))
+    monkeypatch.setattr(starter, "installed", lambda packages: dict.fromkeys(packages, "0"))
     with pytest.raises(
         ConfigError, match=r"node \d at .* has other versions than this process: ript .* \(here 0\), torch"
     ):
-        pool_of(cluster)
+        refused(cluster, nodes=1)
 
 
-def test_a_second_run_is_told_that_the_cores_are_in_use(cluster: Any) -> None:
-    with (
-        pool_of(cluster),
-        pytest.raises(WorkerError, match="did not start within 2 s: its cores may be in use by another"),
-    ):
-        pool_of(cluster, start=2)
-
-
-def test_a_run_on_a_cluster_is_that_of_one_process(cluster: Any, tmp_path: Path) -> None:
-    config = toy_config(rollout={"fixed_batch": 8})
-    here = train_rl(config, lively_policy(config), tmp_path / "here")
-    config = replace(config, cluster=ClusterConfig(address=cluster.address, workers_per_node=1))
-    there = train_rl(config, lively_policy(config), tmp_path / "there")
-    assert weights(there.folder) == weights(here.folder)
-    assert without_times(there.folder) == without_times(here.folder)
+@needs("mujoco")
+def test_a_machine_that_cannot_render_is_refused_by_name_with_the_remedy(cluster: Any) -> None:
+    blind = cluster.add_node(num_cpus=1, object_store_memory=STORE, env_vars={"MUJOCO_EGL_DEVICE_ID": "99"})
+    try:
+        with pytest.raises(RendererMissing) as raised:
+            refused(cluster, check=RENDERS)
+    finally:
+        cluster.remove_node(blind)
+    assert re.match(
+        rf"node \d at \S+ \({blind.node_id[:6]}\): no OpenGL renderer could be started .* "
+        "MUJOCO_EGL_DEVICE_ID is 99: unset it, or choose a device that is there",
+        str(raised.value),
+    )
 
 
 def collected(pool: Any, config: Any, policy: Any) -> list[Any]:
@@ -181,8 +232,8 @@ TASKS = ("drawer-open-v3", "reach-v3")
 HORIZON = {f"metaworld/{task}": 12 for task in TASKS}
 
 
+@needs("metaworld")
 def test_the_collection_of_an_iteration_on_meta_world_is_that_of_one_process(cluster: Any) -> None:
-    pytest.importorskip("metaworld")
     config = toy_config(tasks=TASKS, sim={"suite": "metaworld", "image_size": 32})
     config = replace(config, rollout=replace(config.rollout, slots=4, fixed_batch=4))
     with make_env_pool(config.sim, config.rollout) as here:
@@ -196,41 +247,52 @@ def test_the_collection_of_an_iteration_on_meta_world_is_that_of_one_process(clu
     assert {r.decisions for r in found} == {3}
 
 
-def test_ranks_on_nodes_learn_what_one_process_learns(cluster: Any, tmp_path: Path) -> None:
-    config = toy_config(iterations=1, rollout={"fixed_batch": 8}, eval={"every": 0})
-    here = train_rl(config, lively_policy(config), tmp_path / "here")
-    on = ClusterConfig(address=cluster.address, workers_per_node=1)
-    config = replace(config, cluster=on, learn=replace(config.learn, ranks="auto"))
-    there = train_rl(config, lively_policy(config), tmp_path / "there")
-    ours, theirs = (_trained(result.folder) for result in (here, there))
-    before = load_file(here.folder / "start" / "model.safetensors")
+@pytest.fixture(scope="module")
+def updated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one iteration, here."""
+    folder = tmp_path_factory.mktemp("updated") / "run"
+    train_rl(ONE, lively_policy(ONE), folder)
+    return folder
+
+
+ONE = toy_config(iterations=1, rollout={"fixed_batch": 8}, eval={"every": 0})
+RANKS = replace(ONE.learn, ranks="auto")
+
+
+def test_ranks_on_nodes_learn_what_one_process_learns(standing: ClusterConfig, updated: Path, tmp_path: Path) -> None:
+    there = train_rl(replace(ONE, cluster=standing, learn=RANKS), lively_policy(ONE), tmp_path / "there")
+    ours, theirs = (_trained(folder) for folder in (updated, there.folder))
+    before = load_file(updated / "start" / "model.safetensors")
     assert any(not torch.equal(ours[name], tensor) for name, tensor in before.items())
     for name in ours:
         apart = (ours[name].double() - theirs[name].double()).norm()
         assert float(apart) <= 1e-6 * float(ours[name].double().norm()), name
 
 
+def kill_one(monkeypatch: pytest.MonkeyPatch, function: Any, call: int) -> list[int]:
+    """When this function is asked of ranks for the so-manieth time, the last of them is killed, its job in hand.
+    Returns how many ranks it was asked of, each time."""
+    work, asked = ClusterPool.work, []
+
+    def killing(pool: Any, asked_for: Any, jobs: Any) -> Any:
+        if asked_for is function:
+            asked.append(len(jobs))
+            if len(asked) == call:
+                victim = pool.pids[[*jobs][-1]]
+                os.kill(victim, signal.SIGSTOP)  # it takes its job, and never answers
+                threading.Timer(0.5, os.kill, (victim, signal.SIGKILL)).start()
+        return work(pool, asked_for, jobs)
+
+    monkeypatch.setattr(ClusterPool, "work", killing)
+    return asked
+
+
 def test_an_update_that_loses_a_rank_begins_again_with_the_others(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    standing: ClusterConfig, updated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ript.rollout.cluster.pool import ClusterPool
-
-    config = toy_config(iterations=1, rollout={"fixed_batch": 8}, eval={"every": 0})
-    here = train_rl(config, lively_policy(config), tmp_path / "here")
-    work, lost = ClusterPool.work, []
-
-    def killing_one(pool: Any, function: Any, jobs: Any) -> Any:
-        if function is spread.learn and not lost:
-            lost.append(pool.pids[[*jobs][-1]])
-            os.kill(lost[0], signal.SIGSTOP)  # it takes its job, and never answers
-            threading.Timer(0.5, os.kill, (lost[0], signal.SIGKILL)).start()
-        return work(pool, function, jobs)
-
-    monkeypatch.setattr(ClusterPool, "work", killing_one)
-    on = ClusterConfig(address=cluster.address, workers_per_node=1)
-    config = replace(config, cluster=on, learn=replace(config.learn, ranks="auto"))
-    there = train_rl(config, lively_policy(config), tmp_path / "there")
-    assert lost and weights(there.folder) == weights(here.folder)  # one rank was left
+    asked = kill_one(monkeypatch, spread.learn, 1)
+    there = train_rl(replace(ONE, cluster=standing, learn=RANKS), lively_policy(ONE), tmp_path / "there")
+    assert asked == [2, 1] and weights(there.folder) == weights(updated)
 
 
 def _trained(folder: Path) -> dict[str, torch.Tensor]:
@@ -243,53 +305,87 @@ def _trained(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_demonstrations_and_evaluations_are_those_of_one_machine(
-    cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_on_two_nodes_goes_on_here_and_then_on_one_with_the_same_result(
+    standing: ClusterConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ript(*words: object) -> Any:
-        assert cli.main([*map(str, words), "--json"]) == 0
-        return json.loads(capsys.readouterr().out)
+    config = toy_config(rollout={"fixed_batch": 8})
+    here = train_rl(config, lively_policy(config), tmp_path / "here")
+    for iteration, on in ((2, standing), (3, ClusterConfig())):
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            stop_in(patch, "log", iteration)
+            policy = lively_policy(config) if iteration == 2 else None
+            train_rl(replace(config, cluster=on), policy, tmp_path / "there", resume=policy is None)
+    words = ["--cluster", standing.address, "--cluster.nodes=1", "--cluster.workers_per_node=1"]
+    assert cli.main(["rl", "--resume", str(tmp_path / "there"), *words]) == 0
+    assert weights(tmp_path / "there") == weights(here.folder)
+    assert without_times(tmp_path / "there") == without_times(here.folder)
 
+
+def run(*words: object) -> Any:
+    """The document of a command."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert cli.main([*map(str, words), "--json"]) == 0
+    return json.loads(out.getvalue())
+
+
+def twice(standing: ClusterConfig, *words: object) -> list[Any]:
+    """The documents of a command, on the cluster and here; THERE in a path is `here` then."""
+    on = ("--cluster", standing.address, "--cluster.workers-per-node=1")
+    here = [str(word).replace("THERE", "here") for word in words]
+    return [run(*words, *on), run(*here, *(() if words[0] == "demos" else ("--workers", 0)))]
+
+
+def test_demonstrations_and_evaluations_are_those_of_one_machine(standing: ClusterConfig, tmp_path: Path) -> None:
     config = toy_config()
-    policy = tmp_path / "policy"
-    lively_policy(config).save_pretrained(policy)
-    on = ("--cluster", cluster.address, "--cluster.workers-per-node=1")
-    collect = ("demos", "collect", "--recipe", "smoke", "--tasks", "reach-left", "reach-centre", "--per-task", 3)
-    made = [ript(*collect, "--out", tmp_path / f"{name}.hdf5", *words) for name, words in (("a", on), ("b", ()))]
-    assert [row["tries"] for row in made] == [made[0]["tries"]] * 2
-    fingerprints = [Windows(open_demos(tmp_path / f"{name}.hdf5"), 4).fingerprint() for name in "ab"]
-    assert fingerprints[0] == fingerprints[1]
-    asked = ("eval", "--policy", policy, "--tasks", "reach-centre", "--trials", 8)
-    assert ript(*asked, *on) == ript(*asked, "--workers", 0)
+    lively_policy(config).save_pretrained(tmp_path / "policy")
+    words = ("--recipe", "smoke", "--tasks", "reach-left", "reach-centre", "--per-task", 3)
+    made = twice(standing, "demos", "collect", *words, "--out", tmp_path / "THERE.hdf5")
+    assert made[0]["tries"] == made[1]["tries"]
+    there, here = (Windows(open_demos(tmp_path / f"{name}.hdf5"), 4).fingerprint() for name in ("THERE", "here"))
+    assert there == here
+    measured = twice(standing, "eval", "--policy", tmp_path / "policy", "--tasks", "reach-centre", "--trials", 8)
+    assert measured[0] == measured[1]
+
+
+def test_the_quickstart_a_study_and_a_measurement_of_rollouts_run_on_a_cluster(
+    standing: ClusterConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "cache"))
+    config = toy_config(
+        iterations=1,
+        pretrain_tasks=("reach-left", "reach-corner"),
+        sft={"autoencoder_steps": 10, "policy_steps": 10, "finetune_steps": 5, "autoencoder_batch": 16},
+        rollout={"fixed_batch": 8},
+        eval={"trials": 4, "every": 0, "mode": "greedy"},
+    )
+    (tmp_path / "toy.toml").write_text(describe(config))
+    cells = (Cell(name="all", config=config),)
+    about = {"question": "Does it run?", "expected": "yes", "needs": "toy", "tasks_instead": "all"}
+    monkeypatch.setitem(STUDIES, "toy", lambda scale: Study(name="toy", cells=cells, seeds=(0,), **about))
+    recipe = ("--recipe", tmp_path / "toy.toml")
+    twice(standing, "quickstart", *recipe, "--target", "reach-centre", "--out", tmp_path / "q-THERE")
+    for folder in ("sft", "rl"):
+        assert weights(tmp_path / "q-THERE" / folder) == weights(tmp_path / "q-here" / folder)
+    there, here = twice(standing, "study", "toy", "--out", tmp_path / "s-THERE")
+    assert not there["failed"] and len(there["rows"]) == 1
+    assert [row["after"] for row in there["rows"]] == [row["after"] for row in here["rows"]]
+    found = run("bench", "rollout", *recipe, "--cluster", standing.address, "--cluster.workers_per_node=1")
+    assert (found["nodes"], found["workers"]) == (2, 2) and found["ratio_to_local"] > 0
 
 
 def test_supervised_training_by_ranks_goes_on_without_one_that_is_lost_and_here(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    standing: ClusterConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ript.rollout.cluster.pool import ClusterPool
-
     config = toy_config(sft={"autoencoder_steps": 2, "policy_steps": 10, "finetune_steps": 6, "checkpoint_every": 4})
     demos = toy_demos(tmp_path / "demos.hdf5", config, "reach-left", "reach-centre")
     alone = train_sft(config, demos, tmp_path / "alone")
-    on = ClusterConfig(address=cluster.address, workers_per_node=1)
-    config = replace(config, cluster=on, learn=replace(config.learn, ranks="auto"))
-    work, asked = ClusterPool.work, []
-
-    def killing_one(pool: Any, function: Any, jobs: Any) -> Any:
-        if function is spread_stages.train:
-            asked.append(len(jobs))
-            if len(asked) == 3:  # in the middle of the second stage
-                victim = pool.pids[[*jobs][-1]]
-                os.kill(victim, signal.SIGSTOP)  # it takes its job, and never answers
-                threading.Timer(0.5, os.kill, (victim, signal.SIGKILL)).start()
-        return work(pool, function, jobs)
-
-    monkeypatch.setattr(ClusterPool, "work", killing_one)
+    config = replace(config, cluster=standing, learn=RANKS)
+    asked = kill_one(monkeypatch, spread_stages.train, 3)  # in the middle of the second stage
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_in(patch, "log", 16)  # after the stretch up to its checkpoint
         train_sft(config, demos, tmp_path / "run")
     assert asked[:4] == [2, 2, 2, 1]
-    monkeypatch.undo()
     there = resume_sft(tmp_path / "run", {"cluster.address": "none", "learn.ranks": 0})
     ours, theirs = without_times(tmp_path / "alone"), without_times(tmp_path / "run")
     assert [row["iteration"] for row in ours["metrics.jsonl"]] == [row["iteration"] for row in theirs["metrics.jsonl"]]

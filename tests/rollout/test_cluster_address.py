@@ -6,7 +6,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -65,28 +65,29 @@ def test_a_policy_that_a_node_has_no_room_for_is_refused_with_what_would_help() 
     pytest.importorskip("ray")
     from ript.rollout.cluster.connection import Place
     from ript.rollout.cluster.node import Node
-    from ript.rollout.cluster.roster import Roster, Size
+    from ript.rollout.cluster.starter import Size, Starter
 
-    def roster(inference: str) -> Roster:
-        cluster = SimpleNamespace(ray=None, address="auto")
+    small = Place(id="1", name="10.0.0.2", cores=4, gpus=0)
+    large = Place(id="2", name="10.0.0.3", cores=4, gpus=0)
+    members: list[Any] = [
+        SimpleNamespace(name="node 1", place=large, workers=4, memory=64 * 2**30),
+        SimpleNamespace(name="node 2", place=small, workers=2, memory=32 * 2**30),
+        SimpleNamespace(name="node 3", place=small, workers=2, memory=32 * 2**30),  # beside it, on the same machine
+    ]
+
+    def require(inference: str, size: int) -> None:
+        cluster: Any = SimpleNamespace(address="auto")
         settings = {"inference": inference, "slots": 1}
-        found = Roster(None, cluster, size=Size(), node=Node, factory=b"", settings=settings, packages=())
-        small = Place(id="1", name="10.0.0.2", cores=4, gpus=0)
-        large = Place(id="2", name="10.0.0.3", cores=4, gpus=0)
-        found.members = [
-            SimpleNamespace(name="node 1", place=large, workers=4, memory=64 * 2**30),
-            SimpleNamespace(name="node 2", place=small, workers=2, memory=32 * 2**30),
-            SimpleNamespace(name="node 3", place=small, workers=2, memory=32 * 2**30),  # beside it, on the same machine
-        ]
-        return found
+        starter = Starter(cluster, size=Size(), node=Node, factory=b"", settings=settings, packages=(), check="")
+        starter.require_room(members, size)
 
-    roster("local").require_room(6 * 2**30)
+    require("local", 6 * 2**30)
     with pytest.raises(ConfigError, match=r"the policy takes 7.0 GiB, and node 2 has 32.0 GiB for 5 copies") as refused:
-        roster("local").require_room(7 * 2**30)
+        require("local", 7 * 2**30)
     assert "fewer --cluster.workers_per_node, --rollout.inference=central" in str(refused.value)
-    roster("central").require_room(10 * 2**30)
+    require("central", 10 * 2**30)
     with pytest.raises(ConfigError, match=r"for 3 copies of it \(one a node, and one that is sent\): give machines"):
-        roster("central").require_room(12 * 2**30)
+        require("central", 12 * 2**30)
 
 
 def test_a_node_with_other_versions_or_without_a_renderer_is_told_in_one_line() -> None:

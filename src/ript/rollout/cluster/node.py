@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ript.core import children, machine
+from ript.core import children, interpreter, machine
 from ript.core.types import Errand, Rollout, RolloutRequest
 from ript.core.workers import Crashed
 from ript.rollout.cluster.connection import require_ray
@@ -37,6 +37,8 @@ class Setup:
         pool: arguments of `make_pool`, but for the factory and the policy.
         packages: whose versions it tells.
         device: "cpu" or "cuda", where it learns.
+        check: "module:name" of a function that raises what the machine lacks, given the node's name; called there in a
+            process of its own. Empty: nothing in particular is needed.
         path: the driver's module path; what of it is there is looked through here too.
         environ: variables of the driver that are set here too.
     """
@@ -46,6 +48,7 @@ class Setup:
     pool: Mapping[str, Any]
     packages: Sequence[str]
     device: str
+    check: str
     path: Sequence[str]
     environ: Mapping[str, str]
 
@@ -266,6 +269,8 @@ class Node:
         self._desk |= {"host": self._ray.util.get_node_ip_address(), "device": setup.device}
         sys.path += [path for path in setup.path if path not in sys.path and os.path.isdir(path)]
         os.environ.update(setup.environ)
+        if setup.check and (lacks := interpreter.in_a_child(setup.check, setup.name)) is not None:
+            raise lacks
         self._pool = self.pool(setup)
         if policy is not None:
             self._use(policy)

@@ -23,7 +23,8 @@ from ript.rollout.cluster.connection import Connection
 from ript.rollout.cluster.member import Has, Member, place_on
 from ript.rollout.cluster.node import Node, Part
 from ript.rollout.cluster.records import Kept
-from ript.rollout.cluster.roster import Roster, Size
+from ript.rollout.cluster.roster import Roster
+from ript.rollout.cluster.starter import Size, Starter
 from ript.rollout.engine import address
 from ript.rollout.local.process_pool import NO_POLICY, SPENT
 from ript.rollout.local.processes import pack_policy
@@ -46,11 +47,12 @@ def make_cluster_pool(
     settings: Mapping[str, Any],
     packages: Sequence[str] = (),
     node: type[Node] = Node,
+    check: str = "",
 ) -> ClusterPool:
     """A pool on a cluster; see `ClusterPool` for the arguments, and `Connection` for the address and what is raised."""
     cores = size.nodes * size.workers_per_node or None  # of a local cluster: as many as are asked for
     joined = Connection(address, cores)
-    pool = ClusterPool(joined, make_simulator, size=size, settings=settings, packages=packages, node=node)
+    pool = ClusterPool(joined, make_simulator, size=size, settings=settings, packages=packages, node=node, check=check)
     if policy is not None:
         pool.use(policy)
     return pool
@@ -66,10 +68,13 @@ class ClusterPool:
         settings: arguments of `rollout.pool.make_pool`, of each node's pool, but for its workers.
         packages: whose versions must be the same on all nodes.
         node: what runs on them.
+        check: "module:name" of a function that raises what a machine lacks, given the node's name. It is called on each
+            node, in a process of its own.
 
     Raises:
         ConfigError: the cluster has fewer nodes or cores than wanted, or a node other versions than this process.
         WorkerError: nodes do not start.
+        RiptError: of `check`, with the name of the node.
 
     Attributes:
         has: the present policy.
@@ -86,6 +91,7 @@ class ClusterPool:
         settings: Mapping[str, Any],
         packages: Sequence[str] = (),
         node: type[Node] = Node,
+        check: str = "",
     ):
         self._ray = cluster.ray
         self._max_retries = int(settings["max_retries"])
@@ -98,15 +104,16 @@ class ClusterPool:
         self._kept: weakref.WeakSet[Kept] = weakref.WeakSet()
         self._spent: Counter[str] = Counter()
         self.rows: dict[str, dict[str, float]] = {}
-        self._roster = Roster(
-            self,
+        starter = Starter(
             cluster,
             size=size,
             node=node,
             factory=children.pack(make_simulator),
             settings={**settings, "max_error_rate": 1.0},  # judged here, over all nodes
             packages=packages,
+            check=check,
         )
+        self._starter, self._roster = starter, Roster(self, cluster, starter)
         try:
             self._roster.start()
         except BaseException:
@@ -142,8 +149,8 @@ class ClusterPool:
     def use(self, policy: Policy) -> None:
         refuse_if(bool(self.present_run), "use")
         packed = pack_policy(policy)
-        self._roster.require_room(len(packed))
-        self.has = Has(policy=self._ray.put(packed))
+        self._starter.require_room(self.members, len(packed))
+        self.has, self._had = Has(policy=self._ray.put(packed)), {}
         self._roster.take_up(wait=True)
         self._roster.give_policy("use", self.has.policy)
 

@@ -3,50 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ript.core import interpreter
 from ript.core.errors import ConfigError, RiptError, WorkerError
 from ript.core.workers import Crashed
-from ript.rollout.cluster.connection import LOCAL, Connection, Place
-from ript.rollout.cluster.member import Has, Member, workers_on
-from ript.rollout.cluster.node import Node, Part, Setup, Started
-from ript.rollout.cluster.versions import ALWAYS, differing, installed
+from ript.rollout.cluster.connection import Connection
+from ript.rollout.cluster.member import Has, Member
+from ript.rollout.cluster.node import Part, Started
+from ript.rollout.cluster.starter import Starter
 from ript.rollout.stream import Flight
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
 
-PASSED_ON = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""Variables of this process that nodes have too."""
 LOOK_SECONDS = 5.0
 """Between two looks at which nodes the cluster has."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """How much of a cluster is used; 0 stands for all of it.
-
-    Attributes:
-        nodes: at most; on a cluster that is started here, exactly.
-        workers_per_node: worker processes of each; 0: one a core.
-        silence: seconds without a sign of life after which a node counts as lost.
-        start: seconds that nodes may take to start, or to be found again when all are lost.
-        gpus_per_node: that a node has to itself.
-        device: where nodes learn, "cpu" or "cuda".
-    """
-
-    nodes: int = 0
-    workers_per_node: int = 0
-    silence: float = 60.0
-    start: float = 180.0
-    gpus_per_node: int = 0
-    device: str = "cpu"
 
 
 class Work(Protocol):
@@ -80,35 +54,19 @@ class Roster:
     Args:
         work: of the nodes.
         cluster: that they are in.
-        size: how much of it.
-        node: what runs on each.
-        factory: packed simulator factory.
-        settings: arguments of `rollout.pool.make_pool`, but for its workers.
-        packages: whose versions must be those of this process.
+        starter: starts them.
 
     Attributes:
         members: nodes that work.
     """
 
-    def __init__(
-        self,
-        work: Work,
-        cluster: Connection,
-        *,
-        size: Size,
-        node: type[Node],
-        factory: bytes,
-        settings: Mapping[str, Any],
-        packages: Sequence[str],
-    ):
+    def __init__(self, work: Work, cluster: Connection, starter: Starter):
         self.members: list[Member] = []
         self._coming: list[Member] = []
-        self._work, self._cluster, self._ray, self._size, self._node = work, cluster, cluster.ray, size, node
-        self._factory, self._settings = factory, settings
-        self._packages = (*ALWAYS, *packages)
-        self._versions = installed(self._packages)
+        self._work, self._cluster, self._ray, self._starter = work, cluster, cluster.ray, starter
+        self._size = starter.size
         self._looked = 0.0
-        self._made = self._barren = 0
+        self._barren = 0
         self._minder = 0
         self.idle = threading.Event()  # no run goes on, in whatever thread
         self.idle.set()
@@ -212,22 +170,6 @@ class Roster:
         for member in old:
             member.has = has
 
-    def require_room(self, size: int) -> None:
-        """Raise `ConfigError` for a policy of so many bytes that a machine has no room for: each worker has a copy, or
-        with central inference each node, and what it was sent as."""
-        central = self._settings.get("inference") == "central"
-        for place in {member.place for member in self.members}:
-            here = [member for member in self.members if member.place == place]
-            copies = sum(1 if central else max(1, member.workers) for member in here) + 1
-            free = min(member.memory for member in here)
-            if copies * size > free:
-                fewer = "" if central else "fewer --cluster.workers_per_node, --rollout.inference=central, or "
-                raise ConfigError(
-                    f"the policy takes {size / 2**30:.1f} GiB, and {here[0].name} has {free / 2**30:.1f} GiB for "
-                    f"{copies} copies of it ({'one a node' if central else 'one a worker'}, and one that is sent): "
-                    f"give {fewer}machines with more memory"
-                )
-
     # ------------------------------------------------------------------------------------------ those that come
 
     def start(self) -> None:
@@ -236,11 +178,12 @@ class Roster:
         Raises:
             ConfigError: the cluster has fewer nodes or cores than wanted, or a node other versions than this process.
             WorkerError: one is not in time.
+            RiptError: one has not what a machine must have.
         """
-        places = self._places()
+        places = self._starter.places()
         if not places:
             raise ConfigError("the cluster has no machine with a core to give")
-        self._coming = [self._member(place) for place in places]
+        self._coming = [self._starter.member(place, self._work.has) for place in places]
         deadline = time.monotonic() + self._size.start
         while self._coming:
             if self._adopt_started(strict=True) or not self._coming:
@@ -251,44 +194,6 @@ class Roster:
                     f"{names} did not start within {self._size.start:g} s: its cores may be in use by another run "
                     "(`ray status` says), or the machine may be out of reach"
                 )
-
-    def _places(self) -> list[Place]:
-        """Where nodes shall be, one entry each."""
-        found, wanted = self._cluster.places(), self._size.nodes
-        if self._cluster.address == LOCAL and found:
-            found = found[:1] * (wanted or 1)
-        if len(found) < wanted:
-            raise ConfigError(
-                f"cluster.nodes = {wanted}, but the cluster has {len(found)} with cores to give: "
-                f"{', '.join(place.name for place in found) or 'none'}; add some, or ask for fewer"
-            )
-        found = found[: wanted or len(found)]
-        for place in found:
-            share = found.count(place)
-            workers = workers_on(place, self._size.workers_per_node, share)
-            if workers * share > place.cores:
-                raise ConfigError(
-                    f"cluster.workers_per_node = {workers}, but {place.name} has {place.cores} cores"
-                    f"{f' for {share} nodes' if share > 1 else ''}: ask for fewer workers"
-                )
-        return found
-
-    def _member(self, place: Place) -> Member:
-        """One that is being started; no two have one name."""
-        self._made += 1
-        shared = self._cluster.address == LOCAL
-        workers = workers_on(place, self._size.workers_per_node, max(1, self._size.nodes) if shared else 1)
-        setup = Setup(
-            name=f"node {self._made}" if shared else f"node {self._made} at {place.name}",
-            factory=self._factory,
-            pool={**self._settings, "workers": workers},
-            packages=self._packages,
-            device=self._size.device,
-            path=interpreter.module_path(),
-            environ={name: os.environ[name] for name in PASSED_ON if name in os.environ},
-        )
-        slots, gpus = int(self._settings["slots"]), self._size.gpus_per_node
-        return Member(self._cluster, place, self._node, setup, self._work.has, workers=workers, slots=slots, gpus=gpus)
 
     def _adopt_started(self, *, strict: bool, patience: float = 1.0) -> bool:
         """Take in nodes that have started; whether there were any. `strict`: one that cannot is an error."""
@@ -301,8 +206,7 @@ class Roster:
                 told = self._ray.get(ref)
                 if isinstance(told, Crashed):
                     raise told.rebuild()
-                if differ := differing(self._versions, told.versions):
-                    raise ConfigError(f"{member.name} has other versions than this process: {differ}; install the same")
+                self._starter.require_same(member, told)
                 self._welcome(member, told)
             except (self._ray.exceptions.RayError, RiptError) as error:
                 member.kill()
@@ -344,11 +248,11 @@ class Roster:
         self._looked = time.monotonic()
         for place in self._cluster.places():
             have = [*self.members, *self._coming]
-            missing = (self._size.nodes or 1) - len(have) if self._cluster.address == LOCAL else 1
-            if self._cluster.address != LOCAL and any(m.place.id == place.id for m in have):
+            missing = (self._size.nodes or 1) - len(have) if self._starter.shared else 1
+            if not self._starter.shared and any(m.place.id == place.id for m in have):
                 continue
             if not 0 < self._size.nodes <= len(have):
-                self._coming += [self._member(place) for _ in range(missing)]
+                self._coming += [self._starter.member(place, self._work.has) for _ in range(missing)]
         if self._coming:
             self._adopt_started(strict=False, patience=0.0)
 
@@ -378,7 +282,7 @@ class Roster:
         deadline = time.monotonic() + self._size.start
         while not self.members:
             if not self._coming:
-                self._coming = [self._member(place) for place in self._cluster.places()]
+                self._coming = [self._starter.member(place, self._work.has) for place in self._cluster.places()]
             if self._coming:
                 self._adopt_started(strict=False)
             elif time.monotonic() < deadline:
@@ -390,8 +294,10 @@ class Roster:
 
     def close(self) -> None:
         """End all nodes, and leave the cluster."""
-        members, self.members, self._coming = [*self.members, *self._coming], [], []
+        members, coming, self.members, self._coming = self.members, self._coming, [], []
         try:
+            for member in coming:  # it may wait for a core, and then has nothing to close
+                member.kill()
             if members:
                 self._ray.wait([m.actor.close.remote() for m in members], num_returns=len(members), timeout=2.0)
             for member in members:

@@ -131,6 +131,12 @@ def _create_context() -> Any:
         raise renderer_missing(error) from error
 
 
+def require_renderer(_: str = "") -> None:
+    """Raise `RendererMissing` where this process can have no OpenGL context, `DependencyMissing` without MuJoCo."""
+    make_current()
+    close_context()
+
+
 def renderer_missing(error: Exception) -> RendererMissing:
     """The error to raise where a third-party package could not start a renderer."""
     what = " ".join(str(error).split())[:200]
