@@ -10,37 +10,16 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+from waiting import Waiting
 
 from ript import build
 from ript.config.recipes import smoke
 from ript.config.sections import Config
-from ript.core.interfaces import Simulator
 from ript.core.options import replace
-from ript.core.types import ChunkResult
 from ript.rl import train_rl
 from ript.run.files import read_lines
-
-
-class Waiting:
-    """A simulator factory whose simulators take so many seconds for a chunk."""
-
-    def __init__(self, make: Callable[[str], Simulator], seconds: float):
-        self.make, self.seconds = make, seconds
-
-    def __call__(self, key: str) -> Simulator:
-        simulator = self.make(key)
-        step = simulator.step_chunk
-
-        def step_chunk(actions: np.ndarray) -> ChunkResult:
-            time.sleep(self.seconds)
-            return step(actions)
-
-        simulator.step_chunk = step_chunk  # type: ignore[method-assign]
-        return simulator
 
 
 def seconds_of(config: Config, update: float) -> tuple[float, float]:

@@ -25,14 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from waiting import Waiting
 
 from ript import build
 from ript.build import make_env_pool, make_policy, some_task_keys
 from ript.config.recipes import smoke
 from ript.config.sections import ClusterConfig, Config
-from ript.core.interfaces import PostTrainable, Simulator
+from ript.core.interfaces import PostTrainable
 from ript.core.options import replace
-from ript.core.types import ChunkResult, Rollout, RolloutRequest
+from ript.core.types import Rollout, RolloutRequest
 from ript.evaluation import evaluate
 from ript.learn import spread
 from ript.rl import train_rl
@@ -45,24 +46,6 @@ STORE = 80 * 2**20
 """Bytes of each node's object store: Ray's least."""
 ROLLOUTS, GROUP = 48, 4
 START_SECONDS = 600.0
-
-
-class Slow:
-    """A simulator factory whose simulators wait at each chunk, so that faults find rollouts in flight."""
-
-    def __init__(self, make: Callable[[str], Simulator], seconds: float):
-        self.make, self.seconds = make, seconds
-
-    def __call__(self, key: str) -> Simulator:
-        simulator = self.make(key)
-        step = simulator.step_chunk
-
-        def step_chunk(actions: np.ndarray) -> ChunkResult:
-            time.sleep(self.seconds)
-            return step(actions)
-
-        simulator.step_chunk = step_chunk  # type: ignore[method-assign]
-        return simulator
 
 
 class Here:
@@ -120,7 +103,7 @@ class Here:
         with make_env_pool(self.config.sim, self.config.rollout) as pool:
             expected = self.collected(pool)
         make = build.simulator_factory
-        factory = Slow(make(self.config.sim), 0.05)
+        factory = Waiting(make(self.config.sim), 0.05)
         on = self.on(**settings)
         with make_env_pool(self.config.sim, self.config.rollout, cluster=on, factory=factory) as pool:
             began = time.perf_counter()
@@ -261,7 +244,7 @@ def _(here: Here) -> str:
     here.cluster.wait_for_nodes(120)  # until the cluster knows it
     make = build.simulator_factory
     with make_env_pool(
-        here.config.sim, here.config.rollout, cluster=here.on(), factory=Slow(make(here.config.sim), 0.1)
+        here.config.sim, here.config.rollout, cluster=here.on(), factory=Waiting(make(here.config.sim), 0.1)
     ) as pool:
         states, policy = InitialStates(pool, some_task_keys(here.config), 0), here.policy()
         policy.pretend_to_read([states.task(key).instruction for key in states.tasks])  # type: ignore[attr-defined]
