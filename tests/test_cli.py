@@ -470,7 +470,7 @@ def test_sft_writes_a_policy_that_eval_measures(demos: Path, tmp_path: Path, cap
     options = ("--policy", document["policy"], "--tasks", "toy/reach,reach-left", "--trials", 3, "--workers", 0)
     assert run("eval", *options, "--seed", 5, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["policy", "seed", "mode", "horizon", "tasks", "total", "reasons"]
+    assert list(found) == ["policy", "seed", "mode", "horizon", "state_noise", "tasks", "total", "reasons"]
     assert (found["policy"], found["seed"], list(found["tasks"])) == (document["policy"], 5, ["reach", "reach-left"])
     for row in (*found["tasks"].values(), found["total"]):
         assert list(row) == ["successes", "trials", "errors", "interval"]
@@ -599,7 +599,9 @@ def test_quickstart_goes_from_nothing_to_a_policy_and_a_report(tmp_path: Path, c
     assert list(found) == keys
     assert (found["target"], found["iterations"]) == ("reach", 1)
     assert (
-        found["sft"].keys() == found["rl"].keys() == {"policy", "seed", "mode", "horizon", "tasks", "total", "reasons"}
+        found["sft"].keys()
+        == found["rl"].keys()
+        == {"policy", "seed", "mode", "horizon", "state_noise", "tasks", "total", "reasons"}
     )
     assert {"demonstrations", "pre-training", "fine-tuning", "post-train", "report"} <= found["seconds"].keys()
     assert (Path(found["policy"]) / "model.safetensors").is_file()

@@ -8,8 +8,11 @@ import sys
 import pytest
 
 from ript.cli.main import main
-from ript.core.registry import suites
+from ript.core.errors import ConfigError
+from ript.core.registry import Registry, kinds, suites
 from ript.sims.toy.suite import SUITE, ToySimulator
+
+GET = Registry.get
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:
@@ -30,6 +33,20 @@ class Leaky(ToySimulator):
 
 def make_leaky(key, options):
     return Leaky(key.removeprefix("toy/"))
+
+
+def test_a_kind_of_policy_that_cannot_be_used_does_not_keep_a_task_from_being_checked(capsys, monkeypatch):
+    def get(self, name):
+        if self is kinds:
+            raise ConfigError(f"kind of policy {name!r} is claimed twice")
+        return GET(self, name)
+
+    monkeypatch.setattr(Registry, "get", get)
+    code, out, _ = run(capsys, "toy/reach", "--states", "3", "--sim.image_size=16")
+    assert code == 0 and "\nsound: " in out
+    code, _, err = run(capsys, "toy/reach", "--sim.image_sise=16")
+    assert code == 2
+    assert "unknown setting of simulators of suite toy 'sim.image_sise': did you mean sim.image_size" in err
 
 
 def test_a_sound_task_is_said_to_be_so(capsys):

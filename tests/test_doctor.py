@@ -30,7 +30,7 @@ from ript.cli.doctor import (
     required_packages,
     to_json,
 )
-from ript.cli.probes import GIB, Outcome, run_child
+from ript.cli.probes import GIB, Outcome, imported, run_child
 from ript.core.errors import DependencyMissing
 from ript.core.machine import Cores, Memory
 from ript.core.options import replace
@@ -106,6 +106,12 @@ def test_clip_that_the_commands_cannot_use_is_absent(monkeypatch, tmp_path):
     check = check_clip()
     assert not check.ok and not check.required
     assert "cannot use the CLIP" in check.detail and "is a pointer of Git LFS" in check.detail and check.remedy
+
+
+def test_a_renderer_that_there_is_not_makes_no_package_missing(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "foo")
+    assert run_child("packages", ["mujoco"]).value["problems"]
+    assert imported(["mujoco"]).value["problems"] == {}
 
 
 def test_an_encoder_of_videos_that_is_not_there_is_missing(packages, found):

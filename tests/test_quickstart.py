@@ -62,7 +62,9 @@ def test_one_that_was_refused_before_it_made_anything_leaves_the_folder_to_anoth
         raise Stopped
 
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match="has no task to pre-train the base on: give --pretrain_tasks"):
+    with pytest.raises(
+        ConfigError, match="has no task besides its targets to pre-train the base on: give --pretrain_tasks"
+    ):
         quickstart(config=replace(CONFIG, pretrain_tasks=()), out=out)
     assert not out.exists()
     with patch.context() as broken:
@@ -115,7 +117,7 @@ def test_its_document_is_the_documented_one(first: tuple[QuickstartResult, Path]
     assert document["target"] == "reach-centre" and document["iterations"] == 2
     for stage in ("sft", "rl"):
         evaluation = document[stage]
-        assert list(evaluation) == ["policy", "seed", "mode", "horizon", "tasks", "total", "reasons"]
+        assert list(evaluation) == ["policy", "seed", "mode", "horizon", "state_noise", "tasks", "total", "reasons"]
         assert evaluation["mode"] == "greedy" and evaluation["horizon"] == {"reach-centre": 16}
         assert list(evaluation["tasks"]) == ["reach-centre"] and evaluation["total"]["trials"] == 4
     assert document["rollouts"] == 8 * sum(

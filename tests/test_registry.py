@@ -96,6 +96,20 @@ def test_what_fails_on_import_is_named_with_the_cause_and_the_others_work(place,
     assert set(found) == {"north"} and set(broken) == {"west"}
 
 
+def test_what_ends_the_program_on_import_is_named_and_the_others_work(place, suites, monkeypatch, capsys) -> None:
+    folder(place, "north", RECORD)
+    package(place, "western", "west", "raise SystemExit(5)")
+    with pytest.raises(DependencyMissing, match=r"'west' .*western.*ends the program when it is import.*SystemExit: 5"):
+        suites.get("west")
+    found, broken = suites.all()
+    assert set(found) == {"north"} and set(broken) == {"west"}
+    package(place, "real", "quitter", "raise SystemExit(5)", group="ript.suites")
+    assert main(["tasks", "toy"]) == 0 and "toy/reach" in capsys.readouterr().out
+    package(place, "killed", "killed", "raise SystemExit(143)")
+    with pytest.raises(SystemExit):  # a signal that arrives while something is imported
+        suites.get("killed")
+
+
 def test_two_packages_that_claim_one_name_are_refused_by_their_names_and_the_others_work(place, suites) -> None:
     folder(place, "north", RECORD)
     package(place, "southern", "south", RECORD)

@@ -146,6 +146,7 @@ def test_updates_that_keep_no_step_lower_the_rate_until_one_does_and_are_told(
         for line in (result.folder / "metrics.jsonl").read_text().splitlines()
     ]
     assert steps[0] == 0 and sum(step for step in steps if step) > 0
+    assert "the update ended early, its last step taken back: KL " in capsys.readouterr().err
 
 
 def test_a_few_states_that_are_solved_by_chance_do_not_end_a_run_as_solved(

@@ -20,6 +20,7 @@ from ript.report import views
 from ript.report.curves import RUN_COLORS
 from ript.report.page import write_report
 from ript.report.read import read_run
+from ript.report.views import flatten
 from ript.run.collecting import of_nodes
 from ript.run.folder import RunFolder
 
@@ -569,3 +570,9 @@ def test_what_each_node_of_a_cluster_did_is_a_row_of_the_page_and_a_line_of_the_
     assert (first["name"], first["rollouts"], first["restarts"]) == ("node 1", "16", "2")
     assert first["idle"].startswith("20") and second["idle"].startswith("80") and first["bytes"].startswith("4.0")
     assert views.nodes([{"time/rollout": 5.0}]) == []
+
+
+def test_a_setting_stands_once_with_what_the_run_found_in_the_place_of_what_its_recipe_left_open():
+    recipe = {"iterations": 2, "notes": ["smaller"], "policy": {"kind": "quest", "chunk": 0}}
+    rows = flatten({"recipe_config": recipe, "policy": {"kind": "quest", "chunk": 8}, "start": None, "notes": []})
+    assert rows == [("iterations", "2"), ("policy.kind", "quest"), ("policy.chunk", "8"), ("start", "null")]

@@ -31,6 +31,21 @@ POINT = """
 """
 
 
+class OldStep:
+    """A mixin: steps as Gym's old interface has them."""
+
+    def step(self, action: np.ndarray) -> Any:
+        look, reward, terminated, _, info = super().step(action)  # type: ignore[misc]
+        return look, reward, terminated, info
+
+
+class OldReset:
+    """A mixin: resets as Gym's old interface has them."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        return super().reset(**kwargs)[0]  # type: ignore[misc]
+
+
 class Dot(gymnasium.Env):
     """Move a dot in the square [-1, 1] x [-1, 1] to a goal."""
 
@@ -369,3 +384,24 @@ class RestlessPixels(Dot):
 for kind in [Dot, Point, *Dot.__subclasses__(), *Later.__subclasses__(), *Point.__subclasses__()]:
     gymnasium.register(f"{kind.__name__}-v0", entry_point=kind, max_episode_steps=30)
 gymnasium.register("Endless-v0", entry_point=Dot)
+
+
+class Bytes(Dot):
+    """Actions and observations are whole numbers without a sign."""
+
+    def __init__(self, render_mode: str | None = None):
+        super().__init__(render_mode)
+        self.action_space = spaces.Box(0, 255, (2,), np.uint8)
+        self.observation_space = spaces.Box(0, 255, (4,), np.uint8)
+
+    def _see(self) -> Any:
+        return np.rint((np.concatenate([self.place, self.goal]) + 1) * 127).astype(np.uint8)
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        assert action.dtype == np.uint8, action.dtype
+        return super().step(action / 1275 - 0.1)
+
+
+gymnasium.register("Bytes-v0", entry_point=Bytes, max_episode_steps=30)
+for name, bases in {"FourStep": (OldStep, Dot), "LookReset": (OldReset, Dot)}.items():
+    gymnasium.register(f"{name}-v0", entry_point=type(name, bases, {}))

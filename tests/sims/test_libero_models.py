@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from packages import needs
 
-from ript.core.errors import UnknownNameError
+from ript.core.errors import RunError, UnknownNameError
 from ript.sims.libero import models
 from ript.sims.libero.meshes import Mesh, simplified
 from ript.sims.libero.rendering import Moment, resolve_cameras
@@ -126,15 +126,48 @@ def _compiles(folder: Path, output: "multiprocessing.SimpleQueue[str]") -> None:
     output.put("; ".join([*said, *(name for name in ("robosuite", "libero") if name in sys.modules)]))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_what_is_truncated_is_compiled_again_said_once_and_by_one_of_two_processes(tmp_path, monkeypatch, scene):
-    folder = models.model_folder()
+@pytest.mark.parametrize("damage", ["truncated", "a page of zeros", "other facts", "no facts", "a folder"])
+def test_what_is_damaged_is_not_taken_though_it_has_its_size(tmp_path, monkeypatch, capsys, scene, damage):
+    folder = copy_of_spatial(tmp_path, monkeypatch)
+    model, record = folder / "libero_spatial.mjb", folder / "libero_spatial.json"
+    assert models._read("libero_spatial") is not None
+    whole, document = model.read_bytes(), json.loads(record.read_text())
+    if damage == "truncated":
+        model.write_bytes(whole[:-1000])
+    elif damage == "a page of zeros":
+        model.write_bytes(whole[:400_000] + bytes(4096) + whole[404_096:])
+    elif damage == "a folder":
+        model.unlink()
+        model.mkdir()
+    else:
+        document["facts"] = {} if damage == "no facts" else document["facts"] | {"home": [0.0] * 7}
+        record.write_text(json.dumps(document))
+    assert models._read("libero_spatial", complain=True) is None
+    assert "compiling the model of libero_spatial again" in capsys.readouterr().err
+
+
+def test_a_lock_that_is_none_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("RIPT_CACHE", str(tmp_path))
+    lock = models.model_folder() / "libero_spatial.lock"
+    lock.mkdir(parents=True)
+    with pytest.raises(RunError, match=f"cannot write {lock}: it is a folder.*set RIPT_CACHE to a folder"):
+        models._loaded(SPATIAL)
+
+
+def copy_of_spatial(place, monkeypatch):
+    """A cache of its own with the models of one scene; its folder."""
+    folder = models.model_folder()
+    monkeypatch.setenv("RIPT_CACHE", str(place))
     shutil.copytree(
         folder, models.model_folder(), ignore=lambda _, names: [n for n in names if "libero_spatial." not in n]
     )
-    path = models.model_folder() / "libero_spatial.mjb"
+    return models.model_folder()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_is_truncated_is_compiled_again_said_once_and_by_one_of_two_processes(tmp_path, monkeypatch, scene):
+    path = copy_of_spatial(tmp_path, monkeypatch) / "libero_spatial.mjb"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1000])
     context = multiprocessing.get_context("spawn")
@@ -145,12 +178,12 @@ def test_what_is_truncated_is_compiled_again_said_once_and_by_one_of_two_process
     said = sorted(output.get() for _ in children)
     for child in children:
         child.join()
-    assert said[0] == "" and "compiling the model of libero_spatial again" in said[1] and "bytes instead of" in said[1]
+    assert (
+        said[0] == ""
+        and "compiling the model of libero_spatial again" in said[1]
+        and "is not what was written" in said[1]
+    )
     assert path.read_bytes() == whole
-    record = json.loads((models.model_folder() / "libero_spatial.json").read_text())
-    record["bytes"][".mjb"] = len(whole) - 1
-    (models.model_folder() / "libero_spatial.json").write_text(json.dumps(record))
-    assert models._read("libero_spatial") is None
 
 
 def test_what_goes_wrong_where_a_model_is_compiled_is_told_here_as_it_was():

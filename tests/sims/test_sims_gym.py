@@ -50,6 +50,14 @@ def nothing_is_left_on_the_shelf():
 # ------------------------------------------------------------------------------------------------------ the contract
 
 
+def test_whole_numbers_without_a_sign_are_numbers():
+    assert check("Bytes") == list(CHECKS)
+    with made("Bytes") as simulator:
+        state = simulator.initial_states(1)[0]
+        simulator.reset(state)
+        assert simulator.state_vector().size == simulator.stock_episode(state).first.size == 4
+
+
 @pytest.mark.parametrize("name", ["Dot", "Point", "StickyPoint", "TiringPoint", "NoisyPoint", "Pixels"])
 def test_an_environment_keeps_the_contract_and_goes_the_way_of_a_new_one(name):
     assert check(name) == list(CHECKS)
@@ -69,6 +77,21 @@ def test_fetch_keeps_the_contract_with_physics_for_a_state_and_has_views_of_its_
         assert simulator.exact == ""
     found = check_simulator(lambda: GymSimulator(name, cameras=("front", "side"), image_size=32), steps=15)
     assert found == list(CHECKS)
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        (
+            "FourStep",
+            r"FourStep-v0: step returned 4 values; expected \(observation, reward, terminated, ",
+        ),
+        ("LookReset", r"LookReset-v0: reset returned one dict; expected \(observation, info\), as Gymnasium has it"),
+    ],
+)
+def test_an_environment_of_the_old_interface_is_told_what_it_returned(name, says):
+    with pytest.raises(SimulatorError, match=says):
+        made(name, horizon=30)
 
 
 def test_an_environment_that_ends_by_itself_is_over_then():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ript.core.interpreter import TERMINATED
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
-TERMINATED = (143, 129)
-"""Exit codes after SIGTERM and SIGHUP."""
 
 
 def exit_code_of(stop: KeyboardInterrupt | SystemExit) -> int:

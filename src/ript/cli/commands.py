@@ -125,12 +125,14 @@ def check(args: Namespace) -> Answer:
     (suite,) = given["sim.suite"] if "sim.suite" in given else [named or find_task(args.task).suite]
     if named not in (None, suite):
         raise ConfigError(f"{args.task} is of suite {named}: leave out --sim.suite")
-    config = overrides.apply(Config(), {"sim.suite": [suite]} | given)
-    refuse_unused("check", config, given)
-    (key,) = task_keys(config.sim, (args.task,))
+    settings = {name: words for name, words in given.items() if name.startswith("sim.") and name != "sim.suite"}
+    if others := set(given) - {"sim.suite", *settings}:
+        refuse_unused("check", overrides.apply(Config(), {"sim.suite": [suite]} | given), others)
+    sim = overrides.of_simulators(suite, settings)
+    (key,) = task_keys(sim, (args.task,))
     status(f"checking {key}")
     with saying_what_is_kept("the check did not finish"):
-        make = partial(simulator_factory(config.sim), key)
+        make = partial(simulator_factory(sim), key)
         found = soundness(make, seed=args.seed, states=args.states, steps=args.steps)
     return Answer(text=in_words(found), document=found.to_json(), code=0 if found.sound else 1, costly=True)
 

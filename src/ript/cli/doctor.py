@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ript.cli.probes import GIB, IN_ITS_PLACE, Outcome, in_words, run_child
+from ript.cli.probes import GIB, IN_ITS_PLACE, Outcome, imported, in_words, run_child
 from ript.config import defaults
 from ript.core import interpreter, machine
 from ript.core.errors import RiptError
@@ -90,7 +90,7 @@ def to_json(checks: Sequence[Check]) -> dict:
 
 def _checks(folder: Path, suite: str) -> Iterator[Check]:
     yield check_python(sys.version_info[:3])
-    packages = run_child("packages", required_packages(suite))
+    packages = imported(required_packages(suite))
     yield from check_packages(packages, suite)
     yield from check_suites(suite)
     yield from check_simulators(suite)

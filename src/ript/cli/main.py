@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from ript.cli.answer import TERMINATED, Answer, exit_code_of
+from ript.cli.answer import Answer, exit_code_of
 from ript.cli.parser import COMMANDS, make_parser
 from ript.core import interpreter, streams
 from ript.core.disk import unexpected
@@ -198,7 +198,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
     before = {}
     try:
-        for number in (code - 128 for code in TERMINATED):
+        for number in (code - 128 for code in interpreter.TERMINATED):
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 before[number] = signal.signal(number, terminate)
     except ValueError:  # not in the main thread

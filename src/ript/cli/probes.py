@@ -74,6 +74,12 @@ def run_child(
     return Outcome(None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
 
 
+def imported(names: Sequence[str]) -> Outcome:
+    """What importing packages in a child process comes to; without MUJOCO_GL, with which the renderer is tried: a value
+    that does not work is no fault of a package."""
+    return run_child("packages", names, env={name: value for name, value in os.environ.items() if name != "MUJOCO_GL"})
+
+
 def _answer() -> None:
     """The child's side: one line of JSON, the value or what was raised; what libraries say at the end is not heard."""
     answer: dict[str, object] = {}

@@ -19,7 +19,7 @@ from ript.config.sections import Config, policy_options, sim_options, training_o
 from ript.core.documents import toml_value
 from ript.core.errors import ConfigError, DataError, UnknownNameError
 from ript.core.files import read_text
-from ript.core.options import Settings
+from ript.core.options import Settings, SimOptions
 
 SHORT = {"workers": "rollout.workers", "cluster": "cluster.address", "source": "demos.source"}
 """Names that stand for a field of a section."""
@@ -128,6 +128,26 @@ def apply(config: Config, given: Mapping[str, Sequence[str]]) -> Config:
     plain = changed.pop("", {})
     sections = {section: getattr(config, section).replaced(**values) for section, values in changed.items()}
     return config.replaced(**sections, **plain)
+
+
+def of_simulators(suite: str, given: Mapping[str, Sequence[str]]) -> SimOptions:
+    """The settings of a suite's simulators with other values, for commands that need nothing else.
+
+    Args:
+        suite: its name.
+        given: "sim.NAME" -> words, as from `split_words`.
+
+    Raises:
+        UnknownNameError: no such suite or setting; the nearest are suggested.
+        ConfigError: a value that cannot be.
+    """
+    options, changed = sim_options(suite), {}
+    known = {f"sim.{name}": field.annotation for name, field in type(options).model_fields.items()}
+    for name, words in given.items():
+        if (name := RENAMED.get(name, name)) not in known:
+            raise UnknownNameError(f"setting of simulators of suite {suite}", name, known)
+        changed[name.removeprefix("sim.")] = parse_value(name, known[name], words)
+    return options.replaced(**changed)
 
 
 def _of_other_names(config: Config, given: Mapping[str, Sequence[str]]) -> Config:

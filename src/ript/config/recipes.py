@@ -175,7 +175,7 @@ def openvla_oft_small() -> Config:
             scale_steps=200,
         ),
         sampling=SamplingConfig(group_size=8, groups=48, max_attempts=56, horizon=160),
-        learn=LearnConfig(learning_rate=4e-4, epochs=6, minibatch=1024, micro_batch=1024, adapt_kl=0.2, target_kl=1.0),
+        learn=LearnConfig(learning_rate=4e-4, epochs=6, minibatch=1024, micro_batch=1024, adapt_kl=0.1, target_kl=1.0),
         eval=EvalConfig(mode="greedy"),
         stop_at=0.95,
     )

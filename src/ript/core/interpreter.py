@@ -146,6 +146,25 @@ def importing() -> Iterator[None]:
             os.environ[variable] = before
 
 
+TERMINATED = (143, 129)
+"""Exit codes after SIGTERM and SIGHUP, which unwind as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def staying() -> Iterator[None]:
+    """For the import of anybody's module: one that ends the program, as a script does without a main guard, raises
+    `ImportError` instead."""
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code in TERMINATED:
+            raise
+        raise ImportError(
+            f"it ends the program when it is imported (SystemExit: {stop.code}): what a script does belongs under "
+            'if __name__ == "__main__"'
+        ) from stop
+
+
 def load_torch_where_it_can_be() -> None:
     """Where the current folder was deleted, load torch from another one; does nothing elsewhere.
 

@@ -35,7 +35,8 @@ def find(name: str, where: str, example: str) -> Any:
     if here and here not in sys.path:
         sys.path.append(here)
     try:
-        loaded = importlib.import_module(module)
+        with interpreter.staying():
+            loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = f"there is no module {error.name}"
         raise ConfigError(f"{where}: {name}: {missing}; start `ript` in the folder of the file") from error

@@ -17,7 +17,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ript.core import own
+from ript.core import interpreter, own
 from ript.core.errors import ConfigError, DependencyMissing, RiptError, UnknownNameError
 from ript.core.house import PolicyKind, Suite
 from ript.core.memory import translated
@@ -149,10 +149,11 @@ class Registry(Generic[T]):
         if len(claims) > 1:
             raise ConfigError(f"{self.what} {name!r} is claimed by {' and by '.join(claims)}: uninstall all but one")
         try:
-            if folder is None:
-                record = points[0].load()
-            else:
-                record = getattr(importlib.import_module(folder), self._attribute)
+            with interpreter.staying():
+                if folder is None:
+                    record = points[0].load()
+                else:
+                    record = getattr(importlib.import_module(folder), self._attribute)
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             raise DependencyMissing(

@@ -291,15 +291,23 @@ def _transitions(cells: Iterable[Mapping[str, Any]]) -> str:
     return ", ".join(f"{number} {name}" for name, number in tally.items() if number)
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested config as (dotted field, value) rows, as the command line takes them; notes are shown elsewhere."""
+def flatten(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Nested config as (dotted field, value) rows, as the command line takes them; notes are shown elsewhere.
+
+    What the run found, such as a policy's own chunk, stands in the place of what its recipe left open.
+    """
+    found = {name: value for name, value in config.items() if name not in ("recipe_config", "notes")}
+    recipe = config.get("recipe_config")
+    asked = recipe if isinstance(recipe, Mapping) else {}
+    return list((dict(_leaves({k: v for k, v in asked.items() if k != "notes"})) | dict(_leaves(found))).items())
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in config.items():
-        name = f"{prefix}{key}".removeprefix("recipe_config.")
-        if name == "notes":
-            continue
+        name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            rows.extend(flatten(value, f"{name}."))
+            rows.extend(_leaves(value, f"{name}."))
         else:
             rows.append((name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     return rows

@@ -124,6 +124,8 @@ class Progress:
         """The learning rate of the next update; after one that kept no step it goes down, whatever the settings."""
         if values(result.metrics)["optimiser_steps"]:
             self.learned += 1
+            if learn.target_kl and result.kl_max > learn.target_kl:
+                status(f"  the update ended early, its last step taken back: {result.stop_reason}")
             if learn.adapt_kl:
                 rate = AdaptiveRate(target_kl=learn.adapt_kl, scale=self.rate_scale, low=min(0.1, self.rate_scale))
                 self.rate_scale = rate.after(result.kl_end).scale

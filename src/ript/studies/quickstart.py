@@ -204,7 +204,9 @@ def output_folder(config: Config, fresh: bool, out: str | Path | None) -> Path:
         RunError: `out` holds something else.
     """
     if not config.pretrain_tasks:
-        raise ConfigError(f"recipe {config.recipe} has no task to pre-train the base on: give --pretrain_tasks")
+        raise ConfigError(
+            f"recipe {config.recipe} has no task besides its targets to pre-train the base on: give --pretrain_tasks"
+        )
     if out is not None:
         folder = expanded(out)
         if folder.exists() and not (folder.is_dir() and (_interrupted(folder, config, fresh) or _empty(folder))):

@@ -110,7 +110,8 @@ def _import(package: str, name: str) -> None:
         sys.path.append(here)
     advertises = package in REGISTERED_BY  # such packages print notices of their makers to stderr
     try:
-        with _quiet(), interpreter.importing(), contextlib.redirect_stderr(io.StringIO() if advertises else sys.stderr):
+        stderr = contextlib.redirect_stderr(io.StringIO() if advertises else sys.stderr)
+        with _quiet(), interpreter.importing(), interpreter.staying(), stderr:
             importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name and (package == error.name or package.startswith(f"{error.name}.")):
@@ -194,6 +195,25 @@ def calling(where: Callable[[], str], seed: int = 0) -> Iterator[None]:
         raise SimulatorError(why) from error
 
 
+STEP = ("observation", "reward", "terminated", "truncated", "info")
+"""What a step returns."""
+
+
+def returned(key: str, method: str, result: Any, *names: str) -> tuple[Any, ...]:
+    """What a method of the environment of task `key` returned, which has to be these things.
+
+    Raises:
+        SimulatorError: it is something else, as with environments of Gym's old interface.
+    """
+    if not isinstance(result, tuple) or len(result) != len(names):
+        what = f"{len(result)} values" if isinstance(result, tuple) else f"one {type(result).__name__}"
+        raise SimulatorError(
+            f"{key}: {method} returned {what}; expected ({', '.join(names)}), as Gymnasium has it: an environment of "
+            "Gym's old interface needs a wrapper, such as shimmy's"
+        )
+    return result
+
+
 def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
@@ -219,7 +239,7 @@ class ActionScale:
                 f"{key}: its action space is {space}; policies here act with numbers in [-1, 1], which a bounded Box "
                 "takes. Discrete actions cannot be practised"
             )
-        if space.dtype.kind not in "fi":
+        if space.dtype.kind not in "fiu":
             raise ConfigError(f"{key}: its action space is {space}, of {space.dtype}; expected numbers")
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise ConfigError(
@@ -237,7 +257,7 @@ class ActionScale:
         if self._same:
             return np.clip(action, -1, 1).astype(self._dtype).reshape(self.shape)
         scaled = self._low + (np.clip(action, -1, 1).astype(np.float64) + 1) / 2 * (self._high - self._low)
-        scaled = np.rint(scaled) if self._dtype.kind == "i" else scaled
+        scaled = np.rint(scaled) if self._dtype.kind in "iu" else scaled
         return np.clip(scaled, self._low, self._high).astype(self._dtype).reshape(self.shape)
 
     def from_environment(self, action: Any) -> np.ndarray:

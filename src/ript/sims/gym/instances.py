@@ -16,7 +16,7 @@ import numpy as np
 
 from ript.core.errors import ConfigError, SimulatorError
 from ript.sims.gym.cameras import RENDER, resolve
-from ript.sims.gym.environment import ActionScale, build, calling, parts, picture_keys
+from ript.sims.gym.environment import STEP, ActionScale, build, calling, parts, picture_keys, returned
 from ript.sims.gym.numbers import NotExact
 from ript.sims.gym.pictures import SHOWN, ModelPictures
 from ript.sims.gym.shared import SharedEnvironment, physics, set_physics
@@ -95,10 +95,14 @@ class Environment:
             self._env.close()
             self._env = request.build(True)
         with calling(lambda: f"{request.key}, reset and first step"):
-            observation = self.shared.own_reset(0)[1] if self.shared else self._env.reset(seed=0)[0]
+            if self.shared:
+                observation = self.shared.own_reset(0)[1]
+            else:
+                observation, _ = returned(request.key, "reset", self._env.reset(seed=0), "observation", "info")
             self.seen = parts(observation)
             result = self._env.step(self.actions.to_environment(np.zeros(self.actions.dim, np.float32)))
-        self.first_step = (float(result[1]), bool(result[2]), dict(result[4]))
+            _, reward, terminated, _, info = returned(request.key, "step", result, *STEP)
+            self.first_step = (float(reward), bool(terminated), dict(info))
         self.model = model_of(self._env)
         self.scratch = gl.import_mujoco().MjData(self.model) if self.model is not None else None
         return_freed_memory()

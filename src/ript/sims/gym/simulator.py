@@ -16,7 +16,7 @@ from ript.core.types import ChunkResult, InitialState, Observation, SimulatorSpe
 from ript.sims import episode
 from ript.sims.gym import instances
 from ript.sims.gym.cameras import RENDER, named_views
-from ript.sims.gym.environment import Taken, calling, default_proprio, in_one_form, parts
+from ript.sims.gym.environment import Taken, calling, default_proprio, in_one_form, is_picture, parts
 from ript.sims.gym.environment import taken as numbers_of
 from ript.sims.gym.instances import SHELF, Environment, OwnInstance, Request, SharedInstance, States
 from ript.sims.gym.numbers import numbers
@@ -306,7 +306,7 @@ class GymSimulator:
 
 
 def _vector(seen: dict[str, np.ndarray]) -> np.ndarray:
-    vectors = [numbers(value) for value in seen.values() if value.dtype.kind in "bif"]
+    vectors = [numbers(value) for value in seen.values() if not is_picture(value) and value.dtype.kind in "biuf"]
     return np.concatenate([np.zeros(0), *vectors])
 
 

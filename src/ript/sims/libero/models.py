@@ -4,7 +4,7 @@ Stock LIBERO builds and compiles its model again at every reset, which takes sec
 and what only robosuite knows of the scene are kept in the cache, so that afterwards neither LIBERO nor robosuite is
 imported. 130 tasks have 32 scenes; those of one differ in where fixtures stand and in their goals.
 
-    <cache>/libero/<versions>/KEY.json         facts, and how large the files are
+    <cache>/libero/<versions>/KEY.json         facts, and the SHA-256 of each file
                               KEY.mjb          physics
                               KEY.fast.mjb     for fast pictures
                               KEY.xml          what stock compiled
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from ript.core import streams
+from ript.core.disk import cannot_write
 from ript.core.documents import json_value
 from ript.core.errors import RiptError, SimulatorError
 from ript.core.files import atomic_file, make_folder
@@ -38,7 +39,7 @@ from ript.sims.libero.tasks import INSTALL, LiberoTask, info_of
 from ript.sims.mujoco import gl
 from ript.sims.mujoco.shared import Shelf, Turn, return_freed_memory
 
-FILES = 2
+FILES = 3
 """Raise it when compiled models come out otherwise: those on the disk are then made anew."""
 PACKAGES = (
     "mujoco",
@@ -172,22 +173,24 @@ def _record(key: str) -> dict[str, Any]:
     path = _file(key, ".json")
     try:
         found = json_value(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not isinstance(found["facts"], dict) or not isinstance(found["bytes"], dict):
-            raise ValueError("not what is written there")
+        if found["sha256"][".json"] != _digest_of_facts(found["facts"]):
+            raise ValueError("not what was written there")
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise _Unusable(f"{path} cannot be read ({error})") from error
     return found
 
 
 def _model(key: str, suffix: str) -> Any:
-    path, expected = _file(key, suffix), _record(key)["bytes"].get(suffix)
-    if (size := path.stat().st_size) != expected:
-        raise _Unusable(f"{path} has {size} bytes instead of {expected}")
+    path, expected = _file(key, suffix), _record(key)["sha256"].get(suffix)
     try:
+        if _digest(path) != expected:
+            raise _Unusable(f"{path} is not what was written there")
         return gl.import_mujoco().MjModel.from_binary_path(str(path))
-    except Exception as error:  # ValueError, FatalError: what MuJoCo makes of it
+    except (FileNotFoundError, _Unusable):
+        raise
+    except Exception as error:  # OSError; ValueError, FatalError: what MuJoCo makes of it
         raise _Unusable(f"{path} cannot be read ({error})") from error
 
 
@@ -238,42 +241,57 @@ def _write_models(info: LiberoTask) -> None:
     assert isinstance(facts, dict)
     xml, whole = env.env.model.get_xml(), env.env.sim.model._model
     physics = compiled.physics_model(xml, whole)
-    sizes = {".mjb": _save(physics, _file(info.model, ".mjb"))}
-    sizes[".fast.mjb"] = _save(compiled.picture_model(xml, whole), _file(info.model, ".fast.mjb"))
+    digests = {".mjb": _save(physics, _file(info.model, ".mjb"))}
+    digests[".fast.mjb"] = _save(compiled.picture_model(xml, whole), _file(info.model, ".fast.mjb"))
     with atomic_file(_file(info.model, ".xml")) as path:
         path.write_text(xml, encoding="utf-8")
-    _write_record(info.model, facts, sizes)
+        digests[".xml"] = _digest(path)
+    _write_record(info.model, facts, digests)
 
 
 def _compile_stock(info: LiberoTask) -> None:
     """Write the model that faithful pictures are drawn from."""
     record, physics = _record(info.model), _model(info.model, ".mjb")
     try:
-        xml = _file(info.model, ".xml").read_text(encoding="utf-8")
-        model = compiled.stock_model(xml, physics)
+        path = _file(info.model, ".xml")
+        if _digest(path) != record["sha256"].get(".xml"):
+            raise ValueError(f"{path} is not what was written there")
+        model = compiled.stock_model(path.read_text(encoding="utf-8"), physics)
     except (OSError, ValueError) as error:  # it names files of packages, which may have moved
         streams.say(f"compiling the model of {info.model} again: {error}")
         _compile(info)
         record = _record(info.model)
         model = compiled.stock_model(_file(info.model, ".xml").read_text(encoding="utf-8"), physics)
-    size = _save(model, _file(info.model, ".stock.mjb"))
-    _write_record(info.model, record["facts"], record["bytes"] | {".stock.mjb": size})
+    digest = _save(model, _file(info.model, ".stock.mjb"))
+    _write_record(info.model, record["facts"], record["sha256"] | {".stock.mjb": digest})
 
 
-def _write_record(key: str, facts: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+def _write_record(key: str, facts: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    """`digests` of models by suffix; that of the facts is the record's own."""
+    digests = {**digests, ".json": _digest_of_facts(facts)}
     with atomic_file(_file(key, ".json")) as path:
-        record = {"versions": _versions(), "bytes": dict(sizes), "facts": dict(facts)}
+        record = {"versions": _versions(), "sha256": digests, "facts": dict(facts)}
         path.write_text(json.dumps(record), encoding="utf-8")
 
 
-def _save(model: Any, path: Path) -> int:
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of_facts(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _save(model: Any, path: Path) -> str:
+    """Write a model, whole or not at all; returns its digest."""
     mujoco = gl.import_mujoco()
     size = int(mujoco.mj_sizeModel(model))
     with atomic_file(path) as temporary:
         mujoco.mj_saveModel(model, str(temporary))
         if (written := temporary.stat().st_size) != size:
             raise SimulatorError(f"cannot write {path}: {written} of {size} bytes were written; is the disk full?")
-    return size
+        return _digest(temporary)
 
 
 @contextmanager
@@ -281,7 +299,11 @@ def _locked(key: str) -> Iterator[None]:
     """Hold the lock of a model, which the system drops when this process dies. Where files cannot be locked, two
     processes may compile one model: each replaces it as a whole."""
     make_folder(model_folder())
-    handle = os.open(_file(key, ".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    path = _file(key, ".lock")
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise cannot_write(path, error) from error
     try:
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
