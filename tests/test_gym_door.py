@@ -15,7 +15,7 @@ from ript.build import task_keys
 from ript.cli.main import main
 from ript.config import overrides
 from ript.config.sections import sim_options
-from ript.core.errors import ConfigError
+from ript.core.errors import ConfigError, UnknownNameError
 from ript.demos.demo_set import open_demos
 from ript.policies.loading import load_policy
 from ript.run.start import protocol
@@ -131,6 +131,14 @@ def test_the_horizon_of_an_environment_without_a_limit_is_told_once(folder, caps
 def test_a_task_whose_suite_is_left_out_is_suggested_with_it(folder, capsys, words):
     assert main([word.format("cart:Cart-v0") for word in words]) == 2
     assert "'cart:Cart-v0': did you mean gym/cart:Cart-v0?" in capsys.readouterr().err
+
+
+def test_a_task_of_a_suite_that_is_not_installed_says_that_its_package_is_missing(capsys):
+    for suite in ("toy", "gym"):
+        with pytest.raises(UnknownNameError, match=r"unknown .*maniskill/.*install the package that brings a suite"):
+            task_keys(sim_options(suite), ("maniskill/PickCube-v1",))
+    assert main(["tasks", "maniskill"]) == 2
+    assert "install the package that brings a suite 'maniskill'" in capsys.readouterr().err
 
 
 def test_a_task_of_another_suite_than_the_simulators_is_said_to_be_one(folder):

@@ -22,7 +22,7 @@ from ript.learn.spread import Machines, Spread
 from ript.learn.update import UpdateResult, update
 from ript.policies.loading import placed
 from ript.rollout.pool import make_pool
-from ript.sims.registry import find_task, keys_elsewhere
+from ript.sims.registry import find_task, keys_elsewhere, suite_to_install
 
 RENDERS = "ript.sims.mujoco.gl:require_renderer"
 """What machines of simulators that draw must be able to do."""
@@ -95,6 +95,8 @@ def task_keys(sim: SimOptions, names: tuple[str, ...]) -> tuple[str, ...]:
             raise ConfigError(f"{error.name} is of suite {of}; expected tasks of suite {sim.suite}") from error
         if elsewhere:
             raise UnknownNameError(error.kind, error.name, elsewhere) from error
+        if remedy := suite_to_install(error.name):
+            raise UnknownNameError(error.kind, error.name, error.known, remedy) from error
         raise
 
 

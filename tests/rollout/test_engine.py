@@ -132,6 +132,9 @@ def test_a_sample_is_kept_as_it_is_and_what_is_the_same_for_a_rollout_once():
         ({"rollout_inputs": {"step": np.zeros(4)}}, "'step' both in inputs and in rollout_inputs"),
         ({"term_steps": np.zeros(3, int)}, r"term_steps of int64 \(3,\); expected whole numbers \[2\] or \[4, 2\]"),
         ({"term_steps": np.zeros(2)}, "term_steps of float64"),
+        ({"term_steps": np.array([1, CHUNK])}, f"term_steps from 1 to {CHUNK}; expected .*counted from 0, of which"),
+        ({"term_steps": np.array([0, 9])}, "term_steps from 0 to 9"),
+        ({"term_steps": np.array([-1, 0])}, "term_steps from -1 to 0"),
     ],
 )
 def test_a_chunk_whose_parts_do_not_fit_together_stops_the_run_with_expected_against_got(broken, complaint):

@@ -70,7 +70,7 @@ def show_tasks(args: Namespace) -> Answer:
 
 
 def _matching(pattern: str, found: Mapping[str, Suite], broken: Mapping[str, RiptError]) -> list[Task]:
-    from ript.sims.registry import keys_elsewhere
+    from ript.sims.registry import keys_elsewhere, suite_to_install
 
     if why := broken.get(pattern.partition("/")[0]):
         raise why
@@ -83,7 +83,8 @@ def _matching(pattern: str, found: Mapping[str, Suite], broken: Mapping[str, Rip
     ]
     if not matching:
         known = keys_elsewhere(pattern) or [*(t.name for t in everything), *named]
-        raise UnknownNameError("task or named list", pattern, known)
+        remedy = suite_to_install(pattern if "/" in pattern else f"{pattern}/") if pattern[:1].isalpha() else ""
+        raise UnknownNameError("task or named list", pattern, known, remedy)
     return matching
 
 

@@ -288,8 +288,8 @@ class ActionChunk:
             once a rollout, and every decision of it is given it again.
         term_steps: int `[K]` or `[B, K]`, for each term the first step of the chunk (from 0) whose action it shaped.
             A term counts when that step was executed: not after a success within the chunk, nor when the step lies
-            beyond what is executed (H and more: never). None: all shaped the first action already, as tokens do that
-            are decoded together.
+            beyond what is executed (H: never). Some term of a row shapes step 0. None: all shaped the first action
+            already, as tokens do that are decoded together.
     """
 
     actions: np.ndarray

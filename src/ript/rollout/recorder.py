@@ -245,6 +245,12 @@ def _require_shapes(chunk: ActionChunk, traces: Sequence[_Trace]) -> None:
             f"the policy returned term_steps of {steps.dtype} {steps.shape}; expected whole numbers {[*terms]} or "
             f"{[rows, *terms]}: for each term the first step of the chunk that it shaped"
         )
+    if steps is not None and not ((steps.min(-1) == 0).all() and steps.max() <= chunk.actions.shape[1]):
+        raise WorkerError(
+            f"the policy returned term_steps from {steps.min()} to {steps.max()}; expected steps of the chunk's "
+            f"{chunk.actions.shape[1]} actions, counted from 0, of which some term shapes the first "
+            f"({chunk.actions.shape[1]}: a term that shapes none)"
+        )
 
 
 _NUMBERS = "biufc"

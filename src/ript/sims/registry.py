@@ -54,8 +54,13 @@ def find_task(key: str) -> Task:
     for task in tasks:
         if key == task.name:
             return task
-    remedy = f"install the package that brings a suite {name!r}" if slash else ""
-    raise UnknownNameError("task", key, keys_elsewhere(key) or [task.key for task in tasks], remedy)
+    raise UnknownNameError("task", key, keys_elsewhere(key) or [task.key for task in tasks], suite_to_install(key))
+
+
+def suite_to_install(key: str) -> str:
+    """What can be done about the key of a task whose suite is not here, in words; empty for one without a suite."""
+    name, slash, _ = key.partition("/")
+    return f"install the package that brings a suite {name!r}" if slash and name not in suites.names() else ""
 
 
 def make_simulator(key: str, **settings: Any) -> Simulator:
