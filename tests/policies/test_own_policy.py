@@ -208,7 +208,7 @@ LOSS, SCORE = (
     "return squared[torch.from_numpy(batch.mask)].mean(), {}",
     "return density.log_prob(sample).sum(-1), density",
 )
-SAVE = "modules.save(self, folder)"
+SAVE, TRAINED = "modules.save(self, folder)", '[{"params": [*self.head.parameters(), self.log_std]}]'
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ SAVE = "modules.save(self, folder)"
         ("g", (SAVE, "pass"), "save_pretrained wrote nothing into"),
         ("h", (SAVE, "torch.save(1, folder / 'x')"), "save_pretrained wrote no config.json, without which"),
         ("i", ("dict(card)\n", "None\n"), "card is None; expected a dict"),
-        ("j", ("self.camera, (", "1 / 0\n        self.camera, ("), r"__init__ raised ZeroDivisionError.*j\.py, line"),
+        ("j", ("self.eyes = ", "1 / 0\n        self.eyes = "), r"__init__ raised ZeroDivisionError.*j\.py, line"),
         (
             "k",
             ("def see(", "def set_statistics(self, x):\n        1 / 0\n\n    def see("),
@@ -244,7 +244,7 @@ SAVE = "modules.save(self, folder)"
         ),
         (
             "m",
-            ('[{"params": list(self.parameters())}]', "[]"),
+            (TRAINED, "[]"),
             "rl_parameters returned an empty list; expected a list of",
         ),
         (
@@ -259,8 +259,16 @@ SAVE = "modules.save(self, folder)"
         ),
         ("z1", ("def see(", "def read(self, words):\n        1 / 0\n\n    def see("), "read raised ZeroDivisionError"),
         ("a1", ("def see(", "def made_with(self):\n        1 / 0\n\n    def see("), "made_with raised ZeroDivision"),
-        ("n", ('[{"params": list(self.parameters())}]', "1 / 0"), "rl_parameters raised ZeroDivisionError"),
-        ("o", ('[{"params": list(self.parameters())}]', "list(self.parameters())"), "rl_parameters returned a list"),
+        (
+            "n",
+            (TRAINED, "1 / 0"),
+            "rl_parameters raised ZeroDivisionError",
+        ),
+        (
+            "o",
+            (TRAINED, "list(self.parameters())"),
+            "rl_parameters returned a list",
+        ),
         (
             "p",
             ("{name: tensor.detach() for name, tensor in self.state_dict().items()}", "{}"),
@@ -299,7 +307,7 @@ def test_a_method_that_raises_or_returns_something_else_is_named(
 
 def test_a_loss_may_log_numbers_and_parameters_may_come_one_by_one(here: Path, five: Path) -> None:
     logged = (LOSS, LOSS.replace("{}", "{'mine': 2.0, 'other': squared.detach().sum()}"))
-    trained(here, changed(here, "w", logged, ("list(self.parameters())", "self.parameters()")), five)
+    trained(here, changed(here, "w", logged, ("[*self.head.parameters(), self.log_std]", "self.parameters()")), five)
     row = read_rows(here / "sft" / "metrics.jsonl")[-1]
     assert row["policy/mine"] == 2.0 and row["policy/other"] > 0
 
