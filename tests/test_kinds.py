@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from code_words import said
 from plain_kind import PLAIN, PlainPolicy
 from toy_runs import Stopped, lively_policy, stop_in, toy_config, toy_demos, weights, without_times
 
 import ript
-from ript.build import make_policy
+from ript.build import language_of, make_policy
 from ript.cli import main as cli
 from ript.config.sections import Config, policy_options, training_options
 from ript.core.errors import ConfigError, PolicyError, UnknownNameError
@@ -30,16 +31,19 @@ from ript.studies.bases import base_fingerprint, sft_fingerprint
 
 PACKAGE = Path(ript.__file__).parent
 FOLDERS = sorted(path.parent.name for path in (PACKAGE / "policies").glob("*/kind.py"))
-MAY = (
-    "config/defaults.py",
-    "config/recipes.py",
-    "studies/catalogue.py",
-    "bench/rollout.py",
-    "sims/libero/suite.py",
-    "__init__.py",
-)
-"""Recipes, the paper's studies, the limit of rollouts, protocols named by whose results they are of, and public
-names: they are about kinds that there are."""
+MAY_SAY = ("config/recipes.py", "studies/catalogue.py", "bench/rollout.py")
+"""Files that may name kinds as they like: recipes, the paper's studies and the limit of rollouts are about kinds that
+there are."""
+SAY_KINDS = {
+    "config/defaults.py": {"quest"},
+    "sims/libero/suite.py": {"quest", "openvla-"},
+    "__init__.py": {
+        *("QuestPolicy", "export_quest", "import_quest"),
+        *("policies.quest.policy", "policies.quest.checkpoint"),
+        *("ript.policies.quest.policy", "ript.policies.quest.checkpoint"),
+    },
+}
+"""What else code outside a kind's folder says of kinds; ARCHITECTURE.md says why."""
 
 
 @pytest.fixture
@@ -58,38 +62,33 @@ def plain_config(**changes: object) -> Config:
 # ---------------------------------------------------------------------- who names whom
 
 
-def names_in_code(source: str) -> list[tuple[int, str]]:
-    """(line, word) of every identifier, module and string of one word; comments and docstrings are not code."""
-    tree = ast.parse(source)
-    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    found = []
-    for node in ast.walk(tree):
-        if id(node) not in docstrings:
-            words = [value for _, value in ast.iter_fields(node) if isinstance(value, str)]
-            found += [(getattr(node, "lineno", 0), word) for word in words if " " not in word]
-    return found
-
-
 def naming(source: str, kind: str) -> list[str]:
-    """Where code says a kind, or the first part of its name: "openvla" of openvla_oft."""
-    part = re.compile(rf"(?i)(?<![a-z]){kind.partition('_')[0]}(?![a-z]*ion|ed)")
-    return [f"{line}: {word}" for line, word in names_in_code(source) if part.search(word)]
+    """What of a file's code says a kind, or the first part of its name: "openvla" of openvla_oft. Gaussian noise is
+    not of a kind."""
+    part = re.compile(rf"(?i)(?<![a-z]){kind.partition('_')[0]}(?![a-z]*ion|ed| noise)")
+    return [text for text in said(source) if part.search(text)]
 
 
-@pytest.mark.parametrize("kind", FOLDERS)
-def test_no_code_outside_a_kinds_folder_names_it(kind: str) -> None:
-    found = {}
+def test_no_code_outside_a_kinds_folder_names_it() -> None:
+    found: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         where = path.relative_to(PACKAGE).as_posix()
-        if not where.startswith((f"policies/{kind}/", *MAY)) and (lines := naming(path.read_text("utf-8"), kind)):
-            found[where] = lines
-    assert "quest" in FOLDERS and found == {}
+        for kind in FOLDERS:
+            if not where.startswith((f"policies/{kind}/", *MAY_SAY)):
+                found.setdefault(where, set()).update(naming(path.read_text("utf-8"), kind))
+    assert "quest" in FOLDERS and {where: texts for where, texts in found.items() if texts} == SAY_KINDS
 
 
-def test_every_exception_names_a_kind() -> None:
-    for where in MAY:
-        files = [PACKAGE / where] if where.endswith(".py") else sorted((PACKAGE / where).rglob("*.py"))
-        assert any(naming(path.read_text("utf-8"), kind) for path in files for kind in FOLDERS), where
+def test_no_code_outside_a_kind_looks_for_one_of_its_settings() -> None:
+    """`getattr(config.policy, "language", "none")`: what a kind's settings mean, its record says."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
+                of, name = node.args[:2]
+                if isinstance(of, ast.Attribute) and of.attr in ("policy", "sft") and isinstance(name, ast.Constant):
+                    found.append(f"{path.relative_to(PACKAGE)}: {name.value}")
+    assert found == []
 
 
 @pytest.mark.parametrize(
@@ -100,18 +99,29 @@ def test_every_exception_names_a_kind() -> None:
         "def load_quest(): ...",
         "x = kinds.get('quest')",
         "import_module('ript.policies.quest')",
+        "raise ConfigError('only policies of quest can do that')",
+        "x = f'{config} is of QueST'",
     ],
 )
 def test_code_that_names_a_kind_would_be_found(source: str) -> None:
     assert naming(source, "quest")
 
 
-def test_requests_and_what_is_said_in_comments_and_sentences_are_not_names() -> None:
-    source = '"""QueST."""\nrequest, RolloutRequest = "a question", 1  # of QueST\nf("as QueST does")\n"""QueST"""'
+def test_requests_and_what_is_said_in_comments_and_docstrings_are_not_names() -> None:
+    source = '"""QueST."""\nrequest, RolloutRequest = "a question", 1  # of QueST\n"""QueST"""'
     assert naming(source, "quest") == []
 
 
 # ---------------------------------------------------------------------- a kind of a stranger's
+
+
+@pytest.mark.usefixtures("plain")
+def test_the_language_model_that_policies_need_is_the_one_that_their_kind_says() -> None:
+    config = plain_config(pretrain_tasks=("reach",))
+    without = base_fingerprint(config)
+    kinds.register(dataclasses.replace(PLAIN, language=lambda options: "minilm"))
+    assert language_of(config) == "minilm" and base_fingerprint(config) != without
+    assert language_of(toy_config()) == toy_config().policy.language
 
 
 @pytest.mark.usefixtures("plain")

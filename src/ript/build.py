@@ -153,6 +153,11 @@ def make_policy(
     return asking.require_made(make(config.policy, spec, config.seed if seed is None else seed, privileged_dim))
 
 
+def language_of(config: Config) -> str:
+    """The frozen model that the configuration's policies read instructions with; "none": they need none."""
+    return kinds.get(config.policy.kind).language(config.policy)
+
+
 def require_room(config: Config, folder: str | Path | None, *, supervised: bool = False) -> None:
     """Raise `DeviceTooSmall` unless the policy in a folder, or a new one, can be trained as configured on the GPU that
     the configuration wants; on a CPU nothing is required. It is not loaded for that."""

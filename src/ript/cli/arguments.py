@@ -178,13 +178,14 @@ def need_a_working_machine(folder: Path, configs: Sequence[Config], *, needs_cac
         configs: of one suite.
         needs_cache: whether something is to be written into the cache; asked where that cannot be.
     """
+    from ript.build import language_of
     from ript.cli.doctor import doctor as examine
     from ript.run.progress import status
 
     status("checking this machine")
     needed = {
         "cache": needs_cache,
-        "language model": lambda: any(getattr(config.policy, "language", "none") == "minilm" for config in configs),
+        "language model": lambda: any(language_of(config) == "minilm" for config in configs),
         "video encoder": lambda: any(config.eval.videos for config in configs),
     }
     missing = [

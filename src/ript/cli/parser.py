@@ -92,7 +92,7 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
         "  ript check gym/my_file:MyTask-v0 --sim.success=solved --sim.cameras=render",
         overrides=True,
     )
-    p.add_argument("task", metavar="TASK", help="suite/name: a task of any suite, or gym/ID, gym/PACKAGE:ID")
+    p.add_argument("task", metavar="TASK", help="SUITE/NAME: a task of any suite (`ript tasks`), or SUITE/PACKAGE:ID")
     number(p, "--states", 20, "initial states to try")
     number(p, "--steps", 40, "environment steps of each trajectory")
     number(p, "--seed", 0, "seed of the initial states and of the random actions")

@@ -26,15 +26,19 @@ RECIPES: dict[str, Callable[[], Config]] = {}
 ABOUT: dict[str, str] = {}
 """Name -> one sentence."""
 
-FOLLOWING: dict[str, Callable[[str, tuple[str, ...]], tuple[str, ...]]] = {}
+Following = Callable[[str, tuple[str, ...]], tuple[str, ...]]
+
+FOLLOWING: dict[str, Following] = {}
 """Name of a recipe whose `pretrain_tasks` follow its targets -> (suite, tasks) -> what to pre-train on for them."""
 
 
-def recipe(about: str) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
-    """Makes a function a recipe of its name."""
+def recipe(about: str, *, following: Following | None = None) -> Callable[[Callable[[], Config]], Callable[[], Config]]:
+    """Makes a function a recipe of its name; see `FOLLOWING` for one whose tasks of pre-training follow its targets."""
 
     def add(make: Callable[[], Config]) -> Callable[[], Config]:
         RECIPES[make.__name__], ABOUT[make.__name__] = make, about
+        if following is not None:
+            FOLLOWING[make.__name__] = following
         return make
 
     return add
@@ -181,7 +185,9 @@ def openvla_oft_small() -> Config:
     )
 
 
-@recipe("One human demonstration of a LIBERO task, a base of the other tasks of its suite, then practice.")
+@recipe(
+    "One human demonstration of a LIBERO task, a base of the other tasks of its suite, then practice.", following=akin
+)
 def libero() -> Config:
     return Config(
         recipe="libero",
@@ -203,9 +209,6 @@ def libero() -> Config:
         eval=EvalConfig(mode="greedy", trials=50, every_trials=20, videos=2),
         stop_at=0.95,
     )
-
-
-FOLLOWING["libero"] = akin
 
 
 @recipe("An environment and a policy of your own: few demonstrations, then practice until the rollouts succeed.")

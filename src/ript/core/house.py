@@ -173,6 +173,8 @@ class PolicyKind:
             a policy could not do on a GPU what is demanded of it, before it is loaded.
         reads: config.json of a folder that `ript` did not write -> whether it is one of this kind, which `load` takes.
         check: options -> nothing; raises `DependencyMissing` where something is not here that such a policy needs.
+        language: options -> the frozen model that such a policy reads instructions with, by its name in
+            `policies.language`; "none": it reads none, or brings its own.
         prepare_untrained: (new policy, seed) -> nothing; what one without demonstrations needs before it practises.
         training: class of the settings of its supervised stages, a subclass of `TrainingOptions`; None: it has no
             supervised training, and the next six are not used.
@@ -198,6 +200,7 @@ class PolicyKind:
     require_room: Callable[[str | Path | None, Any, Demands], None] = lambda folder, options, demands: None
     reads: Callable[[Mapping[str, Any]], bool] = lambda config: False
     check: Callable[[Any], None] = lambda options: None
+    language: Callable[[Any], str] = lambda options: "none"
     prepare_untrained: Callable[[Any, int], None] = lambda policy, seed: None
     training: type[TrainingOptions] | None = None
     window: Callable[[Any], int] = lambda policy: policy.chunk

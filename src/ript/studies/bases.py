@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ript.build import demo_source, horizons, own_code, simulator_factory, task_keys
+from ript.build import demo_source, horizons, language_of, own_code, simulator_factory, task_keys
 from ript.config.sections import ClusterConfig, Config
 from ript.core.disk import refused
 from ript.core.errors import DataError, PolicyError, RunError
@@ -47,7 +47,7 @@ def base_fingerprint(config: Config) -> str:
         "tasks": config.pretrain_tasks,
         "simulator": config.sim.to_json() | {"horizon": sorted(set(steps.values()))},
         "demos": [config.demos.per_task, config.demos.noise, config.demos.every, *_humans(config)],
-        "language": identity(getattr(config.policy, "language", "none")),
+        "language": identity(language_of(config)),
         "policy": {name: getattr(config.policy, name) for name in ("kind", *config.policy.BUILT)},
         "sft": {
             name: value

@@ -90,6 +90,7 @@ KIND = PolicyKind(
     make=make,
     load=load,
     check=check,
+    language=lambda options: options.language,
     training=GaussianTraining,
     window=lambda policy: policy.options.chunk,
     begin=begin,

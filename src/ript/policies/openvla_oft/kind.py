@@ -138,7 +138,7 @@ class OftFolder(Settings):
     ABOUT: ClassVar[str] = "How a published folder is read."
 
     statistics: str = Field(
-        "", description="Suite whose statistics it is used with, such as libero_goal, where it holds those of several."
+        "", description="Data whose statistics it is used with, by its name there, where it holds those of several."
     )
     adapter: str = Field("", description="Folder of an adapter in PEFT's format; RIPT-VLA's bring both heads.")
     scale_head: str = Field("", description="RIPT-VLA's file of a scale head.")

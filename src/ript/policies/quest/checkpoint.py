@@ -23,10 +23,11 @@ from ript.core.registry import suites
 from ript.core.types import SimulatorSpec
 from ript.policies.pth import load_pth
 from ript.policies.quest.config import QuestConfig, Sampling
+from ript.policies.quest.options import PUBLISHED_SUITE
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.published import BEAM, config_from_published, our_name, published_keys, sizes_in
 
-SUITES = ("libero",)
+SUITES = (PUBLISHED_SUITE,)
 """Suites that published files are for, besides those that are here. Their sizes are read off a file's shapes."""
 EXECUTE = 8
 """Actions executed before the next look by policies in published files of such suites, which shapes do not tell."""
@@ -40,7 +41,7 @@ SHOWN = 6
 
 def import_quest(
     path: str | Path,
-    config: str | Path | Mapping[str, Any] = "libero",
+    config: str | Path | Mapping[str, Any] = PUBLISHED_SUITE,
     *,
     simulator: SimulatorSpec | None = None,
     sampling: Sampling = "exact",

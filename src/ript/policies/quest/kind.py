@@ -15,7 +15,7 @@ from ript.core.options import Settings
 from ript.core.specimens import Specimens
 from ript.core.supervised import DemoSource, Stage
 from ript.core.types import SimulatorSpec
-from ript.policies.quest.options import QuestOptions, QuestTraining
+from ript.policies.quest.options import PUBLISHED_SUITE, QuestOptions, QuestTraining
 from ript.policies.quest.words import in_words
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class QuestFile(Settings):
     ABOUT: ClassVar[str] = "How a published checkpoint is read."
 
     config: str = Field(
-        "libero",
+        PUBLISHED_SUITE,
         description="Suite that a file of the published sizes is for, or a .json file with its configuration.",
     )
     sampling: Literal["exact", "published"] = Field(
@@ -186,6 +186,7 @@ KIND = PolicyKind(
     make=make,
     load=load,
     check=check,
+    language=lambda options: options.language,
     prepare_untrained=prepare_untrained,
     window=lambda policy: policy.config.chunk,
     begin=begin,

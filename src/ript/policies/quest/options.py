@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 from ript.core.options import PolicyOptions, TrainingOptions, need
 from ript.policies.quest.config import chunk_and_execute
 
+PUBLISHED_SUITE = "libero"
+"""Suite that published files are for."""
+
 
 class QuestOptions(PolicyOptions):
     ABOUT: ClassVar[str] = "A QueST policy. Sizes come from `size`; 0 keeps what the size says."
