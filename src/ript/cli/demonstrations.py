@@ -8,7 +8,7 @@ from ript.cli.answer import Answer
 from ript.cli.arguments import given_fields, saying_what_is_kept, task_names
 from ript.config import overrides
 from ript.config.sections import Config
-from ript.core.errors import ConfigError
+from ript.core.errors import ConfigError, DataError
 from ript.report.tables import table
 from ript.run.settings import refuse_unused
 
@@ -64,16 +64,23 @@ def demos_collect(args: Namespace) -> Answer:
 def demos_convert(args: Namespace) -> Answer:
     from ript.core.registry import suites
     from ript.demos.convert import convert_demos
+    from ript.demos.formats.robomimic import read_foreign
 
     given = given_fields(args)
-    having = [name for name, suite in suites.all()[0].items() if suite.converts is not None]
-    if "sim.suite" not in given and len(having) == 1:
-        given["sim.suite"] = having
+    having = {name: suite for name, suite in suites.all()[0].items() if suite.converts is not None}
+    if "sim.suite" not in given:
+        first = next(read_foreign(args.files[0]))
+        if not (theirs := [name for name, suite in having.items() if suite.wrote(first)]):
+            raise DataError(
+                f"{args.files[0]}: of no suite that reads files of other programs ({', '.join(having)}), as far as it "
+                "says: name one (--sim.suite), or see docs/schemas.md for what such files have to say"
+            )
+        given["sim.suite"] = theirs[:1]
     config = overrides.apply(Config(), given)
     refuse_unused("demos convert", config, given)
     suite = suites.get(config.sim.suite)
     if suite.converts is None:
-        raise ConfigError(f"suite {suite.name} reads no demonstrations of other programs; {', '.join(having)} does")
+        raise ConfigError(f"suite {suite.name} reads no demonstrations of other programs; {', '.join(having)} do")
     rendered = args.pictures == "rendered"
     convert = suite.converts
     with saying_what_is_kept(f"{args.out} was not written; run the command again"):

@@ -133,7 +133,7 @@ def _add_demos(commands: argparse._SubParsersAction) -> None:
         kinds,
         "convert",
         "demos_convert",
-        "read demonstrations that a suite's makers publish, with their own pictures or drawn anew",
+        "read demonstrations of other programs: a suite's makers', or actions and seeds of any Gymnasium environment",
         "  ript demos convert downloads/*_demo.hdf5 --out demos.hdf5\n"
         "  ript demos convert FILE --pictures rendered --sim.image_size=64 --every 2 --out demos.hdf5",
         overrides=True,

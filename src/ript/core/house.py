@@ -52,6 +52,7 @@ class Suite:
             `Demonstrator`s with a scripted one; "human", they are `Recorded` and bring what people did.
         converts: (demonstration in a file of the suite's makers, options, whether its pictures are drawn anew) -> the
             recording with its looks, and what it was seen through; None: there are no such files.
+        wrote: whether a demonstration in a file of another program is one that `converts` reads.
         packages: distributions whose versions belong into a record.
         draws: its simulators need OpenGL (`sims.mujoco`), so that `ript doctor` looks whether that works.
         available: None, or what to install before a simulator can be made.
@@ -77,6 +78,7 @@ class Suite:
     protocols: Mapping[str, SimOptions] = field(default_factory=dict)
     demonstrations: tuple[Literal["expert", "human"], ...] = ()
     converts: Callable[[ForeignDemo, Any, bool], tuple[Recording, SimulatorSpec]] | None = None
+    wrote: Callable[[ForeignDemo], bool] = lambda demo: False
     packages: tuple[str, ...] = ()
     draws: bool = False
     available: Callable[[], str | None] = lambda: None

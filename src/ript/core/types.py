@@ -232,7 +232,7 @@ class ForeignDemo:
         name: of its group, "demo_3".
         attributes: of the file's group `data`, and of its own group.
         actions: float64 `[T, A]`.
-        states: float64 `[T, S]`.
+        states: float64 `[T, S]`; S is 0 where the file has none.
         observations: name -> `[T, ...]`.
     """
 

@@ -3,7 +3,7 @@
 data                      attrs: what the file's makers say of all
 data/demo_i               attrs: what they say of this one
     actions               [T, A]
-    states                [T, S]
+    states                [T, S], where there are any
     obs/NAME              [T, ...]
 """
 
@@ -51,7 +51,7 @@ def _read(path: Path, data: h5py.Group, name: str) -> ForeignDemo:
         where = f"data/{name}/{key}" if source is group else f"data/{name}/obs/{key}"
         found = there(path, source, key)
         if not isinstance(found, h5py.Dataset):
-            if source is group:
+            if key == "actions":
                 raise DataError(f"{path}: key '{where}' is missing")
             continue
         try:
@@ -62,7 +62,8 @@ def _read(path: Path, data: h5py.Group, name: str) -> ForeignDemo:
             raise DataError(f"{path}: key '{where}' is damaged ({error}); fetch the file again") from error
         if arrays[where].dtype.kind == "f" and not np.isfinite(arrays[where]).all():
             raise DataError(f"{path}: key '{where}' holds numbers that are not finite")
-    actions, states = (np.asarray(arrays.pop(f"data/{name}/{key}"), np.float64) for key in ("actions", "states"))
+    actions = np.asarray(arrays.pop(f"data/{name}/actions"), np.float64)
+    states = np.asarray(arrays.pop(f"data/{name}/states", np.zeros((len(actions), 0))), np.float64)
     if len(actions) != len(states) or not len(actions):
         raise DataError(f"{path}: key 'data/{name}': {len(actions)} actions and {len(states)} states; expected as many")
     return ForeignDemo(

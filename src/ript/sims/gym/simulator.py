@@ -16,7 +16,7 @@ from ript.core.types import ChunkResult, InitialState, Observation, SimulatorSpe
 from ript.sims import episode
 from ript.sims.gym import instances
 from ript.sims.gym.cameras import RENDER, named_views
-from ript.sims.gym.environment import Taken, calling, default_proprio, in_one_form, is_picture, parts
+from ript.sims.gym.environment import ActionScale, Taken, calling, default_proprio, in_one_form, is_picture, parts
 from ript.sims.gym.environment import taken as numbers_of
 from ript.sims.gym.instances import SHELF, Environment, OwnInstance, Request, SharedInstance, States
 from ript.sims.gym.numbers import numbers
@@ -127,6 +127,11 @@ class GymSimulator:
     def env(self) -> Any:
         self._instance.turn()
         return self._instance.env.unwrapped
+
+    @property
+    def actions(self) -> ActionScale:
+        """Between [-1, 1] and the environment's units."""
+        return self._environment.actions
 
     @property
     def exact(self) -> str:
@@ -289,6 +294,12 @@ class GymSimulator:
             )
             for label, number in seeds_of(self.task, n, seed, split, start)
         ]
+
+    def state_of_seed(self, number: int) -> InitialState:
+        """The initial state that the environment's `reset(seed=number)` gives; it is in no split."""
+        label = f"seed {number}"
+        state = self._environment.state(number, f"{self.task.key}, {label}")
+        return InitialState(task=self.task, state=state, origin="demo", label=label)
 
     def close(self) -> None:
         """What instances share stays for others of this process, a while even when there are none."""

@@ -9,7 +9,7 @@ from typing import Any
 from ript.core.errors import PolicyError
 from ript.core.house import Suite
 from ript.core.interfaces import Simulator
-from ript.core.types import SimulatorSpec
+from ript.core.types import ForeignDemo, Recording, SimulatorSpec
 from ript.sims.gym.environment import modules_of
 from ript.sims.gym.options import GymOptions
 from ript.sims.gym.success import threshold
@@ -38,6 +38,20 @@ def options_of(spec: SimulatorSpec) -> GymOptions:
     return GymOptions(**given | {"image_size": height if height == width else (height, width)})
 
 
+def converts(demo: ForeignDemo, options: GymOptions, rendered: bool) -> tuple[Recording, SimulatorSpec]:
+    """See `recorded.convert`."""
+    from ript.sims.gym.recorded import convert
+
+    return convert(demo, options, rendered)
+
+
+def wrote(demo: ForeignDemo) -> bool:
+    """See `recorded.is_known`."""
+    from ript.sims.gym.recorded import is_known
+
+    return is_known(demo)
+
+
 def available() -> str | None:
     return None if util.find_spec("gymnasium") else 'gymnasium missing: pip install "ript[gym]"'
 
@@ -62,6 +76,8 @@ SUITE = Suite(
     make=make,
     options_of=options_of,
     find=find,
+    converts=converts,
+    wrote=wrote,
     packages=("gymnasium", "gymnasium-robotics", "mujoco"),
     available=available,
     caveats=caveats,

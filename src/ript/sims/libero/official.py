@@ -32,6 +32,16 @@ class _User:
     """Has a scene open for as long as a demonstration is converted."""
 
 
+def is_known(demo: ForeignDemo) -> bool:
+    """Whether a file says that it is of LIBERO, or has the name of a task."""
+    if "bddl_file_name" in demo.attributes:
+        return True
+    try:
+        return bool(_task_name(demo))
+    except DataError:
+        return False
+
+
 def convert(demo: ForeignDemo, options: LiberoOptions, rendered: bool) -> tuple[Recording, SimulatorSpec]:
     """A recording with looks, and what it was seen through.
 
@@ -45,6 +55,8 @@ def convert(demo: ForeignDemo, options: LiberoOptions, rendered: bool) -> tuple[
     """
     where = f"{demo.path}: key 'data/{demo.name}"
     task = task_of(_task_name(demo), options.horizon or HORIZON)
+    if not demo.states.size:
+        raise DataError(f"{where}/states' is missing")
     if demo.actions.ndim != 2 or demo.actions.shape[1] != 7:
         raise DataError(f"{where}/actions': expected [T, 7], got {list(demo.actions.shape)}")
     user = _User()

