@@ -47,6 +47,26 @@ def test_an_address_at_which_nothing_listens_is_refused_at_once() -> None:
         Connection(f"127.0.0.1:{port}")
 
 
+def test_a_cluster_that_lets_nobody_in_is_told_with_how_to_bring_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    from ript.rollout.cluster.connection import Connection
+
+    def refuse(**settings: Any) -> None:
+        raise ConnectionError(f"Failed to connect to Ray cluster at {settings['address']}")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    for mode, told in ((None, True), ("token", False)):
+        with monkeypatch.context() as patch, socket.socket() as head:
+            patch.delenv("RAY_AUTH_MODE", raising=False)
+            if mode:
+                patch.setenv("RAY_AUTH_MODE", mode)
+            head.bind(("127.0.0.1", 0))
+            head.listen()
+            with pytest.raises(ConfigError, match=r"no Ray cluster answers at 127\.0.*Failed to connect") as refused:
+                Connection(f"127.0.0.1:{head.getsockname()[1]}")
+        assert ("export RAY_AUTH_MODE=token here and wherever it is started" in str(refused.value)) == told
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

@@ -16,6 +16,9 @@ from ript.core.errors import ConfigError, DependencyMissing, WorkerError
 
 LOCAL, AUTO = "local", "auto"
 """Addresses that are words: a cluster that is started here, and the one that `ray start` made on this machine."""
+AUTH_MODE = "RAY_AUTH_MODE"
+"""Variable that says whether a cluster asks for a token, `~/.ray/auth_token`. Where it is not set a head does as soon as
+there is one (Ray makes one for `--cluster local`), but machines that join it do not know."""
 REACHED_SECONDS = 5.0
 """Within which a machine that exists accepts a connection."""
 
@@ -104,9 +107,12 @@ class Connection:
                     f"the cluster at {address} has other versions than this process ({_first(error)}): install the "
                     "same Python and Ray here and there"
                 ) from error
+            token = ""
+            if os.environ.get(AUTH_MODE) != "token":
+                token = f"; of one that asks for a token, export {AUTH_MODE}=token here and wherever it is started"
             raise ConfigError(
                 f"no Ray cluster answers at {address} ({_first(error)}): start one with `ray start --head` and "
-                "`ray start --address=HEAD:6379` on each further machine, or give --cluster local"
+                f"`ray start --address=HEAD:6379` on each further machine, or give --cluster local{token}"
             ) from error
 
     def places(self) -> list[Place]:
