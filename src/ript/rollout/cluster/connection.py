@@ -17,8 +17,8 @@ from ript.core.errors import ConfigError, DependencyMissing, WorkerError
 LOCAL, AUTO = "local", "auto"
 """Addresses that are words: a cluster that is started here, and the one that `ray start` made on this machine."""
 AUTH_MODE = "RAY_AUTH_MODE"
-"""Variable that says whether a cluster asks for a token, `~/.ray/auth_token`. Where it is not set a head does as soon as
-there is one (Ray makes one for `--cluster local`), but machines that join it do not know."""
+"""Variable that says whether a cluster asks for a token, `~/.ray/auth_token`. Where it is not set a head does as soon
+as there is one (Ray makes one for `--cluster local`), but machines that join it do not know."""
 REACHED_SECONDS = 5.0
 """Within which a machine that exists accepts a connection."""
 
