@@ -67,6 +67,13 @@ def test_a_class_is_a_kind_whose_policies_are_made_saved_and_loaded(here: Path) 
     assert all(torch.equal(x, loaded.weights()[name]) for name, x in policy.weights().items())
 
 
+def test_a_policy_is_ready_to_act_whatever_mode_its_class_leaves_it_in(here: Path) -> None:
+    kind = kinds.get(changed(here, "trains", ("self.eval()  # until it is trained", "self.train()")))
+    policy = kind.make(kind.options(kind=kind.kind), SPEC, 0, 0)
+    policy.save_pretrained(here / "saved")
+    assert not policy.training and not load_policy(here / "saved").training
+
+
 def test_without_options_and_a_loss_it_has_neither_settings_nor_supervised_training(here: Path) -> None:
     name = changed(here, "plain", ("KIND, Options = KIND, Options", "KIND = KIND"), ("def loss", "def not_a_loss"))
     kind = kinds.get(name)

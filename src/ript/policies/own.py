@@ -80,7 +80,7 @@ def _make(cls: type, options: Any, spec: SimulatorSpec, seed: int, privileged_di
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with asking(cls, "__init__"):
-            return cls(options, spec, {})
+            return _ready(cls(options, spec, {}))
 
 
 def _window(policy: Any) -> int:
@@ -102,9 +102,16 @@ def _load(cls: Any, options: type[PolicyOptions], folder: str | Path) -> Any:
     from ript.policies import modules
 
     if not hasattr(cls, "from_pretrained"):
-        return modules.load(cls, options, folder)
+        return _ready(modules.load(cls, options, folder))
     with asking(cls, "from_pretrained"):
-        return cls.from_pretrained(folder)
+        return _ready(cls.from_pretrained(folder))
+
+
+def _ready(policy: Any) -> Any:
+    """The policy, ready to act: a torch module is made in training mode."""
+    import torch
+
+    return policy.eval() if isinstance(policy, torch.nn.Module) else policy
 
 
 def _begin(policy: Any, options: Any, windows: DemoSource) -> None:
