@@ -8,7 +8,7 @@ VENV       ?= .venv
 PYTHON     ?=
 PIP_FLAGS  ?=
 ARGS       ?=
-PROCESSES  ?= 2
+PROCESSES  ?= 3
 
 BIN        := $(VENV)/bin
 UNFINISHED := $(VENV)/.unfinished

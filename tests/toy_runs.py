@@ -109,14 +109,14 @@ def weights(folder: Path) -> bytes:
 
 
 def without_times(folder: Path) -> dict[str, list[Any]]:
-    """What a run folder logged, but for wall clock and paths."""
+    """What a run folder logged, but for wall clock and paths, and what was launched ahead, which depends on timing."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
             return {
                 k: clean(v)
                 for k, v in value.items()
-                if "seconds" not in k and not k.startswith("time/") and k != "policy"
+                if "seconds" not in k and not k.startswith("time/") and k not in ("policy", "rollout/dropped_rollouts")
             }
         return value
 
