@@ -8,7 +8,7 @@ VENV       ?= .venv
 PYTHON     ?=
 PIP_FLAGS  ?=
 ARGS       ?=
-PROCESSES  ?= 3
+PROCESSES  ?= 2
 
 BIN        := $(VENV)/bin
 UNFINISHED := $(VENV)/.unfinished

@@ -305,6 +305,7 @@ def _trained(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_on_two_nodes_goes_on_here_and_then_on_one_with_the_same_result(
     standing: ClusterConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
