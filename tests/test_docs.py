@@ -44,19 +44,20 @@ def example_files(page: str) -> dict[str, str]:
     return named
 
 
+def python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python of its own there."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=280
+    )
+
+
 def run_example(folder: Path, name: str, *pages: str) -> str:
     """Write the files of the pages into `folder` and run one, with warnings as errors; returns what it printed."""
     for page in pages:
         for file, text in example_files(page).items():
             (folder / file).write_text(text)
-    run = subprocess.run(
-        [sys.executable, "-W", "error", name],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    run = python(folder, "-W", "error", name)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -95,14 +96,7 @@ def run_commands(folder: Path, page: str, small: Mapping[str, Sequence[str]]) ->
         (folder / file).write_text(text)
     names = [" ".join(words[: 2 if words[0] == "demos" else 1]) for words in commands_of(page)]
     commands = [[*words, *small.get(name, ())] for name, words in zip(names, commands_of(page), strict=True)]
-    run = subprocess.run(
-        [sys.executable, "-c", ONE_BY_ONE, json.dumps(commands)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    run = python(folder, "-c", ONE_BY_ONE, json.dumps(commands))
     assert run.returncode == 0, run.stderr
     printed = [stream.split("\f")[1:] for stream in (run.stdout, run.stderr)]
     return {name: out + err for name, out, err in zip(names, *printed, strict=True)}
