@@ -99,3 +99,5 @@ def test_what_the_recipe_pretrains_on_follows_the_target_unless_it_was_given() -
     assert with_tasks(moved, ("libero_goal/0", "libero_goal/1")).pretrain_tasks == LISTS["libero_goal"][2:]
     given = apply(recipe, {"pretrain_tasks": ["libero_90/0", "libero_goal/1"]})
     assert with_tasks(given, ("libero_goal/1",)).pretrain_tasks == ("libero_90/0",)
+    listed = apply(recipe, {"tasks": ["libero_spatial"]})  # a named list, as `--tasks` gives it
+    assert with_tasks(listed, LISTS["libero_spatial"]).pretrain_tasks == recipe.pretrain_tasks

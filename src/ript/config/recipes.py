@@ -45,9 +45,9 @@ def recipe(about: str, *, following: Following | None = None) -> Callable[[Calla
 
 
 def akin(suite: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """The other tasks of the shortest of the suite's lists that each of these is on."""
+    """The other tasks of the shortest of the suite's lists that each of these tasks, or those of named lists, is on."""
     record = suites.get(suite)
-    targets = [record.task(name).name for name in tasks]
+    targets = [task.name for task in record.expanded(tasks)]
     found: dict[str, None] = {}
     for target in targets:
         holding = sorted((names for names in record.lists().values() if target in names), key=len)
