@@ -16,6 +16,7 @@ from ript.learn.batch import UpdateBatch
 from ript.learn.update import update
 from ript.rl import train_rl
 from ript.rollout.local.process_pool import ProcessPool
+from ript.rollout.sampling import Collection, Gathering
 from ript.run.files import read_lines
 from tests.learn.test_update import Bandit, gradients, make_update_batch
 from tests.toy_runs import Stopped, lively_policy, stop_in, toy_config, weights, without_times
@@ -29,11 +30,36 @@ def ahead(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_rl(config, lively_policy(config), tmp_path_factory.mktemp("lag") / "run").folder
 
 
-def test_rollouts_are_one_version_old_but_for_the_first_and_the_run_learns(ahead: Path) -> None:
-    rows = list(read_lines(ahead / "metrics.jsonl"))
+def versions(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The versions of the policy that made each group of each collection, filled while runs go on."""
+    made: list[list[int]] = []
+    original = Gathering.collection
+
+    def noted(gathering: Gathering) -> Collection:
+        collection = original(gathering)
+        found = [{rollout.policy_version for rollout in group.rollouts} for group in collection.attempted]
+        assert all(len(of_one) == 1 for of_one in found)  # groups never mix versions
+        made.append([version for of_one in found for version in of_one])
+        return collection
+
+    monkeypatch.setattr(Gathering, "collection", noted)
+    return made
+
+
+@pytest.mark.parametrize(("share", "first"), [(0.5, 2), (1.0, 99)])
+def test_the_first_groups_are_made_by_the_weights_from_before_the_update_and_the_others_by_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, first: int
+) -> None:
+    made = versions(monkeypatch)
+    config = toy_config(rollout=WORKERS | {"ahead": share}, sampling={"groups": 4}, eval={"every": 0})
+    rows = list(read_lines(train_rl(config, lively_policy(config), tmp_path / "run").folder / "metrics.jsonl"))
+    assert made == [
+        [iteration - (iteration > 0 and n < first) for n in range(len(of))] for iteration, of in enumerate(made)
+    ]
+    assert len(made) == 3 and all(len(of) >= 4 for of in made)
     assert [row["update/age_max"] for row in rows] == [0, 1, 1]
-    assert [row["update/age"] for row in rows] == [0, 1, 1]
-    assert "update/first_ratio_deviation" in rows[0] and "update/first_ratio_deviation" not in rows[1]
+    assert [row["update/age"] == 1 for row in rows] == [False, share == 1, share == 1]
+    assert ("update/first_ratio_deviation" in rows[1]) == (share < 1)
     assert all(row["update/optimiser_steps"] > 0 for row in rows)
 
 
@@ -49,7 +75,7 @@ def test_the_next_rollouts_are_made_during_the_update(tmp_path: Path, monkeypatc
     config = toy_config(rollout=WORKERS, eval={"every": 0})
     train_rl(config, lively_policy(config), tmp_path / "run")
     main = threading.main_thread().name
-    assert [name == main for name in threads] == [True, True, False, False, True]  # before, 1, 2 and 3, after
+    assert [name == main for name in threads] == [True, True, False, True, False, True, True]  # before, 1, 2, 3, after
 
 
 @pytest.mark.parametrize("stopped", [1, 2])

@@ -16,8 +16,7 @@ from ript.core.types import EvalResult, Status
 from ript.evaluation import tally
 from ript.policies.loading import load_policy
 from ript.rl import RLResult, train_rl
-from ript.rollout.sampling import Collection
-from ript.run import collecting
+from ript.rollout.sampling import Collection, Gathering
 from ript.run.measure import Measurements
 from ript.run.reading import read_config
 from ript.run.rl_progress import Progress, iteration_line
@@ -33,10 +32,10 @@ def run(folder: Path, **changes: Any) -> RLResult:
 def collections(monkeypatch: pytest.MonkeyPatch, *successes: str) -> None:
     """Iterations whose groups of rollouts end like these words: "+-" is a group of a success and a failure."""
     waiting = [word.split() for word in successes]
-    original = collecting.collect_groups
+    original = Gathering.collection
 
-    def scripted(*args: Any, **settings: Any) -> Collection:
-        taken = original(*args, **settings)
+    def scripted(gathering: Gathering) -> Collection:
+        taken = original(gathering)
         groups = []
         for group, word in zip(taken.attempted, waiting.pop(0), strict=False):
             ends = [Status.SUCCESS if letter == "+" else Status.FAILURE for letter in word]
@@ -50,7 +49,7 @@ def collections(monkeypatch: pytest.MonkeyPatch, *successes: str) -> None:
             metrics=taken.metrics | {"success": Mean(sum(rewards), len(rewards))},
         )
 
-    monkeypatch.setattr(collecting, "collect_groups", scripted)
+    monkeypatch.setattr(Gathering, "collection", scripted)
 
 
 ALONE = {"iterations": 9, "eval": {"every": 0, "trials": 2}, "sampling": {"dynamic": False, "groups": 3}}

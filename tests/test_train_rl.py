@@ -43,7 +43,7 @@ from ript.policies.quest.policy import QuestPolicy
 from ript.report.read import read_run
 from ript.report.tables import change, points
 from ript.rl import RLResult, train_rl
-from ript.rollout.sampling import Collection, collect_groups
+from ript.rollout.sampling import Collection, Gathering, collect_groups
 from ript.run import collecting
 from ript.run import measure as measuring
 from ript.run import start as starting
@@ -270,8 +270,8 @@ def test_every_iteration_practises_on_fresh_states_with_fresh_noise_and_the_newe
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[Collection] = []
-    original = collecting.collect_groups
-    monkeypatch.setattr(collecting, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
+    original = Gathering.collection
+    monkeypatch.setattr(Gathering, "collection", lambda self: taken.append(original(self)) or taken[-1])
     result = run(tmp_path / "fresh", toy_config(eval={"trials": 2, "every": 0}))
     ids = [group.initial_state.id for collection in taken for group in collection.attempted]
     with initial_states(toy_config().sim, ("toy/reach-centre",), 0) as source:
@@ -296,9 +296,9 @@ def test_the_initial_states_of_demonstrations_can_be_practised_on_and_are_found_
     toy_demos(tmp_path / "two.hdf5", config, "reach-centre")
     shown = [state.id for state in demo_initial_states(open_demos(tmp_path / "two.hdf5"))]
     taken: list[Collection] = []
-    original = collecting.collect_groups
+    original = Gathering.collection
     with monkeypatch.context() as patch:
-        patch.setattr(collecting, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
+        patch.setattr(Gathering, "collection", lambda self: taken.append(original(self)) or taken[-1])
         whole = run(tmp_path / "whole", config)
     ids = [group.initial_state.id for collection in taken for group in collection.attempted]
     assert len(ids) > 2 and ids == [shown[i % 2] for i in range(len(ids))]
@@ -315,8 +315,8 @@ def test_an_iteration_ends_with_as_many_groups_as_were_asked_for(
 ) -> None:
     """At most `sampling.groups` are learned from, though `max_attempts` more were allowed."""
     taken: list[Collection] = []
-    original = collecting.collect_groups
-    monkeypatch.setattr(collecting, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
+    original = Gathering.collection
+    monkeypatch.setattr(Gathering, "collection", lambda self: taken.append(original(self)) or taken[-1])
     sampling = {"groups": 2, "max_attempts": 40, "dynamic": dynamic}
     run(tmp_path / "run", toy_config(sampling=sampling, eval={"every": 0, "trials": 2}))
     assert [len(collection.groups) for collection in taken] == [2] * 3
@@ -362,8 +362,8 @@ def test_practice_rollouts_end_soon_after_the_time_that_successes_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[Collection] = []
-    original = collecting.collect_groups
-    monkeypatch.setattr(collecting, "collect_groups", lambda *a, **k: taken.append(original(*a, **k)) or taken[-1])
+    original = Gathering.collection
+    monkeypatch.setattr(Gathering, "collection", lambda self: taken.append(original(self)) or taken[-1])
     sampling = {"horizon_margin": 1.25, "group_size": 16, "groups": 6, "max_attempts": 6, "dynamic": False}
     config = toy_config(iterations=4, sim={"horizon": 64}, sampling=sampling, eval={"every": 0})
     horizons = [row["rollout/horizon"] for row in rows(run(tmp_path / "run", config).folder)]

@@ -76,8 +76,15 @@ class RolloutConfig(Settings):
         0,
         ge=0,
         le=1,
-        description="1: the rollouts of the next iteration are made while the update learns, by the weights from "
-        "before it; 0: one after the other. Gains time where simulators and learner do not share cores.",
+        description="1: a share of the next iteration's rollouts, `ahead`, is made while the update learns, by the "
+        "weights from before it; 0: one after the other. Gains time where simulators and learner do not share cores.",
+    )
+    ahead: float = Field(
+        0.4,
+        gt=0,
+        le=1,
+        description="With `lag` = 1, the share of an iteration's groups that is made ahead; the others wait for the "
+        "new weights. An update's share of the time of a collection is enough: more only makes rollouts older.",
     )
     fixed_batch: int = Field(
         0,

@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -52,21 +53,8 @@ class Collection:
     metrics: Metrics
 
 
-def collect_groups(
-    pool: EnvPool,
-    initial_states: Iterator[InitialState],
-    *,
-    group_size: int,
-    quota: int,
-    max_attempts: int,
-    seed: tuple[int, ...],
-    dynamic: bool = True,
-    equal_tasks: int = 0,
-    horizon: Mapping[str, int] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    heed: Heed | None = None,
-) -> Collection:
-    """Collect `quota` groups with a signal.
+class Gathering:
+    """A collection in the making. It can be made in several parts, between which the pool's policy may change.
 
     Launching: a group is launched when it is needed for certain: all that is undecided could be accepted and the
     quota would still not be met. The slots of a worker share one processor, so an empty slot costs little, and a
@@ -78,7 +66,6 @@ def collect_groups(
     `quota` groups with a signal, of what is in flight, and of the few launched ahead.
 
     Args:
-        pool: holds the policy.
         initial_states: drawn one a group, in order. A state that comes up again counts on: its second group has the
             rollout indices K..2K-1, so that it is not a copy of the first.
         group_size: K, rollouts from each initial state.
@@ -91,28 +78,77 @@ def collect_groups(
             task with few groups with a signal keeps its part of the update, and one with none does not use up the
             attempts of others. 0: states are attempted as they come.
         horizon: task key -> `RolloutRequest.horizon`; a task that is missing runs to the simulator's.
-        progress: called with (accepted, attempted) whenever one more group is settled.
-        heed: see `EnvPool.run`.
 
     Raises:
         ConfigError: K < 2, quota < 1, or with dynamic sampling quota > max_attempts.
     """
-    _check(group_size, quota, max_attempts if dynamic else quota)
-    ledger = _Ledger(group_size, quota, max_attempts if dynamic else quota, dynamic, equal_tasks if dynamic else 0)
-    requests = _requests(ledger, pool, iter(initial_states), seed, horizon or {})
-    run = pool.run(requests) if heed is None else pool.run(requests, heed)
-    try:
-        while not ledger.complete:
-            rollout = next(run, None)
-            if rollout is None:
-                break
-            settled = ledger.settled
-            ledger.add(rollout)
-            if progress is not None and ledger.settled > settled:
-                progress(ledger.accepted, ledger.settled)
-    finally:
-        run.close()
-    return ledger.collection()
+
+    def __init__(
+        self,
+        initial_states: Iterator[InitialState],
+        *,
+        group_size: int,
+        quota: int,
+        max_attempts: int,
+        seed: tuple[int, ...],
+        dynamic: bool = True,
+        equal_tasks: int = 0,
+        horizon: Mapping[str, int] | None = None,
+    ):
+        limit = max_attempts if dynamic else quota
+        _check(group_size, quota, limit)
+        self._states, self._seed, self._horizon = iter(initial_states), seed, horizon or {}
+        self._ledger = _Ledger(group_size, quota, limit, dynamic, equal_tasks if dynamic else 0)
+
+    def gather(
+        self,
+        pool: EnvPool,
+        attempts: int | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        heed: Heed | None = None,
+    ) -> None:
+        """Attempt groups until the collection is complete.
+
+        Args:
+            pool: holds the policy.
+            attempts: stop when so many groups, at most `quota`, have been attempted in all; go on by another call.
+            progress: called with (accepted, attempted) whenever one more group is settled.
+            heed: see `EnvPool.run`.
+        """
+        ledger = self._ledger
+        ledger.stop = ledger.limit if attempts is None else min(attempts, ledger.quota)
+        requests = _requests(ledger, pool, self._states, self._seed, self._horizon)
+        run = pool.run(requests) if heed is None else pool.run(requests, heed)
+        try:
+            while not ledger.complete:
+                rollout = next(run, None)
+                if rollout is None:
+                    break
+                settled = ledger.settled
+                ledger.add(rollout)
+                if progress is not None and ledger.settled > settled:
+                    progress(ledger.accepted, ledger.settled)
+        finally:
+            run.close()
+
+    def collection(self) -> Collection:
+        """What has been gathered."""
+        return self._ledger.collection()
+
+
+def collect_groups(
+    pool: EnvPool,
+    initial_states: Iterator[InitialState],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    heed: Heed | None = None,
+    **settings: Any,
+) -> Collection:
+    """Collect `quota` groups with a signal, in one part: see `Gathering` and its `gather`."""
+    gathering = Gathering(initial_states, **settings)
+    gathering.gather(pool, progress=progress, heed=heed)
+    return gathering.collection()
 
 
 @dataclass(slots=True)
@@ -138,6 +174,10 @@ class _Ledger:
     limit: int
     dynamic: bool
     equal_tasks: int
+    stop: int = 0
+    """Attempts after which the present part ends, at most `limit`."""
+    position: int = 0
+    """How many initial states were drawn."""
     entries: list[_Entry] = field(default_factory=list)
     settled: int = 0
     accepted: int = 0
@@ -148,11 +188,11 @@ class _Ledger:
     @property
     def complete(self) -> bool:
         """Enough accepted groups, or nothing more may be launched and all is settled."""
-        return self.accepted >= self.quota or self.settled >= self.limit
+        return self.accepted >= self.quota or self.settled >= self.stop
 
     @property
     def exhausted(self) -> bool:
-        return len(self.entries) >= self.limit
+        return len(self.entries) >= self.stop
 
     def wants(self, saturation: int) -> bool:
         """Launch another group now? See `collect_groups`."""
@@ -177,10 +217,10 @@ class _Ledger:
             return False
         return None if sure + undecided >= quota else True
 
-    def launch(self, state: InitialState, position: int) -> _Entry:
+    def launch(self, state: InitialState) -> _Entry:
         first = self._drawn[state.id] * self.group_size
         self._drawn[state.id] += 1
-        entry = _Entry(state, position, first, [None] * self.group_size)
+        entry = _Entry(state, self.position, first, [None] * self.group_size)
         self.entries.append(entry)
         for index in range(first, first + self.group_size):
             self._by_rollout[state.id, index] = entry
@@ -232,14 +272,14 @@ def _requests(
     horizon: Mapping[str, int],
 ) -> Iterator[RolloutRequest | None]:
     """Requests of whole groups; None while no further group is wanted."""
-    state, position, passed = None, 0, 0
+    state, passed = None, 0
     while not ledger.exhausted:
         if not ledger.wants(pool.saturation):
             yield None
             continue
         if state is None:
             state = next(states, None)
-            position += 1
+            ledger.position += 1
         if state is None:
             return
         room = ledger.has_room(state.task.key)
@@ -251,7 +291,7 @@ def _requests(
             if passed > _MOST_PASSED * ledger.equal_tasks:
                 return
             continue
-        entry, state, passed = ledger.launch(state, position), None, 0
+        entry, state, passed = ledger.launch(state), None, 0
         for number in range(ledger.group_size):
             yield RolloutRequest(
                 initial_state=entry.state,

@@ -1,13 +1,16 @@
-"""The rollouts of a post-training run, an iteration at a time: when it is their turn, or one iteration ahead.
+"""The rollouts of a post-training run, an iteration at a time: when it is their turn, or in part ahead of it.
 
-Ahead (`rollout.lag` = 1), the rollouts of the next iteration are made while the update learns from those of this one,
-by the weights from before it. Whatever is faster waits for the other, and nothing depends on which that is.
+Ahead (`rollout.lag` = 1), the first groups of the next iteration, `rollout.ahead` of the quota, are made while the
+update learns from this one, by the weights from before it; the others follow by the new weights. Whatever is faster
+waits for the other, and nothing depends on which that is.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -18,7 +21,7 @@ from ript.config.sections import Config
 from ript.core import asking
 from ript.core.interfaces import PostTrainable
 from ript.core.metrics import values
-from ript.rollout.sampling import Collection, collect_groups, practice_horizons
+from ript.rollout.sampling import Collection, Gathering, practice_horizons
 from ript.run.progress import status
 from ript.run.rl_progress import Progress
 from ript.run.states import InitialStates
@@ -31,26 +34,26 @@ class _Stopped(Exception):
     """The run ended, and with it rollouts ahead."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Order:
-    """What decides an iteration's rollouts besides the configuration."""
-
-    iteration: int
-    position: int
-    horizons: Mapping[str, int]
-    version: int
-
-
 @dataclass(kw_only=True)
-class _Ahead:
-    """Rollouts that are being made while something else goes on."""
+class _Making:
+    """An iteration's rollouts in the making.
 
-    order: _Order
-    thread: threading.Thread
-    made: Collection | None = None
-    error: BaseException | None = None
+    Attributes:
+        gathering: the groups.
+        horizons: task key -> environment steps of a rollout at most.
+        seconds: for which rollouts were made.
+        spent, rows: of the pool meanwhile; see `EnvPool.timings` and the cluster's `rows`.
+        thread: that makes the first part ahead, if one does.
+        error: what ended it.
+    """
+
+    gathering: Gathering
+    horizons: Mapping[str, int]
     seconds: float = 0.0
-    began: float = field(default_factory=time.perf_counter)
+    spent: Counter[str] = field(default_factory=Counter)
+    rows: dict[str, Counter[str]] = field(default_factory=dict)
+    thread: threading.Thread | None = None
+    error: BaseException | None = None
 
 
 class Collecting:
@@ -69,35 +72,35 @@ class Collecting:
     def __init__(self, config: Config, policy: PostTrainable, states: InitialStates, longest: Mapping[str, int]):
         self.config, self.policy, self.states, self.pool, self.longest = config, policy, states, states.pool, longest
         self.horizons: Mapping[str, int] = {}
-        self._ahead: _Ahead | None = None
-        self._acted: dict[str, Any] | None = None  # weights and version that the next collection is made with
+        self._ahead: _Making | None = None
+        self._acted: dict[str, Any] | None = None  # weights and version that the next first part is made with
         self._stopping, self._waited = False, 0.0
 
     def take(self, at: Progress) -> tuple[Collection, dict[str, float]]:
         """Rollouts from the same initial states, K at a time, until enough groups have a signal; and what they cost."""
         self.finish()
-        ahead, self._ahead = self._ahead, None
+        making, self._ahead = self._ahead, None
         waited, self._waited = self._waited, 0.0
-        if ahead is None:
-            began = time.perf_counter()
-            order = _Order(iteration=at.iteration, position=at.position, horizons=at.horizons, version=at.iteration)
-            self._give(order)
-            made, seconds = self._collect(order), time.perf_counter() - began
-        elif ahead.error is not None:
-            raise ahead.error
-        else:
-            assert ahead.made is not None
-            made, order, seconds = ahead.made, ahead.order, ahead.seconds
-        self.horizons, self._acted = order.horizons, None
-        spent = values(self.pool.timings())
-        costs = {f"time/{k}": spent[k] for k in ("simulate", "render", "infer", "wait")}  # summed over workers
-        costs |= {"rollout/worker_restarts": spent["worker_restarts"], "time/collect": seconds}
-        costs |= {"time/rollout": seconds if ahead is None else waited}  # beside nothing else
-        costs |= of_nodes(getattr(self.pool, "rows", {}), seconds)
-        return made, costs
+        began = time.perf_counter()
+        if making is None:
+            making = self._making(at.iteration, at.position, at.horizons)
+            if self._acted is not None:  # a run that goes on, with weights from before its last update
+                self._give(self._acted["weights"], int(self._acted["version"]))
+                self._gather(making, self._share)
+        elif making.error is not None:
+            raise making.error
+        if self._acted is None or self._share is not None:
+            self._give(asking.weights(self.policy), at.iteration)
+            self._gather(making, None)
+        self.horizons, self._acted = making.horizons, None
+        costs = {f"time/{k}": float(making.spent[k]) for k in ("simulate", "render", "infer", "wait")}  # of all workers
+        costs |= {"rollout/worker_restarts": float(making.spent["worker_restarts"]), "time/collect": making.seconds}
+        costs |= {"time/rollout": waited + time.perf_counter() - began}  # beside nothing else
+        costs |= of_nodes(making.rows, making.seconds)
+        return making.gathering.collection(), costs
 
     def go_ahead(self, at: Progress, collection: Collection) -> None:
-        """Begin with the rollouts of the next iteration, if they are made ahead and there is one.
+        """Begin with the rollouts of the next iteration, if some are made ahead and there is one.
 
         Args:
             at: the present iteration, before it is counted.
@@ -105,24 +108,20 @@ class Collecting:
         """
         if not self.config.rollout.lag or at.ended:
             return
-        order = _Order(
-            iteration=at.iteration + 1,
-            position=at.position + collection.position,
-            horizons=self.horizons_after(collection, at.horizons),
-            version=at.iteration,
-        )
         weights = {name: t.detach().to("cpu", copy=True) for name, t in asking.weights(self.policy).items()}
-        self._acted = {"weights": weights, "version": order.version}
-        if order.iteration >= self.config.iterations:
+        self._acted = {"weights": weights, "version": at.iteration}
+        if at.iteration + 1 >= self.config.iterations:
             return
-        self._give(order)
-        self._ahead = ahead = _Ahead(order=order, thread=threading.Thread(target=self._make, daemon=True))
-        ahead.thread.start()
+        horizons = self.horizons_after(collection, at.horizons)
+        self._give(weights, at.iteration)
+        self._ahead = making = self._making(at.iteration + 1, at.position + collection.position, horizons)
+        making.thread = threading.Thread(target=self._make, args=(making,), daemon=True)
+        making.thread.start()
 
     def finish(self) -> float:
         """Wait for what is being made. Returns seconds."""
         began = time.perf_counter()
-        if self._ahead is not None:
+        if self._ahead is not None and self._ahead.thread is not None:
             self._ahead.thread.join()
             self._waited += time.perf_counter() - began
         return self._waited
@@ -144,39 +143,50 @@ class Collecting:
 
     # ------------------------------------------------------------------ how
 
-    def _give(self, order: _Order) -> None:
-        """Let the pool act with the weights of this order."""
-        weights, version = asking.weights(self.policy), order.version
-        if self._acted is not None:  # of a run that goes on, those from before its last update
-            weights, version = self._acted["weights"], int(self._acted["version"])
-        self.pool.set_policy(weights, version)
-        self.pool.timings()  # from here on
+    @property
+    def _share(self) -> int | None:
+        """Groups that are attempted ahead; None: all."""
+        share = self.config.rollout.ahead
+        return None if share == 1 else math.ceil(share * self.config.sampling.groups)
 
-    def _collect(self, order: _Order) -> Collection:
+    def _making(self, iteration: int, position: int, horizons: Mapping[str, int]) -> _Making:
+        """Nothing yet of the iteration's rollouts, from the initial states after `position`."""
         s = self.config.sampling
-        return collect_groups(
-            self.pool,
-            self.states.training(order.position, s.states, s.state_noise),
+        gathering = Gathering(
+            self.states.training(position, s.states, s.state_noise),
             group_size=s.group_size,
             quota=s.groups,
             max_attempts=s.max_attempts,
-            seed=(self.config.seed, order.iteration),
+            seed=(self.config.seed, iteration),
             dynamic=s.dynamic,
             equal_tasks=len(self.states.tasks) if s.equal_tasks else 0,
-            horizon=order.horizons,
-            heed=self._heed if self.config.rollout.lag else None,
+            horizon=horizons,
         )
+        return _Making(gathering=gathering, horizons=horizons)
 
-    def _make(self) -> None:
+    def _give(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        """Let the pool act with these weights."""
+        self.pool.set_policy(weights, version)
+        self.pool.timings()  # from here on
+
+    def _gather(self, making: _Making, attempts: int | None) -> None:
+        """Make rollouts, until so many groups have been attempted or all are there."""
+        began = time.perf_counter()
+        making.gathering.gather(self.pool, attempts, heed=self._heed if self.config.rollout.lag else None)
+        making.seconds += time.perf_counter() - began
+        making.spent.update(values(self.pool.timings()))
+        for name, row in getattr(self.pool, "rows", {}).items():
+            workers = row["workers"]
+            making.rows.setdefault(name, Counter()).update(row)
+            making.rows[name]["workers"] = workers
+
+    def _make(self, making: _Making) -> None:
         """In a thread of its own."""
-        ahead = self._ahead
-        assert ahead is not None
         torch.set_num_threads(1)
         try:
-            ahead.made = self._collect(ahead.order)
+            self._gather(making, self._share)
         except BaseException as error:
-            ahead.error = error
-        ahead.seconds = time.perf_counter() - ahead.began
+            making.error = error
 
     def _heed(self) -> None:
         if self._stopping:
@@ -187,7 +197,7 @@ class Collecting:
 
     def __exit__(self, *exc: object) -> None:
         self._stopping = True
-        if self._ahead is not None:
+        if self._ahead is not None and self._ahead.thread is not None:
             self._ahead.thread.join(LEAVE_SECONDS)
 
 

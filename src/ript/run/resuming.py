@@ -11,7 +11,7 @@ from ript.run.settings import Leaves, among, leaves, listed, recorded
 
 NEUTRAL = ("tracker", "rollout.", "cluster.")
 """Settings, or sections, that results do not depend on."""
-BINDING = ("rollout.lag",)
+BINDING = ("rollout.lag", "rollout.ahead")
 """Settings of those sections on which results do depend."""
 FREE: dict[str, tuple[str, ...]] = {
     "rl": ("iterations", "learn.ranks", *NEUTRAL),

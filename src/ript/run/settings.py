@@ -137,6 +137,8 @@ def idle(config: Config) -> dict[str, str]:
             found[name] = " without workers, for the policy acts in this process: leave it out, or give --workers N"
     elif config.rollout.inference == "local":
         found["rollout.gather"] = " with rollout.inference = local, where nothing is gathered: leave it out"
+    if not config.rollout.lag:
+        found["rollout.ahead"] = " with rollout.lag = 0, where no rollouts are made ahead: leave it out"
     if not config.sampling.dynamic:
         for name in ("sampling.max_attempts", "sampling.equal_tasks"):
             found[name] = " with sampling.dynamic = false, which takes the first groups as they are: leave it out"
