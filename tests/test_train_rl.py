@@ -6,7 +6,7 @@ import math
 import re
 import resource
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,6 @@ from ript.report.read import read_run
 from ript.report.tables import change, points
 from ript.rl import RLResult, train_rl
 from ript.rollout.sampling import Collection, Gathering, collect_groups
-from ript.run import collecting
 from ript.run import measure as measuring
 from ript.run import start as starting
 from ript.run.checkpoint import list_checkpoints, read_checkpoint
@@ -494,10 +493,8 @@ def test_torchs_threads_are_afterwards_what_they_were_however_a_run_ends(
 ) -> None:
     config = toy_config(iterations=1, learn={"threads": 2}, eval={"trials": 2, "every": 0})
     within: list[int] = []
-    collect_groups = collecting.collect_groups
-    monkeypatch.setattr(
-        collecting, "collect_groups", lambda *a, **k: within.append(torch.get_num_threads()) or collect_groups(*a, **k)
-    )
+    gather = Gathering.gather
+    monkeypatch.setattr(Gathering, "gather", lambda *a, **k: within.append(torch.get_num_threads()) or gather(*a, **k))
     run(tmp_path / "run", config)
     assert (within, torch.get_num_threads()) == ([2], 1)
     stop_in(monkeypatch, "log", 1)
@@ -655,15 +652,15 @@ def test_a_success_in_between_renews_the_patience(tmp_path: Path, monkeypatch: p
     """Hopeless iterations 1, 2, then a good one, then hopeless 4, 5: five are done."""
     collections = iter([1, 1, 24, 1, 1])
     config = toy_config(iterations=5, eval={"every": 0, "trials": 2})
-    original = collecting.collect_groups
+    original = Gathering.gather
 
-    def shortened(pool: EnvPool, states: Iterator[InitialState], **settings: Any) -> Collection:
+    def shortened(*given: Any, **settings: Any) -> None:
         horizon = next(collections)
         with monkeypatch.context() as patch:
             patch.setattr(toy, "RADIUS", 0.3 if horizon > 1 else -1.0)
-            return original(pool, states, **settings)
+            original(*given, **settings)
 
-    monkeypatch.setattr(collecting, "collect_groups", shortened)
+    monkeypatch.setattr(Gathering, "gather", shortened)
     assert run(tmp_path / "run", config).iterations == 5
     successes = [row["rollout/success"] for row in rows(tmp_path / "run")]
     assert successes[:2] == [0, 0] and successes[2] > 0 and successes[3:] == [0, 0]
