@@ -7,8 +7,9 @@ it (`SharedInstance`). Of any other each instance is built for itself, and an in
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -17,11 +18,13 @@ import numpy as np
 from ript.core.errors import ConfigError, SimulatorError
 from ript.sims.gym.cameras import RENDER, resolve
 from ript.sims.gym.environment import STEP, ActionScale, build, calling, parts, picture_keys, returned
+from ript.sims.gym.fields import Fields
 from ript.sims.gym.numbers import NotExact
-from ript.sims.gym.pictures import SHOWN, ModelPictures
+from ript.sims.gym.pictures import ModelPictures, require_shown
 from ript.sims.gym.shared import SharedEnvironment, physics, set_physics
 from ript.sims.gym.tasks import VIEWS
 from ript.sims.mujoco import gl
+from ript.sims.mujoco.rendering import CameraView
 from ript.sims.mujoco.shared import Shelf, return_freed_memory
 
 States = Literal["auto", "physics", "seed"]
@@ -71,6 +74,8 @@ class Environment:
         first_step: (reward, terminated, info) of a step after a reset.
         shared: the environment that instances take turns with, or None.
         why_not: why it is None.
+        model: the MuJoCo model of one instance, or None.
+        fields, built: of that model, and what was in them when it was built.
 
     Raises:
         ConfigError: an environment that cannot be practised in; says why.
@@ -94,6 +99,10 @@ class Environment:
         if self.renders:
             self._env.close()
             self._env = request.build(True)
+        self.model = model_of(self._env)
+        if self.model is not None:
+            self.fields = self.shared.fields if self.shared else Fields(self.model)
+            self.built = self.shared.built if self.shared else self.fields.snapshot(whole=True)
         with calling(lambda: f"{request.key}, reset and first step"):
             if self.shared:
                 observation = self.shared.own_reset(0)[1]
@@ -103,9 +112,13 @@ class Environment:
             result = self._env.step(self.actions.to_environment(np.zeros(self.actions.dim, np.float32)))
             _, reward, terminated, _, info = returned(request.key, "step", result, *STEP)
             self.first_step = (float(reward), bool(terminated), dict(info))
-        self.model = model_of(self._env)
         self.scratch = gl.import_mujoco().MjData(self.model) if self.model is not None else None
         return_freed_memory()
+
+    @property
+    def draws(self) -> bool:
+        """Whether its model is drawn here."""
+        return any(isinstance(view, CameraView) for view in self.views.values())
 
     @property
     def renders(self) -> bool:
@@ -138,7 +151,8 @@ class Environment:
         """The initial state of a reset with this seed: float64 `[S]`.
 
         Raises:
-            SimulatorError: the environment raised, or its state cannot be held as it could when it was tried.
+            SimulatorError: the environment raised.
+            ConfigError: its state cannot be held as it could when it was tried.
         """
         with calling(lambda: where, seed=number):
             if self.shared is None:
@@ -146,12 +160,8 @@ class Environment:
                     self._env.close()
                     self._env = self.request.build(self.renders)
                 return np.concatenate([[float(number)], summary(self._env.reset(seed=number)[0])])
-            try:
+            with _exact(where):
                 return self.shared.state(number)
-            except NotExact as error:
-                raise SimulatorError(
-                    f"{where}: the environment's state cannot be held exactly: {error}; use --sim.states=seed"
-                ) from error
 
     def size(self) -> int:
         """Numbers in an initial state."""
@@ -174,6 +184,17 @@ class Environment:
         """For an environment that no simulator has open."""
         self.close_renderers()
         self._env.close()
+
+
+@contextlib.contextmanager
+def _exact(where: str) -> Iterator[None]:
+    """What shows that instances cannot take turns ends the run, before rollouts could disturb each other."""
+    try:
+        yield
+    except NotExact as error:
+        raise ConfigError(
+            f"sim.states: {where}: the environment's state cannot be held exactly: {error}; use --sim.states=seed"
+        ) from error
 
 
 SHELF: Shelf[Environment] = Shelf()
@@ -204,6 +225,14 @@ class Instance(Protocol):
         """The environment's MuJoCo model and data."""
         ...
 
+    def fields(self) -> Fields:
+        """Of its model."""
+        ...
+
+    def ended(self, where: str) -> None:
+        """An episode is over: raise `ConfigError` where it changed what could not be watched at each step."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -214,13 +243,21 @@ class SharedInstance:
         self._shared, self._own, self.env = shared, shared.new_instance(), shared.env
 
     def reset(self, state: np.ndarray, where: str) -> Any:
-        return self._shared.put(self._own, state)
+        with _exact(where):
+            return self._shared.put(self._own, state)
 
     def turn(self) -> None:
         self._shared.use(self._own)
 
     def simulation(self) -> tuple[Any, Any]:
         return self._shared.model, self._own.data
+
+    def fields(self) -> Fields:
+        return self._shared.fields
+
+    def ended(self, where: str) -> None:
+        with _exact(where):
+            self._shared.ended(self._own)
 
     def close(self) -> None:
         self._shared.close(self._own)
@@ -231,6 +268,7 @@ class OwnInstance:
 
     def __init__(self, environment: Environment):
         self._environment, self._used = environment, False
+        self._fields: Fields | None = None
         self.env = environment.request.build(environment.renders)
 
     def reset(self, state: np.ndarray, where: str) -> Any:
@@ -248,26 +286,33 @@ class OwnInstance:
                 f"from that of this state. Rollouts from one state could not be compared. The "
                 "environment has to draw everything from self.np_random, or was changed; try --sim.rebuild=true"
             )
+        self.ended(where)
         return observation
 
     def turn(self) -> None:
         pass
 
     def simulation(self) -> tuple[Any, Any]:
+        return model_of(self.env), self.env.unwrapped.data
+
+    def fields(self) -> Fields:
         model = model_of(self.env)
-        if _shape(model) != _shape(self._environment.model):
-            raise SimulatorError(
-                f"{self._environment.request.key}: the environment compiles another model with each instance or reset; "
-                "use its own pictures (--sim.cameras=render)"
-            )
-        return model, self.env.unwrapped.data
+        if self._fields is None or self._fields.model is not model:
+            found = Fields(model)
+            if found.layout != self._environment.fields.layout:
+                raise SimulatorError(
+                    f"{self._environment.request.key}: the environment compiles another model with each instance or "
+                    "reset; use its own pictures (--sim.cameras=render)"
+                )
+            self._fields = found
+        return self._fields
+
+    def ended(self, where: str) -> None:
+        if self._environment.draws:
+            require_shown(self._environment.request.key, self.fields().changed_large(self._environment.built))
 
     def close(self) -> None:
         self.env.close()
-
-
-def _shape(model: Any) -> tuple[int, ...]:
-    return model.nq, model.nbody, model.ngeom, model.nsite, model.nmat, model.nlight, model.nmocap
 
 
 def model_of(env: Any) -> Any:
@@ -306,17 +351,16 @@ def draw(instance: Instance, pictures: ModelPictures, environment: Environment) 
     """
     instance.turn()
     model, data = instance.simulation()
-    inner = instance.env.unwrapped
+    inner, fields = instance.env.unwrapped, instance.fields()
     callback = getattr(inner, "_render_callback", None)
     if callback is None or vars(inner).get("data") is not data:
-        return pictures.draw(model, data)
-    kept = {name: getattr(model, name).copy() for name in SHOWN}
+        return pictures.draw(fields, data)
+    kept = fields.snapshot(environment.built)
     set_physics(model, environment.scratch, physics(model, data))
     inner.data = environment.scratch
     try:
         callback()
-        return pictures.draw(model, environment.scratch)
+        return pictures.draw(fields, environment.scratch)
     finally:
         inner.data = data
-        for name, value in kept.items():
-            getattr(model, name)[...] = value
+        fields.restore(kept)

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from ript.core.errors import SimulatorError
+from ript.core.errors import ConfigError, SimulatorError
 from ript.sims.gym.environment import no_pictures
+from ript.sims.gym.fields import Fields, Snapshot
 from ript.sims.mujoco import gl
 from ript.sims.mujoco.rendering import CameraView, ModelRenderer
 
 Meshes = Literal["boxes", "mesh"]
 FACES = 300
 """Meshes with fewer faces are drawn as they are: they cost no more than a box."""
-SHOWN = (
-    *("body_pos", "body_quat", "geom_pos", "geom_quat", "geom_size", "geom_rgba", "mat_rgba", "tendon_rgba"),
-    *("site_pos", "site_quat", "site_size", "site_rgba", "light_pos", "light_dir"),
-)
-"""Arrays of a model that change how it looks; environments set some of them (a goal's place, a colour)."""
+UPLOADED = ("tex_", "mesh_", "hfield_", "skin_")
+"""How the names of a model's arrays begin of which OpenGL has a copy, made once."""
+OURS = ("vis.quality.", "vis.global_.off", "vis.global_.fovy", "opt.")
+"""How the names of options begin that a renderer sets itself, or that show nothing."""
+GEOMETRY = ("geom_type", "geom_dataid", "geom_pos", "geom_quat", "geom_size")
+"""What of a geom is another where it is drawn as a box."""
 
 
 class ModelPictures:
     """Draws a MuJoCo environment's model as it is now, without touching it.
 
     Args:
-        model: the environment's; as it was built.
+        key: of the task, for errors.
+        model: of the environment.
+        built: what was in it when it was built.
         views: camera name -> view.
         size: (height, width).
         meshes: draw meshes, or the boxes around them (ten times as fast).
@@ -35,36 +39,69 @@ class ModelPictures:
         RendererMissing: no OpenGL renderer could be started.
     """
 
-    def __init__(self, model: Any, views: Mapping[str, CameraView], size: tuple[int, int], meshes: Meshes):
-        drawn = model.__copy__()
+    def __init__(
+        self,
+        key: str,
+        model: Any,
+        built: Snapshot,
+        views: Mapping[str, CameraView],
+        size: tuple[int, int],
+        meshes: Meshes,
+    ):
+        self._key, self._built, drawn = key, built, model.__copy__()
+        self._drawn = Fields(drawn)
+        self._drawn.restore(built)
+        self._drawn.restore_large(built)
+        kinds = drawn.geom_type.copy()
         if meshes == "boxes":
             _boxes_for_meshes(drawn)
         self._renderer = ModelRenderer(drawn, views, size, coarse=meshes == "boxes")
-        self._built = {name: getattr(model, name).copy() for name in SHOWN if getattr(model, name).size}
-        self._drawn = {name: getattr(drawn, name).copy() for name in self._built}
+        self._replaced = np.flatnonzero(drawn.geom_type != kinds)
+        self._own: dict[str, np.ndarray] = {}
         self._dirty: set[str] = set()
 
-    def draw(self, model: Any, data: Any) -> dict[str, np.ndarray]:
+    def draw(self, fields: Fields, data: Any) -> dict[str, np.ndarray]:
         """One picture a view: uint8 `[height, width, 3]`.
 
         Args:
-            model: the environment's, with what it changed since it was built.
+            fields: of the environment's model, with what it changed since it was built.
             data: its simulation; positions are read from it.
+
+        Raises:
+            ConfigError: it changed what cannot be shown.
         """
+        changed = {name for name in fields.changed(self._built) if not name.startswith(OURS)}
+        require_shown(self._key, changed)
+        if changed or self._dirty:
+            self._show(fields, changed)
         drawn = self._renderer.model
-        for name, built in self._built.items():
-            now = getattr(model, name)
-            changed = now != built
-            if changed.any():
-                getattr(drawn, name)[...] = np.where(changed, now, self._drawn[name])
-                self._dirty.add(name)
-            elif name in self._dirty:
-                getattr(drawn, name)[...] = self._drawn[name]
-                self._dirty.discard(name)
         return self._renderer.draw(data, drawn.body_pos.copy(), drawn.site_pos.copy())
+
+    def _show(self, fields: Fields, changed: set[str]) -> None:
+        """Let what is drawn have what was changed, and what is no longer changed be as it was."""
+        moved = [name for name in GEOMETRY if name in changed] if self._replaced.size else []
+        changed = changed.union(GEOMETRY) if moved else changed
+        for name in changed | self._dirty:
+            own = self._own.setdefault(name, self._drawn.value(name))
+            now = fields.value(name)
+            self._drawn.set(name, np.where(now != fields.then(name, self._built), now, own))
+        for geom in self._replaced if moved else ():  # where it was changed it is drawn as it is, not as a box
+            if any((fields.value(name)[geom] != fields.then(name, self._built)[geom]).any() for name in moved):
+                for name in GEOMETRY:
+                    getattr(self._renderer.model, name)[geom] = fields.value(name)[geom]
+        self._dirty = changed
 
     def close(self) -> None:
         self._renderer.close()
+
+
+def require_shown(key: str, changed: Collection[str]) -> None:
+    """Raise `ConfigError` where pictures that are drawn here would not show what was changed in a model."""
+    if hidden := sorted(name for name in changed if name.startswith(UPLOADED)):
+        raise ConfigError(
+            f"sim.cameras: {key} changes its model's {', '.join(hidden)}, which pictures drawn here do not show: use "
+            "the environment's own (--sim.cameras=render)"
+        )
 
 
 def _boxes_for_meshes(model: Any) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from ript.core.errors import RiptError
 from ript.sims.gym.attributes import Attributes
+from ript.sims.gym.fields import Fields
 from ript.sims.gym.numbers import NotExact, count, numbers, rebuilt, same, structure
 
 PROBES = (0, 1, 2)
@@ -27,58 +28,17 @@ PROBES = (0, 1, 2)
 TRIED = (3, 4)
 """Seeds of the states that are tried."""
 STEPS = 8
-LARGE = 2**16
-"""Bytes; larger arrays of a model are meshes and textures."""
-
-
-class _Fields:
-    """The arrays and options of a model that an environment could change."""
-
-    def __init__(self, model: Any):
-        self.arrays: dict[str, np.ndarray] = {}
-        for name in dir(model):
-            value = None if name.startswith("_") else getattr(model, name)
-            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and 0 < value.nbytes <= LARGE:
-                self.arrays[name] = value
-        options = {name: getattr(model.opt, name) for name in dir(model.opt) if not name.startswith("_")}
-        self.arrays |= {f"opt.{name}": value for name, value in options.items() if isinstance(value, np.ndarray)}
-        self._options = model.opt
-        self._scalars = [name for name, value in options.items() if isinstance(value, int | float)]
-        self._built = self.copy()
-        self._built_options = self._option_values()
-
-    def _option_values(self) -> list[float]:
-        return [getattr(self._options, name) for name in self._scalars]
-
-    def copy(self) -> dict[str, np.ndarray]:
-        return {name: value.copy() for name, value in self.arrays.items()}
-
-    def renew(self) -> None:
-        """Make the model what it was when it was built."""
-        for name, value in self.arrays.items():
-            value[...] = self._built[name]
-        for name, number in zip(self._scalars, self._built_options, strict=True):
-            setattr(self._options, name, number)
-
-    def changed(self) -> set[str]:
-        """Names of arrays that are not as they were built.
-
-        Raises:
-            NotExact: an option is not.
-        """
-        if (now := self._option_values()) != self._built_options:
-            wrong = [name for name, a, b in zip(self._scalars, now, self._built_options, strict=True) if a != b]
-            raise NotExact(f"it changes its model's option {wrong[0]}")
-        return {name for name, value in self.arrays.items() if not np.array_equal(value, self._built[name])}
 
 
 @dataclass(eq=False)
 class Own:
-    """What an instance has of its own: its simulation, its attributes and what is changed in the model."""
+    """What an instance has of its own: its simulation, its attributes, and what it changed in the model, by name."""
 
     data: Any
     attributes: list[dict[str, Any]] = field(default_factory=list)
-    fields: list[np.ndarray] = field(default_factory=list)
+    fields: dict[str, np.ndarray] = field(default_factory=dict)
+    unwatched: bool = False
+    """Its large arrays have not been looked at since it had its turn."""
 
 
 class SharedEnvironment:
@@ -91,6 +51,7 @@ class SharedEnvironment:
     Attributes:
         env: the environment.
         model: its `MjModel`, with what `active` changed in it.
+        fields, built: of the model, and what was in them when it was built.
         active: the instance that has its turn, or None.
         size: numbers in an initial state.
 
@@ -105,7 +66,8 @@ class SharedEnvironment:
         self.active: Own | None = None
         self._attributes = Attributes(env)
         self.model = self._attributes.model
-        self._fields = _Fields(self.model)
+        self.fields = Fields(self.model)
+        self.built = self.fields.snapshot(whole=True)
         self._varying: list[str] = []
         self._built = self._attributes.put_away(self._attributes.now(), self._attributes.data)
         self._built_data = _copy(self._attributes.data)
@@ -123,7 +85,8 @@ class SharedEnvironment:
         """Make the environment what it was when it was newly built."""
         self._let_go()
         instance = Own(_copy(self._built_data))
-        self._fields.renew()
+        self.fields.restore(self.built)
+        self.fields.restore_large(self.built)
         instance.attributes = self._attributes.take_out(self._built, instance.data)
         self._attributes.use(instance.attributes)
         return instance
@@ -143,10 +106,10 @@ class SharedEnvironment:
             instance, observation = self.own_reset(seed)
             stored = self._attributes.put_away(instance.attributes, instance.data)
             resets.append((self._attributes.take_out(stored, self._built_data), stored, observation))
-            changed |= self._fields.changed()
+            changed |= self._changed()
             for action in actions(STEPS, seed):
                 self.env.step(action)
-            changed |= self._fields.changed()
+            changed |= self._changed()
         self._varying = sorted(changed)
         (first, self._stored, self._observation), *others = resets
         self._observation = _own(self._observation)
@@ -165,12 +128,23 @@ class SharedEnvironment:
             for place, held in enumerate(first)
         ]
         sizes = (
-            sum(self._fields.arrays[name].size for name in self._varying),
+            sum(self.fields.value(name).size for name in self._varying),
             sum(count(first[place][name]) for place, name in self._layout),
             count(self._observation),
         )
         self._parts = np.cumsum([1, physics(self.model, self._built_data).size, *sizes])
         self.size = int(self._parts[-1])
+
+    def _changed(self) -> set[str]:
+        """Names of what is not as it was built in the model."""
+        self.require_small()
+        return self.fields.changed(self.built)
+
+    def require_small(self) -> None:
+        """Raise `NotExact` where more was changed in the model than an instance can have of its own."""
+        for name in sorted(self.fields.changed_large(self.built)):
+            size = self.fields.value(name).nbytes
+            raise NotExact(f"it changes its model's {name}, {size:,} bytes, which instances cannot take turns with")
 
     def _differs(self, held: dict, other: dict, name: str, value: Any) -> bool:
         if held.keys() != other.keys():
@@ -191,7 +165,7 @@ class SharedEnvironment:
         return self._state(seed, instance, observation)
 
     def _state(self, seed: int, instance: Own, observation: Any) -> np.ndarray:
-        new = self._fields.changed() - set(self._varying)
+        new = self._changed() - set(self._varying)
         if new:
             raise NotExact(f"the reset with seed {seed} changes its model's {', '.join(sorted(new))}, others do not")
         found = []
@@ -209,16 +183,21 @@ class SharedEnvironment:
             found.append(numbers(attributes[place][name]))
         if structure(observation) != structure(self._observation):
             raise NotExact("its first observation differs from reset to reset in more than its numbers")
-        fields = [self._fields.arrays[name].ravel() for name in self._varying]
+        fields = [self.fields.value(name).ravel() for name in self._varying]
         return np.concatenate(
             [[float(seed)], physics(self.model, instance.data), *fields, *found, numbers(observation)]
         )
 
     def put(self, instance: Own, state: np.ndarray) -> Any:
-        """Put an instance into an initial state and let it have its turn; returns the first observation."""
+        """Put an instance into an initial state and let it have its turn; returns the first observation.
+
+        Raises:
+            NotExact: instances changed more of the model than they can have of their own.
+        """
+        if instance.unwatched:
+            self.ended(instance)
         whole, fields, held, observed = np.split(state.copy(), self._parts)[1:5]  # MuJoCo wants it writable
         self._let_go()
-        self._fields.renew()
         instance.attributes = self._attributes.take_out(self._stored, instance.data)
         at = 0
         for place, name in self._layout:
@@ -226,11 +205,11 @@ class SharedEnvironment:
             n = count(value)
             instance.attributes[place][name] = rebuilt(value, held[at : at + n])
             at += n
-        instance.fields, at = [], 0
+        instance.fields, at = {}, 0
         for name in self._varying:
-            shape, n = self._fields.arrays[name].shape, self._fields.arrays[name].size
-            instance.fields.append(fields[at : at + n].reshape(shape))
-            at += n
+            built = self.fields.then(name, self.built)
+            instance.fields[name] = fields[at : at + built.size].reshape(built.shape)
+            at += built.size
         self.use(instance)
         self._mujoco.mj_resetData(self.model, instance.data)
         set_physics(self.model, instance.data, whole)
@@ -247,16 +226,27 @@ class SharedEnvironment:
         if self.active is instance:
             return
         self._let_go()
-        for name, value in zip(self._varying, instance.fields, strict=True):
-            self._fields.arrays[name][...] = value
+        self.fields.restore(self.built)
+        for name, value in instance.fields.items():
+            self.fields.set(name, value)
         self._attributes.use(instance.attributes)
-        self.active = instance
+        self.active, instance.unwatched = instance, True
 
     def _let_go(self) -> None:
-        """Keep what the active instance changed in the model; its attributes are kept where they are."""
+        """Keep what the active instance changed in the model, whatever and whenever; its attributes stay where they
+        are."""
         if self.active is not None:
-            self.active.fields = [self._fields.arrays[name].copy() for name in self._varying]
+            self.active.fields = {name: self.fields.value(name) for name in self.fields.changed(self.built)}
             self.active = None
+
+    def ended(self, instance: Own) -> None:
+        """An instance's episode is over.
+
+        Raises:
+            NotExact: instances changed more of the model than they can have of their own.
+        """
+        self.require_small()
+        instance.unwatched = False
 
     def close(self, instance: Own) -> None:
         """The instance will not be used again."""
@@ -272,8 +262,7 @@ class SharedEnvironment:
             instance, observation = self.own_reset(seed)
             states.append(self._state(seed, instance, observation))
             ways.append([_seen(self.env.step(action)) for action in plan])
-            if unknown := self._fields.changed() - set(self._varying):
-                raise NotExact(f"steps change its model's {', '.join(sorted(unknown))}, and others do not")
+            self.require_small()
         instances = [self.new_instance() for _ in TRIED]
         for instance, state in zip(instances, states, strict=True):
             self.put(instance, state)

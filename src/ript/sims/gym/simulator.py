@@ -185,7 +185,9 @@ class GymSimulator:
                     break
             if self._environment.model is not None and not stability.is_stable(self._instance.simulation()[1]):
                 raise SimulatorError(f"{self._address()}: {stability.UNSTABLE}")
-        self._done = success or self.terminated or self._steps >= self.task.horizon
+            self._done = success or self.terminated or self._steps >= self.task.horizon
+            if self._done:
+                self._instance.ended(self._address())
         self.seconds["simulate"] += time.perf_counter() - start
         return ChunkResult(success=success, env_steps=self._steps - before, done=self._done)
 
@@ -248,7 +250,8 @@ class GymSimulator:
     def _model_pictures(self, views: dict[str, CameraView], size: tuple[int, int], meshes: Meshes) -> ModelPictures:
         def make() -> ModelPictures:
             gl.before_close(instances.close_renderers)
-            return ModelPictures(self._environment.model, views, size, meshes)
+            environment = self._environment
+            return ModelPictures(self.task.key, environment.model, environment.built, views, size, meshes)
 
         return self._environment.pictures((tuple(views.items()), size, meshes), make)
 

@@ -157,7 +157,6 @@ class ModelRenderer:
         _cheapen(self.model, size, coarse=coarse)
         self._cameras = {name: self._camera(view) for name, view in views.items()}
         self._views = dict(views)
-        self._cam_pos, self._cam_fovy = model.cam_pos.copy(), model.cam_fovy.copy()
         self._option, self._perturb = mujoco.MjvOption(), mujoco.MjvPerturb()
         self._scene = mujoco.MjvScene(self.model, maxgeom=1000)
         off = ["mjRND_SHADOW", "mjRND_REFLECTION", *(["mjRND_SKYBOX", "mjRND_HAZE"] if coarse else [])]
@@ -205,17 +204,20 @@ class ModelRenderer:
         return {name: self._draw_view(self._views[name], camera) for name, camera in self._cameras.items()}
 
     def _draw_view(self, view: CameraView, camera: Any) -> np.ndarray:
-        mujoco, model = self._mujoco, self.model
+        mujoco, model, fixed = self._mujoco, self.model, camera.fixedcamid
+        kept = (model.cam_pos[fixed].copy(), model.cam_fovy[fixed]) if view.base is not None else None
         if view.base is None:
             model.vis.global_.fovy = view.fovy
-        else:  # two views may share a camera of the model
-            camera_id = camera.fixedcamid
-            model.cam_pos[camera_id] = self._cam_pos[camera_id] if view.position is None else view.position
-            model.cam_fovy[camera_id] = self._cam_fovy[camera_id] if view.fovy is None else view.fovy
+        elif view.position is not None:
+            model.cam_pos[fixed] = view.position
+        if view.base is not None and view.fovy is not None:
+            model.cam_fovy[fixed] = view.fovy
         mujoco.mj_camlight(model, self.data)
         mujoco.mjv_updateScene(
             model, self.data, self._option, self._perturb, camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
+        if kept is not None:  # two views may share a camera of the model
+            model.cam_pos[fixed], model.cam_fovy[fixed] = kept
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
         return self._pixels.copy() if view.flip else self._pixels[::-1].copy()  # OpenGL's first row is the lowest

@@ -1,0 +1,106 @@
+"""MuJoCo environments that change their model: instances stay apart, and pictures show it."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from packages import needs
+
+from ript.core.errors import ConfigError
+from ript.sims.gym.instances import SHELF
+from ript.sims.gym.simulator import GymSimulator
+
+pytestmark = needs("mujoco")
+PACKAGE = "gym_models"
+RIGHT = np.full((1, 1), 0.8, np.float32)
+
+
+def made(name: str, **settings) -> GymSimulator:
+    return GymSimulator(f"{PACKAGE}:{name}-v0", **settings)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_on_the_shelf():
+    yield
+    SHELF.close_unused()
+    assert len(SHELF) == 0
+
+
+def way(simulator, state, beside=None) -> np.ndarray:
+    """What is observed of 29 steps, while another instance is reset, goes its own way and is reset again."""
+    simulator.reset(state)
+    found = []
+    for step in range(29):
+        if beside is not None and step % 2:
+            beside.reset(beside.initial_states(1, start=step)[0])
+            beside.step_chunk(-RIGHT)
+        simulator.step_chunk(RIGHT)
+        found.append(simulator.state_vector())
+    return np.array(found)
+
+
+@pytest.mark.parametrize("name", ["Room", "DrawnWall", "LateWall", "LateMove", "LateOptions"])
+def test_instances_of_one_model_go_the_environments_way_whatever_they_change_in_it_and_when(name):
+    with made(name) as a, made(name) as b:
+        assert a.exact == ""
+        for state in a.initial_states(4):
+            alone, beside, stock = way(a, state), way(a, state, b), a.stock_episode(state)
+            for number, seen in enumerate(alone):
+                assert np.array_equal(stock.step(RIGHT[0])[0], seen), number
+            assert np.array_equal(alone, beside)
+
+
+def test_what_is_too_large_to_be_taken_turns_with_makes_a_state_a_seed():
+    with made("Repainted", cameras=("render",)) as a, made("Repainted", states="seed", cameras=("render",)) as b:
+        assert "pictures" in a.exact and b.exact
+    with made("Repainted", proprio=("observation",), cameras=("top",)) as simulator:
+        assert "changes its model's tex_data, 196,608 bytes" in simulator.exact
+
+
+@pytest.mark.parametrize("way_out", ["end", "reset"])
+def test_a_large_change_that_comes_late_ends_the_run_and_names_the_way_out(way_out):
+    with made("LatePaintOnly") as simulator, made("LatePaintOnly") as other:
+        assert simulator.exact == ""
+        first, second = simulator.initial_states(2)
+        simulator.reset(first), other.reset(second)
+        simulator.step_chunk(np.tile(RIGHT, (15, 1)))
+        with pytest.raises(ConfigError, match=r"sim\.states: gym/.*changes its model's tex_data.*--sim\.states=seed"):
+            other.step_chunk(np.tile(RIGHT, (30, 1))) if way_out == "end" else simulator.reset(first)
+
+
+def test_pictures_that_would_not_show_a_change_are_refused():
+    refused = r"sim\.cameras: .*changes its model's tex_data.*--sim\.cameras=render"
+    with made("Repainted") as simulator, pytest.raises(ConfigError, match=refused):
+        simulator.reset(simulator.initial_states(1)[0])
+    with made("LatePaintOnly", states="seed") as simulator:
+        simulator.reset(simulator.initial_states(1)[0])
+        with pytest.raises(ConfigError, match=refused):
+            simulator.step_chunk(np.tile(RIGHT, (30, 1)))
+
+
+@pytest.mark.parametrize("states", ["auto", "seed"])
+def test_pictures_show_materials_lights_and_cameras_as_they_are_in_each_state(states):
+    with made("Lamp", cameras=("side", "top"), meshes="mesh", states=states) as simulator:
+        chosen = simulator.initial_states(6)
+        assert (simulator.exact == "") is (states == "auto")
+        ours = [simulator.reset(state).images for state in (*chosen, *chosen)]
+    env = gymnasium.make(f"{PACKAGE}:Lamp-v0", render_mode="rgb_array", camera_name="top", disable_env_checker=True)
+    theirs = [(env.reset(seed=int(state.state[0])), env.render())[1] for state in chosen]
+    env.close()
+    lamps, own = [lamp(look["top"][0]) for look in ours], [lamp(picture) for picture in theirs]
+    assert lamps[:6] == lamps[6:] and len({colour for colour, _ in lamps}) == 2
+    assert [colour for colour, _ in lamps[:6]] == [colour for colour, _ in own]
+    assert np.abs(np.subtract([column for _, column in lamps[:6]], [column for _, column in own])).max() < 1.5
+    lights = [
+        [picture.mean(axis=(0, 1)) for picture in pictures]
+        for pictures in (theirs, (look["top"][0] for look in ours[:6]))
+    ]
+    assert np.corrcoef(np.ravel(lights[0]), np.ravel(lights[1]))[0, 1] > 0.9
+
+
+def lamp(picture: np.ndarray) -> tuple[str, float]:
+    """Its colour, and the column of pixels in which it is."""
+    lit = picture.astype(float) + 1
+    red, green = lit[..., 0] > 2 * lit[..., 1], lit[..., 1] > 2 * lit[..., 0]
+    return "red" if red.sum() > green.sum() else "green", float(np.argwhere(red | green)[:, 1].mean())
