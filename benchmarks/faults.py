@@ -237,6 +237,35 @@ def _(here: Here) -> str:
                 os.kill(pid, signal.SIGKILL)
 
 
+@row("network", "the network of a node gone (all that its processes send and receive is lost), silence of 5 s")
+def _(here: Here) -> str:
+    library, file = here.folder / "cut_off.so", here.folder / "cut_off"
+    source = Path(__file__).with_name("cut_off.c")
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    here.cluster.remove_node(min(here.cluster.worker_nodes, key=lambda node: node.node_id), allow_graceful=False)
+    os.environ |= {"LD_PRELOAD": str(library), "CUT_OFF": str(file)}  # for the processes of this node
+    try:
+        node = here.cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    finally:
+        del os.environ["LD_PRELOAD"], os.environ["CUT_OFF"]
+    here.cluster.wait_for_nodes(120)
+    there: list[int] = []
+
+    def cut(pool: Any) -> None:
+        there.extend(below(node.all_processes["raylet"][0].process.pid))
+        file.touch()
+
+    try:
+        found = here.disturbed(cut, silence=5.0)
+        return f"{found}; {sum(map(alive, there))} of the node's {len(there)} processes live on, heard by nobody"
+    finally:
+        file.unlink(missing_ok=True)
+        here.cluster.remove_node(node, allow_graceful=False)
+        for pid in there:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 @row("joins", "a node joins in mid-run")
 def _(here: Here) -> str:
     last = here.cluster.worker_nodes
