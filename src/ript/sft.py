@@ -29,7 +29,7 @@ from ript.core.supervised import DemoSource, Stage
 from ript.demos.demo_set import DemoSet, open_demos
 from ript.demos.windows import Windows
 from ript.learn.spread_stages import SpreadStages
-from ript.learn.stages import StageSettings, run_stages
+from ript.learn.stages import StageSettings, require_trainable, run_stages
 from ript.policies.loading import Origin, load_policy, origin_of
 from ript.run.cards import add_supervised, horizon_in
 from ript.run.checkpoint import Checkpoint
@@ -203,6 +203,7 @@ def _prepare(
     stages = make_stages(policy, config.sft, windows, targets, base is None)
     if not stages:
         raise ConfigError(f"{kind.kind} policies have no stage for this: nothing would be trained")
+    require_trainable(stages)
     return _Work(config=config, policy=policy, module=module, kind=kind, windows=windows, stages=stages, lesson=lesson)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 
-from ript.core.errors import NotFiniteError, TrainingError
+from ript.core.errors import NotFiniteError, PolicyError, TrainingError
 from ript.core.metrics import Metrics, merge
 
 Part = TypeVar("Part")
@@ -19,6 +19,24 @@ Loss = Callable[[Part], tuple[torch.Tensor, Metrics]]
 
 Named = Iterable[tuple[str, torch.Tensor]]
 """(name, tensor), for messages."""
+
+
+def require_masters(groups: Iterable[Mapping[str, Any]], what: str) -> None:
+    """Raise `PolicyError` unless all weights that an optimiser would change are at least float32.
+
+    Rounding to fewer bits takes back what a step of the usual size changes, and AdamW's moments would be as short.
+
+    Args:
+        groups: of parameters, as an optimiser is given them; those that get no gradient may be of any type.
+        what: would train them, in words.
+    """
+    lists = [group["params"] for group in groups if isinstance(group["params"], list | tuple)]  # others are used up
+    trained = [p for parameters in lists for p in parameters if p.requires_grad and p.is_floating_point()]
+    if short := sorted({str(p.dtype).removeprefix("torch.") for p in trained if torch.finfo(p.dtype).bits < 32}):
+        raise PolicyError(
+            f"{what} would train weights in {' and '.join(short)}, which rounds away what its steps change: give the "
+            "policy float32 weights there (policy.float()); what is not trained may stay"
+        )
 
 
 class Gradient:

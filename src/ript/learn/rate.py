@@ -9,11 +9,18 @@ import torch
 from ript.core import asking
 from ript.core.errors import ConfigError
 from ript.core.interfaces import LikelihoodPolicy
+from ript.learn.gradient import require_masters
 
 
 def make_optimiser(policy: LikelihoodPolicy, *, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
-    """AdamW over what post-training updates. A parameter group's own `lr` and `weight_decay` take precedence."""
-    optimiser = torch.optim.AdamW(asking.rl_parameters(policy), lr=learning_rate, weight_decay=weight_decay)
+    """AdamW over what post-training updates. A parameter group's own `lr` and `weight_decay` take precedence.
+
+    Raises:
+        PolicyError: weights of fewer bits than float32; see `require_masters`.
+    """
+    groups = asking.rl_parameters(policy)
+    require_masters(groups, "practice")
+    optimiser = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
     for group in optimiser.param_groups:
         group["initial_lr"] = group["lr"]
     return optimiser

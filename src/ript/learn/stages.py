@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from ript.core.errors import ConfigError, NotFiniteError
 from ript.core.metrics import Mean, Metrics, merge, values
 from ript.core.noise import Noise, drawing_from
 from ript.core.supervised import Stage
-from ript.learn.gradient import Gradient, require_finite
+from ript.learn.gradient import Gradient, require_finite, require_masters
 from ript.learn.gradient import step as step_of
 from ript.learn.ranks import ALONE, Ranks, sum_gradients
 
@@ -281,8 +281,19 @@ def _trained(stage: Stage) -> list[torch.nn.Parameter]:
     return [p for module in stage.modules for p in module.parameters()]
 
 
+def _groups(stage: Stage) -> list[dict[str, Any]]:
+    return [dict(group) for group in stage.groups] or [{"params": _trained(stage)}]
+
+
+def require_trainable(stages: Iterable[Stage]) -> None:
+    """Raise `PolicyError` unless what the stages train has weights that can learn; see `require_masters`."""
+    for stage in stages:
+        require_masters(_groups(stage), f"supervised training (stage {stage.name})")
+
+
 def _optimiser(stage: Stage, weight_decay: float) -> torch.optim.AdamW:
-    groups = [dict(group) for group in stage.groups] or [{"params": _trained(stage)}]
+    require_trainable([stage])
+    groups = _groups(stage)
     return torch.optim.AdamW(groups, lr=0.0, weight_decay=weight_decay)  # the schedule sets the learning rate
 
 

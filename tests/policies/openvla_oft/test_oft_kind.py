@@ -1,5 +1,6 @@
 """The kind of policy as the loop, the command line and the registry see it."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -18,6 +19,8 @@ from ript.core.errors import ConfigError, PolicyError
 from ript.core.options import replace
 from ript.core.registry import kinds
 from ript.demos.collect import collect_demos
+from ript.policies.openvla_oft.checkpoint import usual_type
+from ript.policies.openvla_oft.config import Base
 from ript.policies.openvla_oft.options import OftOptions, OftTraining
 from ript.rl import train_rl
 from ript.run.start import amount
@@ -223,3 +226,28 @@ def test_settings_of_an_adapter_are_refused_where_they_change_nothing(words, mes
     words = [str(tmp_path / word) if word == "d.hdf5" else word for word in words]
     assert cli.main([*words, "--recipe", "openvla_oft_small", "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_supervised_training_gives_a_policy_that_computed_in_bfloat16_its_float32_weights(start, tmp_path):
+    c = replace(config(), iterations=1, policy=replace(config().policy, rl_trains="head", precision="bfloat16"))
+    practised = train_rl(c, start, tmp_path / "rl").policy
+    assert ript.load_policy(practised).network.dtype == torch.bfloat16
+    tiny_steps = replace(config().sft, finetune_learning_rate=1e-6, scale_steps=0)
+    c = replace(config(), sft=tiny_steps)
+    train_sft(c, start.parents[1] / "demos.hdf5", tmp_path / "sft", base=practised)
+    before, after = (ript.load_policy(place) for place in (practised, tmp_path / "sft" / "policy"))
+    assert after.config.precision == "float32" and {p.dtype for p in after.parameters()} == {torch.float32}
+    was, now = before.network.state_dict(), after.network.state_dict()
+    moved = [(now[name] != was[name].float()).float().mean() for name in was if not name.startswith("scale_head.")]
+    assert sum(moved) / len(moved) > 0.5  # of bfloat16's numbers no step of 1e-6 changes any
+    bits = {name for name, tensor in now.items() if not torch.equal(tensor, tensor.bfloat16().float())}
+    assert len(bits) > 40
+
+
+def test_what_is_trained_whole_is_kept_as_it_says_on_any_device(start):
+    own = ript.load_policy(start).config
+    assert usual_type("cuda", own) == usual_type("cpu", own) == torch.float32
+    assert usual_type("cpu", dataclasses.replace(own, precision="bfloat16")) == torch.bfloat16
+    referring = dataclasses.replace(own, base=Base(name="elsewhere", revision=None, index="0"))
+    assert usual_type("cuda", referring) == usual_type("cuda", None) == torch.bfloat16
+    assert usual_type("cpu", referring) == usual_type("cpu", None) == torch.float32

@@ -75,8 +75,7 @@ def load(
         scale_head: RIPT-VLA's file of a scale head for a published policy.
         heads: "new" gives a published base without an L1 head new heads, which `ript sft` then trains.
         device: where weights go, straight from their files.
-        dtype: of the base's weights; None: bfloat16 on a GPU, on the CPU float32, or as one of ours says
-            (`OftConfig.precision`). What can be trained is float32.
+        dtype: of the base's weights; None: see `usual_type`. What can be trained is float32.
         self_test: see `selftest.require_sound`.
 
     Raises:
@@ -86,7 +85,6 @@ def load(
     if (free := free_on(device)) is not None:
         sizes, rank = sizes_in(folder)
         memory.require(sizes, memory.Use(rank=rank), Demands(device_bytes=free, act_batch=1))
-    dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else None)
     place = hub.fetch(str(folder)) if hub.on_hub(folder) else expanded(folder)
     if "kind" in document(place, "config.json"):
         if suite or adapter or scale_head or alpha is not None or heads != "published":
@@ -95,7 +93,7 @@ def load(
     else:
         if heads == "new" and (suite or adapter or scale_head):
             raise ConfigError(f"{folder}: new heads are trained with statistics and an adapter of their own: give none")
-        policy = _load_published(place, suite, heads, device, dtype or torch.float32)
+        policy = _load_published(place, suite, heads, device, dtype or usual_type(device, None))
         if scale_head is not None:
             load_scale_head(policy.network, expanded(scale_head), device=device)
         if adapter is not None:
@@ -103,6 +101,14 @@ def load(
     if self_test:
         require_sound(policy.network, str(folder), policy.config.last)
     return policy
+
+
+def usual_type(device: str, own: OftConfig | None) -> torch.dtype:
+    """Of the network before the heads: what one of ours without a base says (`OftConfig.precision`), for it may be
+    trained whole; else bfloat16 on a GPU, and on the CPU float32, or what one of ours says."""
+    if torch.device(device).type == "cuda" and (own is None or own.base is not None):
+        return torch.bfloat16
+    return DTYPES[own.precision if own else "float32"]
 
 
 def sizes_in(folder: str | Path) -> tuple[OpenVlaSizes, int]:
@@ -182,7 +188,7 @@ def index_of(folder: Path) -> str:
 def _load_own(folder: Path, device: str, dtype: torch.dtype | None) -> OpenVlaPolicy:
     saved = policy_folder.load(folder, OpenVlaPolicy.KIND)
     config = _config_of(saved.config, folder)
-    dtype = dtype or DTYPES[config.precision]
+    dtype = dtype or usual_type(device, config)
     network = empty(config.sizes)
     if any(name.startswith("scale_head.") for name in saved.weights):
         add_scale_head(network)

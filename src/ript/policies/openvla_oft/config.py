@@ -23,7 +23,7 @@ Trains = Literal["adapter+head", "adapter", "head"]
 """What post-training updates: the adapter's layers in the language model, the L1 head, or both. The scale head is left
 as it is. Where the head alone is trained, rollouts keep hidden states, and updates begin there."""
 Precision = Literal["float32", "bfloat16"]
-"""In what the network before the heads computes on the CPU, and is kept there."""
+"""In what the network before the heads computes and is kept; where it refers to a base, on the CPU alone."""
 LONGEST_PROMPT = 256
 """Tokens; LIBERO's have 22 to 40. Every decision that is recorded holds as many."""
 

@@ -83,8 +83,11 @@ def begin(policy: OpenVlaPolicy, options: OftOptions, windows: DemoSource) -> No
 
 
 def further(policy: OpenVlaPolicy, options: OftOptions) -> OpenVlaPolicy:
-    """Give one whose base lies elsewhere an adapter to learn by, and any a scale head; it acts as before."""
+    """Give one whose base lies elsewhere an adapter to learn by, and any a scale head; it acts as before. One that
+    holds all its weights learns with all of them, in float32 (`OpenVlaPolicy.at_precision`)."""
     policy = policy.configured(recompute=options.recompute)
+    if policy.config.base is None:
+        policy = policy.at_precision("float32")
     if policy.network.scale_head is None:
         policy = policy.with_scale_head()
     if policy.config.base is not None and not policy.config.rank:

@@ -52,9 +52,9 @@ class OftOptions(PolicyOptions):
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="In what the network before the heads computes on the CPU while practice trains the head alone, "
-        "and afterwards: bfloat16 takes half the time on a processor with matrix units for it (AMX), longer on others. "
-        "Heads compute in float32.",
+        description="In what the network before the heads computes while practice trains the head alone, and "
+        "afterwards, until supervised training (where the policy refers to a base, on the CPU alone): bfloat16 takes "
+        "half the time on a processor with matrix units for it (AMX), longer on others. Heads compute in float32.",
     )
     recompute: bool = Field(
         False,
