@@ -43,7 +43,8 @@ def bench_policy(
     synthetic: bool = False,
     micro_batch: int | None = None,
 ) -> dict[str, Any]:
-    """Time a policy with random weights, made on the device.
+    """Time a policy with random weights, made on the device. What memory it takes is said first, on the screen, so that
+    it is known where there is no such device, or one without room.
 
     Args:
         size: one of the kind's; None: its usual one.
@@ -84,9 +85,13 @@ def bench_policy(
             f"batch ({numbers}), rows ({rows}) and threads ({threads}) must be at least 1, micro_batch ({micro_batch}) "
             "0 or more"
         )
+    largest, each = max(batches), micro_batch or rows
+    plan = list(specimens.plan(size, largest, each))
+    for line in plan:
+        status(line)
     with computing(device, threads):
-        specimens.require_room(size, device, max(batches), micro_batch or rows)
-        return _measure(specimens, kind, size, batches, device, rows, micro_batch)
+        specimens.require_room(size, device, largest, each)
+        return _measure(specimens, kind, size, batches, device, rows, micro_batch) | {"plan": plan}
 
 
 def _measure(
@@ -107,7 +112,6 @@ def _measure(
         "precision": str(precision).removeprefix("torch."),
         "matmul_gflops": limits[torch.float32] / 1e9,
         "matmul_gflops_bf16": limits[torch.bfloat16] / 1e9,
-        "plan": list(specimens.plan(size)),
     }
     status("act, log_prob, update")
     document["act"] = [_act(policy, specimens.look(policy, batch), device, speed) for batch in batches]
@@ -323,4 +327,4 @@ def describe_policy(document: dict[str, Any]) -> str:
         lines.append(
             f"  update with {name}: {option['milliseconds']:.2f} ms, {option['ratio']:.2f} times{limit}{changes}"
         )
-    return "\n".join([*lines, *document["plan"]])
+    return "\n".join(lines)

@@ -45,7 +45,8 @@ class Specimens:
         micro_batch: decisions of a pass of it, at most; 0: all.
         options: what torch offers on top is tried, too.
         require_room: (size, device, batch, micro-batch) -> nothing; raises `DeviceTooSmall` before anything is made.
-        plan: size -> for a person, what such a policy takes on devices of several sizes; none: it is small.
+        plan: (size, batch, micro-batch) -> for a person, what such a policy takes on devices of several sizes; none: it
+            is small.
     """
 
     sizes: tuple[str, ...]
@@ -59,4 +60,4 @@ class Specimens:
     micro_batch: int = 0
     options: bool = True
     require_room: Callable[[str, str, int, int], None] = lambda size, device, batch, micro_batch: None
-    plan: Callable[[str], Sequence[str]] = lambda size: ()
+    plan: Callable[[str, int, int], Sequence[str]] = lambda size, batch, micro_batch: ()

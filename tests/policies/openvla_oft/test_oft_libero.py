@@ -20,11 +20,10 @@ from ript.cli import main as cli
 from ript.config import recipes
 from ript.config.recipes import OPENVLA_SUITES
 from ript.config.sections import RolloutConfig
+from ript.core.errors import PolicyError
 from ript.core.options import replace as changed
 from ript.core.registry import suites
 from ript.core.types import Observation, Status
-from ript.demos.formats.writer import DemoWriter
-from ript.demos.records import Demo
 from ript.learn.batch import make_batch
 from ript.learn.rate import make_optimiser
 from ript.learn.update import update
@@ -32,6 +31,7 @@ from ript.policies.openvla_oft.numbers import protocol_of
 from ript.policies.openvla_oft.pictures import decoded, encoded, resized
 from ript.policies.openvla_oft.prompt import small_tokenizer
 from ript.rollout.sampling import collect_groups
+from ript.run import start
 from ript.run.states import InitialStates
 from ript.sims.seen import as_published, as_seen_by, show, sim_options_of
 
@@ -113,6 +113,18 @@ def test_how_episodes_begin_is_the_protocols_and_what_is_seen_the_policys(import
     assert list(suites.get("libero").spec(sim).cameras) == ["primary", "wrist"]
 
 
+def test_demonstrations_fit_that_show_the_same_under_the_suites_own_names(imported):
+    """The recipes collect with the names that LIBERO's protocol has; a policy has those of its pictures."""
+    policy, suite, recipe = ript.load_policy(imported), suites.get("libero"), recipes.get("openvla_oft_libero_spatial")
+    assert list(policy.simulator.cameras) != list(suite.spec(recipe.sim).cameras) == ["agentview-stock", "wrist-stock"]
+    policy.check_simulator(suite.spec(recipe.sim))
+    policy.check_simulator(suite.spec(recipe.sim.replaced(cameras=("the-hand=wrist-stock", "agentview-stock"))))
+    upright = recipe.sim.replaced(cameras=("agentview-stock", "wrist"), image_size=128)
+    words = r"use the policy's own \(--sim.cameras=primary=agentview-stock,wrist=wrist-stock --sim.image_size=256\)"
+    with pytest.raises(PolicyError, match=words):
+        policy.check_simulator(suite.spec(upright))
+
+
 SHORT = ["--workers", "0", "--device=cpu", "--rollout.inference=local", "--rollout.slots=4", "--learn.threads=1"]
 SHORT += ["--sim.horizon=16", "--iterations=1", "--sampling.groups=1", "--sampling.max_attempts=1"]
 SHORT += ["--sampling.group_size=2"]
@@ -155,12 +167,16 @@ def test_the_page_takes_a_download_to_a_practised_adapter_and_its_evaluation(fol
     monkeypatch.chdir(tmp_path)
     (tmp_path / "openvla-oft-spatial").symlink_to(folder)
     (tmp_path / "scale_header.pth").symlink_to(SCALE_HEAD)
+    names = shutil.ignore_patterns("*.pt", "dataset_statistics.json")
+    shutil.copytree(folder, tmp_path / "openvla-7b", ignore=names)  # without an L1 head
     few = ["--workers=0", "--tasks", TASK]
     small = {
         "bench": ["--size=tiny", "--device=cpu", "--rows=4", "--batch", "2", "--threads=1"],
+        "demos": ["--workers=0", "--per-task=1", "--demos.every=40", "--sim.horizon=220"],
         "eval": [*few, "--trials=1"],
         "sft": [
             "--device=cpu",
+            *("--tasks", TASK),
             "--policy.rank=2",
             "--sft.finetune_steps=1",
             "--sft.scale_steps=1",
@@ -171,48 +187,25 @@ def test_the_page_takes_a_download_to_a_practised_adapter_and_its_evaluation(fol
     small["sft"] += ["--sft.threads=1", "--sft.scale_batch=2"]
     text = (ROOT / "docs" / "openvla_oft.md").read_text().replace("\\\n", " ")
     commands = [shlex.split(line) for line in re.findall(r"^    \$ ript (.*)$", text, re.MULTILINE)]
-    assert [words[0] for words in commands] == ["bench", "import", "eval", "sft", "rl", "eval"]
+    assert [words[0] for words in commands] == [
+        *("bench", "import", "eval", "demos", "sft", "import", "sft", "rl", "eval")
+    ]
     monkeypatch.setattr(bench, "matmul_speed", lambda *_: 1e11)  # has a test of its own
+    monkeypatch.setattr(start, "LOOKED", 1)  # pictures of so many states, each a tenth of a second
     protocols = suites.get("libero").protocols
     assert protocols["openvla-spatial"].horizon == 220
     monkeypatch.setitem(protocols, "openvla-spatial", changed(protocols["openvla-spatial"], horizon=16))
     for words in commands:
-        if words[0] == "sft":
-            write_demos(ript.load_policy("policies/oft"), tmp_path / "demos.hdf5")
         assert cli.main([*words, *small.get(words[0], ())]) == 0, (words, capsys.readouterr().err)
     out, err = capsys.readouterr()
     assert re.search(r"^libero_spatial/0 .* 0/1 ", out, re.MULTILINE)  # a policy with random weights
     assert "1 iterations: at most 6 rollouts, 96 env-steps, 4 decisions in updates" in err
     (row,) = map(json.loads, (tmp_path / "runs" / "rl" / "metrics.jsonl").read_text().splitlines())
     assert row["rollout/rollouts"] == 2 and row["rollout/errors"] == 0
-    for out in ("runs/sft/policy", "runs/rl/policy"):
-        policy = ript.load_policy(out)
-        assert policy.config.rank == 2 and policy.config.base.name.endswith("openvla-oft-spatial")
-        assert (tmp_path / out / "adapter_model.safetensors").is_file()
-
-
-def write_demos(policy, path):
-    """A demonstration with what the policy's simulator shows; its actions are small random ones."""
-    suite, rng = suites.get("libero"), np.random.default_rng(0)
-    sim = as_seen_by(policy, suite.protocols[policy.protocol])
-    with suite.make(suite.task(TASK).key, sim) as simulator:
-        state = simulator.initial_states(1, split="train")[0]
-        looks = [simulator.reset(state)]
-        actions = rng.uniform(-0.2, 0.2, (8, 7)).astype(np.float32)
-        simulator.step_chunk(actions[:4])
-        looks.append(simulator.observe())
-        demo = Demo(
-            initial_state=state,
-            actions=actions,
-            executed_actions=actions,
-            frame_steps=np.array([0, 4]),
-            images={name: np.concatenate([look.images[name] for look in looks]) for name in looks[0].images},
-            proprio=np.concatenate([look.proprio for look in looks]).astype(np.float32),
-            privileged=None,
-            tries=1,
-        )
-        with DemoWriter(path, {}) as writer:
-            writer.add(0, demo, suite.spec(sim))
+    for out, base in (("sft", "openvla-oft-spatial"), ("base", "openvla-7b"), ("rl", "openvla-oft-spatial")):
+        policy = ript.load_policy(f"runs/{out}/policy")
+        assert policy.config.rank == 2 and policy.config.base.name.endswith(base) and not policy.caveats
+        assert (tmp_path / "runs" / out / "policy" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.slow

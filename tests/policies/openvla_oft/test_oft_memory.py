@@ -1,6 +1,7 @@
 """What memory a policy takes, said before anything is loaded."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -180,7 +181,20 @@ def test_the_synthetic_benchmark_says_that_a_gpu_is_too_small_before_it_makes_an
     monkeypatch.setattr(specimens, "_published", lambda *_: pytest.fail("a policy was made"))
     with pytest.raises(DeviceTooSmall, match=r"what fits|at the least"):
         specimens.require_room("published", "cuda", 32, 8)
-    assert any("48 GB" in line for line in specimens.plan("published")) and not specimens.plan("small")
+    assert not specimens.plan("small", 32, 8)
+
+
+def test_what_fits_on_which_card_is_told_where_there_is_none(monkeypatch, capsys):
+    """The words of docs/openvla_oft.md."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = ["bench", "policy", "--kind", "openvla_oft", "--synthetic", "--device", "cuda"]
+    assert cli.main(words) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert re.match(r"memory: \d+\.\d GiB \(weights 13\.72, .*acting on 32 decisions", told[0]), told
+    assert [line.split(" GB ")[0] for line in told[1:4]] == [f"  a device of {gb}" for gb in (24, 48, 80)]
+    assert "torch sees no CUDA device here" in told[4]
+    cli.main([*words, "--batch", "64", "--micro_batch", "1"])  # as it is asked for
+    assert "acting on 64 decisions" in capsys.readouterr().err.splitlines()[0]
 
 
 def test_the_synthetic_benchmark_on_a_cpu_without_room_for_it_is_refused_too(monkeypatch, capsys):

@@ -370,12 +370,15 @@ class OpenVlaPolicy(nn.Module):
         policy = self.configured(**{name: getattr(options, name) for name in names})
         if "adapter" in options.rl_trains and not policy.config.rank:
             policy = policy.with_adapter(options.rank, options.alpha / options.rank)
-        if options.precision != policy.config.precision and self.device.type == "cpu":
+        if options.precision != policy.config.precision and (self.config.base is None or self.device.type == "cpu"):
             policy = policy.at_precision(options.precision)
         return policy, ""
 
     def at_precision(self, precision: Precision) -> OpenVlaPolicy:
-        """The same policy, sharing heads and adapter, with its own copy of the rest, which computes in that type."""
+        """The same policy, sharing heads and adapter, with its own copy of the rest, which computes in that type; or
+        this one, which does."""
+        if precision == self.config.precision and self.network.dtype == DTYPES[precision]:
+            return self
         names = dict(self.network.named_parameters())
         shared = {name for name in names if name.partition(".")[0] in HELD or ".lora_" in name}
         network = copy.deepcopy(self.network, {id(names[name]): names[name] for name in shared})
@@ -453,7 +456,7 @@ class OpenVlaPolicy(nn.Module):
                 if spec.cameras[name] != (sizes.image, sizes.image):
                     raise PolicyError(f"the policy takes pictures of {sizes.image}, {name} shows {spec.cameras[name]}")
         if spec.suite != self.simulator.suite or self.simulator.render:  # of a published one only the suite is known
-            require_same_settings(self.simulator, spec)
+            require_same_settings(self.simulator, renamed(spec, dict(zip(cameras, self.config.cameras, strict=True))))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapter and heads with a reference to the base, or, of a policy without one, everything."""
@@ -472,6 +475,17 @@ class OpenVlaPolicy(nn.Module):
         )
 
     __hash__ = nn.Module.__hash__
+
+
+def renamed(spec: SimulatorSpec, own: Mapping[str, str]) -> SimulatorSpec:
+    """What a simulator shows, its cameras called otherwise: name there -> own name."""
+
+    def called(cameras: Mapping[str, R]) -> dict[str, R]:
+        return {own.get(name, name): about for name, about in cameras.items()}
+
+    views = spec.render.get("cameras")
+    render = dict(spec.render) | ({"cameras": called(views)} if isinstance(views, Mapping) else {})
+    return dataclasses.replace(spec, cameras=called(spec.cameras), render=render)
 
 
 def in_threads(work: Callable[[T], R], rows: Sequence[T]) -> list[R]:

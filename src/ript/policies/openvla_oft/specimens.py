@@ -111,7 +111,7 @@ def comparisons(policy: OpenVlaPolicy, look: Observation) -> list[Comparison]:
     ]
 
 
-def use_of(size: str, batch: int = 32, micro_batch: int = 8) -> memory.Use:
+def use_of(size: str, batch: int, micro_batch: int) -> memory.Use:
     return memory.Use(rank=RANK, recompute=size == PUBLISHED, act_batch=batch, micro_batch=micro_batch)
 
 
@@ -120,12 +120,12 @@ def require_room(size: str, device: str, batch: int, micro_batch: int) -> None:
     anywhere."""
     if size != PUBLISHED:
         return
-    free, use = free_on(device), use_of(size)
+    free, use = free_on(device), use_of(size, batch, micro_batch)
     if free is None:  # float32 there
         free, use = machine.memory().available, replace(use, dtype_bytes=4)
     memory.require(OpenVlaSizes(), use, Demands(device_bytes=free, act_batch=batch, micro_batch=micro_batch))
 
 
-def plan(size: str) -> list[str]:
-    """The memory plan of a policy of the published size; nothing for another size."""
-    return memory.plan(OpenVlaSizes(), use_of(size)) if size == PUBLISHED else []
+def plan(size: str, batch: int, micro_batch: int) -> list[str]:
+    """The memory plan of a policy of the published size on a GPU; nothing for another size."""
+    return memory.plan(OpenVlaSizes(), use_of(size, batch, micro_batch)) if size == PUBLISHED else []
