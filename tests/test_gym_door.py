@@ -123,7 +123,7 @@ def test_the_horizon_of_an_environment_without_a_limit_is_told_once(folder, caps
         ["tasks", "{}"],
         ["demos", "collect", "--recipe", "smoke", "--per-task", "1", "--out", "x.hdf5", "--tasks", "{}"],
         ["quickstart", "--target", "{}"],
-        ["rl", "--recipe", "smoke", "--policy", "p", "--out", "o", "--tasks", "{}"],
+        ["rl", "--recipe", "smoke", "--out", "o", "--tasks", "{}"],
         ["bench", "rollout", "--tasks", "{}"],
     ],
     ids=lambda words: words[0],

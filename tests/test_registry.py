@@ -5,14 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
+import h5py
 import pytest
 
 from ript.cli.main import main
+from ript.config.sections import policy_options
 from ript.core import registry
 from ript.core.errors import ConfigError, DependencyMissing, UnknownNameError
 from ript.core.house import Suite
 from ript.core.registry import Registry
 from ript.core.types import Task
+from ript.demos.collect import collect_demos
+from ript.sims.registry import make_simulator
 from ript.sims.toy.suite import SUITE as TOY
 
 RECORD = """
@@ -81,7 +85,7 @@ def test_folders_and_packages_are_found_without_being_imported_and_one_alone_whe
 
 def test_an_unknown_name_suggests_the_nearest(place, suites) -> None:
     folder(place, "north", RECORD)
-    with pytest.raises(UnknownNameError, match="unknown suite 'nroth': did you mean north"):
+    with pytest.raises(UnknownNameError, match=r"suite 'nroth': did you mean north\? Otherwise install the package"):
         suites.get("nroth")
     with pytest.raises(UnknownNameError, match=r"unknown suite 'y': known: north; install the package that brings it"):
         suites.get("y")
@@ -236,3 +240,48 @@ def test_oblong_pictures_come_back_from_a_spec() -> None:
 def test_settings_that_a_suite_does_not_have_are_refused_by_name(name: str, given: dict, says: str) -> None:
     with pytest.raises(ConfigError, match=f"^{says}"):
         registry.suites.get(name).options(**given)
+
+
+@pytest.fixture
+def of_a_missing_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder has a policy and demonstrations, made with a suite whose package was uninstalled since."""
+    monkeypatch.chdir(tmp_path)
+    collect_demos(make_simulator, ["toy/reach-centre"], 1, "slider.hdf5", every=1)
+    with h5py.File("slider.hdf5", "r+") as file:
+        attributes = file["data"].attrs
+        for name in [name for name, value in attributes.items() if isinstance(value, str)]:
+            attributes[name] = attributes[name].replace('"toy"', '"slider"')
+    options = policy_options("gaussian")
+    with make_simulator("toy/reach-centre") as simulator:
+        registry.kinds.get("gaussian").make(options, simulator.spec, 0, None).save_pretrained(Path("policy"))
+    config = Path("policy/config.json")
+    config.write_text(config.read_text().replace('"toy"', '"slider"'))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval --policy policy --tasks stop-at-mark",
+        "sft --recipe practice --sim.suite=slider --tasks stop-at-mark --demos slider.hdf5 --out run",
+        "sft --recipe practice --tasks stop-at-mark --demos slider.hdf5 --out run",
+        "sft --recipe practice --tasks stop-at-mark --demos other.hdf5 --base policy --out run",
+        "rl --recipe practice --policy policy --tasks slider/stop-at-mark --out run",
+        "rl --recipe practice --policy policy --tasks stop-at-mark --out run",
+        "demos verify slider.hdf5",
+        "doctor --suite slider",
+    ],
+)
+def test_a_suite_that_is_missing_is_named_before_any_task_with_what_to_install(
+    of_a_missing_suite: None, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == 2
+    said = "did you mean libero? Otherwise install the package that brings it (an entry point of ript.suites)"
+    assert f"unknown simulator suite 'slider': {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["tasks slider", "tasks slider/stop-at-mark", "check slider/stop-at-mark"])
+def test_what_may_be_a_missing_suite_is_said_to_be_one_beside_what_is_like_it(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == 2
+    assert "nstall the package that brings a suite 'slider'" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from ript.core.options import replace
 from ript.core.statistics import wilson
 from ript.core.types import EvalResult, InitialState, Rollout, RolloutRequest, Status, Task, TaskResult
 from ript.learn.batch import UpdateBatch
-from ript.policies.loading import load_policy, origin_of, require_policy
+from ript.policies.loading import load_policy, origin_of, require_policy, require_suite
 from ript.rollout.reasons import in_a_line, reasons
 from ript.run.cards import horizon_in
 from ript.run.progress import progress, status
@@ -152,6 +152,7 @@ def named_policy(policy: str | Path | PostTrainable) -> tuple[str, PostTrainable
     if not isinstance(policy, str | Path):
         return "policy", policy
     origin = origin_of(policy)
+    require_suite(origin.place)
     return origin.place, load_policy(origin.place)
 
 

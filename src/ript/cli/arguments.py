@@ -11,7 +11,7 @@ from typing import Any
 
 from ript.config import overrides, recipes
 from ript.config.sections import Config
-from ript.core.errors import ConfigError, DependencyMissing, UnknownNameError
+from ript.core.errors import ConfigError, DependencyMissing, RiptError, UnknownNameError
 from ript.core.interpreter import as_typed
 from ript.core.memory import ran_out
 from ript.core.options import SimOptions, replace
@@ -49,6 +49,22 @@ def _suite_of_tasks(words: Sequence[str], args: Namespace) -> dict[str, list[str
     return {"sim.suite": [*named]} if named else {}
 
 
+def _start(args: Namespace) -> str | None:
+    """The policy that a command begins with; None: a new one."""
+    return getattr(args, "policy", None) or getattr(args, "base", None)
+
+
+def _require_suite_of_demos(args: Namespace) -> None:
+    """Raise unless the suite is here that the demonstrations of a command are of, as far as that can be read."""
+    from ript.demos.demo_set import open_demos
+
+    try:
+        suite = open_demos(getattr(args, "demos", None) or []).spec.suite
+    except RiptError:  # said when it is their turn
+        return
+    suites.get(suite)
+
+
 def _kind_of_start(args: Namespace, given: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """The kind of the policy that a command begins with, as a setting, where settings of a kind were given: they are
     that kind's own.
@@ -56,7 +72,7 @@ def _kind_of_start(args: Namespace, given: Mapping[str, Sequence[str]]) -> dict[
     Raises:
         PolicyError: there is no policy.
     """
-    start = getattr(args, "policy", None) or getattr(args, "base", None)
+    start = _start(args)
     if not start or not any(name.startswith(("policy.", "sft.")) for name in given):
         return {}
     from ript.policies.loading import kind_in
@@ -81,11 +97,20 @@ def configure(args: Namespace) -> Config:
 
     Raises:
         ConfigError: a setting was given that has no effect in this command.
+        UnknownNameError: no such task; or the suite is not here of the policy that it begins with, which is said first.
     """
-    given = given_fields(args)
+    given, start = given_fields(args), _start(args)
+    if start:
+        from ript.policies.loading import require_suite
+
+        require_suite(start)
     config = overrides.apply(overrides.load_recipe(args.recipe), _kind_of_start(args, given) | given)
     if "tasks" in given:
-        config = recipes.with_tasks(config, task_names(config.sim, config.tasks))
+        try:
+            config = recipes.with_tasks(config, task_names(config.sim, config.tasks))
+        except UnknownNameError:
+            _require_suite_of_demos(args)
+            raise
     refuse_unused(args.run.replace("_", " "), config, given)
     return config
 

@@ -6,7 +6,6 @@ from argparse import Namespace
 
 from ript.cli.answer import Answer
 from ript.cli.arguments import asked_fields, configure, saying_what_is_kept
-from ript.core.errors import UnknownNameError
 
 
 def bench_rollout(args: Namespace) -> Answer:
@@ -60,7 +59,7 @@ def doctor(args: Namespace) -> Answer:
     from ript.run.progress import progress
 
     if args.suite not in suites.names():
-        raise UnknownNameError("simulator suite", args.suite, suites.names())
+        raise suites.unknown(args.suite)
 
     with progress[object](None, "checking the cluster" if args.cluster else "checking this machine") as bar:
         if args.cluster:

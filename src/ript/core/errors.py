@@ -47,7 +47,7 @@ class UnknownNameError(ConfigError):
         kind: what the name should be ("task", "recipe", ...).
         name: what was given.
         known: all valid names.
-        remedy: what can be done where no known name is like it.
+        remedy: what else can be done: the name may be right, and what has it may be missing here.
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = ""):
@@ -59,9 +59,8 @@ class UnknownNameError(ConfigError):
             hint = f"known: {', '.join(known)}"
         else:
             hint = f"there are {len(known)} of them, such as {', '.join(known[:3])}"
-        super().__init__(
-            f"unknown {kind} {name!r}: {hint}{'; ' if remedy and not near else ''}{'' if near else remedy}"
-        )
+        besides = f"{' Otherwise ' if near else '; '}{remedy}" if remedy else ""
+        super().__init__(f"unknown {kind} {name!r}: {hint}{besides}")
         self.kind, self.name, self.known, self.remedy = kind, name, known, remedy
 
     def __reduce__(self) -> tuple:

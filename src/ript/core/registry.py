@@ -80,6 +80,11 @@ class Registry(Generic[T]):
             self._loaded[name] = self._load(name)
         return self._loaded[name]
 
+    def unknown(self, name: str) -> UnknownNameError:
+        """The error for a name that nothing here has."""
+        remedy = f"install the package that brings it (an entry point of {self._group})"
+        return UnknownNameError(self.what, name, self.names(), remedy)
+
     def __contains__(self, name: str) -> bool:
         """Whether there is such a name; of "module:name" only that it is one."""
         return ":" in name or name in self.names()
@@ -144,8 +149,7 @@ class Registry(Generic[T]):
             example = f"MODULE:NAME of a {self._record.__name__}{' or a class' if self._of_class else ''}"
             return self._checked(own.find(name, self.what, example), name, "a file of your own")
         if not claims:
-            remedy = f"install the package that brings it (an entry point of {self._group})"
-            raise UnknownNameError(self.what, name, self.names(), remedy)
+            raise self.unknown(name)
         if len(claims) > 1:
             raise ConfigError(f"{self.what} {name!r} is claimed by {' and by '.join(claims)}: uninstall all but one")
         try:

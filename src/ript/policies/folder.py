@@ -208,6 +208,12 @@ def kind(folder: Path) -> str:
     return str(_configuration(folder, "kind")["kind"])
 
 
+def suite(folder: Path) -> str:
+    """The simulator suite that the policy in a folder was made for; empty where none is recorded."""
+    found = _configuration(folder).get("simulator")
+    return str(found.get("suite", "")) if isinstance(found, dict) else ""
+
+
 def card(folder: Path) -> Mapping[str, Any]:
     """The model card of the policy in a folder; empty where its kind keeps none. Its weights are not read."""
     found = _configuration(folder).get("card")

@@ -10,7 +10,7 @@ from ript.core.errors import ConfigError, PolicyError
 from ript.core.files import absolute, expanded
 from ript.core.house import PolicyKind
 from ript.core.interfaces import PostTrainable
-from ript.core.registry import kinds
+from ript.core.registry import kinds, suites
 from ript.policies import folder as policy_folder
 from ript.policies import hub
 
@@ -41,6 +41,20 @@ def kind_in(folder: str | Path) -> str:
         PolicyError: as `load_policy`.
     """
     return placed(folder)[1].kind
+
+
+def require_suite(folder: str | Path) -> None:
+    """Raise unless the simulator suite is here that the policy in a folder, or under a name on the hub, was made for.
+
+    It is not loaded for that. Where another program wrote it, no suite is recorded, and nothing is required.
+
+    Raises:
+        PolicyError: as `load_policy`.
+        UnknownNameError: there is no such suite; says what to install.
+        DependencyMissing: the suite's module cannot be imported.
+    """
+    if suite := policy_folder.suite(placed(folder)[0]):
+        suites.get(suite)
 
 
 def placed(folder: str | Path) -> tuple[Path, PolicyKind]:
