@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -37,7 +38,8 @@ class Fault:
     """Something that goes wrong.
 
     Attributes:
-        kind: "raise", "kill" (SIGKILL to the own process), "hang" or "build" (raise in the constructor).
+        kind: "raise", "exit" (`sys.exit(3)`), "kill" (SIGKILL to the own process), "hang" or "build" (raise in the
+            constructor).
         state: number of the initial state it happens on; None: all.
         decision: before executing which decision; 0: in reset.
         once: path of a marker file; the fault happens only while it does not exist, and creates it.
@@ -64,6 +66,8 @@ class Fault:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.kind == "hang":
             time.sleep(3600)
+        if self.kind == "exit":
+            sys.exit(3)
         raise ValueError("injected fault")
 
 

@@ -31,7 +31,7 @@ from ript.cli.doctor import (
     to_json,
 )
 from ript.cli.probes import GIB, Outcome, imported, run_child
-from ript.core.errors import DependencyMissing
+from ript.core.errors import ConfigError, DependencyMissing
 from ript.core.machine import Cores, Memory
 from ript.core.options import replace
 from ript.core.registry import suites
@@ -248,7 +248,15 @@ def test_a_suite_that_cannot_be_imported_is_named_with_the_cause(monkeypatch):
     monkeypatch.setattr(suites, "all", lambda: ({}, broken))
     monkeypatch.setattr(suites, "names", lambda: ("desk",))
     (check,) = check_suites("toy")
-    assert not check.ok and not check.required and "package desks" in check.detail and "uninstall" in check.remedy
+    assert (
+        not check.ok
+        and not check.required
+        and "package desks" in check.detail
+        and check.remedy == "have its package mended, or uninstall it"
+    )
+    broken["desk"] = ConfigError("simulator suite 'desk' is claimed by a and by b: uninstall all but one")
+    (check,) = check_suites("toy")
+    assert not check.ok and check.remedy == "" and "uninstall all but one" in str(check)
 
 
 def test_the_simulators_of_the_suite_that_is_needed_are_tried_where_they_have_something_to_try(monkeypatch):

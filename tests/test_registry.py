@@ -1,5 +1,6 @@
 """Suites and kinds of policies are found by name, in folders and in installed packages, and imported one at a time."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,17 @@ def test_what_ends_the_program_on_import_is_named_and_the_others_work(place, sui
     package(place, "killed", "killed", "raise SystemExit(143)")
     with pytest.raises(SystemExit):  # a signal that arrives while something is imported
         suites.get("killed")
+
+
+def test_a_keyboard_interrupt_that_nobody_pressed_is_the_packages_own(place, suites) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    package(place, "western", "west", "raise KeyboardInterrupt")
+    with pytest.raises(DependencyMissing, match=r"'west' .*package western.*ends the program .*KeyboardInterrupt\)"):
+        suites.get("west")
+    package(place, "southern", "south", "import signal; signal.raise_signal(signal.SIGINT)")
+    with pytest.raises(KeyboardInterrupt):
+        suites.get("south")
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_two_packages_that_claim_one_name_are_refused_by_their_names_and_the_others_work(place, suites) -> None:

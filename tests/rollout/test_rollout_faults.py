@@ -249,6 +249,22 @@ def test_an_exception_in_a_simulator_arrives_whole_with_its_address(inference, e
         assert part in errors[0].error
 
 
+@pytest.mark.parametrize("decision", [0, 1])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_simulator_that_ends_the_program_ends_its_own_rollout_alone_with_its_address(workers, decision, expected):
+    fault = Fault(kind="exit", state=5, decision=decision)
+    with pool_of(FakeFactory(faults=(fault,)), workers=workers) as pool:
+        errors = split(collect(pool, requests()), expected)
+        assert workers == 0 or values(pool.timings())["worker_restarts"] == 0
+    assert len(errors) == 2
+    for part in (
+        "it ends the program (SystemExit: 3)",
+        "stepping" if decision else "resetting",
+        fake_state(5, 0.05).id,
+    ):
+        assert part in errors[0].error
+
+
 def test_a_bug_in_the_policy_arrives_whole_and_the_pool_can_go_on(inference, expected):
     with pool_of(FakeFactory(), FakePolicy(breaks="raise", at=50), inference=inference) as pool:
         bad = [RolloutRequest(initial_state=fake_state(i), index=0, seed=(0,)) for i in range(40, 60)]

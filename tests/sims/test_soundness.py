@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import numpy as np
@@ -65,6 +66,15 @@ class RaisesSometimes(ToySimulator):
         if initial_state.label.endswith(("#7", "#8")):
             raise KeyError("a state")
         return super().reset(initial_state)
+
+
+class Quits(ToySimulator):
+    """Ends the program in some states."""
+
+    def step_chunk(self, actions: np.ndarray) -> ChunkResult:
+        if self._state is not None and self._state.state[0] < 0:
+            sys.exit(3)
+        return super().step_chunk(actions)
 
 
 class SpecOfThree(ToySimulator):
@@ -168,6 +178,15 @@ def test_an_error_of_any_kind_is_a_finding_but_not_where_nothing_is_possible():
     assert "but not all were tried, for it raised KeyError: 'a state'" in in_words(some)
     with pytest.raises(ConfigError, match="factory made a simulator whose spec is 3; expected a SimulatorSpec"):
         soundness(SpecOfThree, states=2)
+
+
+def test_a_simulator_that_ends_the_program_raises_as_any_other():
+    found = soundness(Quits, states=4)
+    assert not found.sound and "it ends the program (SystemExit: 3)" in found.raised
+    (said,) = {finding.what for finding in found.failed}
+    assert said.startswith("it ends the program (SystemExit: 3)") and all(f.raised for f in found.failed)
+    with pytest.raises(SimulatorError, match=r"it ends the program \(SystemExit: 4\)"):
+        soundness(lambda: sys.exit(4), states=2)
 
 
 def test_every_check_says_what_its_failure_means():

@@ -219,5 +219,5 @@ def need_a_working_machine(folder: Path, configs: Sequence[Config], *, needs_cac
         if check.required and not check.ok and needed.get(check.name, lambda: True)()
     ]
     if missing:
-        listed = "; ".join(f"{c.name}: {c.detail} ({c.remedy})" for c in missing)
+        listed = "; ".join(f"{c.name}: {c.detail}{f' ({c.remedy})' if c.remedy else ''}" for c in missing)
         raise DependencyMissing(f"this machine is not ready: {listed}; `ript doctor` says more")

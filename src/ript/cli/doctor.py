@@ -162,11 +162,17 @@ def check_suites(needed: str) -> Iterator[Check]:
     found, broken = suites.all()
     for name in suites.names():
         if name in broken:
-            missing, detail = "uninstall its package, or install what it needs", str(broken[name])
+            missing, detail = _not_said_in(str(broken[name])), str(broken[name])
         else:
             missing = found[name].available() or ""
             detail = "not installed" if missing else found[name].summary
-        yield Check(name=f"suite {name}", ok=not missing, detail=detail, remedy=missing, required=name == needed)
+        good = name in found and not missing
+        yield Check(name=f"suite {name}", ok=good, detail=detail, remedy=missing, required=name == needed)
+
+
+def _not_said_in(why: str) -> str:
+    """What to do about a suite or kind that cannot be used; empty where the error says it."""
+    return "" if "uninstall" in why else "have its package mended, or uninstall it"
 
 
 def check_simulators(suite: str) -> Iterator[Check]:
@@ -188,7 +194,7 @@ def check_kinds() -> Iterator[Check]:
     found, broken = kinds.all()
     for name in kinds.names():
         detail = str(broken[name]) if name in broken else found[name].summary
-        remedy = "uninstall its package, or install what it needs" if name in broken else ""
+        remedy = _not_said_in(detail) if name in broken else ""
         yield Check(name=f"kind {name}", ok=name in found, detail=detail, remedy=remedy, required=False)
 
 

@@ -30,7 +30,7 @@ def asking(policy: object, method: str) -> AbstractContextManager[None]:
     Errors of this package and memory that runs out come as they are.
     """
 
-    def ours(error: Exception) -> PolicyError:
+    def ours(error: BaseException) -> PolicyError:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return PolicyError(f"{named(policy)}: {method} raised {what}{_place(policy, error)}")
 

@@ -12,10 +12,13 @@ import os
 import pickle
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from multiprocessing.spawn import get_executable
+from types import FrameType
 
 from ript.core.errors import DependencyMissing, RiptError, WorkerError
 
@@ -150,19 +153,48 @@ TERMINATED = (143, 129)
 """Exit codes after SIGTERM and SIGHUP, which unwind as Ctrl-C does."""
 
 
+def stops(error: BaseException) -> bool:
+    """Whether it is to end this process, as signals do and what a worker ends by, and not somebody's `sys.exit()`."""
+    return isinstance(error, SystemExit) and (type(error) is not SystemExit or error.code in TERMINATED)
+
+
 @contextlib.contextmanager
 def staying() -> Iterator[None]:
     """For the import of anybody's module: one that ends the program, as a script does without a main guard, raises
-    `ImportError` instead."""
+    `ImportError` instead. So does one that raises `KeyboardInterrupt` where nobody pressed Ctrl-C."""
+    pressed: list[int] = []
     try:
-        yield
-    except SystemExit as stop:
-        if stop.code in TERMINATED:
+        with _noticing(pressed):
+            yield
+    except (SystemExit, KeyboardInterrupt) as stop:
+        if stops(stop) or pressed:
             raise
+        said = ": ".join([type(stop).__name__, *map(str, stop.args)])
         raise ImportError(
-            f"it ends the program when it is imported (SystemExit: {stop.code}): what a script does belongs under "
+            f"it ends the program when it is imported ({said}): what a script does belongs under "
             'if __name__ == "__main__"'
         ) from stop
+
+
+@contextlib.contextmanager
+def _noticing(pressed: list[int]) -> Iterator[None]:
+    """Within, a Ctrl-C is noted besides what it does; in threads, which none interrupts, there is nothing to note."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        if callable(before):
+            before(number, frame)
+
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is note:  # else the module has set its own
+            signal.signal(signal.SIGINT, before)
 
 
 def load_torch_where_it_can_be() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ript.core.errors import OutOfMemory, RiptError
+from ript.core.interpreter import stops
 
 ANYWHERE = "rollout.slots, rollout.workers (--workers) or the size of batches, or close other programs"
 """What to lower when it is not known who needed the memory."""
@@ -45,19 +46,19 @@ def out_of_memory(error: BaseException, what: str, lower: str) -> OutOfMemory:
 
 
 @contextmanager
-def translated(ours: Callable[[Exception], RiptError]) -> Iterator[None]:
+def translated(ours: Callable[[BaseException], RiptError]) -> Iterator[None]:
     """Within, what code of others raises becomes an error of this package.
 
     Args:
-        ours: what was raised -> the error to raise instead. It is not asked about errors of this package and memory
-            that ran out, which come as they are.
+        ours: what was raised -> the error to raise instead. It is not asked about errors of this package, memory that
+            ran out and signals to stop, which come as they are.
     """
     try:
         yield
     except RiptError:
         raise
-    except Exception as error:
-        if ran_out(error):
+    except (Exception, SystemExit) as error:  # a program with a window calls `sys.exit()` when that is closed
+        if ran_out(error) or stops(error):
             raise
         raise ours(error) from error
 

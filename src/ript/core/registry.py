@@ -208,7 +208,7 @@ class _Asked:
                 raise ConfigError(f"{self.what} returned {found!r:.200}; expected a tuple of {self.several.__name__}")
         return found
 
-    def _blamed(self, error: Exception) -> ConfigError:
+    def _blamed(self, error: BaseException) -> ConfigError:
         place = traceback.extract_tb(error.__traceback__)[2:]  # without this call and the one that translates
         where = f" ({place[-1].filename}, line {place[-1].lineno})" if place else ""
         return ConfigError(f"{self.what} raised {type(error).__name__}: {error}{where}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from ript.core import streams
+from ript.core import interpreter, streams
 from ript.core.errors import SimulatorError
 from ript.core.interfaces import Simulator, SimulatorFactory
 from ript.core.memory import translated
@@ -119,10 +119,24 @@ def close(simulator: Simulator) -> str:
     """Close a simulator whose work is done: that it cannot be closed takes nothing from that. Returns why, in words; or
     "" when it is closed."""
     try:
-        simulator.close()
+        with surviving():
+            simulator.close()
     except Exception as error:  # of anyone's simulator
         return f"a simulator of {simulator.task.key} cannot be closed ({type(error).__name__}: {error})"
     return ""
+
+
+@contextmanager
+def surviving() -> Iterator[None]:
+    """Within, a simulator that ends the program raises `SimulatorError` instead, as if it had raised anything else."""
+    try:
+        yield
+    except SystemExit as stop:
+        if interpreter.stops(stop):
+            raise
+        raise SimulatorError(
+            f"it ends the program (SystemExit: {stop.code}): let it raise an error, or end the episode, instead"
+        ) from stop
 
 
 @contextmanager

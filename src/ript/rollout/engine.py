@@ -21,7 +21,7 @@ import numpy as np
 
 from ript.core.errors import ConfigError, DependencyMissing, PolicyError, SimulatorError, WorkerError
 from ript.core.interfaces import Simulator
-from ript.core.simulators import SimulatorCache
+from ript.core.simulators import SimulatorCache, surviving
 from ript.core.types import ChunkResult, Observation, RolloutRequest, SimulatorSpec, Status
 from ript.core.workers import RESTING
 
@@ -140,15 +140,17 @@ class Slots:
         self._watch(ticket)
         what = "building the simulator"
         try:
-            slot.simulator = self._simulators.take(request.initial_state.task.key)
+            with surviving():
+                slot.simulator = self._simulators.take(request.initial_state.task.key)
             self._admit(request.initial_state.task.key, slot.simulator.spec)
             slot.horizon = _horizon(request, slot.simulator)
             what = "resetting"
             self._watch(ticket)
-            first = _checked(slot.simulator.reset(request.initial_state), slot.simulator.spec)
-            slot.seen = deque([first] * self.observation_steps, maxlen=self.observation_steps)
-            if request.video:
-                self._film(slot, slot.simulator)
+            with surviving():
+                first = _checked(slot.simulator.reset(request.initial_state), slot.simulator.spec)
+                slot.seen = deque([first] * self.observation_steps, maxlen=self.observation_steps)
+                if request.video:
+                    self._film(slot, slot.simulator)
         except FATAL:
             if slot.simulator is not None:
                 self._simulators.discard(slot.simulator)
@@ -219,7 +221,8 @@ class Slots:
         assert simulator is not None
         self._watch(slot.ticket)
         try:
-            result = self._execute(slot, simulator, chunk)
+            with surviving():
+                result = self._execute(slot, simulator, chunk)
         except FATAL:
             raise
         except Exception as error:
@@ -242,7 +245,8 @@ class Slots:
         assert slot.simulator is not None
         self._watch(slot.ticket)
         try:
-            slot.seen.append(_checked(slot.simulator.observe(), slot.simulator.spec))
+            with surviving():
+                slot.seen.append(_checked(slot.simulator.observe(), slot.simulator.spec))
         except FATAL:
             raise
         except Exception as error:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ript.core.errors import ConfigError, RiptError, SimulatorError
 from ript.core.interfaces import Perturbable, Simulator
-from ript.core.simulators import Spoilt
+from ript.core.simulators import Spoilt, surviving
 from ript.core.types import InitialState, SimulatorSpec, Split, Task
 from ript.rollout.engine import FATAL
 
@@ -86,7 +86,8 @@ def practice_states(
         drawn = [given[number]] if given else simulator.initial_states(1, seed, "train", number)
         try:
             generator = np.random.default_rng([seed, simulator.task.index, number])
-            moved = [mover(state, noise, generator) if mover else state for state in drawn]
+            with surviving():
+                moved = [mover(state, noise, generator) if mover else state for state in drawn]
         except FATAL:
             raise
         except Exception as error:  # it is for the rollout that would begin there
@@ -103,10 +104,12 @@ def first_looks(simulator: Simulator, states: Sequence[InitialState]) -> list[st
     found, spoilt = [], False
     for state in states:
         try:
-            look = simulator.reset(state)
-            vector = getattr(simulator, "state_vector", None)
+            with surviving():
+                look = simulator.reset(state)
+                vector = getattr(simulator, "state_vector", None)
+                hidden = np.empty(0) if vector is None else vector()
             digest = hashlib.sha256(" ".join(look.instruction).encode())
-            for array in (*look.images.values(), look.proprio, np.empty(0) if vector is None else vector()):
+            for array in (*look.images.values(), look.proprio, hidden):
                 digest.update(np.ascontiguousarray(array).tobytes())
             found.append(digest.hexdigest())
         except FATAL:
@@ -125,8 +128,10 @@ def solved_by_nothing(simulator: Simulator, states: Sequence[InitialState], step
     found, spoilt = [], False
     for state in states:
         try:
-            simulator.reset(state)
-            if simulator.step_chunk(np.zeros((steps, simulator.spec.action_dim), np.float32)).success:
+            with surviving():
+                simulator.reset(state)
+                result = simulator.step_chunk(np.zeros((steps, simulator.spec.action_dim), np.float32))
+            if result.success:
                 found.append(state.id)
         except FATAL:
             raise

@@ -17,6 +17,7 @@ import numpy as np
 from ript.core import arguments
 from ript.core.errors import ConfigError, DependencyMissing, RiptError, SimulatorError, UnknownNameError
 from ript.core.interfaces import Simulator
+from ript.core.simulators import surviving
 from ript.core.types import InitialState, Observation, SimulatorSpec, Split, Task
 from ript.sims.trajectories import (
     Moment,
@@ -119,7 +120,8 @@ def require_simulator(factory: Callable[[], Simulator]) -> None:
     """Raise `ConfigError` unless what is made is a simulator, as far as its members tell; `SimulatorError` where making
     it raises."""
     try:
-        made: Any = factory()
+        with surviving():
+            made: Any = factory()
     except RiptError:
         raise
     except Exception as error:  # whatever a maker of anyone's raises
@@ -162,7 +164,8 @@ def findings(factory: Callable[[], Simulator], *, seed: int = 0, episodes: int =
     subject, found = _Subject(factory, None, seed, episodes, steps), []
     for name, check in CHECKS.items():
         try:
-            found.append(Finding(name=name, passed=None if check(subject) is False else True))
+            with surviving():
+                found.append(Finding(name=name, passed=None if check(subject) is False else True))
         except (ConfigError, DependencyMissing):
             raise
         except Exception as error:  # a simulator of anyone's, which may raise anything

@@ -17,7 +17,7 @@ import numpy as np
 from ript.core.errors import ConfigError, DependencyMissing, SimulatorError
 from ript.core.interfaces import Simulator
 from ript.core.memory import translated
-from ript.core.simulators import close
+from ript.core.simulators import close, surviving
 from ript.core.types import InitialState, Split, Task
 from ript.sims.check import CHECKS, Finding, findings, require_simulator
 from ript.sims.trajectories import Moment, alike, moment, random_actions, trajectory
@@ -136,7 +136,14 @@ def soundness(factory: Callable[[], Simulator], *, seed: int = 0, states: int = 
         instance, size = _another(factory, practised[0])
     found = tuple(findings(factory, seed=seed, steps=steps))
     with factory() as simulator:
-        tried = _tried(simulator, practised, tested, seed)
+        tried = _Tried()
+        try:
+            with surviving():
+                _try(tried, simulator, practised, tested, seed)
+        except (ConfigError, DependencyMissing):
+            raise
+        except Exception as error:  # a simulator of anyone's, which may raise anything
+            tried.raised = _line(error)
     return Soundness(
         task=task,
         findings=found,
@@ -182,7 +189,7 @@ def _states(simulator: Simulator, n: int, seed: int, split: Split) -> list[Initi
     return found
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return str(error) if isinstance(error, SimulatorError) else f"{type(error).__name__}: {error}"
 
 
@@ -201,33 +208,30 @@ class _Tried:
     raised: str = ""
 
 
-def _tried(simulator: Simulator, practised: list[InitialState], tested: list[InitialState], seed: int) -> _Tried:
-    horizon, found, first = simulator.task.horizon, _Tried(), []
+def _try(
+    found: _Tried, simulator: Simulator, practised: list[InitialState], tested: list[InitialState], seed: int
+) -> None:
+    """Add up what is seen of the simulator's states; what was seen before it raised is kept."""
+    horizon, first = simulator.task.horizon, list[tuple[InitialState, Moment]]()
     nothing = np.zeros((horizon, simulator.spec.action_dim), np.float32)
-    try:
-        simulator.reset(practised[0])  # opens what the first look needs
-        for number, state in enumerate(practised):
-            for actions in (nothing, random_actions(simulator, horizon, seed + number)):
-                seen, before = moment(simulator, 0, None, simulator.reset(state)), dict(simulator.seconds)
-                result = simulator.step_chunk(actions)
-                middle = dict(simulator.seconds)
-                last = moment(simulator, result.env_steps, result, simulator.observe())
-                found.step += middle["simulate"] - before["simulate"]
-                found.look += simulator.seconds["render"] - middle["render"]
-                found.steps, found.looks = found.steps + result.env_steps, found.looks + 1
-                found.odd += last.vector is not None and not np.isfinite(last.vector).all()
-                if actions is not nothing:
-                    found.lucky += result.success
-                    continue
-                first.append((state, seen))
-                if result.success:
-                    found.still.append((state.id, state.label, result.env_steps))
-        found.alike = sum(_is_among(simulator, state, first, seed) for state in tested)
-    except (ConfigError, DependencyMissing):
-        raise
-    except Exception as error:  # a simulator of anyone's, which may raise anything
-        found.raised = _line(error)
-    return found
+    simulator.reset(practised[0])  # opens what the first look needs
+    for number, state in enumerate(practised):
+        for actions in (nothing, random_actions(simulator, horizon, seed + number)):
+            seen, before = moment(simulator, 0, None, simulator.reset(state)), dict(simulator.seconds)
+            result = simulator.step_chunk(actions)
+            middle = dict(simulator.seconds)
+            last = moment(simulator, result.env_steps, result, simulator.observe())
+            found.step += middle["simulate"] - before["simulate"]
+            found.look += simulator.seconds["render"] - middle["render"]
+            found.steps, found.looks = found.steps + result.env_steps, found.looks + 1
+            found.odd += last.vector is not None and not np.isfinite(last.vector).all()
+            if actions is not nothing:
+                found.lucky += result.success
+                continue
+            first.append((state, seen))
+            if result.success:
+                found.still.append((state.id, state.label, result.env_steps))
+    found.alike = sum(_is_among(simulator, state, first, seed) for state in tested)
 
 
 def _is_among(
