@@ -104,3 +104,32 @@ def lamp(picture: np.ndarray) -> tuple[str, float]:
     lit = picture.astype(float) + 1
     red, green = lit[..., 0] > 2 * lit[..., 1], lit[..., 1] > 2 * lit[..., 0]
     return "red" if red.sum() > green.sum() else "green", float(np.argwhere(red | green)[:, 1].mean())
+
+
+@pytest.mark.parametrize("arguments, camera", [('{"camera_name": "top"}', "top"), ('{"camera_id": 0}', "side")])
+def test_the_default_view_is_the_camera_that_the_environment_was_made_with(arguments, camera):
+    with made("Lamp", arguments=arguments) as simulator, made("Lamp", cameras=(camera,)) as named:
+        state = simulator.initial_states(1)[0]
+        ours, expected = simulator.reset(state), named.reset(named.initial_states(1)[0])
+        assert np.array_equal(ours.images["default"], expected.images[camera])
+
+
+def test_what_an_environment_renders_itself_is_its_own_beside_other_instances_and_our_pictures():
+    views = {"cameras": ("render", "top"), "meshes": "mesh"}
+    with made("Lamp", **views) as simulator:
+        states = simulator.initial_states(4)
+        alone = [simulator.reset(state).images for state in states]
+    assert all(images["render"].std() > 10 and images["top"].std() > 10 for images in alone)
+    with made("Lamp", **views) as a, made("Lamp", **views) as b:
+        beside = []
+        for number, state in enumerate(states):
+            b.reset(states[-1 - number])
+            beside.append(a.reset(state).images)
+            b.observe()
+            if number == 1:
+                b.close()
+                b = made("Lamp", **views)
+        b.close()
+    for before, after in zip(alone, beside, strict=True):
+        for name in ("render", "top"):
+            assert np.array_equal(before[name], after[name]), name

@@ -55,8 +55,8 @@ def named_views(words: Collection[str], known: Mapping[str, str]) -> dict[str, s
 def resolve(view: str, env: Any, model: Any, pictures: Collection[str], own: Collection[str] = ()) -> CameraView | str:
     """What a view is in an environment: a view of its model, "render", or a key of its observation.
 
-    "default" of a MuJoCo environment is its camera "track", or else the free view that its own renderer starts from; of
-    others it is the first picture in the observation, or else what the environment renders.
+    "default" of a MuJoCo environment is the camera that it was made with, or its camera "track", or else the free view
+    that its own renderer starts from; of others the first picture in the observation, or else what they render.
 
     Args:
         view: as written.
@@ -82,11 +82,22 @@ def resolve(view: str, env: Any, model: Any, pictures: Collection[str], own: Col
         return CameraView(position=(x, y, z), target=(a, b, c), fovy=float(free[7] or FOVY))
     cameras = [model.cam(i).name for i in range(model.ncam)]
     if view == DEFAULT:
-        return CameraView(base="track") if "track" in cameras else _start_view(env, model)
+        chosen = _chosen(env, cameras) or ("track" if "track" in cameras else "")
+        return CameraView(base=chosen) if chosen else _start_view(env, model)
     if view in cameras:
         return CameraView(base=view)
     known = [*own, *cameras, *pictures, DEFAULT, RENDER, "X Y Z to X Y Z fovy DEGREES"]
     raise UnknownNameError("camera", view, known)
+
+
+def _chosen(env: Any, cameras: list[str]) -> str:
+    """The camera that an environment was told to look through, by number or by name; "" where it was not."""
+    renderer = getattr(env, "mujoco_renderer", None)
+    number = next((n for n in (getattr(held, "camera_id", None) for held in (renderer, env)) if n is not None), -1)
+    name = getattr(env, "camera_name", None)
+    if isinstance(name, str) and name in cameras:
+        return name
+    return cameras[number] if isinstance(number, int) and 0 <= number < len(cameras) else ""
 
 
 def _start_view(env: Any, model: Any) -> CameraView:

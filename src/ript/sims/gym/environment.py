@@ -156,7 +156,9 @@ def build(name: str, arguments: Mapping[str, Any], *, render: bool) -> Any:
         if "unexpected keyword argument" in str(error):
             raise ConfigError(f"sim.arguments: gym/{name} refuses them: {_line(error)}") from error
         raise SimulatorError(f"gym/{name} cannot be built: {_line(error)}") from error
-    except Exception as error:  # of any kind that an environment raises
+    except (Exception, SystemExit) as error:  # of any kind that an environment raises
+        if isinstance(error, SystemExit) and error.code in interpreter.TERMINATED:
+            raise
         missing = isinstance(error, ImportError) or type(error).__name__ == "DependencyNotInstalled"
         kind = DependencyMissing if missing else SimulatorError
         raise kind(f"gym/{name} cannot be built: {_line(error)}") from error
@@ -188,6 +190,10 @@ def calling(where: Callable[[], str], seed: int = 0) -> Iterator[None]:
             yield
     except RiptError:
         raise
+    except SystemExit as stop:  # pygame programs end so when their window is closed
+        if stop.code in interpreter.TERMINATED:
+            raise
+        raise SimulatorError(f"{where()}: the environment ends the program (SystemExit: {stop.code})") from stop
     except Exception as error:
         why = f"{where()}: the environment raised {_line(error)}"
         if seed >= 2**32:  # which some generators do not take, and then speak of a seed that nobody gave
@@ -212,6 +218,41 @@ def returned(key: str, method: str, result: Any, *names: str) -> tuple[Any, ...]
             "Gym's old interface needs a wrapper, such as shimmy's"
         )
     return result
+
+
+def stepped(where: str, result: Any) -> tuple[Any, float, Any, Any, Mapping[str, Any]]:
+    """What a step returned, its reward as one number.
+
+    Args:
+        where: address, for errors.
+        result: what it returned.
+
+    Raises:
+        SimulatorError: it is something else.
+    """
+    observation, reward, terminated, truncated, info = returned(where, "step", result, *STEP)
+    if not isinstance(info, Mapping):
+        raise SimulatorError(f"{where}: the info that step returned is {_described(info)}; expected a dict")
+    return observation, reward_of(where, reward), terminated, truncated, info
+
+
+def reward_of(where: str, reward: Any) -> float:
+    """A reward as a number; an array that holds one number is one.
+
+    Raises:
+        SimulatorError: it is something else.
+    """
+    found = np.asarray(reward) if isinstance(reward, int | float | np.ndarray | np.generic) else None
+    if found is None or found.size != 1 or found.dtype.kind not in "biuf":
+        raise SimulatorError(
+            f"{where}: the reward that step returned is {_described(reward)}; expected a number: make one of several "
+            "in a wrapper of the environment"
+        )
+    return float(found.reshape(()))
+
+
+def _described(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)[:60]
 
 
 def _line(error: BaseException) -> str:

@@ -17,10 +17,10 @@ import numpy as np
 
 from ript.core.errors import ConfigError, SimulatorError
 from ript.sims.gym.cameras import RENDER, resolve
-from ript.sims.gym.environment import STEP, ActionScale, build, calling, parts, picture_keys, returned
+from ript.sims.gym.environment import ActionScale, build, calling, parts, picture_keys, returned, stepped
 from ript.sims.gym.fields import Fields
 from ript.sims.gym.numbers import NotExact
-from ript.sims.gym.pictures import ModelPictures, require_shown
+from ript.sims.gym.pictures import ModelPictures, close, require_shown
 from ript.sims.gym.shared import SharedEnvironment, physics, set_physics
 from ript.sims.gym.tasks import VIEWS
 from ript.sims.mujoco import gl
@@ -97,7 +97,7 @@ class Environment:
         if self.why_not and request.states == "physics":
             raise ConfigError(f"sim.states=physics: the state of {request.key} cannot be held exactly: {self.why_not}")
         if self.renders:
-            self._env.close()
+            close(self._env)
             self._env = request.build(True)
         self.model = model_of(self._env)
         if self.model is not None:
@@ -110,8 +110,8 @@ class Environment:
                 observation, _ = returned(request.key, "reset", self._env.reset(seed=0), "observation", "info")
             self.seen = parts(observation)
             result = self._env.step(self.actions.to_environment(np.zeros(self.actions.dim, np.float32)))
-            _, reward, terminated, _, info = returned(request.key, "step", result, *STEP)
-            self.first_step = (float(reward), bool(terminated), dict(info))
+            _, reward, terminated, _, info = stepped(request.key, result)
+            self.first_step = (reward, bool(terminated), dict(info))
         self.scratch = gl.import_mujoco().MjData(self.model) if self.model is not None else None
         return_freed_memory()
 
@@ -137,10 +137,10 @@ class Environment:
 
     def _share(self) -> None:
         try:
-            self.shared = SharedEnvironment(self._env, self._random_actions)
+            self.shared = SharedEnvironment(self.request.key, self._env, self._random_actions)
         except NotExact as error:
             self.why_not = str(error)
-            self._env.close()
+            close(self._env)
             self._env = self.request.build(False)
 
     def _random_actions(self, n: int, seed: int) -> list[np.ndarray]:
@@ -157,7 +157,7 @@ class Environment:
         with calling(lambda: where, seed=number):
             if self.shared is None:
                 if self.request.rebuild:
-                    self._env.close()
+                    close(self._env)
                     self._env = self.request.build(self.renders)
                 return np.concatenate([[float(number)], summary(self._env.reset(seed=number)[0])])
             with _exact(where):
@@ -183,7 +183,7 @@ class Environment:
     def close(self) -> None:
         """For an environment that no simulator has open."""
         self.close_renderers()
-        self._env.close()
+        close(self._env)
 
 
 @contextlib.contextmanager
@@ -273,7 +273,7 @@ class OwnInstance:
 
     def reset(self, state: np.ndarray, where: str) -> Any:
         if self._used and self._environment.request.rebuild:
-            self.env.close()
+            close(self.env)
             self.env = self._environment.request.build(self._environment.renders)
         self._used = True
         observation, _ = self.env.reset(seed=int(state[0]))
@@ -312,7 +312,7 @@ class OwnInstance:
             require_shown(self._environment.request.key, self.fields().changed_large(self._environment.built))
 
     def close(self) -> None:
-        self.env.close()
+        close(self.env)
 
 
 def model_of(env: Any) -> Any:

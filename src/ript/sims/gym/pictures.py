@@ -118,16 +118,43 @@ def _boxes_for_meshes(model: Any) -> None:
         model.geom_dataid[geom] = -1
 
 
+def own_picture(env: Any) -> Any:
+    """What an environment renders, with the OpenGL context of its own in place of whatever was used last.
+
+    Gymnasium makes a context for each instance and takes it for granted that no other is used.
+    """
+    for viewer in _viewers(env):
+        viewer.make_context_current()
+    return env.render()
+
+
+def close(env: Any) -> None:
+    """Close an environment. What its viewer has in its OpenGL context is freed there: left to the garbage collector it
+    would be freed in the context that is used then, where the same numbers name what another instance draws into."""
+    for viewer in _viewers(env):
+        viewer.make_context_current()
+        viewer.con.free()
+    env.close()
+
+
+def _viewers(env: Any) -> list[Any]:
+    """The viewers of Gymnasium's renderer of MuJoCo models that draw without a window."""
+    held = getattr(getattr(env.unwrapped, "mujoco_renderer", None), "_viewers", None)
+    found = held.values() if isinstance(held, dict) else ()
+    return [viewer for viewer in found if hasattr(viewer, "make_context_current") and hasattr(viewer, "con")]
+
+
 def checked(name: str, picture: Any) -> np.ndarray:
     """What an environment gave for a picture.
 
     Raises:
         ConfigError: it gave none.
-        SimulatorError: it is not uint8 `[h, w, 3]`.
+        SimulatorError: it is not uint8 `[h, w, 3]`, or has no pixels.
     """
     if picture is None:
         raise no_pictures(name, "its render() gave None")
-    if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+    fits = isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.shape[2] == 3 and picture.size > 0
+    if not fits or picture.dtype != np.uint8:
         got = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
         raise SimulatorError(
             f"gym/{name}: a picture is {got}; expected uint8 [h, w, 3], red, green and blue from 0 to 255: convert it "

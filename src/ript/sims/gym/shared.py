@@ -20,6 +20,7 @@ import numpy as np
 
 from ript.core.errors import RiptError
 from ript.sims.gym.attributes import Attributes
+from ript.sims.gym.environment import stepped
 from ript.sims.gym.fields import Fields
 from ript.sims.gym.numbers import NotExact, count, numbers, rebuilt, same, structure
 
@@ -45,6 +46,7 @@ class SharedEnvironment:
     """One built MuJoCo environment, and what instances need to share it.
 
     Args:
+        key: of the task, for errors.
         env: newly built, and not reset yet.
         actions: n, seed -> actions `[n, ...]` of the environment's action space, to try it with.
 
@@ -59,10 +61,10 @@ class SharedEnvironment:
         NotExact: its state cannot be held exactly; says why.
     """
 
-    def __init__(self, env: Any, actions: Callable[[int, int], Sequence[Any]]):
+    def __init__(self, key: str, env: Any, actions: Callable[[int, int], Sequence[Any]]):
         import mujoco
 
-        self._mujoco, self.env = mujoco, env
+        self._mujoco, self._key, self.env = mujoco, key, env
         self.active: Own | None = None
         self._attributes = Attributes(env)
         self.model = self._attributes.model
@@ -261,7 +263,7 @@ class SharedEnvironment:
         for seed, plan in zip(TRIED, plans, strict=True):
             instance, observation = self.own_reset(seed)
             states.append(self._state(seed, instance, observation))
-            ways.append([_seen(self.env.step(action)) for action in plan])
+            ways.append([self._seen(self.env.step(action)) for action in plan])
             self.require_small()
         instances = [self.new_instance() for _ in TRIED]
         for instance, state in zip(instances, states, strict=True):
@@ -269,8 +271,12 @@ class SharedEnvironment:
         for step in range(STEPS):
             for instance, way, plan in zip(instances, ways, plans, strict=True):
                 self.use(instance)
-                if not same(_seen(self.env.step(plan[step])), way[step]):
+                if not same(self._seen(self.env.step(plan[step])), way[step]):
                     raise NotExact(f"put into the state after a reset, it shows something else at step {step + 1}")
+
+    def _seen(self, result: Any) -> np.ndarray:
+        observation, reward, terminated, _, _ = stepped(self._key, result)
+        return np.concatenate([numbers(observation), [reward, float(terminated)]])
 
 
 def physics(model: Any, data: Any) -> np.ndarray:
@@ -291,11 +297,6 @@ def set_physics(model: Any, data: Any, state: np.ndarray) -> None:
     mujoco.mj_setState(model, data, state, kind)
     mujoco.mj_forward(model, data)
     mujoco.mj_setState(model, data, state, kind)  # mj_forward changed the solver's warm start
-
-
-def _seen(result: tuple) -> np.ndarray:
-    observation, reward, terminated, *_ = result
-    return np.concatenate([numbers(observation), [float(reward), float(terminated)]])
 
 
 def _copy(data: Any) -> Any:

@@ -16,11 +16,20 @@ from ript.core.types import ChunkResult, InitialState, Observation, SimulatorSpe
 from ript.sims import episode
 from ript.sims.gym import instances
 from ript.sims.gym.cameras import RENDER, named_views
-from ript.sims.gym.environment import ActionScale, Taken, calling, default_proprio, in_one_form, is_picture, parts
+from ript.sims.gym.environment import (
+    ActionScale,
+    Taken,
+    calling,
+    default_proprio,
+    in_one_form,
+    is_picture,
+    parts,
+    stepped,
+)
 from ript.sims.gym.environment import taken as numbers_of
 from ript.sims.gym.instances import SHELF, Environment, OwnInstance, Request, SharedInstance, States
 from ript.sims.gym.numbers import numbers
-from ript.sims.gym.pictures import Meshes, ModelPictures, checked, resized
+from ript.sims.gym.pictures import Meshes, ModelPictures, checked, own_picture, resized
 from ript.sims.gym.success import Success, truth
 from ript.sims.gym.tasks import NAME, VIEWS, task_of
 from ript.sims.mujoco import gl, stability
@@ -194,10 +203,10 @@ class GymSimulator:
     def _act(self, action: np.ndarray) -> bool:
         """One action, repeated; whether it solved the task."""
         for _ in range(self._repeat):
-            self.observation, reward, terminated, truncated, info = self._instance.env.step(action)
-            self._reward = float(reward)
+            where, result = self._address(), self._instance.env.step(action)
+            self.observation, self._reward, terminated, truncated, info = stepped(where, result)
             ended = self._said("terminated", terminated), self._said("truncated", truncated)
-            if self._success(self._reward, ended[0], info, self._address()):
+            if self._success(self._reward, ended[0], info, where):
                 return True
             if any(ended):
                 self.terminated = True
@@ -243,7 +252,7 @@ class GymSimulator:
             found = instances.draw(self._instance, self._model_pictures(drawn, size, meshes), self._environment)
         for name, view in views.items():
             if name not in drawn:
-                picture = self._instance.env.render() if view == RENDER else seen[str(view)]
+                picture = own_picture(self._instance.env) if view == RENDER else seen[str(view)]
                 found[name] = resized(checked(self.task.name, picture), size)
         return {name: found[name] for name in views}
 
@@ -336,10 +345,9 @@ class StockGym:
         """(observation vector, reward, success)."""
         of = self._of
         for _ in range(of._repeat):
-            observation, reward, terminated, truncated, info = self._env.step(
-                of._environment.actions.to_environment(action)
-            )
-            success = of._success(float(reward), terminated, info)
+            result = self._env.step(of._environment.actions.to_environment(action))
+            observation, reward, terminated, truncated, info = stepped(of.task.key, result)
+            success = of._success(reward, terminated, info)
             if success or terminated or truncated:
                 break
-        return _vector(parts(observation)), float(reward), success
+        return _vector(parts(observation)), reward, success
