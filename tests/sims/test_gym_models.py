@@ -10,6 +10,8 @@ from packages import needs
 from ript.core.errors import ConfigError
 from ript.sims.gym.instances import SHELF
 from ript.sims.gym.simulator import GymSimulator
+from ript.sims.mujoco import gl
+from ript.sims.mujoco.rendering import CameraView, ModelRenderer
 
 pytestmark = needs("mujoco")
 PACKAGE = "gym_models"
@@ -133,3 +135,35 @@ def test_what_an_environment_renders_itself_is_its_own_beside_other_instances_an
     for before, after in zip(alone, beside, strict=True):
         for name in ("render", "top"):
             assert np.array_equal(before[name], after[name]), name
+
+
+def test_a_floor_in_the_middle_of_the_world_is_drawn_at_its_height():
+    with GymSimulator("Reacher-v5", success="reward>=0") as simulator:
+        picture = simulator.reset(simulator.initial_states(1)[0]).images["default"][0].astype(int)
+    assert (picture[..., 0] > picture[..., 1] + 30).sum() > 20  # the red border, which the floor would hide
+
+
+def test_a_camera_that_follows_a_body_does():
+    with GymSimulator("Hopper-v5", success="reward>=1e9", cameras=("track",)) as simulator:
+        simulator.reset(simulator.initial_states(1)[0])
+        reddish = []
+        for place in (0, 20):
+            simulator.env.data.qpos[0] = place
+            picture = simulator.observe().images["track"][0].astype(int)
+            reddish.append(int((picture[..., 0] > picture[..., 2] + 30).sum()))
+    assert min(reddish) > 20 and abs(reddish[0] - reddish[1]) < 10
+
+
+def test_a_tendon_is_drawn_between_its_sites():
+    mujoco = gl.import_mujoco()
+    model = mujoco.MjModel.from_xml_string(
+        """<mujoco><worldbody><site name="a" pos="-.5 0 0"/><site name="b" pos=".5 0 0"/></worldbody>
+        <tendon><spatial width=".05" rgba="1 0 0 1"><site site="a"/><site site="b"/></spatial></tendon></mujoco>"""
+    )
+    view = CameraView(position=(0.0, 0.0, 2.0), target=(0.0, 0.01, 0.0), fovy=45.0)
+    renderer = ModelRenderer(model, {"above": view}, (32, 32), coarse=True)
+    try:
+        picture = renderer.draw(mujoco.MjData(model), model.body_pos.copy(), model.site_pos.copy())["above"].astype(int)
+    finally:
+        renderer.close()
+    assert (picture[..., 0] > picture[..., 2] + 30).sum() > 20

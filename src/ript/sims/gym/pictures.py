@@ -11,7 +11,7 @@ from ript.core.errors import ConfigError, SimulatorError
 from ript.sims.gym.environment import no_pictures
 from ript.sims.gym.fields import Fields, Snapshot
 from ript.sims.mujoco import gl
-from ript.sims.mujoco.rendering import CameraView, ModelRenderer
+from ript.sims.mujoco.rendering import CameraView, ModelRenderer, moved
 
 Meshes = Literal["boxes", "mesh"]
 FACES = 300
@@ -113,6 +113,7 @@ def _boxes_for_meshes(model: Any) -> None:
         offset = np.empty(3)
         mujoco.mju_rotVecQuat(offset, model.geom_aabb[geom, :3].copy(), model.geom_quat[geom].copy())
         model.geom_pos[geom] += offset
+        moved(model, int(geom))
         model.geom_size[geom] = model.geom_aabb[geom, 3:]
         model.geom_type[geom] = mujoco.mjtGeom.mjGEOM_BOX
         model.geom_dataid[geom] = -1

@@ -111,11 +111,23 @@ def _cheapen(model: Any, size: tuple[int, int], *, coarse: bool) -> None:
         up = np.empty(3)
         mujoco.mju_rotVecQuat(up, np.array([0.0, 0.0, 1.0]), model.geom_quat[plane])
         model.geom_pos[plane] -= up * model.geom_size[plane, 2]
+        moved(model, int(plane))
     model.vis.quality.offsamples = 0
     model.vis.quality.shadowsize = 0
     model.vis.global_.offheight, model.vis.global_.offwidth = size
     if coarse:  # facets of boxes, cylinders and spheres
         model.vis.quality.numquads, model.vis.quality.numslices, model.vis.quality.numstacks = 1, 12, 6
+
+
+def moved(model: Any, geom: int) -> None:
+    """Let MuJoCo see that a geom has another place than it was compiled with.
+
+    One whose frame was its body's then (or its body's inertial frame's) is placed there whatever its own place says.
+    """
+    same = gl.import_mujoco().mjtSameFrame
+    rotated = {same.mjSAMEFRAME_BODY: same.mjSAMEFRAME_BODYROT, same.mjSAMEFRAME_INERTIA: same.mjSAMEFRAME_INERTIAROT}
+    kind = same(int(model.geom_sameframe[geom]))
+    model.geom_sameframe[geom] = rotated.get(kind, kind)
 
 
 def descendants(model: Any, root: str) -> set[int]:
@@ -157,6 +169,8 @@ class ModelRenderer:
         _cheapen(self.model, size, coarse=coarse)
         self._cameras = {name: self._camera(view) for name, view in views.items()}
         self._views = dict(views)
+        centred = (mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM, mujoco.mjtCamLight.mjCAMLIGHT_TARGETBODYCOM)
+        self._follows = bool(np.isin([*model.cam_mode, *model.light_mode], centred).any())
         self._option, self._perturb = mujoco.MjvOption(), mujoco.MjvPerturb()
         self._scene = mujoco.MjvScene(self.model, maxgeom=1000)
         off = ["mjRND_SHADOW", "mjRND_REFLECTION", *(["mjRND_SKYBOX", "mjRND_HAZE"] if coarse else [])]
@@ -199,6 +213,10 @@ class ModelRenderer:
         model.body_pos[:], model.site_pos[:] = body_pos, site_pos
         own.qpos[:], own.mocap_pos[:], own.mocap_quat[:] = data.qpos, data.mocap_pos, data.mocap_quat
         mujoco.mj_kinematics(model, own)
+        if self._follows:
+            mujoco.mj_comPos(model, own)
+        if model.ntendon:
+            mujoco.mj_tendon(model, own)
         gl.make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         return {name: self._draw_view(self._views[name], camera) for name, camera in self._cameras.items()}
