@@ -44,6 +44,7 @@ from ript.run.settings import (
     measured,
     nested,
     recorded,
+    refuse_not_given,
     refuse_unused_stages,
     refuse_without_base,
     settled,
@@ -110,7 +111,7 @@ def train_sft(
     config = within(shown(config, _simulator_of(demo_set), wanted), demonstrated)
     with computing(config.device, torch.get_num_threads()) as device:
         origin = base if isinstance(base, Origin | None) else origin_of(base)
-        work = _prepare(config, origin, demo_set, targets, wanted, device)
+        work = _prepare(config, origin, demo_set, targets, wanted, asked, device)
         config, policy = work.config, work.policy
         known = [steps for of_task in demonstrated.values() for steps in of_task]
         _say(another_horizon(config.sim.horizon, known, "the demonstrations were collected with"))
@@ -172,7 +173,13 @@ class _Work:
 
 
 def _prepare(
-    config: Config, base: Origin | None, demos: DemoSet, targets: Sequence[str], wanted: set[str], device: str
+    config: Config,
+    base: Origin | None,
+    demos: DemoSet,
+    targets: Sequence[str],
+    wanted: set[str],
+    given: set[str],
+    device: str,
 ) -> _Work:
     """The policy and its stages, before anything is trained or written.
 
@@ -182,6 +189,7 @@ def _prepare(
         demos: to learn from.
         targets: keys of the target tasks.
         wanted: dotted names of settings that somebody asked for.
+        given: those of them that were given besides the recipe's.
         device: "cpu" or "cuda".
     """
     require_room(config, base.place if base else None, supervised=True)
@@ -195,6 +203,7 @@ def _prepare(
         config = measured(config, policy, wanted)
         _say(another_horizon(config.sim.horizon, [horizon_in(policy.card)], "the base was measured with"))
         config = settled(config, policy, wanted, "the base", ("policy", "sft"))
+        refuse_not_given(config, policy, given)
     else:
         kind.begin(policy, config.policy, windows)
     asking.check_simulator(asking.to(policy, device), windows.spec)

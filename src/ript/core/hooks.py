@@ -59,7 +59,8 @@ def settings_of(policy: LikelihoodPolicy) -> dict[str, Any]:
 def made_with(policy: LikelihoodPolicy) -> dict[str, Any]:
     """Options of its kind that are part of it and cannot be changed any more -> its own values, such as "chunk".
 
-    None stands for a value that the options have no word for.
+    None stands for a value that the options have no word for, or, of those that it may be given when it is trained
+    further (`PolicyOptions.FURTHER`), for one that it does not have yet.
     """
     if hasattr(policy, "made_with"):
         with asking(policy, "made_with"):

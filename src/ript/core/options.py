@@ -215,7 +215,7 @@ class PolicyOptions(Settings):
         BUILT: fields that are decided when a policy is made, and cannot be changed any more; besides `kind`.
         DEMONSTRATED: those of them that have no effect on a policy without demonstrations.
         FURTHER: fields that supervised training of a loaded policy follows (`PolicyKind.further`), but not of a new
-            one.
+            one; whatever `idle` says, which is about practice.
         FURTHER_ALONE: those of them that nothing else follows.
     """
 

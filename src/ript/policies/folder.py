@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,13 @@ def save(
     weights: Mapping[str, torch.Tensor],
     card: Mapping,
     documents: Mapping[str, Mapping] | None = None,
+    notes: Sequence[str] = (),
     **further: Mapping[str, torch.Tensor],
 ) -> None:
     """Write a policy folder, whole or not at all: an existing one is replaced only when the new one is complete.
 
     `further` tensors, when there are any, go into files of their own, named after the argument; so do `documents`, as
-    NAME.json.
+    NAME.json. `notes` are whole sentences for readers of the model card.
 
     Raises:
         PolicyError: the disk is full, read-only or forbidden, or the folder holds anything but a policy; what was there
@@ -85,7 +86,7 @@ def save(
         )
     try:
         with atomic_folder(folder, PolicyError) as temporary:
-            _write(temporary, document, files)
+            _write(temporary, document, files, notes)
             for name, content in (documents or {}).items():
                 (temporary / f"{name}.json").write_bytes(encoded(json.dumps(content, indent=2) + "\n"))
     except SafetensorError as error:  # the library reports a full disk as its own error
@@ -116,9 +117,11 @@ def refuse_to_replace(folder: Path) -> None:
         raise PolicyError(f"{folder} holds more than a policy ({listed}): choose another folder, nothing was written")
 
 
-def _write(folder: Path, document: Mapping, files: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+def _write(
+    folder: Path, document: Mapping, files: Mapping[str, Mapping[str, torch.Tensor]], notes: Sequence[str]
+) -> None:
     (folder / "config.json").write_bytes(encoded(json.dumps(document, indent=2) + "\n"))
-    (folder / "README.md").write_bytes(encoded(model_card(document)))
+    (folder / "README.md").write_bytes(encoded(model_card(document, notes)))
     for file, tensors in files.items():
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / f"{file}.safetensors")
 
@@ -252,7 +255,7 @@ def _require(folder: Path) -> None:
                 raise PolicyError(f"{folder} is not a complete policy folder: {name} is missing{hint}")
 
 
-def model_card(document: Mapping) -> str:
+def model_card(document: Mapping, notes: Sequence[str] = ()) -> str:
     """A model card with hub metadata. What was not measured is not claimed, nor a licence: that is its owner's to give.
 
     It does not name the folder: that is renamed while it is written, and by its owner later.
@@ -275,6 +278,8 @@ def model_card(document: Mapping) -> str:
         'policy = ript.load_policy("path/to/this/folder")',
         "```",
         "",
+        *(f"- {note}" for note in notes),
+        *([""] if notes else []),
     ]
     for title, value in card.items():
         lines += [f"## {title[:1].upper()}{title[1:].replace('_', ' ')}", ""]

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ript.core import hooks
 from ript.core.errors import PolicyError
 from ript.core.files import expanded
 from ript.core.options import Settings
@@ -33,7 +34,8 @@ def save(policy: Any, folder: str | Path, without: str = "") -> None:
         PolicyError, NotFiniteError: see `folder.save`.
     """
     tensors = {n: x for n, x in policy.state_dict().items() if not without or not n.startswith(f"{without}.")}
-    policy_folder.save(expanded(folder), policy.KIND, policy.options.to_json(), policy.simulator, tensors, policy.card)
+    notes, options = hooks.caveats_of(policy), policy.options.to_json()
+    policy_folder.save(expanded(folder), policy.KIND, options, policy.simulator, tensors, policy.card, notes=notes)
 
 
 def load(cls: type[P], options: type[Settings], folder: str | Path) -> P:

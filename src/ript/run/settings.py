@@ -124,10 +124,12 @@ def asked_for(config: Config, given: Iterable[str] = ()) -> set[str]:
 # ------------------------------------------------------------------ what has no effect
 
 
-def idle(config: Config) -> dict[str, str]:
-    """Settings that change nothing beside the others, whatever the command: dotted name -> why, and the remedy."""
+def idle(command: str, config: Config) -> dict[str, str]:
+    """Settings that change nothing in a command beside the others: dotted name -> why, and the remedy."""
     sections = [section for section in config.values().values() if isinstance(section, Settings)]
     found = {section.named(name): why for section in sections for name, why in section.idle().items()}
+    if command == "sft":  # follows these whatever practice does
+        found = {name: why for name, why in found.items() if name not in _policy(config.policy.FURTHER)}
     if not config.cluster.used:
         found["learn.ranks"] = " without a cluster, whose nodes are the ranks: give --cluster, or leave it out"
     if config.cluster.used:
@@ -165,7 +167,7 @@ def unused(command: str, config: Config, name: str) -> str | None:
         return None  # what happens anyway, and the remedy when it was central
     if command == "sft" and name.startswith("cluster.") and config.cluster.used and not config.learn.ranks:
         return f"{name} has no effect in `ript sft` without ranks, which learn on the nodes: give --learn.ranks=auto"
-    why = None if name in _TOLERATED else idle(config).get(name)
+    why = None if name in _TOLERATED else idle(command, config).get(name)
     return None if why is None else f"{name} has no effect{why}"
 
 
@@ -213,6 +215,28 @@ def refuse_without_base(config: Config, given: Iterable[str]) -> None:
             raise ConfigError(f"{name} has no effect on a new policy: leave it out, or give --base")
 
 
+def _not_given(command: str, config: Config, policy: PostTrainable) -> tuple[str, ...]:
+    """Dotted names of settings of what supervised training gives a loaded policy, and did not give this one."""
+    own = made_with(policy)
+    lacking = [name for name in config.policy.FURTHER if name in own and own[name] is None]
+    return _policy(lacking) if command == "sft" else ()
+
+
+def refuse_not_given(config: Config, policy: PostTrainable, given: Iterable[str]) -> None:
+    """Raise `ConfigError` for a setting of what a base is given to be trained further, where it learns without.
+
+    Args:
+        config: of supervised training.
+        policy: the base, with what its kind gives it; see `PolicyKind.further`.
+        given: dotted names from the command line.
+    """
+    for name in given:
+        if name in _not_given("sft", config, policy):
+            raise ConfigError(
+                f"{name} has no effect: the base holds all its weights and is trained whole; leave it out"
+            )
+
+
 def stage_is_missing(config: Config, name: str, *, base: bool, targets: bool, others: bool = True) -> str:
     """Why a setting is of a supervised stage, or a part of one, that there will not be; empty when it is not. See
     `refuse_unused_stages`."""
@@ -253,6 +277,8 @@ def settled(
     for name in dict.fromkeys((*config.policy.BUILT, *(name for name in own if name in wanted))):
         if wanted[name] == own.get(name):
             continue
+        if own.get(name) is None and name in config.policy.FURTHER:
+            continue  # it may be given one
         if f"policy.{name}" in asked:
             has = "no such setting" if own.get(name) is None else f"{name} = {_word(own[name])}"
             refused.append(f"policy.{name} = {_word(wanted[name])} ({whose} has {has})")
@@ -388,10 +414,11 @@ def recorded(command: str, config: Config, policy: PostTrainable | None = None) 
         config: settled.
         policy: when given, what it does not have is left out.
     """
-    without_effect = set(idle(config))
+    without_effect = set(idle(command, config))
     if policy is not None:
         built = made_with(policy)
         without_effect |= {f"policy.{name}" for name in config.policy.BUILT if built.get(name) is None}
+        without_effect |= set(_not_given(command, config, policy))
         if kind_of(policy) != config.policy.kind:
             without_effect |= set(_policy(type(config.policy).model_fields))
     return {

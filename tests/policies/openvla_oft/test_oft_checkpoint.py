@@ -1,5 +1,6 @@
 """Folders, published and ours: what is read, written, refused, and how much memory that takes."""
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from ript.core.errors import ConfigError, PolicyError
 from ript.policies.openvla_oft import llama
 from ript.policies.openvla_oft.checkpoint import base_of, empty, index_of, load
 from ript.policies.openvla_oft.lora import add_lora, lora_layers
+from ript.policies.openvla_oft.prompt import small_tokenizer
 from ript.policies.openvla_oft.published import read, require_l1
 from ript.policies.openvla_oft.sizes import OpenVlaSizes
 
@@ -309,7 +311,9 @@ def test_what_was_trained_is_saved_beside_a_reference_and_comes_back_to_the_bit(
     assert held["scale_head.log_b_head.bias"].dtype == torch.bfloat16  # as exact, at half the size
     assert held["action_head.model.fc1.weight"].dtype == torch.float32
     again = load(tmp_path / "saved")
-    assert again == policy and again.card == policy.card and again.config.base == base_of(TINY)
+    assert (
+        again == policy and again.card == policy.card and again.config.base == base_of(TINY, policy.config.base.weights)
+    )
     one, other = (p.act(observation("s1"), generators(1)) for p in (ready(policy), ready(again)))
     np.testing.assert_array_equal(one.actions, other.actions)
     again.save_pretrained(tmp_path / "saved")
@@ -337,6 +341,57 @@ def test_a_policy_whose_base_is_gone_or_another_says_so(folder, tmp_path):
     shutil.rmtree(folder)
     with pytest.raises(PolicyError, match="the policy's base is not there"):
         load(tmp_path / "saved")
+
+
+def other_weights(folder):
+    path = folder / SHARD
+    save_file({name: tensor * 1.25 for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        (other_weights, "weights"),
+        (lambda f: (f / "tokenizer.json").write_text(small_tokenizer(["another"], 300).to_str()), "tokenizer"),
+        (lambda f: (f / "tokenizer.json").unlink(), "tokenizer"),
+    ],
+)
+def test_a_base_of_the_same_layout_with_other_content_is_another(change, what, folder, tmp_path):
+    (folder / "tokenizer.json").write_text(small_tokenizer(["words"], 300).to_str())
+    policy = load(folder)
+    policy.save_pretrained(tmp_path / "saved")
+    assert load(tmp_path / "saved") == policy
+    change(folder)
+    with pytest.raises(PolicyError, match=f"{folder} is not as it was .* the hash of its {what} is .*: fetch the base"):
+        load(tmp_path / "saved")
+
+
+def test_a_card_names_the_base_and_what_readers_of_results_should_know(folder, tmp_path):
+    policy = load(folder).configured(sampling="published", forward="two_pass")
+    policy.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert f"the other weights are those of `{folder}`, hash {policy.config.base.weights}, which must" in card
+    assert all(f"\n- {caveat}\n" in card for caveat in policy.caveats) and len(policy.caveats) == 2
+
+
+def test_the_hash_of_weights_is_of_their_content_and_not_of_their_files(folder, tmp_path):
+    was = load(folder).config.base
+    table = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    whole = {name: tensor for file in set(table.values()) for name, tensor in load_file(folder / file).items()}
+    for file in set(table.values()):
+        (folder / file).unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    save_file(whole, folder / "model.safetensors", {"format": "pt"})
+    now = load(folder).config.base
+    assert now.weights == was.weights and now.index != was.index
+
+
+def test_a_folder_of_an_earlier_version_without_these_hashes_is_read(folder, tmp_path):
+    policy = load(folder)
+    policy.save_pretrained(tmp_path / "saved")
+    before = {name: getattr(policy.config.base, name) for name in ("name", "revision", "index")}
+    edit(tmp_path / "saved" / "config.json", lambda c: c["config"].update(base=before))
+    assert load(tmp_path / "saved").config.base == dataclasses.replace(policy.config.base, weights=None, tokenizer=None)
 
 
 def test_a_base_on_the_hub_is_referred_to_by_its_commit(folder, tmp_path, monkeypatch):

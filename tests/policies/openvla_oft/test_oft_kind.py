@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -251,3 +252,37 @@ def test_what_is_trained_whole_is_kept_as_it_says_on_any_device(start):
     referring = dataclasses.replace(own, base=Base(name="elsewhere", revision=None, index="0"))
     assert usual_type("cuda", referring) == usual_type("cuda", None) == torch.bfloat16
     assert usual_type("cpu", referring) == usual_type("cpu", None) == torch.float32
+
+
+@pytest.mark.parametrize("word", ["rank=4", "alpha=3", "recompute=true"])
+def test_settings_of_an_adapter_are_refused_where_the_head_alone_practises(word, start, tmp_path, capsys):
+    words = ["rl", "--recipe", "smoke", "--policy", str(start), "--policy.rl_trains=head", f"--policy.{word}"]
+    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 2
+    said = f"policy.{word.partition('=')[0]} has no effect while policy.rl_trains = head"
+    assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_run_records_nothing_of_an_adapter_that_it_does_not_have(start, tmp_path):
+    c = replace(config(), iterations=0, policy=replace(config().policy, rl_trains="head"))
+    run = train_rl(c, start, tmp_path / "head").folder
+    recorded = json.loads((run / "config.json").read_text())["config"]["recipe_config"]["policy"]
+    assert "temperature" in recorded and not {"rank", "alpha", "recompute", "adapts"} & recorded.keys()
+    demos = start.parents[1] / "demos.hdf5"
+    train_sft(replace(c, sft=replace(c.sft, finetune_steps=1, scale_steps=0)), demos, tmp_path / "sft", base=start)
+    recorded = json.loads((tmp_path / "sft" / "config.json").read_text())["config"]["recipe_config"]["policy"]
+    assert recorded["recompute"] is False and not {"rank", "alpha", "adapts"} & recorded.keys()
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("word", ["rank=4", "alpha=3", "adapts=everything"])
+def test_supervised_training_refuses_settings_of_an_adapter_that_it_does_not_give(
+    adapter, word, start, tmp_path, capsys
+):
+    (base, demos), name = (start, start.parents[1] / "demos.hdf5"), f"policy.{word.partition('=')[0]}"
+    if adapter:
+        base = tmp_path / "adapted"
+        ript.load_policy(start).with_adapter(2, 0.5).save_pretrained(base)
+    words = ["sft", "--recipe", "smoke", "--base", str(base), "--demos", str(demos), *TOY, f"--policy.{word}"]
+    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 2
+    said = rf"{name} = \S+ \(the base has" if adapter else f"{name} has no effect: the base holds all its weights"
+    assert re.search(said, capsys.readouterr().err) and not (tmp_path / "run").exists()

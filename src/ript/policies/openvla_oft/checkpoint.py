@@ -29,7 +29,7 @@ from ript.policies.openvla_oft.adapters import load_adapter
 from ript.policies.openvla_oft.config import Base, OftConfig
 from ript.policies.openvla_oft.model import OpenVla
 from ript.policies.openvla_oft.policy import DTYPES, PUBLISHED_CAMERAS, OpenVlaPolicy
-from ript.policies.openvla_oft.prompt import Prompts, tokenizer_of
+from ript.policies.openvla_oft.prompt import FILE, Prompts, tokenizer_of
 from ript.policies.openvla_oft.published import (
     Heads,
     add_scale_head,
@@ -140,13 +140,13 @@ def _load_published(folder: Path, suite: str | None, heads: Heads, device: str, 
         new_heads(network, folder, device=device)
     else:
         load_heads(network, folder, device=device)  # first: a wrong head is found before the long part
-    load_backbone(network, found.shards, device=device, dtype=dtype)
+    weights = load_backbone(network, found.shards, device=device, dtype=dtype)
     config = OftConfig(
         sizes=found.sizes,
         statistics=found.statistics,
         normalisation=found.normalisation,
         cameras=PUBLISHED_CAMERAS,
-        base=base_of(folder),
+        base=base_of(folder, weights),
     )
     prompts = Prompts(tokenizer_of(folder), config.room, config.last, str(folder))
     return OpenVlaPolicy(config, network.eval(), prompts, published_simulator(found.sizes))
@@ -169,10 +169,17 @@ def empty(sizes: OpenVlaSizes) -> OpenVla:
         return OpenVla(sizes)
 
 
-def base_of(folder: Path) -> Base:
-    """A reference to a base: a folder by its whole path, one that came from the hub by its name and commit."""
+def base_of(folder: Path, weights: str) -> Base:
+    """A reference to a base with weights of this hash: a folder by its whole path, one that came from the hub by its
+    name and commit."""
     name, revision = hub.named(folder) or (str(absolute(folder)), None)
-    return Base(name=name, revision=revision, index=index_of(folder))
+    return Base(name=name, revision=revision, index=index_of(folder), weights=weights, tokenizer=tokenizer_hash(folder))
+
+
+def tokenizer_hash(folder: Path) -> str | None:
+    """16 hex digits of a folder's tokenizer.json; None where there is none."""
+    path = folder / FILE
+    return hashlib.sha256(read_bytes(path, PolicyError)).hexdigest()[:16] if path.is_file() else None
 
 
 def index_of(folder: Path) -> str:
@@ -200,7 +207,7 @@ def _load_own(folder: Path, device: str, dtype: torch.dtype | None) -> OpenVlaPo
         checked(tensor, own[name], name, folder / "model.safetensors")
         assign(network, name, tensor, device, torch.float32 if name.partition(".")[0] in HELD else dtype)
     if config.base:
-        load_backbone(network, backbone_shards(base), device=device, dtype=dtype)
+        require_same(config.base, base, load_backbone(network, backbone_shards(base), device=device, dtype=dtype))
     if config.rank:
         load_adapter(network, folder, device=device)
     prompts = Prompts(tokenizer_of(base), config.room, config.last, str(base))
@@ -239,3 +246,17 @@ def base_folder(base: Base) -> Path:
             f"{base.index}"
         )
     return folder
+
+
+def require_same(base: Base, folder: Path, weights: str) -> None:
+    """Raise `PolicyError` unless a folder, whose weights have this hash, has a base's weights and tokenizer."""
+    for what, expected, got in (
+        ("weights", base.weights, weights),
+        ("tokenizer", base.tokenizer, tokenizer_hash(folder) if base.tokenizer else None),
+    ):
+        if expected is not None and got != expected:
+            raise PolicyError(
+                f"{folder} is not as it was when this policy was made on it: the hash of its {what} is {got}, expected "
+                f"{expected}; it is damaged, or another of the same layout: fetch the base again, or say in "
+                "config.json where it lies"
+            )

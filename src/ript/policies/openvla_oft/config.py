@@ -35,12 +35,16 @@ class Base:
     Attributes:
         name: a folder, or "hf://owner/name".
         revision: of a name on the hub: a commit.
-        index: hash of the list of its tensors, files and sizes: another base is noticed.
+        index: hash of the list of its tensors, files and sizes: another base is noticed before it is loaded.
+        weights: hash of its weights; None in folders of earlier versions.
+        tokenizer: hash of its tokenizer.json; None where it had none, and in folders of earlier versions.
     """
 
     name: str
     revision: str | None
     index: str
+    weights: str | None = None
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,6 +93,14 @@ class OftOptions(PolicyOptions):
         )
         return self
 
+    def idle(self) -> dict[str, str]:
+        """See `Settings.idle`."""
+        if self.rl_trains != "head":
+            return super().idle()
+        why = " while policy.rl_trains = head, for which there is no adapter: leave it out"
+        kept = " while policy.rl_trains = head, whose updates begin at hidden states: leave it out"
+        return super().idle() | {"rank": why, "alpha": why, "recompute": kept}
+
     def decided(self) -> dict[str, Any]:
         """See `PolicyOptions.decided`."""
         chunk = self.chunk or PRESETS[self.size].chunk

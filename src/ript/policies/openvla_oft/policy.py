@@ -421,7 +421,10 @@ class OpenVlaPolicy(nn.Module):
             if (preset.dino, preset.siglip, preset.llama) == (sizes.dino, sizes.siglip, sizes.llama)
         ]
         rank, alpha = self.config.rank, round(self.config.scaling * self.config.rank, 6)
-        adapter = {"rank": rank, "alpha": alpha} if rank else {}
+        wide = any(not name.startswith("language_model.") for name in lora_weights(self.network))
+        adapter: dict[str, Any] = {"rank": None, "alpha": None, "adapts": None}
+        if rank:
+            adapter = {"rank": rank, "alpha": alpha, "adapts": "everything" if wide else "language"}
         return {"size": same[0] if same else None, "chunk": sizes.chunk, "execute": self.config.execute} | adapter
 
     @property
@@ -460,7 +463,7 @@ class OpenVlaPolicy(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapter and heads with a reference to the base, or, of a policy without one, everything."""
-        save(Path(folder), self.config, self.network, self.prompts, self.simulator, self.card)
+        save(Path(folder), self.config, self.network, self.prompts, self.simulator, self.card, self.caveats)
 
     def __eq__(self, other: object) -> bool:
         """Same configuration, simulator and weights, to the bit."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ript.core.files import expanded
 from ript.core.types import SimulatorSpec
 from ript.policies import folder as policy_folder
 from ript.policies.openvla_oft.adapters import PEFT
-from ript.policies.openvla_oft.config import OftConfig
+from ript.policies.openvla_oft.config import Base, OftConfig
 from ript.policies.openvla_oft.lora import lora_layers, lora_weights
 from ript.policies.openvla_oft.model import OpenVla
 from ript.policies.openvla_oft.prompt import Prompts
@@ -25,9 +25,15 @@ HELD = (*HEADS, "scale_head")
 
 
 def save(
-    folder: Path, config: OftConfig, network: OpenVla, prompts: Prompts, simulator: SimulatorSpec, card: Mapping
+    folder: Path,
+    config: OftConfig,
+    network: OpenVla,
+    prompts: Prompts,
+    simulator: SimulatorSpec,
+    card: Mapping,
+    caveats: Sequence[str],
 ) -> None:
-    """Write a policy folder, whole or not at all.
+    """Write a policy folder, whole or not at all; its card has the caveats, and says what else is needed to load it.
 
     Raises:
         PolicyError, NotFiniteError: see `folder.save`.
@@ -48,8 +54,20 @@ def save(
         {name: smallest(tensor) for name, tensor in held.items()},
         card,
         documents=documents,
+        notes=[*_base_in_words(config.base), *caveats],
         adapter_model={PEFT + name: smallest(tensor) for name, tensor in updates.items()},
     )
+
+
+def _base_in_words(base: Base | None) -> list[str]:
+    """For the card of a folder that does not hold all weights itself."""
+    if base is None:
+        return []
+    commit = f" (commit {base.revision})" if base.revision else ""
+    return [
+        f"This folder holds what was trained; the other weights are those of `{base.name}`{commit}, hash "
+        f"{base.weights or base.index}, which must be there when it is loaded, or where config.json says."
+    ]
 
 
 def saved_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ript.core import machine
 from ript.core.disk import cannot_read, reading, refused
 from ript.core.errors import PolicyError
 from ript.core.files import require_content, utf8_name
@@ -55,17 +58,25 @@ class opened:
         self._file.__exit__(*exc)
 
 
+HASHING = 4
+"""Tensors that are hashed at a time, at most."""
+
+
 def load_backbone(
     network: OpenVla,
     shards: Mapping[str, Path],
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> None:
+) -> str:
     """Give a network that was made on the meta device its weights, heads apart.
 
     Args:
         shards: tensor name -> file.
+
+    Returns:
+        16 hex digits that tell these weights from others: a hash of names, types, shapes and bytes, however they are
+        distributed over files.
 
     Shards are mapped into memory one after another, and each tensor goes straight to its device and type: besides the
     weights themselves, the host holds one shard at most.
@@ -80,13 +91,32 @@ def load_backbone(
     by_file: dict[Path, list[str]] = {}
     for name in sorted(names):
         by_file.setdefault(shards[name], []).append(name)
+    digests: dict[str, bytes] = {}
+    threads = min(HASHING, machine.cores().usable)
     for path in sorted(by_file):
-        with opened(path) as file:
+        with opened(path) as file, ThreadPoolExecutor(threads) as pool:
             absent = sorted(set(by_file[path]) - set(file.keys()))
             if absent:
                 raise PolicyError(f"{path} lacks {listed(absent)}, which the index says it holds")
-            for name in by_file[path]:
-                assign(network, name, checked(file.get_tensor(name), own[name], name, path), device, dtype)
+            hashed: dict[str, Future[bytes]] = {}
+            for number, name in enumerate(by_file[path]):
+                if number >= threads:  # no more tensors at a time
+                    hashed[by_file[path][number - threads]].result()
+                tensor = checked(file.get_tensor(name), own[name], name, path)
+                hashed[name] = pool.submit(digest, tensor)
+                assign(network, name, tensor, device, dtype)
+            digests |= {name: found.result() for name, found in hashed.items()}
+    of_all = hashlib.sha256()
+    for name in sorted(digests):
+        of_all.update(name.encode() + b"\0" + digests[name])
+    return of_all.hexdigest()[:16]
+
+
+def digest(tensor: torch.Tensor) -> bytes:
+    """A hash of a tensor's type, shape and bytes."""
+    found = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    found.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return found.digest()
 
 
 def checked(tensor: torch.Tensor, own: torch.Tensor, name: str, path: Path) -> torch.Tensor:

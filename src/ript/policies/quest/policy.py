@@ -436,6 +436,7 @@ class QuestPolicy(nn.Module):
             self.simulator,
             self.state_dict(),
             self.card,
+            notes=self.caveats,
             instructions=self._remembered,
         )
 
