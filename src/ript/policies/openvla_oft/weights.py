@@ -115,7 +115,7 @@ def load_backbone(
 def digest(tensor: torch.Tensor) -> bytes:
     """A hash of a tensor's type, shape and bytes."""
     found = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    found.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.digest()
 
 
