@@ -112,12 +112,14 @@ def test_the_example_of_a_policy_imitates_and_practises_from_the_parts(tmp_path:
 def test_the_example_of_a_policy_goes_through_the_whole_command_line(tmp_path: Path) -> None:
     practice = ["--iterations=1", "--sampling.groups=4", "--sampling.max_attempts=8", "--eval.trials=4"]
     small = {
+        "check": ["--states=2", "--steps=4"],
         "sft": ["--sft.policy_steps=10", "--policy.std=0.7"],
         "rl": [*practice, "--eval.every_trials=4", "--eval.videos=0", "--rollout.slots=8"],
         "eval": ["--trials=5", "--workers=0"],
     }
     printed = run_commands(tmp_path, "adding_a_policy.md", small)
-    assert list(printed) == ["demos collect", "sft", "rl", "eval"]
+    assert list(printed) == ["check", "demos collect", "sft", "rl", "eval"]
+    assert printed["check"].rstrip().endswith("sound: 10 of 10 hold"), printed["check"]
     assert re.search(r"^reach-corner .*/5 ", printed["eval"], re.MULTILINE), printed["eval"]
     saved = json.loads((tmp_path / "runs" / "rl" / "policy" / "config.json").read_text())["config"]
     assert saved == {"kind": "my_policy:MyPolicy", "std": 0.7}

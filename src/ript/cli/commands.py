@@ -23,6 +23,7 @@ from ript.cli.arguments import (
     steps_or_protocol,
     task_names,
 )
+from ript.cli.check import check as check
 from ript.cli.checkpoints import export_checkpoint as export_checkpoint
 from ript.cli.checkpoints import import_checkpoint as import_checkpoint
 from ript.cli.demonstrations import demos_collect as demos_collect
@@ -34,12 +35,10 @@ from ript.cli.machine import bench_rollout as bench_rollout
 from ript.cli.machine import bench_update as bench_update
 from ript.cli.machine import doctor as doctor
 from ript.config import overrides, recipes
-from ript.config.sections import Config
 from ript.config.text import describe
 from ript.core.errors import ConfigError, RiptError, RunError, UnknownNameError
 from ript.core.options import replace
 from ript.report.tables import change, count, eval_table, modes, points, rate, table
-from ript.run.settings import refuse_unused
 
 if TYPE_CHECKING:
     from ript.core.house import Suite
@@ -107,35 +106,6 @@ def show_recipes(args: Namespace) -> Answer:
     studies = {name: get_study(name, "paper").question for name in STUDIES}
     text = f"{table(list(known.items()))}\n\nstudies of the paper (run with `ript study NAME`):\n"
     return Answer(text=text + table(list(studies.items())), document=known | studies)
-
-
-def check(args: Namespace) -> Answer:
-    from functools import partial
-
-    from ript.build import simulator_factory, task_keys
-    from ript.core.registry import suites
-    from ript.run.progress import status
-    from ript.sims.registry import find_task
-    from ript.sims.soundness import in_words, soundness
-
-    for name, least in (("states", 1), ("steps", 1), ("seed", 0)):
-        if getattr(args, name) < least:
-            raise ConfigError(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    prefix, given = args.task.partition("/")[0], given_fields(args)
-    named = prefix if "/" in args.task and prefix in suites.names() else None
-    (suite,) = given["sim.suite"] if "sim.suite" in given else [named or find_task(args.task).suite]
-    if named not in (None, suite):
-        raise ConfigError(f"{args.task} is of suite {named}: leave out --sim.suite")
-    settings = {name: words for name, words in given.items() if name.startswith("sim.") and name != "sim.suite"}
-    if others := set(given) - {"sim.suite", *settings}:
-        refuse_unused("check", overrides.apply(Config(), {"sim.suite": [suite]} | given), others)
-    sim = overrides.of_simulators(suite, settings)
-    (key,) = task_keys(sim, (args.task,))
-    status(f"checking {key}")
-    with saying_what_is_kept("the check did not finish"):
-        make = partial(simulator_factory(sim), key)
-        found = soundness(make, seed=args.seed, states=args.states, steps=args.steps)
-    return Answer(text=in_words(found), document=found.to_json(), code=0 if found.sound else 1, costly=True)
 
 
 # ------------------------------------------------------------------ training

@@ -87,12 +87,19 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
         commands,
         "check",
         "check",
-        "say whether practice on a task's simulator is sound; exit code 1 when it is not",
+        "say whether practice on a simulator is sound, and whether a policy keeps its contract; exit code 1 if not",
         "  ript check toy/reach\n  ript check gym/FetchReach-v4\n"
-        "  ript check gym/my_file:MyTask-v0 --sim.success=solved --sim.cameras=render",
+        "  ript check gym/my_file:MyTask-v0 --sim.success=solved --sim.cameras=render\n"
+        "  ript check toy/reach --policy my_policy:MyPolicy",
         overrides=True,
     )
     p.add_argument("task", metavar="TASK", help="SUITE/NAME: a task of any suite (`ript tasks`), or SUITE/PACKAGE:ID")
+    p.add_argument(
+        "--policy",
+        metavar="WHAT",
+        help="check a policy there, too: its folder, hf://owner/name[@revision], or a kind such as my_file:MyPolicy, "
+        "of which a new one is made; docs/adding_a_policy.md has the contract",
+    )
     number(p, "--states", 20, "initial states to try")
     number(p, "--steps", 40, "environment steps of each trajectory")
     number(p, "--seed", 0, "seed of the initial states and of the random actions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
@@ -97,6 +98,20 @@ def random_actions(simulator: Simulator, steps: int, seed: int) -> np.ndarray:
     generator, steps = np.random.default_rng(seed), min(steps, simulator.task.horizon)
     shape = (-(-steps // 4), simulator.spec.action_dim)
     return np.repeat(generator.uniform(-1, 1, shape), 4, axis=0)[:steps].astype(np.float32)
+
+
+def looks(simulator: Simulator, states: Sequence[InitialState], steps: int, seed: int) -> Observation:
+    """What a policy sees, so many steps at a time, in these states at first and a little later."""
+    found = []
+    for state in states:
+        seen = deque([copied(simulator.reset(state))] * steps, maxlen=steps)
+        found.append(Observation.stacked(list(seen)))
+        for action in random_actions(simulator, 2, seed):
+            if simulator.step_chunk(action[None]).done:
+                break
+            seen.append(copied(simulator.observe()))
+            found.append(Observation.stacked(list(seen)))
+    return Observation.concatenate(found)
 
 
 def plans(simulator: Simulator, state: InitialState, steps: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
