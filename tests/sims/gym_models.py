@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import gymnasium
@@ -159,6 +160,32 @@ class Lamp(Room):
         self.model.geom_matid[self.model.geom("lamp").id] = self.np_random.integers(2)
         self.model.light_diffuse[0] = self.model.vis.headlight.diffuse[:] = self.np_random.uniform(0.3, 0.6, 3)
         self.model.cam_pos[self.model.camera("top").id, 0] = self.np_random.uniform(-0.5, 0.5)
+
+
+class LateSecret(Room):
+    """Counts steps where nobody looks, and brakes from a step on."""
+
+    def __init__(self, **kwargs: Any):
+        self.count = counter()
+        super().__init__(**kwargs)
+
+    def at_reset(self) -> None:
+        self.count(-self.count(0))
+
+    def at_step(self) -> None:
+        if self.count(1) > 2 * LATE:
+            self.data.qvel[0] *= 0.5
+
+
+def counter() -> Callable[[int], int]:
+    counted = 0
+
+    def count(more: int) -> int:
+        nonlocal counted
+        counted += more
+        return counted
+
+    return count
 
 
 for kind in [Room, *Room.__subclasses__(), *LatePaint.__subclasses__()]:

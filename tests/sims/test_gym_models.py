@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import gymnasium
 import numpy as np
 import pytest
 from packages import needs
 
 from ript.core.errors import ConfigError
-from ript.sims.gym.instances import SHELF
+from ript.sims.check import CHECKS, check_simulator
+from ript.sims.gym.instances import RENDERERS, SHELF
 from ript.sims.gym.simulator import GymSimulator
 from ript.sims.mujoco import gl
 from ript.sims.mujoco.rendering import CameraView, ModelRenderer
+from ript.sims.soundness import in_words, soundness
 
 pytestmark = needs("mujoco")
 PACKAGE = "gym_models"
@@ -167,3 +171,37 @@ def test_a_tendon_is_drawn_between_its_sites():
     finally:
         renderer.close()
     assert (picture[..., 0] > picture[..., 2] + 30).sum() > 20
+
+
+def test_where_instances_disturb_each_other_the_check_advises_seeds_which_mend_it():
+    found = soundness(lambda: made("LateSecret"), states=2)
+    assert "interleaved instances do not leak" in [finding.name for finding in found.failed]
+    assert in_words(found).endswith("try --sim.states=seed, with which each instance is built for itself")
+    assert check_simulator(lambda: made("LateSecret", states="seed")) == list(CHECKS)
+
+
+@pytest.mark.parametrize(
+    "name, more",
+    [
+        *(("light_pos", 0.5), ("light_dir", 0.9), ("geom_rgba", -0.3), ("mat_rgba", -0.5), ("geom_size", 0.1)),
+        *(("body_pos", 0.2), ("cam_fovy", 10), ("cam_quat", 0.2), ("geom_pos", 0.2)),
+    ],
+)
+def test_whatever_shows_is_drawn_as_it_is_and_as_it_was_after_the_next_reset(name, more):
+    with made("Room", cameras=("top",)) as simulator:
+        state = simulator.initial_states(1)[0]
+        before = simulator.reset(state).images["top"]
+        getattr(simulator.env.model, name)[...] += more
+        assert not np.array_equal(simulator.observe().images["top"], before)
+        assert np.array_equal(simulator.reset(state).images["top"], before)
+
+
+def test_renderers_are_bounded_and_videos_show_meshes():
+    with contextlib.ExitStack() as stack:
+        for size in range(16, 16 + 2 * RENDERERS):
+            simulator = stack.enter_context(made("Room", image_size=size))
+            simulator.reset(simulator.initial_states(1)[0])
+        (environment,) = SHELF
+        assert len(environment._renderers) == RENDERERS
+        simulator.render()
+        assert [meshes for _, _, meshes in environment._renderers] == ["boxes"] * (RENDERERS - 1) + ["mesh"]

@@ -18,7 +18,7 @@ from ript.core.errors import ConfigError, DependencyMissing, SimulatorError
 from ript.core.interfaces import Simulator
 from ript.core.memory import translated
 from ript.core.simulators import close, surviving
-from ript.core.types import InitialState, Split, Task
+from ript.core.types import InitialState, SimulatorSpec, Split, Task
 from ript.sims.check import CHECKS, Finding, findings, require_simulator
 from ript.sims.trajectories import Moment, alike, moment, random_actions, trajectory
 
@@ -54,7 +54,10 @@ class Soundness:
         alike: how many of these look like one of the others, to the last pixel and number, and go on so.
         raised: what the simulator raised meanwhile, so that not all of them were tried; "".
         odd: how many episodes came to numbers that are not finite, in what the simulator shows beside proprioception.
+        plain: cameras whose first pictures of all these states are equal.
+        spec: of the simulators.
         notes: what the simulator itself has to say.
+        remedy: what it advises where the contract does not hold; "".
         build, instance, step, look: seconds of the first instance, of another one beside it, of a step, of a look.
         bytes: resident memory of another instance.
     """
@@ -68,7 +71,10 @@ class Soundness:
     alike: int
     odd: int
     raised: str
+    plain: tuple[str, ...]
+    spec: SimulatorSpec
     notes: tuple[str, ...]
+    remedy: str
     build: float
     instance: float
     step: float
@@ -101,6 +107,9 @@ class Soundness:
             "test_states_alike": self.alike,
             "episodes_with_numbers_that_are_not_finite": self.odd,
             "raised": self.raised,
+            "cameras": {name: list(size) for name, size in self.spec.cameras.items()},
+            "cameras_that_show_all_states_alike": list(self.plain),
+            "proprioception": dict(self.spec.proprio),
             "notes": list(self.notes),
             "seconds": {
                 "first": self.build,
@@ -130,7 +139,8 @@ def soundness(factory: Callable[[], Simulator], *, seed: int = 0, states: int = 
     build = time.perf_counter() - began
     with factory() as simulator, translated(lambda e: SimulatorError(f"{simulator.task.key}: {_line(e)}")):
         task = simulator.task
-        notes = tuple(getattr(simulator, "notes", ()))
+        notes, remedy = tuple(getattr(simulator, "notes", ())), str(getattr(simulator, "remedy", ""))
+        spec = simulator.spec
         practised, tested = (_states(simulator, states, seed, split) for split in ("train", "test"))
         simulator.reset(practised[0])  # what cannot be done at all is an error, not a finding
         instance, size = _another(factory, practised[0])
@@ -154,7 +164,10 @@ def soundness(factory: Callable[[], Simulator], *, seed: int = 0, states: int = 
         alike=tried.alike,
         odd=tried.odd,
         raised=tried.raised,
+        plain=tuple(tried.plain),
+        spec=spec,
         notes=notes,
+        remedy=remedy,
         build=build,
         instance=instance,
         step=tried.step / max(1, tried.steps),
@@ -206,6 +219,7 @@ class _Tried:
     step: float = 0.0
     look: float = 0.0
     raised: str = ""
+    plain: list[str] = field(default_factory=list)
 
 
 def _try(
@@ -231,7 +245,14 @@ def _try(
             first.append((state, seen))
             if result.success:
                 found.still.append((state.id, state.label, result.env_steps))
+    found.plain = [name for name in simulator.spec.cameras if len(first) > 1 and _one_picture(name, first)]
     found.alike = sum(_is_among(simulator, state, first, seed) for state in tested)
+
+
+def _one_picture(camera: str, first: list[tuple[InitialState, Moment]]) -> bool:
+    """Whether all these states look the same through a camera."""
+    pictures = [look.observation.images[camera] for _, look in first]
+    return all(np.array_equal(pictures[0], other) for other in pictures)
 
 
 def _is_among(
@@ -279,6 +300,13 @@ def _about(found: Soundness) -> list[str]:
         lines.append(f"      but not all were tried, for it raised {found.raised}")
     if found.odd:
         lines.append(f"  {found.odd} of {2 * n} episodes came to NaN or infinity in numbers that a policy is not shown")
+    cameras = ", ".join(f"{name} {height} x {width}" for name, (height, width) in found.spec.cameras.items())
+    numbers = ", ".join(f"{name} ({size})" for name, size in found.spec.proprio.items())
+    lines.append(f"  a policy sees pictures: {cameras or 'none'}; and numbers: {numbers or 'none'}")
+    if found.plain:
+        lines.append(
+            f"      {', '.join(found.plain)}: the pictures of all {n} states are equal, and tell a policy nothing"
+        )
     lines += [f"  {note}" for note in found.notes]
     first, other = f"{found.build:.2f} s", f"{found.instance * 1e3:.1f} ms and {found.bytes / 2**20:.1f} MiB"
     lines.append(f"  cost here: {first} for the first instance, {other} for each other")
@@ -293,7 +321,8 @@ def _verdict(found: Soundness) -> str:
         names = ", ".join(finding.name for finding in found.failed if not finding.raised)
         if not names:
             return f"not sound: the simulator raises in {len(found.failed)} of {len(found.findings)} checks"
-        return f"not sound: practice here would learn from what is not so ({names})"
+        remedy = f"; {found.remedy}" if found.remedy else ""
+        return f"not sound: practice here would learn from what is not so ({names}){remedy}"
     if not found.sound:
         if len(found.still) == found.states:
             return "not sound: every state that was tried is solved by doing nothing, so there is nothing to learn"

@@ -157,7 +157,7 @@ def build(name: str, arguments: Mapping[str, Any], *, render: bool) -> Any:
             raise ConfigError(f"sim.arguments: gym/{name} refuses them: {_line(error)}") from error
         raise SimulatorError(f"gym/{name} cannot be built: {_line(error)}") from error
     except (Exception, SystemExit) as error:  # of any kind that an environment raises
-        if isinstance(error, SystemExit) and error.code in interpreter.TERMINATED:
+        if interpreter.stops(error):
             raise
         missing = isinstance(error, ImportError) or type(error).__name__ == "DependencyNotInstalled"
         kind = DependencyMissing if missing else SimulatorError
@@ -190,11 +190,9 @@ def calling(where: Callable[[], str], seed: int = 0) -> Iterator[None]:
             yield
     except RiptError:
         raise
-    except SystemExit as stop:  # pygame programs end so when their window is closed
-        if stop.code in interpreter.TERMINATED:
+    except (Exception, SystemExit) as error:  # programs with a window end so when that is closed
+        if interpreter.stops(error):
             raise
-        raise SimulatorError(f"{where()}: the environment ends the program (SystemExit: {stop.code})") from stop
-    except Exception as error:
         why = f"{where()}: the environment raised {_line(error)}"
         if seed >= 2**32:  # which some generators do not take, and then speak of a seed that nobody gave
             why += f" (its reset was given the seed {seed}; with --seed below 512 those of all states are below 2^32)"
@@ -259,6 +257,10 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
+ENDLESS = 1e30
+"""Bounds of actions from which on a space has none: older environments write the largest number of float32."""
+
+
 class ActionScale:
     """Actions in [-1, 1] as the environment takes them, and back.
 
@@ -278,16 +280,16 @@ class ActionScale:
         if not isinstance(space, box):
             raise ConfigError(
                 f"{key}: its action space is {space}; policies here act with numbers in [-1, 1], which a bounded Box "
-                "takes. Discrete actions cannot be practised"
+                "takes. Make one Box of several in a wrapper of the environment; discrete actions cannot be practised"
             )
         if space.dtype.kind not in "fiu":
             raise ConfigError(f"{key}: its action space is {space}, of {space.dtype}; expected numbers")
-        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        if not (np.abs([space.low, space.high]) < ENDLESS).all():
             raise ConfigError(
                 f"{key}: its action space is {space}, which is infinite; [-1, 1] can only be stretched to a bounded "
                 "Box: give it one, with gymnasium.wrappers.TransformAction for example"
             )
-        if space.shape == () or space.low.size == 0 or (space.low >= space.high).any():
+        if space.low.size == 0 or (space.low >= space.high).any():
             raise ConfigError(f"{key}: its action space is {space}; expected an array with low below high everywhere")
         self.shape, self._dtype, self.dim = space.shape, space.dtype, int(space.low.size)
         self._low, self._high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)

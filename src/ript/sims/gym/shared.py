@@ -26,6 +26,8 @@ from ript.sims.gym.numbers import NotExact, count, numbers, rebuilt, same, struc
 
 PROBES = (0, 1, 2)
 """Seeds of the resets from which it is learned what a reset changes."""
+RESETS = range(100, 112)
+"""Seeds of more resets, so that what few of them change is known as well."""
 TRIED = (3, 4)
 """Seeds of the states that are tried."""
 STEPS = 8
@@ -104,12 +106,12 @@ class SharedEnvironment:
     def _learn(self, actions: Callable[[int, int], Sequence[Any]]) -> None:
         """Find out what resets and steps change."""
         resets, changed = [], set()
-        for seed in PROBES:
+        for seed in (*PROBES, *RESETS):
             instance, observation = self.own_reset(seed)
             stored = self._attributes.put_away(instance.attributes, instance.data)
             resets.append((self._attributes.take_out(stored, self._built_data), stored, observation))
             changed |= self._changed()
-            for action in actions(STEPS, seed):
+            for action in actions(STEPS, seed) if seed in PROBES else ():
                 self.env.step(action)
             changed |= self._changed()
         self._varying = sorted(changed)

@@ -154,6 +154,14 @@ class GymSimulator:
             return (f"an initial state is the seed of a reset, not a state of its own: {self.exact}",)
         return ("an initial state is the whole physical state; one model is shared by all instances of a process",)
 
+    @property
+    def remedy(self) -> str:
+        """What may help where rollouts disturb each other, or a reset leaves something behind."""
+        if not self.exact:
+            return "try --sim.states=seed, with which each instance is built for itself"
+        rebuilds = self._environment.request.rebuild
+        return "" if rebuilds else "try --sim.rebuild=true, with which it is built anew for each reset"
+
     def reset(self, initial_state: InitialState) -> Observation:
         """Put the environment into this state, then look."""
         start = time.perf_counter()
