@@ -65,7 +65,11 @@ def test_clip_is_an_extra_that_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("RIPT_CLIP", str(tmp_path))
     absent = check_clip()
     assert not absent.ok and not absent.required and absent.detail == f"no config.json in {tmp_path}"
-    assert "set RIPT_CLIP to a folder with the files of openai/clip-vit-base-patch32" in absent.remedy
+    assert "put the files of openai/clip-vit-base-patch32 there, or unset RIPT_CLIP" in absent.remedy
+    assert "fetch it then" not in absent.remedy
+    monkeypatch.delenv("RIPT_CLIP")
+    monkeypatch.setattr("ript.cli.doctor.clip_missing", lambda: "config.json")
+    assert "set RIPT_CLIP to a folder with the files of openai/clip-vit-base-patch32" in check_clip().remedy
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90\n"

@@ -15,6 +15,7 @@ from disks import as_ordinary_user, open_to_all
 from synthetic_run import evaluation, make_run, moving_square
 
 from ript.core.errors import ConfigError, RunError
+from ript.core.options import replace
 from ript.core.types import EvalResult, TaskResult
 from ript.report import views
 from ript.report.curves import RUN_COLORS
@@ -158,6 +159,23 @@ def begun(run: Path, seed: int, demos: int = 1) -> Path:
     card = {"supervised training": {"seed": seed, "demonstrations": demos}}
     (run / "start" / "config.json").write_text(json.dumps({"card": card}))
     return run
+
+
+def test_a_success_rate_says_within_how_many_steps_and_on_which_states_and_runs_apart_are_named(tmp_path):
+    runs = []
+    for name, how in {"a": {}, "b": {}, "c": {"horizon": {"t": 12}}, "d": {"seed": 5, "state_noise": 0.02}}.items():
+        with RunFolder.create(tmp_path / name, {}) as run:
+            for iteration, solved in ((0, 48), (1, 60)):
+                run.log_eval(iteration, replace(result(solved), **{"horizon": {"t": 24}} | how))
+        runs.append(run.path)
+    (_, one), (_, alike), (_, apart) = (report(tmp_path, *some) for some in (runs[2:3], runs[:2], runs))
+    assert "Within 12 steps, states of seed 0" in one
+    assert "within 24 steps, states of seed 0" in alike and "not measured alike" not in alike
+    assert (
+        "These runs were not measured alike, so their success rates are other quantities: test success within 24 "
+        "steps, states of seed 0, or within 12 steps, states of seed 0, or within 24 steps, states of seed 5, objects "
+        "moved by 2 cm."
+    ) in apart
 
 
 def together(tmp_path, *runs) -> str:

@@ -56,6 +56,12 @@ def test_they_are_replayed_seen_as_asked_and_learned_from(file, tmp_path, capsys
     assert len(demos) == 3 and dict(demos.spec.cameras) == {"default": (32, 32)}
     assert [len(demo) for demo in demos.demos()] == [len(solve(seed)) - 1 for seed in (3, 900, 12)]
     assert [int(demo.initial_state.state[0]) for demo in demos.demos()] == [3, 900, 12]
+    (tmp_path / "link.hdf5").symlink_to(file())  # the same file, which counts once, as it does in training
+    words = ("--pictures=rendered", "--sim.image_size=32", "--every", "2")
+    assert main(["demos", "convert", str(file()), str(tmp_path / "link.hdf5"), "--out", str(out), *words]) == 0
+    assert len(open_demos(out)) == 3
+    assert convert(out, tmp_path / "again.hdf5") == 1
+    assert f"{out} is a demonstration file of ript already: use it as it is" in capsys.readouterr().err
     assert main(["demos", "verify", str(out)]) == 0
     assert "3 of 3" in capsys.readouterr().out
     words = ("--recipe", "practice", "--tasks", f"gym/{ID}", "--sft.policy_steps=2", "--sft.threads=1")

@@ -245,7 +245,8 @@ def check_language_model() -> Check:
 
 
 def check_clip() -> Check:
-    where = clip_folder() or "the model hub's cache"
+    folder = clip_folder()
+    where = folder or "the model hub's cache"
     try:
         missing = clip_missing()
         problem = f"no {missing} in {where}" if missing else ""
@@ -257,6 +258,11 @@ def check_clip() -> Check:
         "only imported policies and studies of --scale paper need it, and fetch it then; without a network, set "
         f"{CLIP_FOLDER} to a folder with the files of {CLIP}"
     )
+    if folder is not None:  # nothing is fetched then
+        remedy = (
+            f"only imported policies and studies of --scale paper need it: put the files of {CLIP} there, or unset "
+            f"{CLIP_FOLDER}, and they are fetched"
+        )
     return Check(
         name="CLIP",
         ok=not problem,

@@ -26,7 +26,7 @@ def convert_demos(
     """Write demonstrations of other files, whole, in the order of the files and of their numbers.
 
     Args:
-        files: in the layout of robomimic.
+        files: in the layout of robomimic; one that is named several times counts once.
         out: the file to make; replaced if it exists, and only when all is done.
         read: what a suite makes of a demonstration; with looks.
         every: of the looks, every so many-th is kept.
@@ -40,7 +40,10 @@ def convert_demos(
     """
     every, written = arguments.whole("every", every, 1), 0
     with DemoWriter(out, {"source": "converted", "every": every}) as writer:
+        once: dict[Path, Path] = {}
         for file in arguments.places("files", files):
+            once.setdefault(file.expanduser().resolve(), file)
+        for file in once.values():
             for foreign in read_foreign(file):
                 recording, spec = read(foreign)
                 demo = _demo(foreign, recording, every)

@@ -92,11 +92,13 @@ def render(runs: Sequence[RunData], *, max_videos: int = 6, table: Mapping[str, 
         of_kind = [(number, run) for number, run in enumerate(runs) if run.document["kind"] == kind and run.metrics]
         if of_kind:
             blocks.append({"kind": kind, **draw(of_kind, len(runs) > 1)})
+    shown = [_run_view(number, run, max_videos) for number, run in enumerate(runs)]
     return _template().render(
         title=_title(runs),
         table=table,
         generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        runs=[_run_view(number, run, max_videos) for number, run in enumerate(runs)],
+        runs=shown,
+        apart=views.measured_apart([run["heads"] for run in shown]),
         together=seeds.over_seeds(runs),
         curves=blocks,
     )

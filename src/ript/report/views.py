@@ -118,6 +118,7 @@ def headline(comparison: Comparison, kept: int | None = None) -> dict[str, Any]:
         "mode": comparison.mode,
         "short": short_mode(comparison.mode),
         "states": comparison.states,
+        "how": how(comparison),
         "before": before,
         "after": after,
         "iteration": iteration,
@@ -125,6 +126,28 @@ def headline(comparison: Comparison, kept: int | None = None) -> dict[str, Any]:
         "change": _change(comparison),
         "tasks": tasks,
     }
+
+
+def how(comparison: Comparison) -> str:
+    """Within how many steps, and on which states, success was measured: "within 24 steps, states of seed 0"."""
+    found = [row["eval"] for row in (comparison.before, comparison.after) if row is not None]
+    steps = sorted({steps for one in found for steps in (one.get("horizon") or {}).values()})
+    seeds, noise = ({one[name] for one in found if name in one} for name in ("seed", "state_noise"))
+    parts = [f"within {' to '.join(dict.fromkeys(map(str, (steps[0], steps[-1]))))} steps"] if steps else []
+    parts += [f"states of seed {' and '.join(map(str, sorted(seeds)))}"] if seeds else []
+    parts += [f"objects moved by {100 * metres:g} cm" for metres in sorted(noise) if metres]
+    return ", ".join(parts)
+
+
+def measured_apart(heads: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """A sentence where runs were not measured alike, given what `headline` says of each; empty where they were."""
+    ways: dict[str, dict[str, None]] = {}
+    for head in (head for run in heads for head in run if head["how"]):
+        ways.setdefault(head["states"], {})[head["how"]] = None
+    if apart := {states: list(several) for states, several in ways.items() if len(several) > 1}:
+        words = "; ".join(f"{states} success {', or '.join(several)}" for states, several in apart.items())
+        return f"These runs were not measured alike, so their success rates are other quantities: {words}."
+    return ""
 
 
 def _change(comparison: Comparison, tasks: Sequence[str] | None = None) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from ript.core.disk import cannot_read, refused
 from ript.core.errors import DataError
 from ript.core.files import expanded
 from ript.core.types import ForeignDemo
-from ript.demos.formats.hdf5 import open_hdf5, there, uninterrupted
+from ript.demos.formats.hdf5 import FORMAT, open_hdf5, there, uninterrupted
 
 
 def read_foreign(path: str | Path) -> Iterator[ForeignDemo]:
@@ -32,6 +32,8 @@ def read_foreign(path: str | Path) -> Iterator[ForeignDemo]:
     path = expanded(path)
     with open_hdf5(path) as file:
         data = there(path, file, "data")
+        if isinstance(data, h5py.Group) and there(path, data.attrs, "format") == FORMAT:
+            raise DataError(f"{path} is a demonstration file of ript already: use it as it is")
         names = [name for name in data if name.startswith("demo")] if isinstance(data, h5py.Group) else []
         if not names:
             raise DataError(f"{path}: no group 'data' with groups 'demo_0', 'demo_1', ...")
