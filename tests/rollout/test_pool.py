@@ -161,6 +161,13 @@ def test_a_rollout_goes_to_the_least_loaded_worker_that_need_not_close_another_t
     assert place("fake/d", [full, load("b", "b", "b")], slots=4) == 1
 
 
+def test_a_new_task_takes_the_place_of_the_one_that_was_used_least_recently():
+    worker = Load(tasks=2)
+    for task in ("a", "b", "a", "c"):
+        worker.use(task)
+    assert list(worker.loaded) == ["a", "c"]
+
+
 def test_requests_in_flight_are_bounded(inference):
     drawn, yielded, most = 0, 0, 0
 
