@@ -2,6 +2,7 @@ import contextlib
 import importlib
 import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -22,8 +23,9 @@ import torch
 from disks import as_ordinary_user, open_to_all
 from safetensors.torch import load_file, save_file
 
-from ript.cli import commands
+from ript.cli import arguments, commands
 from ript.cli import main as cli
+from ript.cli.answer import Answer
 from ript.cli.arguments import kept_of_run, need_a_working_machine
 from ript.cli.doctor import check_cache
 from ript.config import recipes
@@ -684,6 +686,41 @@ def test_ctrl_c_ends_at_once_says_what_is_kept_and_how_to_go_on(rl: Path, tmp_pa
         assert "Traceback" not in said
 
     beside_each_other(sent, (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"))
+
+
+def test_a_termination_stays_one_when_a_library_makes_another_exit_of_it(capsys, monkeypatch) -> None:
+    def stopped(*_: object) -> None:
+        with arguments.saying_what_is_kept("all of it"):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            except SystemExit:
+                raise SystemExit(1) from None  # as Ray does while it waits
+
+    monkeypatch.setattr(commands, "rl", stopped)
+    assert run("rl", *QUICK) == 143
+    assert capsys.readouterr().err == "ript: terminated: all of it\n"
+    monkeypatch.setattr(commands, "rl", lambda *_: sys.exit(1))
+    assert run("rl", *QUICK) == 1  # a later command is not said to be terminated
+
+
+@pytest.mark.parametrize("name", ["nodes", "workers-per-node", "workers_per_node", "silence", "start_timeout"])
+def test_settings_of_a_cluster_are_refused_by_eval_where_there_is_none(rl: Path, capsys, name: str) -> None:
+    assert run("eval", "--policy", rl / "policy", "--tasks", "reach", f"--cluster.{name}=9") == 2
+    told = f"--cluster.{name.replace('-', '_')}: no effect without --cluster"
+    assert told in capsys.readouterr().err
+
+
+def test_what_is_logged_as_a_warning_is_said(capsys, monkeypatch) -> None:
+    def losing(*_: object) -> Answer:
+        logging.getLogger("ript.rollout.anything").warning("%d rollouts are run again", 5)
+        return Answer(text="done", document=None)
+
+    monkeypatch.setattr(commands, "rl", losing)
+    assert run("rl", *QUICK) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("done\n", "  5 rollouts are run again\n")
+    assert not logging.getLogger("ript").handlers
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,26 @@ def test_a_second_run_is_told_that_the_cores_are_in_use(cluster: Any, fakes: Clu
         refused(cluster, workers_per_node=CORES, start=1)
 
 
+def test_two_runs_of_one_node_each_take_a_machine_each_and_no_more_when_theirs_is_lost(
+    cluster: Any, fakes: ClusterPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = requests(12)
+    settings = on_each(cluster, nodes=1)
+    with (
+        contextlib.closing(make_cluster_pool(FakeFactory(delay=0.01), FakePolicy(), **settings)) as one,
+        contextlib.closing(make_cluster_pool(FakeFactory(delay=0.01), FakePolicy(), **settings)) as other,
+    ):
+        machines = {pool._roster.members[0].place.id for pool in (one, other)}
+        assert len(machines) == 2
+        for number, _ in enumerate(one.run(iter(wanted))):
+            if number == 10:
+                os.kill(one.pids[one.nodes[0]], signal.SIGKILL)
+        for _ in range(5):
+            one.look()
+        assert len(one.nodes) == 1 and not one._roster._coming
+        assert any("rollouts it had are run again" in message for message in caplog.messages)
+
+
 def test_what_a_killed_node_had_to_do_and_had_recorded_is_made_again(fakes: ClusterPool) -> None:
     wanted = requests(12)
     expected = inline(wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ript.core.interpreter import TERMINATED
+from ript.core.interpreter import TERMINATED, exit_code
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -13,7 +13,7 @@ INTERRUPTED = 130
 
 def exit_code_of(stop: KeyboardInterrupt | SystemExit) -> int:
     """The exit code of a command that was stopped from outside; 0 when a package of its own choice ended it."""
-    code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
+    code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else exit_code(stop)
     return code if isinstance(code, int) and code in (INTERRUPTED, *TERMINATED) else 0
 
 

@@ -34,6 +34,7 @@ from ript.cli.machine import bench_policy as bench_policy
 from ript.cli.machine import bench_rollout as bench_rollout
 from ript.cli.machine import bench_update as bench_update
 from ript.cli.machine import doctor as doctor
+from ript.cli.parser import CLUSTER
 from ript.config import overrides, recipes
 from ript.config.text import describe
 from ript.core.errors import ConfigError, RiptError, RunError, UnknownNameError
@@ -229,9 +230,11 @@ def evaluate(args: Namespace) -> Answer:
         raise ConfigError(f"--trials must be at least 1, got {args.trials}")
     EvalConfig(trials=args.trials)
     rollout = RolloutConfig(workers=args.workers)
-    cluster = ClusterConfig(address=args.cluster or "", nodes=args.cluster_nodes, workers_per_node=args.cluster_workers)
-    if not cluster.used and (args.cluster_nodes or args.cluster_workers):
-        raise ConfigError("--cluster.nodes and --cluster.workers-per-node have no effect without --cluster")
+    given = {name: getattr(args, f"cluster_{name}") for name, _, _ in CLUSTER}
+    given = {name: value for name, value in given.items() if value is not None}
+    cluster = ClusterConfig(address=args.cluster or "", **given)
+    if given and not cluster.used:
+        raise ConfigError(f"{', '.join(f'--cluster.{name}' for name in given)}: no effect without --cluster")
     name, policy = named_policy(args.policy)
     sim = sim_options_of(policy)
     names, how = task_names(sim, args.tasks), steps_or_protocol(sim.suite, args.horizon)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     streams.open_closed_descriptors()
     streams.speak_utf8()
+    interpreter.terminated_by.clear()
     try:
         return _run(words)
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -97,7 +99,12 @@ def _run(words: list[str]) -> int:
         interpreter.load_torch_where_it_can_be()
         from ript.cli import commands
 
-        with _terminated_like_interrupted(), streams.forgiving(), _stdout_for_the_document(args.json):
+        with (
+            _terminated_like_interrupted(),
+            streams.forgiving(),
+            _stdout_for_the_document(args.json),
+            _warnings_said(),
+        ):
             answer = getattr(commands, args.run)(args)
     return _tell(answer, args.json, args.run)
 
@@ -190,10 +197,24 @@ def _stdout_for_the_document(json: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _warnings_said() -> Iterator[None]:
+    """What the package logs as a warning, such as what was lost and is done again, is a line of status."""
+    from ript.run.progress import Said
+
+    logger, handler = logging.getLogger("ript"), Said(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM and SIGHUP unwind as Ctrl-C does, so that workers end and locks are released; see `TERMINATED`."""
 
     def terminate(signum: int, frame: object) -> None:
+        interpreter.terminated_by.append(signum)
         raise SystemExit(128 + signum)
 
     before = {}

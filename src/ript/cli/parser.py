@@ -40,6 +40,15 @@ COMMANDS = (
 )
 
 
+CLUSTER = (
+    ("nodes", int, "nodes to use (default: all)"),
+    ("workers_per_node", int, "worker processes of each node (default: one a core)"),
+    ("silence", float, "seconds without a sign of life after which a node counts as lost (default 60)"),
+    ("start_timeout", float, "seconds that nodes may take to start (default 180)"),
+)
+"""Settings of a cluster that `ript eval` takes: name, type, meaning."""
+
+
 def make_parser(words: Sequence[str] = ("import", "export")) -> argparse.ArgumentParser:
     """The command line, whole as far as `words`, what was typed, need it.
 
@@ -262,18 +271,9 @@ def _add_results(commands: argparse._SubParsersAction) -> None:
     )
     number(p, "--workers", 2, "worker processes; 0: rollouts run in this process")
     p.add_argument("--cluster", metavar="WHERE", help="run rollouts on a Ray cluster: local, auto or HOST:PORT")
-    p.add_argument(
-        "--cluster.nodes", dest="cluster_nodes", type=int, default=0, metavar="N", help="nodes to use (default: all)"
-    )
-    p.add_argument(
-        "--cluster.workers-per-node",
-        "--cluster.workers_per_node",
-        dest="cluster_workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="worker processes of each node (default: one a core)",
-    )
+    for name, kind, about in CLUSTER:
+        spelled = dict.fromkeys((f"--cluster.{name.replace('_', '-')}", f"--cluster.{name}"))
+        p.add_argument(*spelled, dest=f"cluster_{name}", type=kind, metavar=kind.__name__[0].upper(), help=about)
     p = command(
         commands,
         "report",

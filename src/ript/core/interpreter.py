@@ -152,10 +152,18 @@ def importing() -> Iterator[None]:
 TERMINATED = (143, 129)
 """Exit codes after SIGTERM and SIGHUP, which unwind as Ctrl-C does."""
 
+terminated_by: list[int] = []
+"""The signals of `TERMINATED` that have come, for a library may raise a `SystemExit` of its own in place of ours."""
+
+
+def exit_code(stop: SystemExit) -> object:
+    """What a process is to end with: after a signal that ends it, its exit code, whatever was made of it."""
+    return 128 + terminated_by[0] if terminated_by else stop.code
+
 
 def stops(error: BaseException) -> bool:
     """Whether it is to end this process, as signals do and what a worker ends by, and not somebody's `sys.exit()`."""
-    return isinstance(error, SystemExit) and (type(error) is not SystemExit or error.code in TERMINATED)
+    return isinstance(error, SystemExit) and (type(error) is not SystemExit or exit_code(error) in TERMINATED)
 
 
 @contextlib.contextmanager

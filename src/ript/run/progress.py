@@ -5,6 +5,7 @@ It is only extra: where it cannot be shown it is lost, and the work goes on (see
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -37,6 +38,13 @@ def status(line: str) -> None:
     """Say what is going on, as one line on stderr (above the bars, when there are any)."""
     if not _display.say(line):
         streams.say(line)
+
+
+class Said(logging.Handler):
+    """A handler of log records that shows each as a line of status."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        status(f"  {record.getMessage()}")
 
 
 class progress(Generic[T]):

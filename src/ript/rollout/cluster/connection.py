@@ -116,8 +116,8 @@ class Connection:
             ) from error
 
     def places(self) -> list[Place]:
-        """Machines of the cluster that have cores to give, in a stable order."""
-        found = []
+        """Machines of the cluster that have cores to give: first those of which most cores are free."""
+        found, free = [], self._free()
         for node in self.ray.nodes():
             has = node["Resources"]
             if node["Alive"] and has.get("CPU", 0) >= 1:
@@ -130,7 +130,15 @@ class Connection:
                         store=int(has.get("object_store_memory", 0)),
                     )
                 )
-        return sorted(found, key=lambda place: place.id)
+        return sorted(found, key=lambda place: (-free.get(place.id, 0.0), place.id))
+
+    def _free(self) -> dict[str, float]:
+        """Machine -> cores that nobody has taken at the moment; empty where this release of Ray does not tell."""
+        with contextlib.suppress(Exception):
+            from ray._private.state import available_resources_per_node
+
+            return {name: float(has.get("CPU", 0.0)) for name, has in available_resources_per_node().items()}
+        return {}
 
     def close(self) -> None:
         """Leave the cluster, which ends what this process started there; one that was started here ends."""

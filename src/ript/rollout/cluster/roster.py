@@ -19,6 +19,8 @@ from ript.rollout.stream import Flight
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
 
+PATIENCE_SECONDS = 30.0
+"""After which it is said that nodes have not started yet."""
 LOOK_SECONDS = 5.0
 """Between two looks at which nodes the cluster has."""
 
@@ -184,12 +186,15 @@ class Roster:
         if not places:
             raise ConfigError("the cluster has no machine with a core to give")
         self._coming = [self._starter.member(place, self._work.has) for place in places]
-        deadline = time.monotonic() + self._size.start
+        began, told = time.monotonic(), False
         while self._coming:
             if self._adopt_started(strict=True) or not self._coming:
                 continue
-            if time.monotonic() > deadline:
-                names = ", ".join(member.name for member in self._coming)
+            names, waited = ", ".join(member.name for member in self._coming), time.monotonic() - began
+            if waited > PATIENCE_SECONDS and not told:
+                told = True
+                _log.warning("waiting for %s, which may be in use by another run (`ray status` says)", names)
+            if waited > self._size.start:
                 raise WorkerError(
                     f"{names} did not start within {self._size.start:g} s: its cores may be in use by another run "
                     "(`ray status` says), or the machine may be out of reach"
@@ -246,15 +251,21 @@ class Roster:
         if not wait and time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        for place in self._cluster.places():
-            have = [*self.members, *self._coming]
-            missing = (self._size.nodes or 1) - len(have) if self._starter.shared else 1
-            if not self._starter.shared and any(m.place.id == place.id for m in have):
-                continue
-            if not 0 < self._size.nodes <= len(have):
-                self._coming += [self._starter.member(place, self._work.has) for _ in range(missing)]
+        self._ask_for_missing()
         if self._coming:
             self._adopt_started(strict=False, patience=0.0)
+
+    def _ask_for_missing(self) -> None:
+        """Start what this pool has not and may have: a node on each machine that has none of its own, `size.nodes` in
+        all at most; on a machine that is shared, as many as are missing."""
+        have, places, most = [*self.members, *self._coming], self._cluster.places(), self._size.nodes
+        if self._starter.shared:
+            places, most = places[:1] * (most or 1), most or 1
+        else:
+            taken = {member.place.id for member in have}
+            places = [place for place in places if place.id not in taken]
+        wanted = places[: max(0, most - len(have))] if most else places
+        self._coming += [self._starter.member(place, self._work.has) for place in wanted]
 
     # ------------------------------------------------------------------------------------------ those that go
 
@@ -282,7 +293,7 @@ class Roster:
         deadline = time.monotonic() + self._size.start
         while not self.members:
             if not self._coming:
-                self._coming = [self._starter.member(place, self._work.has) for place in self._cluster.places()]
+                self._ask_for_missing()
             if self._coming:
                 self._adopt_started(strict=False)
             elif time.monotonic() < deadline:
