@@ -91,3 +91,9 @@ class R:
 def test_what_a_docstring_invents_would_be_found() -> None:
     assert list(invented(FUNCTION)) == ["f describes c"]
     assert list(invented(RECORD)) == ["R describes y"]
+
+
+def test_no_docstring_begins_as_the_rest_of_a_sentence_about_the_name_before_it() -> None:
+    fragment = re.compile(r'^\s*"""(?:Of|That|Whose|It is)\b.*', re.MULTILINE)
+    found = {path.name: fragment.findall(path.read_text("utf-8")) for path in FILES}
+    assert not {name: lines for name, lines in found.items() if lines}

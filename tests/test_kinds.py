@@ -66,7 +66,17 @@ def naming(source: str, kind: str) -> list[str]:
     """What of a file's code says a kind, or the first part of its name: "openvla" of openvla_oft. Gaussian noise is
     not of a kind."""
     part = re.compile(rf"(?i)(?<![a-z]){kind.partition('_')[0]}(?![a-z]*ion|ed| noise)")
-    return [text for text in said(source) if part.search(text)]
+    return [text for text in said(source) if part.search(text) and text not in variables(source)]
+
+
+def variables(source: str) -> set[str]:
+    """Names that a file gives to values of its own, and to nothing that it imports or writes: an ordinary word, such as
+    "mine", may be a variable here and a kind there."""
+    nodes = [*ast.walk(ast.parse(source))]
+    own = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    own |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    return own - texts - {node.name for node in nodes if isinstance(node, ast.alias)}
 
 
 def test_no_code_outside_a_kinds_folder_names_it() -> None:
@@ -110,6 +120,7 @@ def test_code_that_names_a_kind_would_be_found(source: str) -> None:
 def test_requests_and_what_is_said_in_comments_and_docstrings_are_not_names() -> None:
     source = '"""QueST."""\nrequest, RolloutRequest = "a question", 1  # of QueST\n"""QueST"""'
     assert naming(source, "quest") == []
+    assert naming("mine, theirs = pair\nprint(mine)", "mine") == [] and naming("mine = f(kind='mine')", "mine")
 
 
 # ---------------------------------------------------------------------- a kind of a stranger's

@@ -17,7 +17,7 @@ from ript.rollout.cluster.connection import Connection, Place
 from ript.rollout.cluster.versions import ALWAYS, differing, installed
 
 SECONDS = 300.0
-"""That a node may take: it imports everything, and renders."""
+"""Seconds that a node may take: it imports everything, and renders."""
 WORKER = 2**29
 """Bytes of a worker process with a small policy and a few unfinished rollouts, besides what its suite says that
 simulators need."""

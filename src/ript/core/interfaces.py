@@ -63,10 +63,12 @@ class Simulator(Protocol):
         ...
 
     def initial_states(self, n: int, seed: int = 0, split: Split = "train", start: int = 0) -> list[InitialState]:
-        """States number start..start+n-1 of the endless sequence of (split, seed).
+        """States number start..start+n-1 of the sequence of (split, seed).
 
-        State i does not depend on n or start. Sequences of two splits or two seeds have no state in common: what a
-        policy is reported on (test) was never practised on (train), demonstrated (demo) or used to choose (validation).
+        State i does not depend on n or start. A short sequence, as of a benchmark, begins again at its end, or ends:
+        then fewer are returned, and none beyond it. Sequences of two splits or two seeds have no state in common: what
+        a policy is reported on (test) was never practised on (train), demonstrated (demo) or used to choose
+        (validation).
         """
         ...
 

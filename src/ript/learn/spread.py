@@ -24,7 +24,7 @@ from ript.learn.rate import make_optimiser
 from ript.learn.update import UpdateResult, update
 
 SECONDS = 600.0
-"""That ranks wait for each other at most; the driver gives up one that hangs long before."""
+"""Seconds that ranks wait for each other at most; the driver gives up one that hangs long before."""
 CONNECTED_SECONDS = 30.0
 """Within which a rank is connected to the first."""
 

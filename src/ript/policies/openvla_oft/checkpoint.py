@@ -104,8 +104,8 @@ def load(
 
 
 def usual_type(device: str, own: OftConfig | None) -> torch.dtype:
-    """Of the network before the heads: what one of ours without a base says (`OftConfig.precision`), for it may be
-    trained whole; else bfloat16 on a GPU, and on the CPU float32, or what one of ours says."""
+    """The number type of the network before the heads: what one of ours without a base says (`OftConfig.precision`),
+    for it may be trained whole; else bfloat16 on a GPU, and on the CPU float32, or what one of ours says."""
     if torch.device(device).type == "cuda" and (own is None or own.base is not None):
         return torch.bfloat16
     return DTYPES[own.precision if own else "float32"]

@@ -30,7 +30,7 @@ LONGEST_PROMPT = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """Whose weights a folder does not hold itself.
+    """The base model, whose weights a folder does not hold itself.
 
     Attributes:
         name: a folder, or "hf://owner/name".

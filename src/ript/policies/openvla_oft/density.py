@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 
 CLIP = (-2.0, 0.5)
-"""Of log-scales, RIPT-VLA's."""
+"""Range of log-scales, RIPT-VLA's."""
 SMALLEST = 2.0**-53
-"""Of a tail's probability: what a uniform float64 can tell from zero."""
+"""Smallest probability of a tail: what a uniform float64 can tell from zero."""
 Sampling = Literal["exact", "published"]
 Terms = Literal["action", "dimension"]
 """What is one term of a decision, with a ratio of its own: an action of the chunk, or each of its dimensions."""

@@ -22,7 +22,7 @@ from ript.policies.openvla_oft.prompt import Prompts, small_tokenizer
 from ript.policies.openvla_oft.sizes import OpenVlaSizes
 
 DEVIATIONS = 3.0
-"""Of proprioception, on each side of its mean, that are normalised to [-1, 1]."""
+"""Deviations of proprioception on each side of its mean that are normalised to [-1, 1]."""
 NARROWEST = 1e-3
 """Range of an action dimension, below which it counts as one that is never used."""
 SPREAD = 0.02

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ript.policies.openvla_oft.sizes import OpenVlaSizes
 
 SCALE_BIAS = -3.0
-"""Of a new scale head: scales of exp(-3) = 0.05 to begin with."""
+"""Bias of a new scale head, for scales of exp(-3) = 0.05 to begin with."""
 SCALE_WEIGHTS = 1e-3
 """Standard deviation of a new scale head's last weights."""
 

@@ -18,7 +18,7 @@ from ript.core.errors import PolicyError, nearest
 EPS = 1e-8
 """Added to a range, so that one that is empty divides."""
 SUFFIX = "_no_noops"
-"""Of the data without idle steps that published LIBERO checkpoints were trained on."""
+"""Suffix in the names of data without idle steps, which published LIBERO checkpoints were trained on."""
 UNTRAINED = ""
 """Key of statistics that change no number, of a policy whose heads have seen no demonstrations yet."""
 Gripper = Literal["libero", "plain"]

@@ -24,9 +24,9 @@ JPEG_QUALITY = 95
 CHROMA_HALVED = 2
 """Pillow's name of 4:2:0."""
 RADIUS = 3
-"""Of the Lanczos kernel, in pixels of the smaller picture."""
+"""Radius of the Lanczos kernel, in pixels of the smaller picture."""
 KEPT_AREA = 0.9
-"""Of the centre crop."""
+"""Share of a picture's area that its centre crop keeps."""
 
 ROOM = 128 * 1024
 """Bytes in which a decision keeps the JPEGs of its frames; one of LIBERO's takes 14 to 18 thousand, noise 77."""

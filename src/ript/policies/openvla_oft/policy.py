@@ -37,7 +37,7 @@ DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": to
 PADDING = -1
 """Fills up rows of token ids."""
 PUBLISHED_CAMERAS = ("primary", "wrist")
-"""Of published policies, in their order."""
+"""The cameras of published policies, in their order."""
 LEARNED = Density(terms="dimension", clip=(-7.0, 3.0))
 """What the scale head is trained by: its scales are hardly bounded, for beyond a bound there is no gradient."""
 WRIST = ("wrist", "hand")

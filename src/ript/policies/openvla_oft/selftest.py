@@ -9,7 +9,7 @@ from ript.policies.openvla_oft.model import OpenVla
 from ript.policies.openvla_oft.prompt import FIRST
 
 FARTHEST = 5.0
-"""Of a normalised action from zero: trained heads stay near [-1, 1]."""
+"""Largest distance of a normalised action from zero: trained heads stay near [-1, 1]."""
 WORDS = 8
 
 

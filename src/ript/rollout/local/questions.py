@@ -51,7 +51,7 @@ class Questions:
             start += len(ask.tickets)
 
     def forget(self, worker: RolloutWorker) -> None:
-        """It is lost, and needs no answer."""
+        """Drop the questions of a worker that is lost and needs no answer."""
         self._asked = [(asking, ask) for asking, ask in self._asked if asking is not worker]
 
     def clear(self) -> None:

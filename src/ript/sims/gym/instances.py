@@ -226,7 +226,7 @@ class Instance(Protocol):
         ...
 
     def fields(self) -> Fields:
-        """Of its model."""
+        """The fields of its model that change."""
         ...
 
     def ended(self, where: str) -> None:

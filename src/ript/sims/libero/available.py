@@ -8,7 +8,8 @@ from ript.core.errors import DependencyMissing
 from ript.sims.libero.tasks import INSTALL
 
 NEWEST = (3, 3, 2)
-"""Of MuJoCo: from 3.3.3 on floors are darker, and from 3.4 on an initial state of libero_spatial/5 comes apart."""
+"""The newest MuJoCo that is supported: from 3.3.3 on floors are darker, and from 3.4 on an initial state of
+libero_spatial/5 comes apart."""
 ROBOSUITE = "1.4.0"
 
 

@@ -15,9 +15,9 @@ from ript.sims.libero.meshes import Mesh, simplified
 from ript.sims.mujoco.gl import import_mujoco
 
 TRIANGLES = 400
-"""Of a part of the robot in fast pictures. The stock model has 300,000 in all, the one for fast pictures 25,000."""
+"""Triangles of a part of the robot in fast pictures. The stock model has 300,000, that for fast pictures 25,000."""
 OBJECT_TRIANGLES = 1500
-"""Of another mesh; bowls and plates have two thin sides, which meet in fewer."""
+"""Triangles of another mesh; bowls and plates have two thin sides, which meet in fewer."""
 ROBOT = ("robot0_", "gripper0_", "mount0_")
 """How the names of its meshes begin."""
 TEXTURES = 4

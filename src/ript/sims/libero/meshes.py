@@ -122,7 +122,7 @@ def _textured(mesh: Mesh, into: np.ndarray, found: Mesh, old: np.ndarray) -> tup
 
 
 def _pieces(edges: np.ndarray, n: int) -> np.ndarray:
-    """Of n things, those that are connected: the smallest of each one's piece."""
+    """The connected pieces of n things: for each, the smallest number in its piece."""
     label = np.arange(n)
     while True:
         new = label.copy()

@@ -198,7 +198,7 @@ def _turned(generator: np.random.RandomState, thing: Mapping[str, Any]) -> np.nd
 
 
 def _product(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Of two quaternions, in single precision as robosuite's."""
+    """The product of two quaternions, in single precision as robosuite's."""
     x0, y0, z0, w0 = other
     x1, y1, z1, w1 = one
     return np.array(

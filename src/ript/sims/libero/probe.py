@@ -20,7 +20,7 @@ PICTURE = (
 )
 """Mean colours of sixteen parts of a picture."""
 FAR = 8.0
-"""Of 255, in the mean: another renderer differs by one or two, a darker floor by thirty."""
+"""Largest mean difference of colours, of 255: another renderer differs by one or two, a darker floor by thirty."""
 
 
 def probe() -> str:

@@ -170,7 +170,7 @@ def _articulation(one: Any) -> dict[str, Any]:
 
 
 OBSERVED = ("joint_states", "gripper_states", "eef_pos", "eef_axis_angle")
-"""Of the robot, in what is compared with stock."""
+"""Parts of an observation that are of the robot, in what is compared with stock."""
 
 
 class StockLibero:

@@ -21,8 +21,8 @@ HORIZON = 600
 """Environment steps of an episode, as in the paper's experiments with QueST."""
 PERTURBED = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 PERTURBATIONS = ("swap", "object", "lan", "task")
-"""Of LIBERO-PRO: objects in each other's places, objects of another look, the instruction in other words, another
-task."""
+"""The perturbations of LIBERO-PRO: objects in each other's places, objects of another look, the instruction in other
+words, another task."""
 _REWORDED = ("lan", "task")
 _SCENE = re.compile(r"^[A-Z_]+_SCENE\d+")
 

@@ -92,7 +92,7 @@ class Shared(Protocol):
     """A part that each of its users sets as it needs it before it uses it."""
 
     active: Turn | None
-    """Whose settings it has now; None: nobody's."""
+    """The user whose settings it has now; None: nobody's."""
 
 
 class Turn:
