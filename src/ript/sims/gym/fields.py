@@ -119,7 +119,10 @@ class Fields:
         """A copy of an array, or an option's number as an array without axes."""
         if name in self._arrays:
             return self._arrays[name].copy()
-        return self._vectors[name].copy() if name in self._vectors else np.array(getattr(*self._owners[name]))
+        if name in self._vectors:
+            return self._vectors[name].copy()
+        owner, attribute = self._owners[name]
+        return np.array(getattr(owner, attribute))
 
     def then(self, name: str, snapshot: Snapshot) -> np.ndarray:
         """The same as it was in a snapshot; of a large array only where that is of the whole."""
