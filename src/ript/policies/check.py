@@ -248,7 +248,7 @@ def weights_that_are_sent_act_alike(subject: _Subject) -> None:
 def a_pickled_copy_acts_alike(subject: _Subject) -> None:
     """What a worker process is sent is the policy."""
     try:
-        copied = pickle.loads(children.pack(subject.policy))
+        copied = children.unpack(children.pack(subject.policy))
     except (ConfigError, pickle.UnpicklingError, TypeError, AttributeError) as error:
         raise Broken(str(error), "hold no open files or locks before it acts; --workers 0 does without") from error
     if (away := _apart(subject.act(copied), subject.act())) > subject.tolerance:
