@@ -178,26 +178,6 @@ def test_renderers_of_an_environment_are_few_and_the_least_recently_used_is_free
         assert len(freed) == instances.RENDERERS + 1
 
 
-def test_a_repeated_action_ends_with_the_episode():
-    with made("Falls", success="reward>=0", repeat=4, horizon=7) as simulator:
-        simulator.reset(simulator.initial_states(1)[0])
-        simulator.env.unwrapped.place, simulator.env.unwrapped.goal = np.array([0.9, -0.9]), np.zeros(2)
-        result = simulator.step_chunk(np.ones((2, 2), np.float32))
-        assert (result.env_steps, result.done, result.success, simulator.terminated) == (1, True, False, True)
-        assert np.allclose(simulator.env.unwrapped.place, [1, -0.6]), "no step after the environment's own end"
-
-
-def test_videos_show_the_meshes_that_pictures_for_policies_draw_as_boxes():
-    asked = []
-    with made("Point", meshes="boxes") as simulator:
-        simulator.reset(simulator.initial_states(1)[0])
-        shared = next(iter(SHELF))
-        pictures = shared.pictures
-        shared.pictures = lambda key, make: (asked.append(key[-1]), pictures(key, make))[1]
-        simulator.observe(), simulator.render()
-    assert asked == ["boxes", "mesh"]
-
-
 def test_a_state_puts_what_was_drawn_back_into_the_model():
     with made("StickyPoint") as a, made("StickyPoint") as b:
         first, second = a.initial_states(2)
