@@ -212,9 +212,10 @@ def kind(folder: Path) -> str:
 
 
 def suite(folder: Path) -> str:
-    """The simulator suite that the policy in a folder was made for; empty where none is recorded."""
+    """The simulator suite that the policy in a folder was made for; empty where none is recorded, or no word."""
     found = _configuration(folder).get("simulator")
-    return str(found.get("suite", "")) if isinstance(found, dict) else ""
+    named = found.get("suite") if isinstance(found, dict) else None
+    return named if isinstance(named, str) else ""
 
 
 def card(folder: Path) -> Mapping[str, Any]:

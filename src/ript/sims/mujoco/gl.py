@@ -77,6 +77,8 @@ def import_mujoco(install: str = "pip install mujoco") -> ModuleType:
     """
     loaded = sys.modules.get("mujoco")
     if loaded is not None:
+        if sys.platform == "linux" and not os.environ.get("MUJOCO_GL") and not _windows() and egl_works():
+            os.environ["MUJOCO_GL"] = "egl"  # for what asks later than MuJoCo does, as Gymnasium's renderer
         return loaded
     # Mesa's software renderer starts a thread for every core unless told not to; small pictures are faster without.
     os.environ.setdefault("LP_NUM_THREADS", "0")
@@ -92,6 +94,11 @@ def import_mujoco(install: str = "pip install mujoco") -> ModuleType:
         raise RendererMissing(f"MUJOCO_GL={backend} needs a package: {error}") from error
     except Exception as error:  # PyOpenGL raises AttributeError, ImportError and others where a library is missing
         raise RendererMissing(f"MUJOCO_GL={backend} does not work here ({error}); {_INSTALL}") from error
+
+
+def _windows() -> bool:
+    """Whether there is a window system, which MuJoCo's own default needs."""
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 _context: Any = None
@@ -121,10 +128,10 @@ def _create_context() -> Any:
     mujoco, backend = import_mujoco(), os.environ.get("MUJOCO_GL", "")
     if backend == "disable":
         raise RendererMissing(f"no OpenGL renderer works here: neither EGL nor OSMesa was found; {_INSTALL}")
-    windows = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     try:
-        if backend not in ("egl", "osmesa") and not windows and egl_works():
-            # MuJoCo was imported before this module could choose, and its default backend needs a window system.
+        if (
+            backend == "egl"
+        ):  # also where MuJoCo was imported before this module could choose, with a default of its own
             return importlib.import_module("mujoco.egl").GLContext(64, 64)
         return mujoco.GLContext(64, 64)
     except Exception as error:  # each backend has exceptions of its own
