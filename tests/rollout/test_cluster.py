@@ -165,6 +165,7 @@ def test_a_second_run_is_told_that_the_cores_are_in_use(cluster: Any, fakes: Clu
         refused(cluster, workers_per_node=CORES, start=1)
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_node_each_take_a_machine_each_and_no_more_when_theirs_is_lost(
     cluster: Any, fakes: ClusterPool, caplog: pytest.LogCaptureFixture
 ) -> None:

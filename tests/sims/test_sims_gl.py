@@ -85,3 +85,18 @@ def test_packages_of_known_environments_print_nothing():
 def test_a_gymnasium_environment_renders_without_a_window_system_although_mujoco_was_imported_before():
     done = run(GYM, DISPLAY="", WAYLAND_DISPLAY="")
     assert (done.returncode, done.stdout, done.stderr) == (0, "renders True\n", ""), done
+
+
+TRITON = """
+from pathlib import Path
+maps = Path("/proc/self/maps").read_text()
+print("after" if "libEGL" in maps or "LLVM" in maps else "before")
+"""
+
+
+@pytest.mark.parametrize("look", ["gl.egl_works()", "gl.import_mujoco(); gl.make_current()"])
+def test_triton_is_loaded_before_mesa_whose_llvm_would_take_the_place_of_its_own(tmp_path: Path, look: str) -> None:
+    (tmp_path / "triton.py").write_text(TRITON)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = run(f"from ript.sims.mujoco import gl; {look}; import triton", PYTHONPATH=path)
+    assert (done.returncode, done.stdout) == (0, "before\n"), done

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import ctypes
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -26,8 +27,20 @@ _INSTALL = (
 )
 
 
+def before_mesa() -> None:
+    """Load Triton, which CUDA builds of torch have, where it is installed, before Mesa is.
+
+    Both bring an LLVM of their own. Mesa makes the symbols of its one visible to what is loaded later, and Triton,
+    which torch imports with the first optimiser, would take them for its own: a segmentation fault.
+    """
+    if sys.platform == "linux" and "triton" not in sys.modules and importlib.util.find_spec("triton") is not None:
+        with contextlib.suppress(Exception):  # of another Python, or broken: torch does without it then
+            importlib.import_module("triton")
+
+
 def egl_works() -> bool:
     """Whether some EGL device can be initialised, asked without PyOpenGL, so that the other backend stays possible."""
+    before_mesa()
     try:
         egl = ctypes.CDLL("libEGL.so.1")
         egl.eglGetProcAddress.restype = ctypes.c_void_p
@@ -52,6 +65,7 @@ def egl_works() -> bool:
 
 def osmesa_works() -> bool:
     """Whether the OSMesa library can be loaded."""
+    before_mesa()
     for name in ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"):
         with contextlib.suppress(OSError):
             return bool(ctypes.CDLL(name))
@@ -125,13 +139,12 @@ def make_current() -> None:
 
 
 def _create_context() -> Any:
+    before_mesa()
     mujoco, backend = import_mujoco(), os.environ.get("MUJOCO_GL", "")
     if backend == "disable":
         raise RendererMissing(f"no OpenGL renderer works here: neither EGL nor OSMesa was found; {_INSTALL}")
     try:
-        if (
-            backend == "egl"
-        ):  # also where MuJoCo was imported before this module could choose, with a default of its own
+        if backend == "egl":  # which MuJoCo has not chosen itself where it was imported first
             return importlib.import_module("mujoco.egl").GLContext(64, 64)
         return mujoco.GLContext(64, 64)
     except Exception as error:  # each backend has exceptions of its own
