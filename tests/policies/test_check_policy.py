@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -91,19 +90,6 @@ BROKEN: dict[str, tuple[int, str, str]] = {
 """What is wrong -> number of the contract, words of the page's class, and what stands in their place."""
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder; what is imported from there is forgotten again."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(kinds, "_loaded", {})
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
 def findings(name: str, **options: object) -> list[Finding]:
     """Of a new policy of a kind."""
     kind = kinds.get(name)
@@ -131,14 +117,14 @@ def test_every_kind_keeps_the_contract(kind: str, options: dict) -> None:
     assert len(found) == len(CHECKS) and {finding.number for finding in found} == set(range(1, 8))
 
 
-def test_the_pages_class_keeps_the_contract(here: Path) -> None:
+def test_the_pages_class_keeps_the_contract(imported_from_here: Path) -> None:
     Path("my_policy.py").write_text(CLASS)
     found = findings("my_policy:MyPolicy")
     assert all(finding.passed for finding in found), in_words("", found)
 
 
 @pytest.mark.parametrize("wrong", BROKEN)
-def test_what_breaks_the_contract_is_named_by_its_number_with_what_to_do(wrong: str, here: Path) -> None:
+def test_what_breaks_the_contract_is_named_by_its_number_with_what_to_do(wrong: str, imported_from_here: Path) -> None:
     number, words, instead = BROKEN[wrong]
     assert words in CLASS
     code = CLASS.replace("my_policy:MyPolicy", "odd_policy:MyPolicy").replace(words, instead)
@@ -149,7 +135,9 @@ def test_what_breaks_the_contract_is_named_by_its_number_with_what_to_do(wrong: 
     assert f"not sound: it breaks contract {number}" in in_words("odd", found)
 
 
-def test_check_takes_a_kind_with_its_settings_and_a_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_takes_a_kind_with_its_settings_and_a_folder(
+    imported_from_here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("my_policy.py").write_text(CLASS)
     short = ["check", "toy/reach-corner", "--states", "2", "--steps", "2", "--policy"]
     assert main([*short, "my_policy:MyPolicy", "--policy.std=0.5", "--json"]) == 0
@@ -158,7 +146,7 @@ def test_check_takes_a_kind_with_its_settings_and_a_folder(here: Path, capsys: p
 
     kind = kinds.get("my_policy:MyPolicy")
     with make_simulator("toy/reach-corner", image_size=16) as simulator:
-        kind.make(kind.options(), simulator.spec, 0, None).save_pretrained(here / "policy")
+        kind.make(kind.options(), simulator.spec, 0, None).save_pretrained(imported_from_here / "policy")
     assert main([*short, "policy"]) == 0  # of pictures of 16 pixels, as it was made for
     assert capsys.readouterr().out.endswith(f"sound: {len(CHECKS)} of {len(CHECKS)} hold\n")
     Path("my_policy.py").write_text(CLASS.replace(*BROKEN["terms are of steps before the first"][1:]))

@@ -2,8 +2,6 @@
 
 import json
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,17 +30,10 @@ PAGE = (Path(__file__).parents[2] / "docs" / "adding_a_policy.md").read_text()
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, with the page's file in it; what is imported from there is forgotten again."""
-    (tmp_path / "my_policy.py").write_text(CLASS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(kinds, "_loaded", {})
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
-            del sys.modules[name]
+def here(imported_from_here: Path) -> Path:
+    """The current folder, with the page's file in it."""
+    (imported_from_here / "my_policy.py").write_text(CLASS)
+    return imported_from_here
 
 
 def changed(here: Path, name: str, *changes: tuple[str, str]) -> str:

@@ -226,7 +226,16 @@ def saved_and_loaded_acts_alike(subject: _Subject) -> None:
     """With other weights and statistics than a new policy has, a folder holds all of it."""
     with tempfile.TemporaryDirectory() as folder:
         _stirred(subject.policy, subject.seed)
-        _saved_as(subject, Path(folder) / "policy", "save_pretrained and the loaded policy")
+        asking.save(subject.policy, Path(folder) / "policy")
+        loaded = subject.load(Path(folder) / "policy")
+    away = max(_apart(subject.act(loaded, greedy=greedy), subject.act(greedy=greedy)) for greedy in (False, True))
+    ratio = _ratio(subject.act(loaded).log_prob, subject.act().log_prob)
+    if away > subject.tolerance or ratio > subject.tolerance:
+        raise Broken(
+            f"save_pretrained and the loaded policy differ: actions by {away:.2g}, probabilities by a factor of 1 ± "
+            f"{ratio:.2g}",
+            "save all that it acts by: torch saves parameters and buffers (register_buffer), not plain tensors",
+        )
 
 
 def weights_that_are_sent_act_alike(subject: _Subject) -> None:
@@ -287,19 +296,6 @@ def in_words(name: str, found: Sequence[Finding]) -> str:
     failed = ", ".join(sorted({str(finding.number) for finding in found if finding.passed is False}))
     verdict = f"not sound: it breaks contract {failed}" if failed else f"sound: {len(found)} of {len(found)} hold"
     return "\n".join([*lines, "", verdict])
-
-
-def _saved_as(subject: _Subject, folder: Path, what: str) -> None:
-    """Raise `Broken` unless the policy, saved there and loaded again, acts alike, drawing and greedily."""
-    asking.save(subject.policy, folder)
-    loaded = subject.load(folder)
-    away = max(_apart(subject.act(loaded, greedy=greedy), subject.act(greedy=greedy)) for greedy in (False, True))
-    ratio = _ratio(subject.act(loaded).log_prob, subject.act().log_prob)
-    if away > subject.tolerance or ratio > subject.tolerance:
-        raise Broken(
-            f"{what} differ: actions by {away:.2g}, probabilities by a factor of 1 ± {ratio:.2g}",
-            "save all that it acts by: torch saves parameters and buffers (register_buffer), not plain tensors",
-        )
 
 
 def _stirred(policy: PostTrainable, seed: int, *, statistics: bool = True) -> None:

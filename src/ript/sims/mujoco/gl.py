@@ -64,8 +64,7 @@ def egl_works() -> bool:
 
 
 def osmesa_works() -> bool:
-    """Whether the OSMesa library can be loaded."""
-    before_mesa()
+    """Whether the OSMesa library can be loaded; asked after `egl_works`, so `before_mesa` has been called."""
     for name in ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"):
         with contextlib.suppress(OSError):
             return bool(ctypes.CDLL(name))
