@@ -850,7 +850,7 @@ def test_what_a_study_shrinks_is_told_of_it_as_it_is() -> None:
     libero = told({}, "libero_goal")
     published = "agentview_rgb=agentview-stock, eye_in_hand_rgb=wrist-stock of 128"
     assert f"agentview, wrist of 64 pixels instead of {published}" in libero
-    assert "pre-training task 10 instead of 50" in libero and "arm" not in libero
+    assert "pre-training task 20 instead of 50" in libero and "arm" not in libero
     assert "seeds" not in "; ".join(replace(get_study("demos"), seeds=(0, 1, 2)).shrunk)
     assert (
         "fine-tuning" in get_study("demos").differs[-1] and "fine-tuning" not in get_study("metaworld_ml45").differs[-1]

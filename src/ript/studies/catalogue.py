@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ript.config import recipes
 from ript.config.recipes import quickstart
 from ript.config.sections import (
     Config,
@@ -397,17 +398,23 @@ def paper_libero(
 
 
 def small_libero(config: Config) -> Config:
-    """The same question for the small policy; where the target has one demonstration, that is the person's own."""
-    base = small_metaworld(config.tasks)
-    libero: type[Any] = suites.get("libero").options
-    sim = libero(horizon=config.sim.horizon, image_size=64)
-    demos = replace(
-        config.demos,
-        per_task=min(10, config.demos.per_task),
-        every=base.demos.every,
-        target_source="human" if config.demos.target == 1 else "same",
+    """The same question for the policy of the recipe `libero`; a target's one demonstration is a person's."""
+    base = recipes.get("libero")
+    one = "/" in config.tasks[0]  # a task, not a suite of them
+    return replace(
+        base,
+        recipe=f"small-{config.tasks[0]}",
+        tasks=config.tasks,
+        pretrain_tasks=config.pretrain_tasks,
+        stop_at=1.0,
+        sim=replace(base.sim, horizon=config.sim.horizon),
+        demos=replace(
+            base.demos, target=config.demos.target, target_source="human" if config.demos.target == 1 else "same"
+        ),
+        sft=replace(base.sft, finetune_steps=250, finetune_share=0.5),
+        sampling=base.sampling if one else replace(base.sampling, groups=40, max_attempts=60),
+        eval=replace(base.eval, trials=50 if one else 20, videos=1),
     )
-    return replace(base, recipe=f"small-{config.tasks[0]}", pretrain_tasks=config.pretrain_tasks, sim=sim, demos=demos)
 
 
 def _libero(
