@@ -340,7 +340,8 @@ def test_demonstrations_without_the_target_task_are_refused_before_anything_is_w
     assert "no demonstration of target task toy/reach-left" in capsys.readouterr().err
     words = ("sft", "--recipe", "quickstart", "--demos", demos, "--tasks=", "--out", tmp_path / "out")
     assert run(*words) == 1
-    assert "are of the simulator suite 'toy', the recipe is for 'metaworld'" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "are of the simulator suite 'toy', the recipe is for 'metaworld': add --sim.suite=toy" in err
     assert not list(tmp_path.iterdir())
 
 

@@ -236,7 +236,7 @@ def _targets(config: Config, demos: DemoSet) -> tuple[str, ...]:
     if demos.spec.suite != config.sim.suite:
         raise DataError(
             f"the demonstrations are of the simulator suite {demos.spec.suite!r}, "
-            f"the recipe is for {config.sim.suite!r}"
+            f"the recipe is for {config.sim.suite!r}: add --sim.suite={demos.spec.suite}, or take a recipe for it"
         )
     have, targets = {task.key for task in demos.tasks}, task_keys(config.sim, config.tasks)
     if missing := sorted(set(targets) - have):
