@@ -411,7 +411,7 @@ def small_libero(config: Config) -> Config:
         demos=replace(
             base.demos, target=config.demos.target, target_source="human" if config.demos.target == 1 else "same"
         ),
-        sft=replace(base.sft, finetune_steps=250, finetune_share=0.5),
+        sft=replace(base.sft, finetune_steps=800, finetune_share=0.6, finetune_decoder=10.0),
         sampling=base.sampling if one else replace(base.sampling, groups=40, max_attempts=60),
         eval=replace(base.eval, trials=50 if one else 20, videos=1),
     )
