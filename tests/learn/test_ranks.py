@@ -13,9 +13,11 @@ import torch
 
 from ript.core.errors import NotFiniteError, RatioError
 from ript.core.metrics import Mean, Sum, values
+from ript.core.types import Rollout
+from ript.learn import ranks as ranks_module
 from ript.learn.ranks import ElsewhereError, Gloo, sum_gradients
 from ript.learn.rate import make_optimiser
-from ript.learn.spread import owners
+from ript.learn.spread import owners, ranked
 from ript.learn.update import UpdateResult, update
 from tests.learn.test_update import Bandit, changed, everything, make_update_batch
 
@@ -139,6 +141,41 @@ def test_a_parameter_that_no_rank_has_a_gradient_of_stays_without() -> None:
     assert together(2, work) == [[[2.0, 2.0], [1.0, 1.0], None]] * 2
 
 
+def test_sums_over_ranks_are_rounded_once_from_float64() -> None:
+    parts = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    expected = parts.double().sum(0).float()
+    assert not torch.equal(expected, parts[0] + parts[1] + parts[2])  # what float32 comes to
+
+    def work(ranks: Gloo) -> torch.Tensor:
+        own = parts[ranks.rank].clone()
+        ranks.sum([own])
+        return own
+
+    assert all(torch.equal(found, expected) for found in together(3, work))
+
+
+def test_no_more_than_a_bucket_is_copied_and_sent_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks_module, "BUCKET", 4)
+
+    class Group:
+        """A rank's own, which notes how much is sent."""
+
+        def __init__(self, group: Any):
+            self.group, self.sent = group, list[int]()
+
+        def allreduce(self, tensors: list[torch.Tensor]) -> Any:
+            self.sent.append(sum(tensor.numel() for tensor in tensors))
+            return self.group.allreduce(tensors)
+
+    def work(ranks: Gloo) -> tuple[list[int], list[float]]:
+        ranks._group = group = Group(ranks._group)
+        tensors = [torch.full((size,), float(size)) for size in (1, 3, 2, 9, 1, 1)]
+        ranks.sum(tensors)
+        return group.sent, [float(n) for tensor in tensors for n in tensor.unique()]
+
+    assert together(2, work) == [([4, 2, 9, 2], [2.0, 6.0, 4.0, 18.0, 2.0, 2.0])] * 2
+
+
 def test_metrics_of_all_ranks_are_merged() -> None:
     found = together(3, lambda ranks: ranks.merge({"rows": Sum(ranks.rank), "loss": Mean(ranks.rank, 1)}))
     assert found == [{"rows": Sum(3), "loss": Mean(3, 3)}] * 3
@@ -147,3 +184,23 @@ def test_metrics_of_all_ranks_are_merged() -> None:
 def test_rows_of_a_node_that_is_no_rank_go_to_the_rank_with_the_fewest() -> None:
     batch = make_update_batch(Bandit(), lengths=(5, 1, 2, 9))
     assert owners(batch, ["a", "b", "gone", None], ["a", "b"]).tolist() == [0, 1, 1, 1]
+
+
+class Holding:
+    """Nodes, and which of them holds each rollout's record."""
+
+    nodes = ("a", "b", "c")
+
+    def __init__(self, homes: dict[int, str | None]):
+        self.homes = homes
+
+    def home(self, rollout: Rollout) -> str | None:
+        return self.homes[id(rollout)]
+
+
+def test_ranks_are_the_nodes_that_hold_most_records() -> None:
+    batch = make_update_batch(Bandit(), lengths=(1, 1, 1, 1, 1))
+    homes = ["b", "c", None, "c", "gone"]
+    machines: Any = Holding({id(rollout): home for rollout, home in zip(batch.rollouts, homes, strict=True)})
+    assert ranked(batch, machines, 0) == ["c", "b", "a"]
+    assert ranked(batch, machines, 2) == ["c", "b"]
