@@ -6,8 +6,6 @@ The public names are imported when they are first used, so that `import ript` st
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType  # not `types`: the submodule of that name would take its place
 from typing import TYPE_CHECKING, Any
 
 from ript.core.interpreter import load_torch_where_it_can_be
@@ -92,12 +90,12 @@ _HOME = {
 }
 
 _PUBLIC = ("errors", "types")
-"""Modules of `core` all of whose names are public: `ript.errors.ConfigError`, `from ript.types import Group`."""
+"""Public modules that are imported when they are first used, too: `ript.errors.ConfigError`."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        return importlib.import_module(f"ript.core.{name}")
+        return importlib.import_module(f"ript.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'ript' has no attribute {name!r}")
     load_torch_where_it_can_be()
@@ -108,16 +106,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
-
-
-class _Public(ModuleType):
-    """Stands for a module of `core` under its public name, until something of it is used."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # looking around in `sys.modules` imports nothing
-            raise AttributeError(name)
-        found = sys.modules[self.__name__] = importlib.import_module(self.__name__.replace("ript.", "ript.core."))
-        return getattr(found, name)
-
-
-sys.modules |= {f"ript.{name}": _Public(f"ript.{name}") for name in _PUBLIC}

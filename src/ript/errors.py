@@ -1,0 +1,41 @@
+"""Every error that `ript` raises by itself, to be caught or raised by code of one's own. All are `RiptError`s."""
+
+from ript.core.errors import (
+    ConfigError,
+    DataError,
+    DependencyMissing,
+    DeviceTooSmall,
+    ErrorRateExceeded,
+    NoSignalError,
+    NotFiniteError,
+    OutOfMemory,
+    PolicyError,
+    RatioError,
+    RendererMissing,
+    RiptError,
+    RunError,
+    SimulatorError,
+    TrainingError,
+    UnknownNameError,
+    WorkerError,
+)
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DependencyMissing",
+    "DeviceTooSmall",
+    "ErrorRateExceeded",
+    "NoSignalError",
+    "NotFiniteError",
+    "OutOfMemory",
+    "PolicyError",
+    "RatioError",
+    "RendererMissing",
+    "RiptError",
+    "RunError",
+    "SimulatorError",
+    "TrainingError",
+    "UnknownNameError",
+    "WorkerError",
+]
