@@ -38,8 +38,8 @@ class Fault:
     """Something that goes wrong.
 
     Attributes:
-        kind: "raise", "exit" (`sys.exit(3)`), "kill" (SIGKILL to the own process), "hang" or "build" (raise in the
-            constructor).
+        kind: "raise", "exit" (`sys.exit(3)`), "interrupt" (`KeyboardInterrupt`), "ctrl-c" (SIGINT to the own process),
+            "leave" (`os._exit(3)`), "kill" (SIGKILL to the own process), "hang" or "build" (raise in the constructor).
         state: number of the initial state it happens on; None: all.
         decision: before executing which decision; 0: in reset.
         once: path of a marker file; the fault happens only while it does not exist, and creates it.
@@ -68,6 +68,12 @@ class Fault:
             time.sleep(3600)
         if self.kind == "exit":
             sys.exit(3)
+        if self.kind == "interrupt":
+            raise KeyboardInterrupt
+        if self.kind == "ctrl-c":
+            signal.raise_signal(signal.SIGINT)
+        if self.kind == "leave":
+            os._exit(3)
         raise ValueError("injected fault")
 
 

@@ -249,20 +249,41 @@ def test_an_exception_in_a_simulator_arrives_whole_with_its_address(inference, e
         assert part in errors[0].error
 
 
+@pytest.mark.parametrize(("kind", "said"), [("exit", "SystemExit: 3"), ("interrupt", "KeyboardInterrupt")])
 @pytest.mark.parametrize("decision", [0, 1])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_simulator_that_ends_the_program_ends_its_own_rollout_alone_with_its_address(workers, decision, expected):
-    fault = Fault(kind="exit", state=5, decision=decision)
+def test_a_simulator_that_ends_the_program_ends_its_own_rollout_alone_with_its_address(
+    workers, decision, kind, said, expected
+):
+    fault = Fault(kind=kind, state=5, decision=decision)
     with pool_of(FakeFactory(faults=(fault,)), workers=workers) as pool:
         errors = split(collect(pool, requests()), expected)
         assert workers == 0 or values(pool.timings())["worker_restarts"] == 0
     assert len(errors) == 2
     for part in (
-        "it ends the program (SystemExit: 3)",
+        f"it ends the program ({said})",
         "stepping" if decision else "resetting",
         fake_state(5, 0.05).id,
     ):
         assert part in errors[0].error
+
+
+def test_a_ctrl_c_while_a_simulator_of_this_process_works_interrupts_the_caller():
+    handler = signal.getsignal(signal.SIGINT)
+    with pool_of(FakeFactory(faults=(Fault(kind="ctrl-c", state=5),)), workers=0) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            collect(pool, requests())
+        assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_simulator_that_ends_its_process_is_named_with_the_exit_code(inference, expected):
+    fault = Fault(kind="leave", state=5, decision=2)
+    with pool_of(FakeFactory(faults=(fault,)), inference=inference, workers=1, max_retries=0) as pool:
+        errors = split(collect(pool, requests()), expected)
+    assert len(errors) == 2
+    for number, error in enumerate(errors):
+        where = f"fake/plain, initial state {fake_state(5, 0.05).id}, rollout {number}"
+        assert re.search(rf"died with exit code 3 while working on {where}", error.error)
 
 
 def test_a_bug_in_the_policy_arrives_whole_and_the_pool_can_go_on(inference, expected):

@@ -101,6 +101,7 @@ def _run(words: list[str]) -> int:
 
         with (
             _terminated_like_interrupted(),
+            interpreter.noticing(),
             streams.forgiving(),
             _stdout_for_the_document(args.json),
             _warnings_said(),

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.spawn import get_executable
 from types import FrameType
 
@@ -167,41 +167,63 @@ def stops(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def staying() -> Iterator[None]:
-    """For the import of anybody's module: one that ends the program, as a script does without a main guard, raises
-    `ImportError` instead. So does one that raises `KeyboardInterrupt` where nobody pressed Ctrl-C."""
-    pressed: list[int] = []
-    try:
-        with _noticing(pressed):
+def ending(ours: Callable[[BaseException], Exception]) -> Iterator[None]:
+    """Within, code of others that ends the program (`sys.exit()`, or a `KeyboardInterrupt` where nobody pressed Ctrl-C)
+    raises `ours` of that instead. Signals to stop, and what a worker ends by, come as they are."""
+    with noticing():
+        before = len(_pressed)
+        try:
             yield
-    except (SystemExit, KeyboardInterrupt) as stop:
-        if stops(stop) or pressed:
-            raise
-        said = ": ".join([type(stop).__name__, *map(str, stop.args)])
-        raise ImportError(
-            f"it ends the program when it is imported ({said}): what a script does belongs under "
+        except (SystemExit, KeyboardInterrupt) as stop:
+            replaced = bool(_noting) and signal.getsignal(signal.SIGINT) is not _noting[0]  # by that code
+            if stops(stop) or replaced or len(_pressed) > before:
+                raise
+            raise ours(stop) from stop
+
+
+def said_by(error: BaseException) -> str:
+    """What somebody's code raised, in words."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def staying() -> contextlib.AbstractContextManager[None]:
+    """For the import of anybody's module: one that ends the program, as a script does without a main guard, raises
+    `ImportError` instead."""
+    return ending(
+        lambda stop: ImportError(
+            f"it ends the program when it is imported ({said_by(stop)}): what a script does belongs under "
             'if __name__ == "__main__"'
-        ) from stop
+        )
+    )
+
+
+_pressed: list[int] = []
+"""A Ctrl-C each that came while somebody was `noticing`."""
+_noting: list[Callable[[int, FrameType | None], None]] = []
+"""What handles it meanwhile; none in processes that ignore it, as workers do."""
 
 
 @contextlib.contextmanager
-def _noticing(pressed: list[int]) -> Iterator[None]:
-    """Within, a Ctrl-C is noted besides what it does; in threads, which none interrupts, there is nothing to note."""
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        pressed.append(number)
-        if callable(before):
-            before(number, frame)
-
-    if not callable(before) or threading.current_thread() is not threading.main_thread():
+def noticing() -> Iterator[None]:
+    """Within, a Ctrl-C is noted besides what it does. To change handlers takes longer than many a call of a simulator,
+    so a command does it once."""
+    inside = _noting or threading.current_thread() is not threading.main_thread()
+    before = None if inside else signal.getsignal(signal.SIGINT)
+    if not callable(before):
         yield
         return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        _pressed.append(number)
+        before(number, frame)
+
     signal.signal(signal.SIGINT, note)
+    _noting.append(note)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is note:  # else the module has set its own
+        _noting.clear()
+        if signal.getsignal(signal.SIGINT) is note:
             signal.signal(signal.SIGINT, before)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ript.core.errors import OutOfMemory, RiptError
-from ript.core.interpreter import stops
+from ript.core.interpreter import ending
 
 ANYWHERE = "rollout.slots, rollout.workers (--workers) or the size of batches, or close other programs"
 """What to lower when it is not known who needed the memory."""
@@ -53,14 +53,15 @@ def translated(ours: Callable[[BaseException], RiptError]) -> Iterator[None]:
         ours: what was raised -> the error to raise instead. It is not asked about errors of this package, memory that
             ran out and signals to stop, which come as they are.
     """
-    try:
-        yield
-    except RiptError:
-        raise
-    except (Exception, SystemExit) as error:  # a program with a window calls `sys.exit()` when that is closed
-        if ran_out(error) or stops(error):
+    with ending(ours):  # a program with a window calls `sys.exit()` when that is closed
+        try:
+            yield
+        except RiptError:
             raise
-        raise ours(error) from error
+        except Exception as error:
+            if ran_out(error):
+                raise
+            raise ours(error) from error
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 from ript.core import interpreter, streams
@@ -126,17 +126,13 @@ def close(simulator: Simulator) -> str:
     return ""
 
 
-@contextmanager
-def surviving() -> Iterator[None]:
+def surviving() -> AbstractContextManager[None]:
     """Within, a simulator that ends the program raises `SimulatorError` instead, as if it had raised anything else."""
-    try:
-        yield
-    except SystemExit as stop:
-        if interpreter.stops(stop):
-            raise
-        raise SimulatorError(
-            f"it ends the program (SystemExit: {stop.code}): let it raise an error, or end the episode, instead"
-        ) from stop
+    return interpreter.ending(
+        lambda stop: SimulatorError(
+            f"it ends the program ({interpreter.said_by(stop)}): let it raise an error, or end the episode, instead"
+        )
+    )
 
 
 @contextmanager

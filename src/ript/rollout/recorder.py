@@ -12,6 +12,7 @@ import numpy as np
 from ript.core import asking
 from ript.core.errors import NotFiniteError, RiptError, WorkerError
 from ript.core.interfaces import Policy
+from ript.core.interpreter import ending
 from ript.core.memory import out_of_memory, ran_out
 from ript.core.types import ActionChunk, Observation, Rollout, RolloutRequest, Status
 from ript.rollout.engine import DECIDING, Outcome, Watch
@@ -155,22 +156,26 @@ class Recorder:
     def _act(self, traces: Sequence[_Trace], observation: Observation, greedy: bool) -> ActionChunk:
         self._watch(DECIDING)
         started = time.perf_counter()
+
+        def ours(error: BaseException) -> RiptError:
+            on = _describe(traces)
+            if ran_out(error):
+                return out_of_memory(error, f"acting on {on}", "rollout.slots or --workers")
+            return WorkerError(f"the policy raised {type(error).__name__} when acting on {on}: {error}")
+
         try:
             generators, spare = [trace.generator for trace in traces], max(0, self._rows - len(traces))
-            if spare:
-                last = [*range(len(traces)), *[len(traces) - 1] * spare]
-                generators += [np.random.default_rng(0) for _ in range(spare)]
-                chunk = _first(self.policy.act(_take(observation, last), generators, greedy=greedy), len(traces))
-            else:
-                chunk = self.policy.act(observation, generators, greedy=greedy)
+            with ending(ours):
+                if spare:
+                    last = [*range(len(traces)), *[len(traces) - 1] * spare]
+                    generators += [np.random.default_rng(0) for _ in range(spare)]
+                    chunk = _first(self.policy.act(_take(observation, last), generators, greedy=greedy), len(traces))
+                else:
+                    chunk = self.policy.act(observation, generators, greedy=greedy)
         except RiptError:
             raise
         except Exception as error:
-            if ran_out(error):
-                raise out_of_memory(error, f"acting on {_describe(traces)}", "rollout.slots or --workers") from error
-            raise WorkerError(
-                f"the policy raised {type(error).__name__} when acting on {_describe(traces)}: {error}"
-            ) from error
+            raise ours(error) from error
         finally:
             self.infer_seconds += time.perf_counter() - started
         _require_arrays(chunk, traces)

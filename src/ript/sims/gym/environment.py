@@ -22,6 +22,7 @@ import numpy as np
 
 from ript.core import interpreter, own
 from ript.core.errors import ConfigError, DependencyMissing, RiptError, SimulatorError, UnknownNameError
+from ript.core.memory import translated
 from ript.sims.mujoco import gl
 
 INSTALL = 'pip install "ript[gym]"'
@@ -147,21 +148,19 @@ def build(name: str, arguments: Mapping[str, Any], *, render: bool) -> Any:
     """
     spec, gymnasium = find_spec(name), import_gymnasium()
     mode = {"render_mode": "rgb_array"} if render else {}
-    try:
-        with _quiet():
-            env = gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True, **mode, **arguments)
-    except TypeError as error:
-        if "unexpected keyword argument 'render_mode'" in str(error):
-            raise no_pictures(name, "it takes no render_mode") from error
-        if "unexpected keyword argument" in str(error):
-            raise ConfigError(f"sim.arguments: gym/{name} refuses them: {_line(error)}") from error
-        raise SimulatorError(f"gym/{name} cannot be built: {_line(error)}") from error
-    except (Exception, SystemExit) as error:  # of any kind that an environment raises
-        if interpreter.stops(error):
-            raise
+
+    def ours(error: BaseException) -> RiptError:
+        refused = isinstance(error, TypeError) and "unexpected keyword argument" in str(error)
+        if refused and "'render_mode'" in str(error):
+            return no_pictures(name, "it takes no render_mode")
+        if refused:
+            return ConfigError(f"sim.arguments: gym/{name} refuses them: {_line(error)}")
         missing = isinstance(error, ImportError) or type(error).__name__ == "DependencyNotInstalled"
         kind = DependencyMissing if missing else SimulatorError
-        raise kind(f"gym/{name} cannot be built: {_line(error)}") from error
+        return kind(f"gym/{name} cannot be built: {_line(error)}")
+
+    with translated(ours), _quiet():
+        env = gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True, **mode, **arguments)
     modes = (env.metadata or {}).get("render_modes", ["rgb_array"])
     if render and "rgb_array" not in modes:
         raise no_pictures(name, f"its render modes are {', '.join(map(str, modes)) or 'none'}")
@@ -185,18 +184,15 @@ def calling(where: Callable[[], str], seed: int = 0) -> Iterator[None]:
         where: gives the address, asked for when the environment has raised.
         seed: that a reset is given.
     """
-    try:
-        with _quiet():
-            yield
-    except RiptError:
-        raise
-    except (Exception, SystemExit) as error:  # programs with a window end so when that is closed
-        if interpreter.stops(error):
-            raise
+
+    def ours(error: BaseException) -> SimulatorError:
         why = f"{where()}: the environment raised {_line(error)}"
         if seed >= 2**32:  # which some generators do not take, and then speak of a seed that nobody gave
             why += f" (its reset was given the seed {seed}; with --seed below 512 those of all states are below 2^32)"
-        raise SimulatorError(why) from error
+        return SimulatorError(why)
+
+    with translated(ours), _quiet():
+        yield
 
 
 STEP = ("observation", "reward", "terminated", "truncated", "info")
@@ -254,7 +250,7 @@ def _described(value: Any) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
 
 
 ENDLESS = 1e30
