@@ -26,7 +26,13 @@ def test_there_are_130_tasks_in_five_suites_with_32_models_and_160_perturbed_one
 def test_a_task_is_found_by_number_by_words_and_with_its_suite() -> None:
     for name in ("libero_goal/7", "libero/libero_goal/7", "turn on the stove", "libero_goal/turn_on_the_stove"):
         assert SUITE.task(name).name == "libero_goal/7"
-    assert [task.name for task in SUITE.expanded(["libero_10"])] == [f"libero_10/{i}" for i in range(10)]
+    ten = [f"libero_10/{i}" for i in range(10)]
+    assert [task.name for task in SUITE.expanded(["libero_10"])] == ten
+    assert [task.name for task in SUITE.expanded(["libero/libero_10", "libero/libero_10/3"])] == ten
+    with pytest.raises(
+        UnknownNameError, match=r"unknown libero task or named list 'libero_gaol': did you mean .*libero_goal"
+    ):
+        SUITE.expanded(["libero/libero_gaol"])
     assert find("libero_goal_lan/0").instruction != SUITE.task("libero_goal/0").instruction
     with pytest.raises(UnknownNameError, match="libero_goal/7"):
         SUITE.task("libero_goal/77")

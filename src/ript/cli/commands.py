@@ -74,7 +74,12 @@ def _matching(pattern: str, found: Mapping[str, Suite], broken: Mapping[str, Rip
 
     if why := broken.get(pattern.partition("/")[0]):
         raise why
-    named = {name: suite for suite in found.values() for name in suite.lists()}
+    named = {
+        written: suite
+        for suite in found.values()
+        for name in suite.lists()
+        for written in (name, f"{suite.name}/{name}")
+    }
     if pattern in named:
         return list(named[pattern].expanded([pattern]))
     everything = [task for suite in found.values() for task in suite.tasks()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -94,33 +94,40 @@ class Suite:
         Raises:
             UnknownNameError: no such task; the nearest are suggested.
         """
-        name = name.removeprefix(f"{self.name}/")
-        known = {task.name: task for task in self.tasks()}
+        return self._task(name, {task.name: task for task in self.tasks()})
+
+    def _task(self, name: str, known: Mapping[str, Task], lists: Iterable[str] = ()) -> Task:
+        name = self._bare(name)
         found = known.get(name) or self.find(name)
         if found is None:
-            raise UnknownNameError(f"{self.name} task", name, known)
+            raise UnknownNameError(f"{self.name} task{' or named list' if lists else ''}", name, [*known, *lists])
         return found
 
+    def _bare(self, name: str) -> str:
+        """Without the suite that may stand before it."""
+        return name.removeprefix(f"{self.name}/")
+
     def expanded(self, names: Sequence[str]) -> tuple[Task, ...]:
-        """The tasks of names, of named lists and of patterns ("*-close-*"), each once, in the order given.
+        """The tasks of names, of named lists and of patterns ("*-close-*"), each once, in the order given; all of these
+        with or without the suite before them.
 
         Raises:
             UnknownNameError: neither a task nor a list, or a pattern that no task of `tasks` has.
         """
-        lists = self.lists()
-        parts = [part for name in names for part in lists.get(name) or self._matching(name) or (name,)]
-        return tuple({task.key: task for task in map(self.task, parts)}.values())
+        lists, known = self.lists(), {task.name: task for task in self.tasks()}
+        parts = [part for name in names for part in lists.get(self._bare(name)) or self._matching(name) or (name,)]
+        return tuple({task.key: task for task in (self._task(part, known, lists) for part in parts)}.values())
 
     def _matching(self, name: str) -> list[str]:
         """Names of the tasks that a pattern matches; of a name that is none, nothing."""
         if not set(name) & set("*?["):
             return []
-        return fnmatch.filter([task.name for task in self.tasks()], name.removeprefix(f"{self.name}/"))
+        return fnmatch.filter([task.name for task in self.tasks()], self._bare(name))
 
     def lists_all(self, names: Sequence[str]) -> bool:
         """Whether each name is one of its lists, one of the tasks in `tasks`, or a pattern that some of them have."""
         listed = {*self.lists(), *(task.name for task in self.tasks())}
-        return all(name in listed or self._matching(name) for name in names)
+        return all(self._bare(name) in listed or self._matching(name) for name in names)
 
     def versions(self) -> dict[str, str]:
         """Distribution -> version, of those of its packages that are installed."""
