@@ -89,6 +89,12 @@ def test_no_code_outside_a_kinds_folder_names_it() -> None:
     assert "quest" in FOLDERS and {where: texts for where, texts in found.items() if texts} == SAY_KINDS
 
 
+def test_the_name_of_the_kind_that_comes_next_is_free() -> None:
+    """A folder `policies/flow` could be added, and no word of other code would be taken for that kind."""
+    sources = {path: path.read_text("utf-8") for path in PACKAGE.rglob("*.py") if "flow" not in path.parent.name}
+    assert {path.name: texts for path, source in sources.items() if (texts := naming(source, "flow"))} == {}
+
+
 def test_no_code_outside_a_kind_looks_for_one_of_its_settings() -> None:
     """`getattr(config.policy, "language", "none")`: what a kind's settings mean, its record says."""
     found = []

@@ -109,7 +109,7 @@ class ErrorLimit:
         )
 
 
-def flow(
+def rollouts_as_they_end(
     stream: Stream,
     done: deque[Rollout],
     errors: ErrorLimit,

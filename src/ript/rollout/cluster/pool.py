@@ -29,7 +29,7 @@ from ript.rollout.engine import address
 from ript.rollout.local.process_pool import NO_POLICY, SPENT
 from ript.rollout.local.processes import pack_policy
 from ript.rollout.local.worker import dump_weights
-from ript.rollout.stream import ErrorLimit, Flight, Stream, flow, refuse_if
+from ript.rollout.stream import ErrorLimit, Flight, Stream, refuse_if, rollouts_as_they_end
 
 if TYPE_CHECKING:
     import torch
@@ -174,7 +174,7 @@ class ClusterPool:
         stream = self._stream = Stream(requests, self._ticket)
         try:
             self._roster.all("begin", self.present_run)
-            for rollout in flow(
+            for rollout in rollouts_as_they_end(
                 stream,
                 self._done,
                 self._errors,

@@ -39,7 +39,7 @@ from ript.rollout.local.questions import Questions
 from ript.rollout.local.shared import Layout
 from ript.rollout.local.worker import dump_weights
 from ript.rollout.recorder import Recorder
-from ript.rollout.stream import HEED_SECONDS, ErrorLimit, Flight, Stream, flow, refuse_if
+from ript.rollout.stream import HEED_SECONDS, ErrorLimit, Flight, Stream, refuse_if, rollouts_as_they_end
 
 if TYPE_CHECKING:
     import torch
@@ -174,7 +174,7 @@ class ProcessPool:
         self._run += 1
         stream = self._stream = Stream(requests, self._ticket)
         try:
-            for rollout in flow(
+            for rollout in rollouts_as_they_end(
                 stream,
                 self._done,
                 self._errors,
