@@ -743,6 +743,12 @@ def test_a_table_shows_every_seed_and_intervals_over_seeds_and_states() -> None:
 
 
 @pytest.mark.usefixtures("study")
+def test_without_the_first_cell_nothing_is_compared_with_it() -> None:
+    rows = summarise(toy_study("small"), [a_run("3 groups", 0, 7, 31), a_run("seen", 0, 7, 19)])
+    assert [(row.cell, row.over_first) for row in rows] == [("3 groups", None), ("seen", None)]
+
+
+@pytest.mark.usefixtures("study")
 def test_a_table_of_one_seed_says_that_its_intervals_are_over_states() -> None:
     study = replace(toy_study("small"), cells=toy_study("small").cells[:1])
     table = study_table(study, summarise(study, [a_run("2 groups", 0, 7, 30)]))

@@ -22,8 +22,8 @@ class Row:
         seeds: in the order of the estimates' own.
         before, after: success.
         gain: after minus before, state by state and seed by seed.
-        over_first: after minus that of the study's first cell, in the same way; None for the first cell, and for one
-            that shares no state or seed with it.
+        over_first: after minus that of the study's first cell, in the same way; None for the first cell, where
+            that has no run, and for one that shares no state or seed with it.
         counts: "before" and "after" -> (successes, trials) of each seed.
         env_steps: of practice, mean over seeds.
     """
@@ -53,14 +53,16 @@ def summarise(study: Study, runs: Sequence[Mapping[str, Any]]) -> list[Row]:
         runs: one for each cell and seed: "cell", "seed", "env_steps", and for "before" and "after" the total, with the
             outcome on every state under "states".
     """
-    rows: list[Row] = []
-    first: list[Mapping[str, Any]] = []
-    for cell in study.cells:
-        mine = sorted((run for run in runs if run["cell"] == cell.name), key=lambda run: run["seed"])
-        if mine:
-            rows.append(_row(cell, mine, first))
-        first = first or mine
-    return rows
+    of_cell = {
+        cell.name: sorted((run for run in runs if run["cell"] == cell.name), key=lambda run: run["seed"])
+        for cell in study.cells
+    }
+    first = study.cells[0]
+    return [
+        _row(cell, of_cell[cell.name], [] if cell is first else of_cell[first.name])
+        for cell in study.cells
+        if of_cell[cell.name]
+    ]
 
 
 def _row(cell: Cell, mine: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> Row:
