@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,7 @@ from ript.core.registry import kinds, suites
 from ript.policies.quest.specimens import random_look, random_policy
 from ript.rollout.stream import ErrorLimit
 from ript.run.rl_progress import PATIENCE, TRIED
+from tests.packages import needs
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -356,3 +358,41 @@ def test_what_ends_a_run_is_as_the_pages_say() -> None:
         assert f"{words[PATIENCE]} iterations in a row, with at least {TRIED} groups" in text.replace("such ", "")
         assert f"of the last {window} rollouts (or of all, from {at_least} on)" in text
         assert "rrors of one initial state alone do not stop" in text  # tests/rollout holds this
+
+
+def shown_in(section: str) -> str:
+    """The first indented block of a section of the page on clusters."""
+    text = (DOCS / "clusters.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    (block, *_) = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
+    return textwrap.dedent(block)
+
+
+def test_the_script_for_slurm_is_one_that_bash_reads_and_has_each_variable_before_it_is_used() -> None:
+    script = shown_in("Slurm")
+    read = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=20)
+    assert (read.returncode, read.stderr) == (0, "")
+    known = {"SLURM_JOB_NODELIST", "SLURM_CPUS_PER_TASK", "SLURM_JOB_NUM_NODES"}
+    for line in script.splitlines():
+        named = re.match(r"(?:export )?(\w+)=", line)
+        assert set(re.findall(r"\$(\w+)|(?<=\(\()(\w+)", line)) <= {(name, "") for name in known} | {
+            ("", name) for name in known
+        }, line
+        known |= {named.group(1)} if named else set()
+    assert "SRUN_CPUS_PER_TASK" in known, "a step of Slurm has one core without it"
+
+
+@needs("yaml")
+def test_the_cluster_for_kubernetes_is_yaml_whose_pods_have_shared_memory() -> None:
+    import yaml
+
+    cluster = yaml.safe_load(shown_in("Kubernetes"))
+    assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
+    pinned = re.search(r"^ray==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None and cluster["spec"]["rayVersion"] == pinned.group(1)
+    for group in (cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        pod = group["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"] if volume["emptyDir"] == {"medium": "Memory"}}
+        (container,) = pod["containers"]
+        mounted = {mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"}
+        assert container["resources"]["limits"].keys() == {"cpu", "memory"} and mounted and mounted <= volumes
