@@ -46,6 +46,19 @@ def leftovers(folder):
     return [p.name for p in folder.iterdir()]
 
 
+def contents(file):
+    """What an HDF5 file holds: name -> (attributes, bytes of a dataset), wherever it lies in the file."""
+    found = {}
+
+    def see(name, thing):
+        attributes = {key: getattr(value, "tobytes", lambda v=value: v)() for key, value in thing.attrs.items()}
+        found[name] = attributes, thing[()].tobytes() if isinstance(thing, h5py.Dataset) else None
+
+    with h5py.File(file) as h5:
+        h5.visititems(see)
+    return found
+
+
 def test_the_file_holds_the_same_demonstrations_whatever_the_number_of_workers(tmp_path):
     collected = []
     for workers in (0, 1, 3):
@@ -56,6 +69,8 @@ def test_the_file_holds_the_same_demonstrations_whatever_the_number_of_workers(t
     for other in collected[1:]:
         assert len(other) == 12
         assert all(same(a, b) for a, b in zip(collected[0], other, strict=True))
+    one, several = (contents(tmp_path / f"{workers}.hdf5") for workers in (0, 3))
+    assert one == several and len(one) > 12 * 6
 
 
 class Endless(Point):
