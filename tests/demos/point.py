@@ -62,6 +62,8 @@ class Point:
                 time.sleep(60)
             if self._fault == "raise" and self._steps == 3:
                 raise ValueError("the table broke")
+            if self._fault == "interrupt" and self._steps == 3:
+                raise KeyboardInterrupt
             success = bool(np.abs(self._position - self._goal).max() < 0.08)
             if success or self._steps >= HORIZON:
                 self._done = True

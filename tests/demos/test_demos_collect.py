@@ -312,15 +312,16 @@ def test_a_simulator_that_shows_nan_is_found_out_before_it_is_written(tmp_path, 
 @pytest.mark.parametrize(
     ("fault", "patience", "message"),
     [
-        ("raise", 60, r"worker 0, point/red, try 0: point/red: ValueError: the table broke"),
-        ("die", 60, r"worker 0, point/red, try 0: died with exit code 7"),
-        ("hang", 2, r"worker 0, point/red, try 0: hung: no sign of life for 2 s"),
+        ("raise", 60, r"worker 0, point/red, try 0: point/red, initial state \w{16}: ValueError: the table broke"),
+        ("interrupt", 60, r"worker 0, point/red, try 0: point/red, initial state \w{16}: KeyboardInterrupt"),
+        ("die", 60, r"try 0: died with exit code 7 while working on point/red, initial state \w{16}$"),
+        ("hang", 2, r"try 0: hung: no sign of life for 2 s while working on point/red, initial state \w{16}$"),
     ],
 )
 def test_a_worker_that_fails_is_reported_with_its_address_and_leaves_nothing_behind(tmp_path, fault, patience, message):
     make = functools.partial(Point, fault=fault)
     started = time.monotonic()
-    kind = SimulatorError if fault == "raise" else WorkerError
+    kind = SimulatorError if fault in ("raise", "interrupt") else WorkerError
     with pytest.raises(kind, match=message) as caught:
         collect_demos(make, ["point/red"], 3, tmp_path / "d.hdf5", workers=1, try_seconds=patience)
     assert fault != "raise" or "in step_chunk" in caught.value.__notes__[0]

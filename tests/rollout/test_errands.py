@@ -35,6 +35,8 @@ def moved(simulator: FakeSimulator, state: InitialState, marker: str = "", how: 
         with Path(marker).open("a") as file:
             file.write(".")
         if len(Path(marker).read_text()) <= times:
+            if how == "leave":
+                os._exit(3)
             time.sleep(3600) if how == "hang" else os.kill(os.getpid(), signal.SIGKILL)
     return f"{simulator.task.key} {int(state.state[0])} {os.getpid() if how == 'where' else ''}"
 
@@ -103,6 +105,18 @@ def test_the_error_of_an_errand_arrives_as_it_is_and_the_pool_goes_on(workers):
         assert {r.status for r in pool.run(wanted)} == {Status.FAILURE}
 
 
+def test_a_simulator_that_ends_the_program_in_an_errand_raises_with_what_it_worked_on(workers):
+    class Leaving(FakeSimulator):
+        def initial_states(self, n: int, seed: int = 0, split: str = "train", start: int = 0) -> list[InitialState]:
+            raise KeyboardInterrupt
+
+    where = "fake/plain, initial states number 4 to 5 of split train of seed 0"
+    with make_pool(lambda key: Leaving(fake_task()), workers=workers, slots=2) as pool:
+        with pytest.raises(SimulatorError, match=f"{where}: KeyboardInterrupt"):
+            pool.ask([Errand("fake/plain", functools.partial(states, n=2, start=4))])
+        assert pool.ask([errand(1)]) == ["fake/plain 1 "]
+
+
 def test_an_instance_on_which_an_errand_failed_is_not_used_again():
     built: list[FakeSimulator] = []
 
@@ -142,10 +156,12 @@ def test_errands_of_a_worker_that_is_lost_are_run_again_and_rollouts_beside_them
     assert all(same(done[key], expected[key]) for key in expected)
 
 
-def test_an_errand_that_kills_every_worker_is_an_error_with_its_task(tmp_path):
+@pytest.mark.parametrize(("how", "died"), [("kill", "was killed by SIGKILL"), ("leave", "died with exit code 3")])
+def test_an_errand_that_kills_every_worker_is_an_error_with_its_task_and_state(tmp_path, how, died):
+    where = f"fake/plain, initial state {fake_state(1, 0.0).id}; that was its try number 2"
     with make_pool(FakeFactory(), workers=1, slots=2, max_retries=1) as pool:
-        with pytest.raises(WorkerError, match=r"fake/plain: worker 0 .*killed by SIGKILL while working on fake/plain"):
-            pool.ask([errand(1, marker=str(tmp_path / "tries"), times=9), errand(2)])
+        with pytest.raises(WorkerError, match=rf"fake/plain: worker 0 .*{died} while working on {where}"):
+            pool.ask([errand(1, marker=str(tmp_path / "tries"), how=how, times=9), errand(2)])
         assert len((tmp_path / "tries").read_text()) == 2
         assert pool.ask([errand(3)]) == ["fake/plain 3 "]
 

@@ -51,13 +51,16 @@ def interval(limit: float) -> float:
 
 
 class Cell:
-    """Where a worker leaves signs of life: two float64 that its parent sees, what it does and since when (monotonic).
+    """Where a worker leaves signs of life: two float64 that its parent sees, what it does and since when (monotonic),
+    and a note on what it works on.
 
     Leaving one is a write to memory, no system call. It is the beginning of a file without a name, closed with it.
     """
 
     SIZE = mmap.ALLOCATIONGRANULARITY
     """Bytes; what follows in the file begins here."""
+    NOTE = 16
+    """Where the note begins: its length, 1 byte, and UTF-8."""
 
     def __init__(self, fileno: int):
         self.fileno = fileno
@@ -83,6 +86,17 @@ class Cell:
         """A unit of work begins."""
         self.view[1] = time.monotonic()
         self.view[0] = what
+
+    def note(self, text: str) -> None:
+        """Say what is worked on, in 255 bytes at most; it is there when this process is not any more."""
+        data = text.encode()[:255]
+        self._map[self.NOTE : self.NOTE + 1 + len(data)] = bytes([len(data)]) + data
+
+    @property
+    def noted(self) -> str:
+        """The last note."""
+        begin = self.NOTE + 1
+        return bytes(self._map[begin : begin + self._map[self.NOTE]]).decode(errors="ignore")
 
     def close(self) -> None:
         self.view.release()

@@ -12,7 +12,7 @@ from ript.core import interpreter, streams
 from ript.core.errors import SimulatorError
 from ript.core.interfaces import Simulator, SimulatorFactory
 from ript.core.memory import translated
-from ript.core.types import Errand
+from ript.core.types import Errand, InitialState, Observation, Split
 
 
 class SimulatorCache:
@@ -152,23 +152,36 @@ class Spoilt(Exception):
         self.answer = answer
 
 
-def run_errand(errand: Errand, simulators: SimulatorCache, mark: Callable[[], None] | None = None) -> Any:
+def run_errand(
+    errand: Errand,
+    simulators: SimulatorCache,
+    mark: Callable[[], None] = lambda: None,
+    note: Callable[[str], None] = lambda where: None,
+) -> Any:
     """Run an errand on a simulator of this process; returns its answer.
 
     Args:
         errand: to run.
         simulators: where its simulator comes from; one on which the errand failed is closed.
         mark: leaves a sign of life, before each use of the simulator.
+        note: told what the simulator works on, its task and the state that it was last asked for or reset to.
 
     Raises:
         SimulatorError: the simulator raised something that is no `RiptError`.
     """
-    if mark is not None:
-        mark()
-    with translated(lambda error: SimulatorError(f"{errand.task}: {type(error).__name__}: {error}")):
+    where = errand.task
+
+    def begin(state: str) -> None:
+        nonlocal where
+        where = f"{errand.task}, {state}"
+        note(where)
+
+    mark()
+    note(where)
+    with translated(lambda error: SimulatorError(f"{where}: {interpreter.said_by(error)}")):
         simulator = simulators.take(errand.task)
         try:
-            answer = errand.work(simulator if mark is None else cast(Simulator, _Watched(simulator, mark)))
+            answer = errand.work(cast(Simulator, _Watched(simulator, mark, begin)))
         except Spoilt as spoilt:
             simulators.discard(simulator)
             return spoilt.answer
@@ -180,10 +193,21 @@ def run_errand(errand: Errand, simulators: SimulatorCache, mark: Callable[[], No
 
 
 class _Watched:
-    """A simulator each use of which is a sign of life."""
+    """A simulator each use of which is a sign of life, and which says what it works on."""
 
-    def __init__(self, simulator: Simulator, mark: Callable[[], None]):
-        self._simulator, self._mark = simulator, mark
+    def __init__(self, simulator: Simulator, mark: Callable[[], None], begin: Callable[[str], None]):
+        self._simulator, self._mark, self._begin = simulator, mark, begin
+
+    def reset(self, initial_state: InitialState) -> Observation:
+        self._mark()
+        self._begin(f"initial state {initial_state.id}")
+        return self._simulator.reset(initial_state)
+
+    def initial_states(self, n: int, seed: int = 0, split: Split = "train", start: int = 0) -> list[InitialState]:
+        self._mark()
+        numbers = f"state number {start}" if n == 1 else f"states number {start} to {start + n - 1}"
+        self._begin(f"initial {numbers} of split {split} of seed {seed}")
+        return self._simulator.initial_states(n, seed, split, start)
 
     def __getattr__(self, name: str) -> Any:
         self._mark()

@@ -117,6 +117,11 @@ class WorkerProcess:
         """What it left in its cell last."""
         return int(self._sign[0])
 
+    @property
+    def noted(self) -> str:
+        """What it noted that it works on."""
+        return "" if self._closed else self._cell.noted
+
     def send(self, message: Any) -> None:
         """Send, or note that the worker is lost."""
         try:

@@ -120,7 +120,7 @@ class _Worker:
         """Raise WorkerError when it died, or has worked on one piece of its try for longer than `limit` seconds."""
         cause = self.process.loss(owes=self.job is not None, limit=limit)
         if cause is not None and self.job:
-            raise WorkerError(f"{_address(self._name, *self.job)}: {cause}")
+            raise WorkerError(f"{_address(self._name, *self.job)}: {cause} while working on {self.process.noted}")
 
     def result(self, answer: Any) -> Result:
         if isinstance(answer, Crashed):
@@ -150,7 +150,7 @@ def _serve(connection: Connection, fileno: int, payload: bytes, name: str) -> No
         while True:
             key, number = link.receive(block=True)  # type: ignore[misc]
             try:
-                answer = run_errand(_errand(key, number, settings), simulators, cell.mark)
+                answer = run_errand(_errand(key, number, settings), simulators, cell.mark, cell.note)
             except Exception as error:
                 answer = Crashed.of(error, _address(name, key, number))
             link.send(answer)

@@ -152,7 +152,7 @@ class RolloutWorker:
         if isinstance(blamed, Flight):
             return f"while working on {address(blamed.request)}"
         if blamed is not None:
-            return f"while working on {blamed.errand.task}"
+            return f"while working on {self.process.noted}"
         other = {DECIDING: "while the policy decided", LOADING: "while it loaded the policy"}
         return other.get(self.process.doing, "between two units of work")
 

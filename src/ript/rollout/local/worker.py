@@ -107,7 +107,7 @@ class Worker:
     def __init__(
         self, link: Link, memory: Memory, settings: Settings, make_simulator: Any, policy: Any | None, watch: Watch
     ):
-        self._link, self._watch = link, watch
+        self._link, self._watch, self._note = link, watch, memory.cell.note
         self._where = f"worker {settings.index}"
         self._recorder: Recorder | None = None
         self._rows = settings.fixed_batch
@@ -198,7 +198,7 @@ class Worker:
     def _go(self, message: Go) -> None:
         errand = message.errand
         try:
-            answer = run_errand(errand, self.simulators, lambda: self._watch(ANSWERING))
+            answer = run_errand(errand, self.simulators, lambda: self._watch(ANSWERING), self._note)
         except Exception as error:
             answer = Crashed.of(error, f"{self._where}, for {errand.task}")
         self._link.send(Back(message.number, answer))
