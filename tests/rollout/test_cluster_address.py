@@ -67,6 +67,28 @@ def test_a_cluster_that_lets_nobody_in_is_told_with_how_to_bring_its_token(monke
         assert ("export RAY_AUTH_MODE=token here and wherever it is started" in str(refused.value)) == told
 
 
+@pytest.mark.parametrize("other", [{"python_version": "3.99.1"}, {"ray_version": "1.2.3"}])
+def test_a_cluster_of_another_python_or_ray_is_refused_with_both_versions(
+    monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
+) -> None:
+    """The words are Ray's own, as it compares what a cluster says of itself with this process."""
+    ray = pytest.importorskip("ray")
+    from ray._private.utils import check_version_info, compute_version_info
+
+    from ript.rollout.cluster.connection import Connection
+
+    ours = dict(zip(("ray_version", "python_version"), compute_version_info(), strict=True))
+    theirs = ours | other
+    monkeypatch.setattr(ray, "init", lambda **_: check_version_info(theirs, "10.0.0.1"))
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        with pytest.raises(ConfigError, match="has other versions than this process") as refused:
+            Connection(f"127.0.0.1:{head.getsockname()[1]}")
+    said = str(refused.value)
+    assert all(version in said for version in (*theirs.values(), *ours.values())) and "\n" not in said
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

@@ -103,9 +103,10 @@ class Connection:
         except Exception as error:
             self.ray.shutdown()
             if "ersion" in str(error):
+                said = " ".join(str(error).removeprefix("Version mismatch: ").split())[:400]
                 raise ConfigError(
-                    f"the cluster at {address} has other versions than this process ({_first(error)}): install the "
-                    "same Python and Ray here and there"
+                    f"the cluster at {address} has other versions than this process ({said}): install the same "
+                    "Python and Ray here and there"
                 ) from error
             token = ""
             if os.environ.get(AUTH_MODE) != "token":
