@@ -121,7 +121,7 @@ def test_the_example_of_a_policy_goes_through_the_whole_command_line(tmp_path: P
     }
     printed = run_commands(tmp_path, "adding_a_policy.md", small)
     assert list(printed) == ["check", "demos collect", "sft", "rl", "eval"]
-    assert "\nsound: 10 of 10 hold\n" in printed["check"]
+    assert "\nsound: 11 of 11 hold\n" in printed["check"]
     assert re.search(r"^reach-corner .*/5 ", printed["eval"], re.MULTILINE), printed["eval"]
     saved = json.loads((tmp_path / "runs" / "rl" / "policy" / "config.json").read_text())["config"]
     assert saved == {"kind": "my_policy:MyPolicy", "std": 0.7}

@@ -29,6 +29,7 @@ from ript.cli.doctor import (
     healthy,
     required_packages,
     to_json,
+    verdict,
 )
 from ript.cli.probes import GIB, Outcome, imported, run_child
 from ript.core.errors import ConfigError, DependencyMissing
@@ -245,6 +246,16 @@ def test_suites_and_kinds_are_listed_and_only_the_suite_that_is_needed_must_be_h
     assert not absent.ok and not absent.required and 'pip install "ript[metaworld]"' in absent.remedy
     missing = {check.name: check for check in check_suites("metaworld")}["suite metaworld"]
     assert missing.required and not healthy([missing])
+
+
+def test_the_last_line_names_suites_and_kinds_that_cannot_be_used():
+    here, away = (
+        Check(name=name, ok=name != "kind own", detail="", required=False) for name in ("suite toy", "kind own")
+    )
+    other = Check(name="GPU", ok=False, detail="", required=False)
+    assert verdict([here, other]) == "everything needed is here"
+    assert verdict([here, away, other]) == "everything needed is here; but these cannot be used: kind own"
+    assert "something needed is missing" in verdict([here, Check(name="disk", ok=False, detail="")])
 
 
 def test_a_suite_that_cannot_be_imported_is_named_with_the_cause(monkeypatch):

@@ -81,6 +81,22 @@ BROKEN: dict[str, tuple[int, str, str]] = {
         "log_prob=density.log_prob",
         "log_prob=(math.nan if greedy else 1) * density.log_prob",
     ),
+    "its density has no gradient": (
+        8,
+        "    def log_prob(self, inputs, sample):\n",
+        "    @torch.no_grad()\n    def log_prob(self, inputs, sample):\n",
+    ),
+    "it scores by other parameters than those that are updated": (
+        8,
+        '        return [{"params": [*self.head.parameters(), self.log_std]}]',
+        '        return [{"params": [*self.eyes.parameters()]}]',
+    ),
+    "its loss is not finite": (8, "squared[torch.from_numpy(batch.mask)].mean(), {}", "squared.mean() * math.nan, {}"),
+    "its loss is detached": (
+        8,
+        "squared = (mean - torch.from_numpy(batch.actions))",
+        "squared = (mean.detach() - torch.from_numpy(batch.actions) + 0 * self.log_std.detach().requires_grad_())",
+    ),
     "it holds a lock": (
         7,
         "        self.eval()  # until",
@@ -98,7 +114,7 @@ def findings(name: str, **options: object) -> list[Finding]:
         kind.prepare_untrained(policy, 0)
         hooks.read(policy, [simulator.task.instruction])
         seen = looks(simulator, simulator.initial_states(2), hooks.observation_steps_of(policy), 0)
-    return check_policy(policy, seen, kind.load)  # type: ignore[arg-type]
+    return check_policy(policy, seen, kind.load, window=kind.window(policy))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +130,7 @@ def findings(name: str, **options: object) -> list[Finding]:
 def test_every_kind_keeps_the_contract(kind: str, options: dict) -> None:
     found = findings(kind, **options)
     assert all(finding.passed for finding in found), in_words(kind, found)
-    assert len(found) == len(CHECKS) and {finding.number for finding in found} == set(range(1, 8))
+    assert len(found) == len(CHECKS) and {finding.number for finding in found} == set(range(1, 9))
 
 
 def test_the_pages_class_keeps_the_contract(imported_from_here: Path) -> None:
@@ -133,6 +149,26 @@ def test_what_breaks_the_contract_is_named_by_its_number_with_what_to_do(wrong: 
     failed = [finding for finding in found if finding.passed is False]
     assert {finding.number for finding in failed} == {number} and all(f.what and f.remedy for f in failed)
     assert f"not sound: it breaks contract {number}" in in_words("odd", found)
+
+
+def test_a_loss_that_supervised_training_cannot_use_is_named(
+    imported_from_here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = CLASS.replace("my_policy:MyPolicy", "bare:MyPolicy").replace("mask)].mean(), {}", "mask)].mean()")
+    Path("bare.py").write_text(code)
+    assert main(["check", "toy/reach-corner", "--states", "2", "--steps", "2", "--policy", "bare:MyPolicy"]) == 1
+    printed = capsys.readouterr().out
+    assert "8  gradients reach what is trained" in printed and "not sound: it breaks contract 8" in printed
+    assert "loss returned a tensor []; expected (the mean loss as a tensor [] with a gradient" in printed
+
+
+def test_a_word_that_is_neither_folder_nor_kind_is_told_the_kinds_and_what_to_install(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["check", "toy/reach-corner", "--policy", "pi0"]) != 0
+    told = capsys.readouterr().err
+    assert "pi0 is no policy folder here" in told and "gaussian, openvla_oft, quest" in told
+    assert "install the package that brings it (an entry point of ript.policies)" in told
 
 
 def test_check_takes_a_kind_with_its_settings_and_a_folder(

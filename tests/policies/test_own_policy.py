@@ -36,6 +36,13 @@ def here(imported_from_here: Path) -> Path:
     return imported_from_here
 
 
+def test_a_class_that_says_nothing_of_itself_is_summed_up_by_its_name(here: Path) -> None:
+    code = CLASS.replace("my_policy:MyPolicy", "silent:MyPolicy")
+    (code_class,) = re.findall(r'class MyPolicy\(.*\n    """.*?"""\n', code, re.DOTALL)
+    (here / "silent.py").write_text(code.replace(code_class, code_class.partition("\n")[0] + "\n"))
+    assert kinds.get("silent:MyPolicy").summary == "MyPolicy"
+
+
 def changed(here: Path, name: str, *changes: tuple[str, str]) -> str:
     """A file like the page's, but for some words; the name of its class."""
     text = CLASS.replace("my_policy:MyPolicy", f"{name}:MyPolicy")

@@ -146,6 +146,13 @@ def test_states_that_are_solved_by_doing_nothing_are_counted_and_named():
     assert left[0] in in_words(found)
 
 
+def test_it_is_said_when_no_episode_succeeded():
+    never, some = soundness(lambda: ToySimulator("reach-corner"), states=2), soundness(SometimesSolved, states=12)
+    assert never.sound and "no episode succeeded, so success itself was not tried" in in_words(never)
+    assert some.succeeded and "no episode succeeded" not in in_words(some)
+    assert [found.to_json()["success_was_seen"] for found in (never, some)] == [False, True]
+
+
 def test_where_there_is_nothing_to_learn_practice_is_not_sound():
     found = soundness(Solved, states=3)
     assert len(found.still) == 3 and not found.sound
@@ -174,8 +181,9 @@ def test_an_error_of_any_kind_is_a_finding_but_not_where_nothing_is_possible():
     with pytest.raises(SimulatorError, match="no simulator can be made: ZeroDivisionError: division by zero"):
         soundness(lambda: 1 / 0, states=2)
     some = soundness(RaisesSometimes, states=10)
-    assert some.sound and some.raised == "KeyError: 'a state'"
+    assert not some.sound and not some.failed and some.raised == "KeyError: 'a state'"
     assert "but not all were tried, for it raised KeyError: 'a state'" in in_words(some)
+    assert in_words(some).rpartition("\n")[2].startswith("not known to be sound: 10 of 10 checks that apply hold, but ")
     with pytest.raises(ConfigError, match="factory made a simulator whose spec is 3; expected a SimulatorSpec"):
         soundness(SpecOfThree, states=2)
 

@@ -13,7 +13,7 @@ from ript.cli.answer import Answer
 from ript.cli.arguments import given_fields, saying_what_is_kept
 from ript.config import overrides
 from ript.config.sections import Config
-from ript.core.errors import ConfigError
+from ript.core.errors import ConfigError, PolicyError
 from ript.core.registry import kinds, suites
 from ript.run.settings import refuse_unused
 
@@ -94,6 +94,8 @@ def _wanted(what: str | None, given: dict[str, list[str]]) -> _Wanted | None:
     if Path(what).exists() or hub.on_hub(what) or what not in kinds:
         if given:
             raise ConfigError(f"{', '.join(given)}: {what} is made already: leave it out, or name a kind of policy")
+        if not Path(what).exists() and not hub.on_hub(what) and Path(what).name == what:
+            raise PolicyError(f"{what} is no policy folder here, and no kind of policy: {kinds.unknown(what)}")
         require_suite(what)
         policy = load_policy(what)
         return _Wanted(policy, lambda spec: policy, load_policy)
@@ -115,6 +117,7 @@ def _findings(wanted: _Wanted, make: Callable[[], Simulator], seed: int) -> list
     """What comes of checking it on what two states of the task look like, at their beginning and a little later."""
     from ript.core import asking, hooks
     from ript.policies.check import check_policy
+    from ript.policies.one_stage import OneStage
     from ript.sims.trajectories import looks
 
     with make() as simulator:
@@ -122,4 +125,6 @@ def _findings(wanted: _Wanted, make: Callable[[], Simulator], seed: int) -> list
         asking.check_simulator(policy, simulator.spec)
         hooks.read(policy, [simulator.task.instruction])
         seen = looks(simulator, simulator.initial_states(2, seed=seed), hooks.observation_steps_of(policy), seed)
-    return check_policy(policy, seen, wanted.load, seed=seed)
+    kind = kinds.get(str(hooks.kind_of(policy)))
+    learns = kind.training is OneStage  # else what a `loss` is given is between the kind and its stages
+    return check_policy(policy, seen, wanted.load, seed=seed, window=kind.window(policy) if learns else None)

@@ -83,6 +83,14 @@ def healthy(checks: Sequence[Check]) -> bool:
     return all(check.ok or not check.required for check in checks)
 
 
+def verdict(checks: Sequence[Check]) -> str:
+    """The last line: whether everything required is there, and which suites and kinds of policy cannot be used."""
+    if not healthy(checks):
+        return "something needed is missing: see the lines marked MISSING"
+    absent = [check.name for check in checks if not check.ok and check.name.startswith(("suite ", "kind "))]
+    return "everything needed is here" + (f"; but these cannot be used: {', '.join(absent)}" if absent else "")
+
+
 def to_json(checks: Sequence[Check]) -> dict:
     """What `ript doctor --json` prints: {"ok": bool, "checks": [{"name", "ok", "detail", "remedy", "required"}]}."""
     return {"ok": healthy(checks), "checks": [asdict(check) for check in checks]}

@@ -54,7 +54,7 @@ def bench_policy(args: Namespace) -> Answer:
 
 def doctor(args: Namespace) -> Answer:
     from ript.cli.doctor import doctor as examine
-    from ript.cli.doctor import healthy, to_json
+    from ript.cli.doctor import healthy, to_json, verdict
     from ript.core.registry import suites
     from ript.run.progress import progress
 
@@ -68,7 +68,5 @@ def doctor(args: Namespace) -> Answer:
             checks = doctor_cluster(args.cluster, args.suite, on_check=lambda check: bar.advance())
         else:
             checks = examine(suite=args.suite, on_check=lambda check: bar.advance())
-    good = healthy(checks)
-    verdict = "everything needed is here" if good else "something needed is missing: see the lines marked MISSING"
-    text = "\n".join([*map(str, checks), "", verdict])
-    return Answer(text=text, document=to_json(checks), code=0 if good else 1)
+    text = "\n".join([*map(str, checks), "", verdict(checks)])
+    return Answer(text=text, document=to_json(checks), code=0 if healthy(checks) else 1)

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,10 @@ from ript.core import asking, children, hooks
 from ript.core.errors import ConfigError, PolicyError, RiptError
 from ript.core.interfaces import PostTrainable
 from ript.core.supervised import Statistics
-from ript.core.types import ActionChunk, Observation
+from ript.core.types import ActionChunk, DemoBatch, Observation
+
+if TYPE_CHECKING:
+    import torch
 
 ROUNDED = 0.05
 """Tolerance where a policy's own is None: it says that it computes in different precisions."""
@@ -59,12 +62,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is checked: a policy, on B observations, and how it is loaded from a folder."""
+    """What is checked: a policy, on B observations, how it is loaded from a folder, and H of its loss or None."""
 
     policy: PostTrainable
     looks: Observation
     load: Callable[[Path], PostTrainable]
     seed: int
+    window: int | None = None
 
     @property
     def tolerance(self) -> float:
@@ -103,7 +107,12 @@ def act(
 
 
 def check_policy(
-    policy: PostTrainable, looks: Observation, load: Callable[[Path], PostTrainable], *, seed: int = 0
+    policy: PostTrainable,
+    looks: Observation,
+    load: Callable[[Path], PostTrainable],
+    *,
+    seed: int = 0,
+    window: int | None = None,
 ) -> list[Finding]:
     """Hold a policy to its contract; its weights are other ones afterwards.
 
@@ -112,11 +121,12 @@ def check_policy(
         looks: B observations of a simulator that it fits, at least two.
         load: loads such a policy from a folder.
         seed: of what is drawn.
+        window: H, actions in the windows that `policy.loss` learns from; None: its loss is not looked at.
 
     Returns:
         Every check, whether or not those before it passed.
     """
-    subject, found, told = _Subject(policy, looks, load, seed), list[Finding](), True
+    subject, found, told = _Subject(policy, looks, load, seed, window), list[Finding](), True
     for check, number in CHECKS.items():
         what, remedy = "", ""
         try:
@@ -264,6 +274,22 @@ def a_pickled_copy_acts_alike(subject: _Subject) -> None:
         raise Broken(f"its actions differ by {away:.2g}", "let what __getstate__ leaves out be made anew, alike")
 
 
+def gradients_reach_what_is_trained(subject: _Subject) -> None:
+    """`log_prob` has a gradient by what post-training updates; `loss`, where there is one, by the policy's weights."""
+    import torch
+
+    policy, chunk = subject.policy, subject.act()
+    updated = [tensor for group in asking.rl_parameters(policy) for tensor in group["params"]]
+    with torch.enable_grad():
+        _require_gradient("log_prob", _log_prob(policy, chunk).sum(), updated)
+    if subject.window is None or not isinstance(policy, torch.nn.Module):
+        return
+    value = _loss(policy, subject.looks, subject.window, subject.seed)
+    if not torch.isfinite(value):
+        raise Broken(f"loss is {value.item()} on random actions", "return a finite number for all actions in [-1, 1]")
+    _require_gradient("loss", value, list(policy.parameters()))
+
+
 FIRST = (
     what_is_returned_is_finite,
     nothing_is_kept_between_calls,
@@ -281,6 +307,7 @@ CHECKS: Mapping[Callable[[_Subject], None], int] = {
     saved_and_loaded_acts_alike: 5,
     weights_that_are_sent_act_alike: 5,
     a_pickled_copy_acts_alike: 7,
+    gradients_reach_what_is_trained: 8,
 }
 """Check -> number of the contract that it is of."""
 
@@ -324,11 +351,56 @@ def _scored(policy: PostTrainable, chunk: ActionChunk) -> np.ndarray:
     """`log_prob` of a chunk's samples, [B, K]."""
     import torch
 
-    given = {name: torch.as_tensor(np.array(x)) for name, x in {**chunk.inputs, **chunk.rollout_inputs}.items()}
     with torch.no_grad():
-        terms = np.asarray(chunk.log_prob).shape[1]
-        found, _ = asking.log_prob(policy, given, torch.as_tensor(np.array(chunk.sample)), terms)
-    return found.float().cpu().numpy()
+        return _log_prob(policy, chunk).float().cpu().numpy()
+
+
+def _log_prob(policy: PostTrainable, chunk: ActionChunk) -> torch.Tensor:
+    """`log_prob` of a chunk's samples, [B, K]."""
+    import torch
+
+    given = {name: torch.as_tensor(np.array(x)) for name, x in {**chunk.inputs, **chunk.rollout_inputs}.items()}
+    terms = np.asarray(chunk.log_prob).shape[1]
+    return asking.log_prob(policy, given, torch.as_tensor(np.array(chunk.sample)), terms)[0]
+
+
+def _loss(policy: Any, looks: Observation, window: int, seed: int) -> torch.Tensor:
+    """`loss` of random actions, in training mode as in supervised training, and with random numbers of its own."""
+    import torch
+
+    shape = (len(looks), window)
+    mask = np.ones(shape, bool)
+    mask[0, 1:] = False  # a window that runs past the end of its demonstration
+    actions = np.random.default_rng(seed).uniform(-1, 1, (*shape, policy.simulator.action_dim)).astype(np.float32)
+    batch, loss = DemoBatch(observation=looks, actions=actions, mask=mask), policy.loss
+    policy.train()
+    try:
+        with torch.enable_grad(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            with asking.asking(policy, "loss"):
+                found = loss(batch)
+            return asking.loss(policy, found)[0]
+    finally:
+        policy.eval()
+
+
+def _require_gradient(of: str, value: torch.Tensor, parameters: Sequence[torch.Tensor]) -> None:
+    """Raise unless the gradient of a number is finite, and other than 0 by some of these."""
+    import torch
+
+    wanted = [tensor for tensor in parameters if tensor.requires_grad]
+    found = torch.autograd.grad(value, wanted, allow_unused=True) if value.requires_grad and wanted else ()
+    given = [gradient for gradient in found if gradient is not None]
+    trained = "what rl_parameters() names" if of == "log_prob" else "the policy's parameters"
+    if not any(bool(gradient.any()) for gradient in given):
+        raise Broken(
+            f"{of} has no gradient by {trained}",
+            f"compute {of} with them, without no_grad, detach or numpy: nothing would be learned",
+        )
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in given):
+        raise Broken(
+            f"the gradient of {of} by {trained} is NaN or infinite", "keep its parts finite: scales and roots above 0"
+        )
 
 
 def _rows(looks: Observation, rows: list[int]) -> Observation:

@@ -63,7 +63,7 @@ def kind_of_class(cls: type, name: str) -> PolicyKind:
     learns = hasattr(cls, "loss")
     return PolicyKind(
         kind=name,
-        summary=(inspect.getdoc(cls) or cls.__name__).partition("\n")[0],
+        summary=inspect.cleandoc(cls.__doc__ or cls.__name__).partition("\n")[0],
         options=options,
         make=partial(_make, cls),
         load=partial(_load, cls, options),

@@ -87,8 +87,14 @@ class Soundness:
 
     @property
     def sound(self) -> bool:
-        """The contract holds, there is something to learn, and test states that tell what was learned."""
-        return not self.failed and len(self.still) < self.states and self.alike < self.tested
+        """The contract holds, there is something to learn, and test states that tell what was learned; and all of it
+        could be tried."""
+        return not (self.failed or self.raised) and len(self.still) < self.states and self.alike < self.tested
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether any of the episodes was a success, so that it was seen what success means."""
+        return bool(self.still or self.lucky)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -103,6 +109,7 @@ class Soundness:
                 {"initial_state": id_, "label": label, "steps": steps} for id_, label, steps in self.still
             ],
             "solved_by_random_actions": self.lucky,
+            "success_was_seen": self.succeeded,
             "test_states": self.tested,
             "test_states_alike": self.alike,
             "episodes_with_numbers_that_are_not_finite": self.odd,
@@ -291,6 +298,10 @@ def _about(found: Soundness) -> list[str]:
         named = ", ".join(f"{label} ({id_}, after {steps} steps)" for id_, label, steps in found.still[:5])
         more = f", and {len(found.still) - 5} more" if len(found.still) > 5 else ""
         lines.append(f"      {named}{more}: nothing can be learned from these, and they raise every success rate")
+    if not found.succeeded:
+        lines.append(
+            "      no episode succeeded, so success itself was not tried: collect demonstrations, which do succeed"
+        )
     if found.alike:
         lines.append(
             f"  {found.alike} of {found.tested} test states look like one that is practised on: success on them is not"
@@ -323,7 +334,7 @@ def _verdict(found: Soundness) -> str:
             return f"not sound: the simulator raises in {len(found.failed)} of {len(found.findings)} checks"
         remedy = f"; {found.remedy}" if found.remedy else ""
         return f"not sound: practice here would learn from what is not so ({names}){remedy}"
-    if not found.sound:
+    if not found.sound and not found.raised:
         if len(found.still) == found.states:
             return "not sound: every state that was tried is solved by doing nothing, so there is nothing to learn"
         return (
@@ -331,4 +342,9 @@ def _verdict(found: Soundness) -> str:
             "was learned"
         )
     held = sum(finding.passed is True for finding in found.findings)
+    if found.raised:
+        return (
+            f"not known to be sound: {held} of {held} checks that apply hold, but the simulator raises in states "
+            "beyond them, where rollouts end in ERROR"
+        )
     return f"sound: {held} of {held} checks that apply hold"
