@@ -221,6 +221,19 @@ def test_a_study_runs_every_cell_and_puts_the_numbers_beside_the_papers(study: s
     assert len(fine_tuned) == 2  # one a seed: the cells share it, and "seen" needs none
     with pytest.raises(RunError, match="holds this study already: go on with --resume"):
         run_study(study, tmp_path / "out")
+    for name, of in (
+        (fine_tuned[0].stem, "base_content"),
+        ("seen-seed1", "start_content"),
+    ):  # of another base meanwhile
+        path = tmp_path / "out" / name / "config.json"
+        whole = path.read_text()
+        document = json.loads(whole)
+        document["config"][of] = "f" * 16
+        path.write_text(json.dumps(document))
+        why = run_study(study, tmp_path / "out", resume=True)["failed"].values()
+        assert why and all("began with a base of other content than" in text for text in why)
+        path.write_text(whole)
+    assert not run_study(study, tmp_path / "out", resume=True)["failed"]
 
 
 def test_an_interrupted_study_goes_on_and_does_nothing_twice(

@@ -39,7 +39,15 @@ from ript.run.progress import status
 from ript.run.reading import read_config, read_rows
 from ript.run.resuming import differing, neutral
 from ript.run.settings import leaves, refuse_unused, refuse_unused_stages, unused
-from ript.studies.bases import OF_BASE, base_folder, collect, make_base, sft_fingerprint, train_unless_done
+from ript.studies.bases import (
+    OF_BASE,
+    base_fingerprint,
+    base_folder,
+    collect,
+    make_base,
+    sft_fingerprint,
+    train_unless_done,
+)
 from ript.studies.catalogue import Cell, Scale, Study, get_study, with_simulator
 from ript.studies.notes import finetunes
 from ript.studies.table import markdown, study_table, summarise
@@ -312,13 +320,16 @@ def _summary_of_all(study: Study, folder: Path) -> dict[str, Any]:
 def summary(study: Study, asked: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What is done so far; writes the table and the report. A cell whose files are damaged or gone counts as failed."""
     rows, runs = [], []
+    shared: dict[tuple[str, str], tuple[str, Path]] = {}
     failed = {path.name.removesuffix(".error.txt"): _last_line(path) for path in sorted(folder.glob("*.error.txt"))}
     for cell, seed in _cells(study, asked["seeds"]):
         run = cell_folder(folder, cell, seed)
         if not (run / "result.json").exists():
             continue
         try:
-            rows.append(_row(cell, seed, run))
+            row = _row(cell, seed, run)
+            _require_shared(row.pop("shared"), run, shared)
+            rows.append(row)
             runs.append(run)
         except (RiptError, OSError, LookupError, TypeError, ValueError) as error:
             failed[run.name] = f"{error}; to run it again, delete {run} and use --resume"
@@ -339,6 +350,22 @@ def summary(study: Study, asked: dict[str, Any], folder: Path) -> dict[str, Any]
     }
 
 
+def _require_shared(
+    contents: Mapping[tuple[str, str], str | None], run: Path, shared: dict[tuple[str, str], tuple[str, Path]]
+) -> None:
+    """Raise unless a run began with what the others did; `shared` has what, by its name, and is added to.
+
+    Raises:
+        RunError: it did not, for something was made anew or replaced meanwhile.
+    """
+    for what, content in contents.items():
+        if content is None:
+            continue
+        held, other = shared.setdefault(what, (content, run))
+        if held != content:
+            raise RunError(f"{run} began with {what[1]} of other content than {other}")
+
+
 def _last_line(path: Path) -> str:
     try:
         lines = read_text(path).strip().splitlines()
@@ -357,10 +384,11 @@ def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
     if not isinstance(read_json(run / "result.json"), dict):
         raise RunError(f"{run / 'result.json'} is damaged")
     config, held = replace(cell.config, seed=seed), read_config(run)["config"]
-    others = differing("rl", held.get("recipe_config"), config)
+    others, base = differing("rl", held.get("recipe_config"), config), held.get("start_content")
     start = run.parent / Path(held.get("start") or "").parent.name  # the study may have been moved meanwhile
     if finetunes(config) and (start / "config.json").exists():
-        tuning = read_config(start)["config"]["recipe_config"]
+        tuned = read_config(start)["config"]
+        tuning, base = tuned["recipe_config"], tuned.get("base_content")
         others += [name for name in differing("sft", tuning, config) if name in leaves(tuning)]
     if others:
         raise RunError(f"{run} was made with other settings than this cell of the study has now ({', '.join(others)})")
@@ -386,4 +414,8 @@ def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
         "rollouts": last.get("total/rollouts", 0),
         "env_steps": _whole(last.get("total/env_steps", 0), "total/env_steps", run),
         "states": {"before": counted[0]["per_state"], "after": counted[-1]["per_state"]},
+        "shared": {
+            (base_fingerprint(replace(config, seed=0)), "a base"): base,
+            (" ".join(cell.config.sampling.demos), "initial states"): held.get("states_content"),
+        },
     }
