@@ -439,6 +439,17 @@ def test_the_command_lists_and_estimates_without_running(
     assert "no task to practise on" in capsys.readouterr().err
 
 
+def test_a_dry_run_of_a_study_that_goes_on_counts_what_is_left(
+    study: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    command = ["study", study, "--out", str(tmp_path / "out"), "--resume", "--dry-run", "--json"]
+    assert main([*command, "--seeds", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["cells"] == 0
+    assert main([*command, "--iterations=3"]) == 1
+    assert "holds another study" in capsys.readouterr().err
+
+
 def test_what_cannot_be_run_is_refused_before_anything_is_measured(
     study: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -194,6 +194,16 @@ def test_runs_that_differ_in_the_seed_alone_are_told_together_over_seeds_and_sta
     assert not together(tmp_path, runs[0], runs[2])
 
 
+def test_validation_which_chose_the_policies_is_not_told_over_seeds_beside_the_test(tmp_path):
+    runs = [seed_run(tmp_path / name, 7, 30, seed=seed) for seed, name in enumerate("ab")]
+    for path in runs:
+        with RunFolder.open(path) as run:
+            for iteration, solved in ((0, 7), (1, 95)):
+                run.log_eval(iteration, result(solved, outcomes(solved)), states="validation")
+    found = together(tmp_path, *runs).partition("Mean over seeds")[0]
+    assert "a, b greedy" in found and "validation" not in found
+
+
 def test_one_seed_that_is_there_several_times_is_one_measurement(tmp_path):
     runs = [seed_run(tmp_path / name, 7, 30, seed=0) for name in ("f0", "f0b")]
     assert not together(tmp_path, *runs)

@@ -327,11 +327,11 @@ def study(args: Namespace) -> Answer:
     out = args.out or f"runs/study-{args.name}-{args.scale}"
     seeds = seeds_to_run(chosen, Path(out), args.seeds, args.resume)
     done: set[tuple[str, int]] = set()
-    if not args.dry_run:  # what cannot be run is refused before anything is measured
+    if not args.dry_run or args.resume:  # what cannot be run is refused before anything is measured
         seeds = record(chosen, Path(out), seeds, changes, args.resume)["seeds"]
         done = finished(chosen, seeds, Path(out))
     chosen = replace(chosen, seeds=tuple(seeds))
-    if len(done) < len(chosen.cells) * len(seeds):
+    if args.dry_run or len(done) < len(chosen.cells) * len(seeds):
         if not args.dry_run:
             require_policies(chosen)
         expense = cost(chosen, seeds, done)

@@ -12,7 +12,7 @@ from typing import Any
 from ript.core.errors import DataError, RunError
 from ript.core.statistics import Estimate, align, difference, measured_once, success
 from ript.report.read import Comparison, RunData
-from ript.report.views import percent, points, short_mode
+from ript.report.views import percent, points, short_mode, told
 from ript.run.files import read_json
 from ript.run.reading import read_config
 
@@ -23,7 +23,7 @@ def over_seeds(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     for group in alike(runs):
         of_mode: dict[tuple[str, str], list[tuple[RunData, Comparison]]] = {}
         for run in group:
-            for one in run.comparisons():
+            for one in told(run):
                 if one.before is not None and one.after is not None:
                     of_mode.setdefault((one.states, short_mode(one.mode)), []).append((run, one))
         rows += [_together(key, found) for key, found in of_mode.items() if len(found) > 1]
