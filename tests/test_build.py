@@ -54,7 +54,11 @@ def test_tasks_are_found_by_name_key_or_without_the_version() -> None:
 @pytest.mark.parametrize(
     ("sim", "name", "message"),
     [
-        (MetaworldOptions(), "drawr-open-v3", r"unknown metaworld task 'drawr-open-v3': did you mean drawer-open-v3"),
+        (
+            MetaworldOptions(),
+            "drawr-open-v3",
+            r"unknown metaworld task or named list 'drawr-open-v3': did you mean drawer-open-v3",
+        ),
         (TOY, "reach-centr", "did you mean reach-centre"),
     ],
 )

@@ -1,6 +1,7 @@
 """The Gaussian kind through the whole loop: demonstrations, supervised training, practice, folder."""
 
 import json
+import signal
 from pathlib import Path
 
 import h5py
@@ -72,7 +73,7 @@ def test_supervised_training_that_is_resumed_ends_with_the_same_weights(
 
     def stopping(*args, **kwargs):
         if next(calls) == 8:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C, as a terminal sends it
         return original(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

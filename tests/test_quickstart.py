@@ -66,6 +66,9 @@ def test_one_that_was_refused_before_it_made_anything_leaves_the_folder_to_anoth
         ConfigError, match="has no task besides its targets to pre-train the base on: give --pretrain_tasks"
     ):
         quickstart(config=replace(CONFIG, pretrain_tasks=()), out=out)
+    far = replace(CONFIG, sampling=replace(CONFIG.sampling, horizon=99))
+    with pytest.raises(ConfigError, match="horizon = 99 has no effect: episodes end after 16 steps"):
+        quickstart(config=far, out=out)
     assert not out.exists()
     with patch.context() as broken:
         broken.setattr(_Quickstart, "demonstrations", stopped)

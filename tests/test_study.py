@@ -312,6 +312,8 @@ def test_a_field_changes_in_every_cell_and_the_table_says_so(study: str, tmp_pat
     assert "- Changed: iterations = 2." in (out / "table.md").read_text()
     with pytest.raises(RunError, match="another study"):
         run_study(study, out, seeds=[0], changes={"iterations": ["3"]}, resume=True)
+    with pytest.raises(ConfigError, match="horizon = 99 has no effect: episodes end after 16 steps"):
+        run_study(study, tmp_path / "new", changes={"sampling.horizon": ["99"]})
     with pytest.raises(UnknownNameError, match="did you mean iterations"):
         run_study(study, tmp_path / "new", changes={"iteration": ["3"]})
     assert not (tmp_path / "new").exists()
@@ -457,6 +459,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_measured(
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     command = ["study", study, "--out", str(tmp_path / "out"), "--resume"]
     assert main([*command, "--seeds", "0"]) == 0  # all of it is done: nothing to measure
+    assert main(["study", study, "--out", str(tmp_path / "new"), "--sampling.demos=none.hdf5"]) == 1
     monkeypatch.setenv("RIPT_CLIP", str(tmp_path))
     assert main(["study", study, "--out", str(tmp_path / "new"), "--policy.language=clip"]) == 1
     assert f"{tmp_path} has no config.json" in capsys.readouterr().err and not (tmp_path / "new").exists()

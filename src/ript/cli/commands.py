@@ -314,7 +314,7 @@ def study(args: Namespace) -> Answer:
     from ript.studies.bases import base_folder, base_is_made
     from ript.studies.catalogue import STUDIES, get_study, with_simulator
     from ript.studies.cost import cost
-    from ript.studies.run import finished, record, require_policies, run_study, seeds_to_run, with_changes
+    from ript.studies.run import finished, record, require_inputs, run_study, seeds_to_run, with_changes
 
     if args.name is None:
         found = [get_study(name) for name in STUDIES]
@@ -333,7 +333,7 @@ def study(args: Namespace) -> Answer:
     chosen = replace(chosen, seeds=tuple(seeds))
     if args.dry_run or len(done) < len(chosen.cells) * len(seeds):
         if not args.dry_run:
-            require_policies(chosen)
+            require_inputs(chosen)
         expense = cost(chosen, seeds, done)
         if args.dry_run:
             document = {"study": args.name, "scale": args.scale} | expense.to_json()

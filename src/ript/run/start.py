@@ -158,6 +158,16 @@ def protocol(config: Config, policy: PostTrainable | None, asked: Collection[str
         config = measured(_seen(config, policy, asked), policy, asked)
         if line := another_horizon(config.sim.horizon, [horizon_in(policy.card)], "the policy was measured with"):
             status(f"  {line}")
+    return within_episodes(config, asked)
+
+
+def within_episodes(config: Config, asked: Collection[str]) -> Config:
+    """The configuration with a horizon of practice that episodes can reach; one beyond that, which nobody asked for, is
+    that of the simulators.
+
+    Raises:
+        ConfigError: it was asked for.
+    """
     longest = max(horizons(config.sim, some_task_keys(config)).values())
     if config.sampling.horizon <= longest:
         return config

@@ -32,7 +32,8 @@ from ript.run.files import read_json, write_json
 from ript.run.lock import locked
 from ript.run.progress import status
 from ript.run.resuming import neutral
-from ript.run.settings import Leaves, leaves
+from ript.run.settings import Leaves, asked_for, leaves
+from ript.run.start import within_episodes
 from ript.run.video import require_encoder
 from ript.studies.bases import base_folder, collect, make_base, make_base_demos, train_unless_done
 
@@ -96,6 +97,7 @@ def quickstart(
         raise ConfigError("no target task: give --target")
     config = with_tasks(config, tuple(key.partition("/")[2] for key in keys))
     config = config if seed is None else replace(config, seed=seed)
+    within_episodes(config, asked_for(config))  # refused before anything is made
     if config.eval.videos:
         require_encoder()
     folder = output_folder(config, fresh, out)

@@ -27,6 +27,7 @@ from ript.core.errors import ConfigError, DataError, NoSignalError, RiptError, R
 from ript.core.files import expanded, make_folder, read_text, write_text
 from ript.core.options import replace
 from ript.core.registry import kinds
+from ript.demos.demo_set import open_demos
 from ript.policies.folder import kind as policy_kind
 from ript.policies.folder import read_tensors
 from ript.report.page import report_or_say
@@ -39,6 +40,7 @@ from ript.run.progress import status
 from ript.run.reading import read_config, read_rows
 from ript.run.resuming import differing, neutral
 from ript.run.settings import leaves, refuse_unused, refuse_unused_stages, unused
+from ript.run.start import within_episodes
 from ript.studies.bases import (
     OF_BASE,
     base_fingerprint,
@@ -110,6 +112,7 @@ def with_changes(study: Study, changes: Mapping[str, Sequence[str]]) -> Study:
         why = [unused("study", cell.config, name) for cell in cells]
         if all(why):
             raise ConfigError(str(why[0]))
+    cells = tuple(replace(cell, config=within_episodes(cell.config, names)) for cell in cells)
     for cell in cells:
         refuse_unused("study", cell.config, ())
     if not any(finetunes(cell.config) for cell in cells):
@@ -189,14 +192,16 @@ def record(
     return asked | {"seeds": list(dict.fromkeys([*there, *seeds]))}
 
 
-def require_policies(study: Study) -> None:
-    """Raise unless what the cells' policies need is here.
+def require_inputs(study: Study) -> None:
+    """Raise unless what the cells' policies need is here, and the demonstrations whose states they practise on.
 
     Raises:
         DependencyMissing, DataError: something is not, or it is damaged.
     """
     for options in {str(cell.config.policy): cell.config.policy for cell in study.cells}.values():
         kinds.get(options.kind).check(options)
+    for file in sorted({file for cell in study.cells for file in cell.config.sampling.demos}):
+        open_demos([file])
 
 
 def _words(asked: dict[str, Any]) -> str:
