@@ -300,7 +300,8 @@ def test_cells_of_the_papers_scale_practise_on_the_states_of_their_bases_demonst
     base = base_folder(CONFIG) / "demos.hdf5"
     assert [demos(tmp_path / "out", cell) for cell in study.cells] == [[], [str(base)]]
     mine = shutil.copy(base, tmp_path / "mine.hdf5")  # those that one asks for stay
-    monkeypatch.setitem(STUDIES, "toy", lambda scale: replace(study, cells=(many,)))
+    corner = Cell(name="another task", config=replace(many.config, tasks=("reach-corner",)))  # has other states there
+    monkeypatch.setitem(STUDIES, "toy", lambda scale: replace(study, cells=(many, corner)))
     found = run_study("toy", tmp_path / "own", scale="paper", seeds=[0], changes={"sampling.demos": [str(mine)]})
     assert not found["failed"] and demos(tmp_path / "own", many) == [str(mine)]
 

@@ -408,7 +408,7 @@ def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
     metrics = read_rows(run / "metrics.jsonl")
     if cell.config.iterations and not metrics:
         raise RunError(f"{run / 'metrics.jsonl'} is missing or empty")
-    last = metrics[-1] if metrics else {}
+    last, of_base = metrics[-1] if metrics else {}, base_fingerprint(config)
     return {
         "cell": cell.name,
         "seed": seed,
@@ -420,7 +420,7 @@ def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
         "env_steps": _whole(last.get("total/env_steps", 0), "total/env_steps", run),
         "states": {"before": counted[0]["per_state"], "after": counted[-1]["per_state"]},
         "shared": {
-            (base_fingerprint(replace(config, seed=0)), "a base"): base,
-            (" ".join(cell.config.sampling.demos), "initial states"): held.get("states_content"),
+            (of_base, "a base"): base,
+            (" ".join((of_base, *config.sampling.demos, *config.tasks)), "initial states"): held.get("states_content"),
         },
     }
