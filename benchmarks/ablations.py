@@ -22,8 +22,8 @@ from ript.config import overrides
 from ript.config.recipes import quickstart as recipe
 from ript.config.recipes import with_tasks
 from ript.config.sections import Config
+from ript.core.intervals import over_seeds
 from ript.core.options import replace
-from ript.core.statistics import over_seeds
 from ript.report.page import write_report
 from ript.rl import train_rl
 from ript.run.files import read_lines

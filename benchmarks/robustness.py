@@ -19,7 +19,7 @@ import numpy as np
 import ript
 from ript.config.sections import RolloutConfig
 from ript.core.errors import RiptError
-from ript.core.statistics import align, difference, pairs, wilson
+from ript.core.intervals import align, difference, pairs, wilson
 from ript.run.files import write_json
 from ript.run.progress import status
 from ript.studies.table import points

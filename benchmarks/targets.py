@@ -25,7 +25,7 @@ from ript.config.recipes import TARGET_TASKS, TUNED_ON
 from ript.config.recipes import quickstart as recipe
 from ript.config.sections import Config
 from ript.core.errors import RiptError
-from ript.core.statistics import align, difference, success, wilson
+from ript.core.intervals import align, difference, success, wilson
 from ript.run.files import write_json
 from ript.run.folder import RunFolder
 from ript.run.progress import status

@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import nn
 
 from ript.core.errors import PolicyError
-from ript.core.house import PolicyKind
 from ript.core.metrics import Mean, Metrics
 from ript.core.options import PolicyOptions, TrainingOptions
+from ript.core.plugins import PolicyKind
 from ript.core.supervised import DemoSource, Stage
 from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
 from ript.policies import folder as policy_folder

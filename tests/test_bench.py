@@ -12,8 +12,8 @@ from ript.build import make_policy, simulator_factory, task_keys
 from ript.cli import main as cli
 from ript.config import recipes
 from ript.config.sections import Config
+from ript.core.capacity import Cores
 from ript.core.errors import ConfigError
-from ript.core.machine import Cores
 from ript.core.metrics import Sum
 from ript.core.options import replace
 from ript.core.registry import suites
@@ -54,7 +54,7 @@ def test_the_actions_timed_for_the_limit_are_those_of_the_measured_rollouts() ->
 def test_the_limit_sums_its_parts_over_what_was_counted_and_divides_by_the_cores(monkeypatch) -> None:
     config = toy(workers=2)
     ours = bench.Ours(rollouts=10, env_steps=2000, decisions=100, seconds=9.0, split={}, kept=[])
-    monkeypatch.setattr("ript.core.machine.cores", lambda: Cores(usable=2, machine=64))
+    monkeypatch.setattr("ript.core.capacity.cores", lambda: Cores(usable=2, machine=64))
     best = {"step": 0.001, "reset": 0.1, "look": 0.02}
     limit = bench.limit_of(config, ours, best, decision=0.01, batch=32, raw=0.0005)
     assert limit["seconds_on_one_core"] == pytest.approx({"simulate": 2.0 + 1.0, "render": 2.0, "infer": 1.0})

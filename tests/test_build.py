@@ -129,7 +129,7 @@ def test_simulators_that_will_not_fit_into_memory_are_said_beforehand(
     )
     few = RolloutConfig(workers=3, loaded_tasks=2)
     assert not too_large(faithful, every, few, 30 << 30) and "--workers" not in too_large(faithful, every, few, 1 << 30)
-    monkeypatch.setattr(build.machine, "memory", lambda: build.machine.Memory(1 << 30, 1 << 29))
+    monkeypatch.setattr(build.capacity, "memory", lambda: build.capacity.Memory(1 << 30, 1 << 29))
     with make_env_pool(faithful, RolloutConfig(workers=0), tasks=spatial):
         assert "need about 1.6 GiB in each of 1 processes, and 0.5 GiB are available" in capsys.readouterr().err
 

@@ -32,8 +32,8 @@ from ript.cli.doctor import (
     verdict,
 )
 from ript.cli.probes import GIB, Outcome, imported, run_child
+from ript.core.capacity import Cores, Memory
 from ript.core.errors import ConfigError, DependencyMissing
-from ript.core.machine import Cores, Memory
 from ript.core.options import replace
 from ript.core.registry import suites
 from ript.policies.language_files import model_folder

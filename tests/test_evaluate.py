@@ -14,8 +14,8 @@ from toy_runs import initial_states, lively_policy, toy_config
 from ript.build import make_env_pool, simulator_factory
 from ript.config.sections import RolloutConfig
 from ript.core.errors import ConfigError, ErrorRateExceeded, PolicyError, SimulatorError, UnknownNameError
+from ript.core.intervals import wilson
 from ript.core.options import replace
-from ript.core.statistics import wilson
 from ript.core.types import EvalResult, InitialState, Rollout, RolloutRequest, Split, Status
 from ript.evaluation import (
     SEED_TAG,

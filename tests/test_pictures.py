@@ -12,8 +12,8 @@ from toy_runs import Stopped, stop_in, toy_config, toy_demos, weights
 from ript.cli.main import main
 from ript.config.sections import Config
 from ript.core.errors import ConfigError
-from ript.core.house import Suite
 from ript.core.options import SimOptions, Size, replace
+from ript.core.plugins import Suite
 from ript.core.registry import suites
 from ript.core.types import Observation, SimulatorSpec
 from ript.evaluation import evaluate

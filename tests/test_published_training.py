@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from toy_runs import toy_config
 
 from ript.cli.main import main
-from ript.core.house import Suite
 from ript.core.options import Words
+from ript.core.plugins import Suite
 from ript.core.registry import suites
 from ript.core.types import ChunkResult, Observation, SimulatorSpec, Task
 from ript.policies.loading import load_policy

@@ -13,7 +13,7 @@ from ript.cli.main import main
 from ript.config.sections import policy_options
 from ript.core import registry
 from ript.core.errors import ConfigError, DependencyMissing, UnknownNameError
-from ript.core.house import Suite
+from ript.core.plugins import Suite
 from ript.core.registry import Registry
 from ript.core.types import Task
 from ript.demos.collect import collect_demos

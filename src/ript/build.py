@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ript.config.sections import ClusterConfig, Config, LearnConfig, RolloutConfig
-from ript.core import asking, machine, own, streams
+from ript.core import capacity, policy_calls, streams, user_code
 from ript.core.device_memory import GIB, Demands, free_on
 from ript.core.errors import ConfigError, UnknownNameError
 from ript.core.interfaces import EnvPool, LikelihoodPolicy, PostTrainable, SimulatorFactory
@@ -111,7 +111,7 @@ def own_code(sim: SimOptions, keys: Sequence[str], policy: object) -> dict[str, 
     suite = suites.get(sim.suite)
     tasks = [module for key in keys for module in suite.modules(key.removeprefix(f"{suite.name}/"))]
     of_policy = _modules_of(kinds.get(policy).make) if isinstance(policy, str) else [type(policy).__module__]
-    return own.fingerprints([*of_policy, *_modules_of(suite.make), *tasks])
+    return user_code.fingerprints([*of_policy, *_modules_of(suite.make), *tasks])
 
 
 def _modules_of(maker: Any) -> list[str]:
@@ -150,7 +150,7 @@ def make_policy(
         seed: another one.
     """
     make = kinds.get(config.policy.kind).make
-    return asking.require_made(make(config.policy, spec, config.seed if seed is None else seed, privileged_dim))
+    return policy_calls.require_made(make(config.policy, spec, config.seed if seed is None else seed, privileged_dim))
 
 
 def language_of(config: Config) -> str:
@@ -244,7 +244,7 @@ def make_env_pool(
         "fixed_batch": rollout.fixed_batch,
     }
     if cluster is None or not cluster.used:
-        if warning := too_large(sim, tasks, rollout, machine.memory().available):
+        if warning := too_large(sim, tasks, rollout, capacity.memory().available):
             streams.say(warning)
         return make_pool(make_simulator, policy, workers=rollout.workers, **settings)
     from ript.rollout.cluster.node import Learner, Node  # needs Ray

@@ -14,8 +14,8 @@ from ript.config.sections import MOST_TRIALS, ClusterConfig, RolloutConfig
 from ript.core import arguments, hooks
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import EnvPool, PostTrainable
+from ript.core.intervals import wilson
 from ript.core.options import replace
-from ript.core.statistics import wilson
 from ript.core.types import EvalResult, InitialState, Rollout, RolloutRequest, Status, Task, TaskResult
 from ript.learn.batch import UpdateBatch
 from ript.policies.loading import load_policy, origin_of, require_policy, require_suite

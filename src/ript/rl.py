@@ -15,7 +15,7 @@ import torch
 
 from ript.build import batch_settings, computing, make_env_pool, make_update, some_task_keys, update_settings
 from ript.config.sections import Config
-from ript.core import arguments, asking, hooks
+from ript.core import arguments, hooks, policy_calls
 from ript.core.interfaces import PostTrainable
 from ript.core.memory import enough_memory
 from ript.core.metrics import values
@@ -98,7 +98,7 @@ def train_rl(
         next(states.training(0, config.sampling.states, config.sampling.state_noise))  # can there be any?
         config, policy = beginning(given, states)
         prepare = ready if resume and (out / "start").exists() else learner  # what a run kept is what it began with
-        trained = asking.to(prepare(config, policy, states), device)
+        trained = policy_calls.to(prepare(config, policy, states), device)
         record = {} if resume else document(config, trained, given.start, states)
         pool.use(trained)
         with RunFolder.open(out) if resume else RunFolder.create(out, record) as run:
@@ -106,7 +106,7 @@ def train_rl(
             run.track(config.trackers)
             status(f"{config.iterations} iterations: {amount(config, hooks.made_with(trained).get('execute'))}")
             if not (run.path / "start").exists():
-                asking.save(trained, run.path / "start")
+                policy_calls.save(trained, run.path / "start")
             loop = _Run(config, trained, states, run)
             with loop.collecting:
                 return loop.go()
@@ -203,7 +203,7 @@ class _Run:
         self.run.save_checkpoint(
             self.at.iteration,
             {
-                "weights": asking.weights(self.policy),
+                "weights": policy_calls.weights(self.policy),
                 "optimiser": self.optimiser.state_dict(),
                 "generator": self.generator.get_state(),
                 "progress": asdict(self.at),
@@ -217,7 +217,7 @@ class _Run:
         if found is None:
             self.save()
             return
-        asking.load_weights(self.policy, found.state["weights"])
+        policy_calls.load_weights(self.policy, found.state["weights"])
         self.optimiser.load_state_dict(found.state["optimiser"])
         self.generator.set_state(found.state["generator"])
         self.at = replace(self.at, **found.state["progress"])

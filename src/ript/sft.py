@@ -16,14 +16,14 @@ import torch
 
 from ript.build import computing, learning_nodes, make_policy, own_code, require_room, task_keys
 from ript.config.sections import Config
-from ript.core import arguments, asking, children, hooks
+from ript.core import arguments, children, hooks, policy_calls
 from ript.core.errors import ConfigError, DataError, PolicyError, RiptError, RunError
 from ript.core.files import absolute
-from ript.core.house import PolicyKind
 from ript.core.interfaces import PostTrainable
 from ript.core.interpreter import as_typed, load_torch_where_it_can_be
 from ript.core.memory import enough_memory
 from ript.core.options import SimOptions, TrainingOptions
+from ript.core.plugins import PolicyKind
 from ript.core.registry import kinds
 from ript.core.supervised import DemoSource, Stage
 from ript.demos.demo_set import DemoSet, open_demos
@@ -132,7 +132,7 @@ def train_sft(
             run.change_settings(changed)
             run.track(config.trackers)
             if origin and not (run.path / "start").exists():
-                asking.save(policy, run.path / "start")
+                policy_calls.save(policy, run.path / "start")
             with run.saying_what_is_kept(), _batches_that_fit(config), computing("cpu", config.sft.threads):
                 run_stages(_Journal(run), work.module, work.stages, stage_settings(config), trainer)
             work.module.eval()
@@ -144,7 +144,7 @@ def train_sft(
                 further=work.kind.card(policy, work.windows, origin is None),
             )
             with run.replace(run.policy) as folder:
-                asking.save(policy, folder)
+                policy_calls.save(policy, folder)
             run.finish("all stages done")
         return policy
 
@@ -206,7 +206,7 @@ def _prepare(
         refuse_not_given(config, policy, given)
     else:
         kind.begin(policy, config.policy, windows)
-    asking.check_simulator(asking.to(policy, device), windows.spec)
+    policy_calls.check_simulator(policy_calls.to(policy, device), windows.spec)
     hooks.read(policy, [task.instruction for task in windows.tasks])
     lesson = Lesson(children.pack(policy), config.sft, windows, targets, base is None) if config.by_ranks else None
     stages = make_stages(policy, config.sft, windows, targets, base is None)
@@ -339,7 +339,7 @@ class Lesson:
     name: str = field(default_factory=lambda: os.urandom(8).hex())
 
     def make(self, device: str) -> tuple[torch.nn.Module, Sequence[Stage]]:
-        policy = asking.to(children.unpack(self.policy), device)
+        policy = policy_calls.to(children.unpack(self.policy), device)
         _, make_stages, module = trained_by_stages(policy)
         return module, make_stages(policy, self.training, self.windows, self.targets, self.fresh)
 

@@ -12,7 +12,7 @@ from ript.cli.arguments import _suite_of_tasks
 from ript.config import overrides
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, SimulatorError, UnknownNameError
-from ript.core.house import Suite
+from ript.core.plugins import Suite
 from ript.core.registry import suites
 from ript.core.types import Recording
 from ript.demos.collect import collect_demos

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from point import Point
 
+from ript.core.capacity import Memory
 from ript.core.errors import ConfigError, DataError
-from ript.core.machine import Memory
 from ript.demos.collect import collect_demos
 from ript.demos.demo_set import open_demos
-from ript.demos.statistics import SMALLEST_STD
+from ript.demos.normalisation import SMALLEST_STD
 from ript.demos.windows import Windows
 
 H = 4
@@ -146,7 +146,7 @@ def test_an_empty_horizon_is_refused(demos):
 
 def test_pictures_that_do_not_fit_into_memory_lie_in_a_file_without_a_name(demos, monkeypatch, tmp_path):
     held = Windows(demos, 4)
-    monkeypatch.setattr("ript.core.machine.memory", lambda: Memory(total=2000, available=1000))
+    monkeypatch.setattr("ript.core.capacity.memory", lambda: Memory(total=2000, available=1000))
     monkeypatch.setenv("RIPT_CACHE", str(tmp_path / "cache"))
     mapped = Windows(demos, 4)
     assert mapped.fingerprint() == held.fingerprint() and mapped.nbytes == held.nbytes > 0
@@ -161,7 +161,7 @@ def test_pictures_that_do_not_fit_on_the_disk_either_are_refused_before_reading(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("ript.core.machine.memory", lambda: Memory(total=2000, available=1000))
+    monkeypatch.setattr("ript.core.capacity.memory", lambda: Memory(total=2000, available=1000))
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(DataError, match=r"take 0.0 GiB; 0.0 of memory are available, and there is no room .*No space"):
         Windows(demos, 4)

@@ -10,7 +10,7 @@ import torch
 from ript import recipe, train_rl, train_sft
 from ript.build import own_code, simulator_factory
 from ript.config.sections import Config, policy_options, sim_options, training_options
-from ript.core import own
+from ript.core import user_code
 from ript.core.errors import ConfigError, PolicyError, RunError, UnknownNameError
 from ript.core.hooks import made_with, settings_of
 from ript.core.registry import Registry, kinds, suites
@@ -337,4 +337,4 @@ def test_a_run_does_not_go_on_with_other_code_than_it_began_with(here: Path, fiv
 def test_code_of_this_package_of_python_and_of_packages_is_not_compared() -> None:
     policy = kinds.get("gaussian").make(policy_options("gaussian"), SPEC, 0, 0)
     assert own_code(sim_options("toy"), ["toy/reach"], policy) == {}
-    assert own.fingerprints(["torch.nn", "pytest", "json", "__main__", "builtins", "no_such_module"]) == {}
+    assert user_code.fingerprints(["torch.nn", "pytest", "json", "__main__", "builtins", "no_such_module"]) == {}

@@ -12,7 +12,7 @@ import pytest
 
 from ript.cli import main as cli
 from ript.core.errors import ConfigError, DependencyMissing
-from ript.core.house import Suite
+from ript.core.plugins import Suite
 from ript.core.registry import suites
 from ript.sims.toy.options import ToyOptions
 

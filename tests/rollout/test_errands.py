@@ -14,7 +14,7 @@ import pytest
 from ript.core.errors import ConfigError, PolicyError, SimulatorError, WorkerError
 from ript.core.metrics import values
 from ript.core.types import Errand, InitialState, RolloutRequest, Status
-from ript.rollout.local.errands import Errands
+from ript.rollout.local.errand_queue import Errands
 from ript.rollout.pool import make_pool
 from tests.fakes import FakeFactory, FakePolicy, FakeSimulator, PickyPolicy, fake_state, fake_task, same
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from ript.core.capacity import Memory
 from ript.core.errors import WorkerError
-from ript.core.machine import Memory
 from ript.rollout.local.limits import Limit, open_files, open_memory, shared_memory
 
 
@@ -57,9 +57,9 @@ def test_memory_that_is_not_there_is_an_error_with_a_remedy_and_leaves_no_file_o
 
 
 def test_more_shared_memory_than_there_is_of_any_is_an_error_before_the_kernel_ends_processes_for_it(monkeypatch):
-    monkeypatch.setattr("ript.core.machine.memory", lambda: Memory(total=80_000, available=50_000))
+    monkeypatch.setattr("ript.core.capacity.memory", lambda: Memory(total=80_000, available=50_000))
     with pytest.raises(WorkerError, match=r"0.1 MiB.*0 MiB of memory are available.*--rollout.slots"):
         open_memory(100_000)
     os.close(open_memory(40_000))
-    monkeypatch.setattr("ript.core.machine.memory", lambda: Memory(total=80_000, available=0))
+    monkeypatch.setattr("ript.core.capacity.memory", lambda: Memory(total=80_000, available=0))
     os.close(open_memory(4096))

@@ -20,7 +20,7 @@ from ript.bench.measuring import in_turn, matmul_speed, measured
 from ript.build import computing
 from ript.config import defaults
 from ript.config.sections import LearnConfig
-from ript.core import asking
+from ript.core import policy_calls
 from ript.core.errors import ConfigError, UnknownNameError
 from ript.core.registry import kinds
 from ript.core.specimens import Specimens
@@ -177,7 +177,7 @@ class _Update:
         return {name: tensor[rows] for name, tensor in self.inputs.items()}, self.sample[rows]
 
     def optimiser(self, **settings: Any) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(asking.rl_parameters(self.policy), lr=1e-9, **settings)
+        return torch.optim.AdamW(policy_calls.rl_parameters(self.policy), lr=1e-9, **settings)
 
     def step(self, optimiser: torch.optim.Optimizer, rows: range | None = None, each: int | None = None) -> None:
         rows = range(len(self.sample)) if rows is None else rows

@@ -30,7 +30,7 @@ import torch
 
 from ript.build import computing, horizons, make_env_pool, make_policy, simulator_factory, some_task_keys
 from ript.config.sections import Config
-from ript.core import children, hooks, machine
+from ript.core import capacity, children, hooks
 from ript.core.errors import ConfigError, WorkerError
 from ript.core.interfaces import Simulator, StockEnvironment
 from ript.core.metrics import Metrics, values
@@ -182,7 +182,7 @@ def limit_of(
     config: Config, ours: Ours, best: dict[str, float], *, decision: float, batch: int, raw: float
 ) -> dict[str, Any]:
     """The limit from the seconds of each part: `best` of a "step", "reset" and "look", and of a `decision`."""
-    cores = max(1, min(config.rollout.workers, machine.cores().usable))
+    cores = max(1, min(config.rollout.workers, capacity.cores().usable))
     parts = {
         "simulate": ours.env_steps * best["step"] + ours.rollouts * best["reset"],
         "render": ours.decisions * best["look"],

@@ -21,7 +21,7 @@ import torch
 
 from ript.build import batch_settings, computing, make_env_pool, make_policy, some_task_keys, update_settings
 from ript.config.sections import Config
-from ript.core import asking
+from ript.core import policy_calls
 from ript.core.errors import ConfigError
 from ript.core.interfaces import PostTrainable
 from ript.core.metrics import values
@@ -89,19 +89,19 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
         k = config.sampling.group_size
         _collect(config, states, -(-max(1, config.rollout.workers) * config.rollout.slots // k), dynamic=False)
         with stage("set_policy"):
-            pool.set_policy(asking.weights(learner), 1)
+            pool.set_policy(policy_calls.weights(learner), 1)
         with stage("rollouts"):
             collection = _collect(config, states, config.sampling.groups, dynamic=real and config.sampling.dynamic)
         groups = _with_signal(collection.groups if real else _drawn_rewards(collection.groups, config.seed), config)
         with stage("batch"):
             batch = make_batch(groups, generator=torch.Generator().manual_seed(0), **batch_settings(learn))
-        asking.save(learner, f"{folder}/start")
+        policy_calls.save(learner, f"{folder}/start")
         settings = update_settings(learn) | {"start": to_stay_near(config, Path(folder) / "start")}
         settings |= {} if real else {"target_kl": None}
         with stage("update"):
             result = update(learner, optimiser, batch, generator=torch.Generator().manual_seed(0), **settings)
         with stage("checkpoint"):
-            write_checkpoint(folder, 1, {"weights": asking.weights(learner), "optimiser": optimiser.state_dict()})
+            write_checkpoint(folder, 1, {"weights": policy_calls.weights(learner), "optimiser": optimiser.state_dict()})
     seconds["total"] = sum(seconds.values())
     did, rollouts = values(result.metrics), values(collection.metrics)
     return {

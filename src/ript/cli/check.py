@@ -104,9 +104,9 @@ def _wanted(what: str | None, given: dict[str, list[str]]) -> _Wanted | None:
     kind.check(options)
 
     def make(spec: SimulatorSpec) -> Any:
-        from ript.core import asking
+        from ript.core import policy_calls
 
-        policy = asking.require_made(kind.make(options, spec, 0, None))
+        policy = policy_calls.require_made(kind.make(options, spec, 0, None))
         kind.prepare_untrained(policy, 0)
         return policy
 
@@ -115,14 +115,14 @@ def _wanted(what: str | None, given: dict[str, list[str]]) -> _Wanted | None:
 
 def _findings(wanted: _Wanted, make: Callable[[], Simulator], seed: int) -> list[Finding]:
     """What comes of checking it on what two states of the task look like, at their beginning and a little later."""
-    from ript.core import asking, hooks
+    from ript.core import hooks, policy_calls
     from ript.policies.check import check_policy
     from ript.policies.one_stage import OneStage
     from ript.sims.trajectories import looks
 
     with make() as simulator:
         policy = wanted.loaded or wanted.make(simulator.spec)
-        asking.check_simulator(policy, simulator.spec)
+        policy_calls.check_simulator(policy, simulator.spec)
         hooks.read(policy, [simulator.task.instruction])
         seen = looks(simulator, simulator.initial_states(2, seed=seed), hooks.observation_steps_of(policy), seed)
     kind = kinds.get(str(hooks.kind_of(policy)))

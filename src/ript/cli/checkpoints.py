@@ -10,10 +10,10 @@ from typing import Literal
 
 from ript.cli.answer import Answer
 from ript.cli.options import command
-from ript.core import asking
+from ript.core import policy_calls
 from ript.core.errors import ConfigError, RiptError
-from ript.core.house import CheckpointFormat, PolicyKind
 from ript.core.options import Settings
+from ript.core.plugins import CheckpointFormat, PolicyKind
 from ript.core.registry import kinds
 
 
@@ -102,7 +102,7 @@ def import_checkpoint(args: argparse.Namespace) -> Answer:
         show(policy, overrides.apply(Config(sim=sim), given).sim)
     elif given or args.cameras:
         raise ConfigError("say of which suite the policy was shown pictures: --sim.suite=NAME (see `ript doctor`)")
-    asking.save(policy, args.out)
+    policy_calls.save(policy, args.out)
     spec = policy.simulator
     parameters = sum(parameter.numel() for parameter in policy.parameters()) if hasattr(policy, "parameters") else 0
     document = {

@@ -42,7 +42,7 @@ from ript.core.options import replace
 from ript.report.tables import change, count, eval_table, modes, points, rate, table
 
 if TYPE_CHECKING:
-    from ript.core.house import Suite
+    from ript.core.plugins import Suite
     from ript.core.types import EvalResult, Task
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ript.cli.probes import GIB, IN_ITS_PLACE, Outcome, imported, in_words, run_child
 from ript.config import defaults
-from ript.core import interpreter, machine
+from ript.core import capacity, interpreter
 from ript.core.errors import RiptError
 from ript.core.places import CACHE, cache_folder, cache_trouble
 from ript.core.registry import kinds, suites
@@ -103,14 +103,14 @@ def _checks(folder: Path, suite: str) -> Iterator[Check]:
     yield from check_suites(suite)
     yield from check_simulators(suite)
     yield from check_kinds()
-    cores = machine.cores()
+    cores = capacity.cores()
     looks: dict[str, Callable[[], Check]] = {
         "language model": check_language_model,
         "CLIP": check_clip,
         "video encoder": check_encoder,
         "cores": lambda: check_cores(cores, load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0),
         "threads": lambda: check_threads(os.environ, cores.usable),
-        "memory": lambda: check_memory(machine.memory()),
+        "memory": lambda: check_memory(capacity.memory()),
         "disk": lambda: check_disk(folder),
         "cache": check_cache,
         "open files": lambda: check_limit("open files", open_files(WORKERS)),
@@ -291,7 +291,7 @@ def check_encoder() -> Check:
     )
 
 
-def check_cores(cores: machine.Cores, load: float) -> Check:
+def check_cores(cores: capacity.Cores, load: float) -> Check:
     busy = load > cores.machine / 2
     remedy = (
         "with one core use --workers 0, and expect the quickstart to take twice as long" if cores.usable < 2 else ""
@@ -317,7 +317,7 @@ def check_threads(environment: Mapping[str, str], cores: int) -> Check:
     )
 
 
-def check_memory(memory: machine.Memory) -> Check:
+def check_memory(memory: capacity.Memory) -> Check:
     enough = memory.available >= MEMORY_GIB * GIB
     limit = f" ({memory.limit})" if memory.limit else ""
     return Check(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ript.build import simulators_memory
 from ript.cli.doctor import Check, doctor
 from ript.config.sections import RolloutConfig, sim_options
-from ript.core import interpreter, machine
+from ript.core import capacity, interpreter
 from ript.core.device_memory import GIB
 from ript.core.registry import suites
 from ript.rollout.cluster.connection import Connection, Place
@@ -36,7 +36,7 @@ def look(suite: str, packages: Sequence[str], path: Sequence[str], environ: Mapp
     """What runs on a node."""
     sys.path += [folder for folder in path if folder not in sys.path and os.path.isdir(folder)]
     os.environ.update(environ)
-    return Seen(checks=doctor(suite=suite), versions=installed(packages), memory=machine.memory().total)
+    return Seen(checks=doctor(suite=suite), versions=installed(packages), memory=capacity.memory().total)
 
 
 def doctor_cluster(address: str, suite: str, on_check: Callable[[Check], None] | None = None) -> list[Check]:

@@ -25,10 +25,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ript.core.asking import answer, asking
 from ript.core.errors import ConfigError
 from ript.core.interfaces import LikelihoodPolicy, Policy, PostTrainable
 from ript.core.options import PolicyOptions
+from ript.core.policy_calls import answer, asking
 
 if TYPE_CHECKING:
     import torch

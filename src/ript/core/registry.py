@@ -17,10 +17,10 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ript.core import interpreter, own
+from ript.core import interpreter, user_code
 from ript.core.errors import ConfigError, DependencyMissing, RiptError, UnknownNameError
-from ript.core.house import PolicyKind, Suite
 from ript.core.memory import translated
+from ript.core.plugins import PolicyKind, Suite
 from ript.core.types import Task
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ class Registry(Generic[T]):
         claims = self._claims(name)
         if not claims and ":" in name:
             example = f"MODULE:NAME of a {self._record.__name__}{' or a class' if self._of_class else ''}"
-            return self._checked(own.find(name, self.what, example), name, "a file of your own")
+            return self._checked(user_code.find(name, self.what, example), name, "a file of your own")
         if not claims:
             raise self.unknown(name)
         if len(claims) > 1:
@@ -168,7 +168,7 @@ class Registry(Generic[T]):
     def _checked(self, found: Any, name: str, claim: str) -> T:
         """What was found under a name, as a record."""
         if self._of_class and isinstance(found, type):
-            found = own.find(self._of_class, self.what, "MODULE:FUNCTION")(found, name)
+            found = user_code.find(self._of_class, self.what, "MODULE:FUNCTION")(found, name)
         if not isinstance(found, self._record) or self._name_of(found) != name:
             is_there = f"one named {self._name_of(found)!r}" if isinstance(found, self._record) else _in_words(found)
             expected = f"a {self._record.__name__} of that name{', or a class' if self._of_class else ''}"
@@ -243,7 +243,7 @@ kinds: Registry[PolicyKind] = Registry(
     package="ript.policies",
     module="kind",
     attribute="KIND",
-    of_class="ript.policies.own:kind_of_class",
+    of_class="ript.policies.user_class:kind_of_class",
 )
 """Every kind of policy."""
 

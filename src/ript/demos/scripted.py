@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ript.core import own
+from ript.core import user_code
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import Simulator
 from ript.core.types import ChunkResult, InitialState, Observation, Split
@@ -34,7 +34,7 @@ def load_expert(name: str) -> Expert:
         ConfigError: not of this form, a module that is not there or cannot be imported, or nothing that can be called.
         UnknownNameError: the module has no such name.
     """
-    expert = own.find(name, "demos.expert", "MODULE:FUNCTION, such as my_file:reach")
+    expert = user_code.find(name, "demos.expert", "MODULE:FUNCTION, such as my_file:reach")
     if not callable(expert):
         raise ConfigError(f"demos.expert: {name} is {expert!r}, which cannot be called")
     return expert

@@ -24,15 +24,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ript.core import machine
+from ript.core import capacity
 from ript.core.errors import ConfigError, DataError
 from ript.core.files import make_folder
 from ript.core.places import CACHE, cache_folder
 from ript.core.supervised import Statistics
 from ript.core.types import DemoBatch, Observation, SimulatorSpec, Task
 from ript.demos.demo_set import DemoSet
+from ript.demos.normalisation import measure
 from ript.demos.records import Demo
-from ript.demos.statistics import measure
 
 
 class Windows:
@@ -223,7 +223,7 @@ def _allocate(demos: DemoSet) -> dict[str, np.ndarray]:
     looks = sum(entry.looks for entry in demos.entries)
     shapes = {name: (looks, *size, 3) for name, size in demos.spec.cameras.items()}
     needed = sum(math.prod(shape) for shape in shapes.values())
-    available = machine.memory().available
+    available = capacity.memory().available
     if needed <= IN_MEMORY * available:
         return {name: np.empty(shape, np.uint8) for name, shape in shapes.items()}
     try:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from ript.core import asking
+from ript.core import policy_calls
 from ript.core.errors import TrainingError
 from ript.core.interfaces import LikelihoodPolicy
 from ript.core.metrics import Max, Mean, Metrics, Min, merge
@@ -138,7 +138,7 @@ class Passes(Gradient):
 
         def log_prob(rows: torch.Tensor) -> torch.Tensor:
             taken = self.batch.take(rows, self.device)
-            return asking.log_prob(policy, taken.inputs, taken.sample, taken.old_log_prob.shape[1])[0].cpu()
+            return policy_calls.log_prob(policy, taken.inputs, taken.sample, taken.old_log_prob.shape[1])[0].cpu()
 
         shape = (len(self.batch), self.minibatches.terms)
         found = torch.zeros(shape)
@@ -169,7 +169,7 @@ class Passes(Gradient):
     def _loss(self, rows: torch.Tensor, normaliser: float) -> tuple[torch.Tensor, Metrics]:
         taken: Rows = self.batch.take(rows, self.device)
         terms = taken.old_log_prob.shape[1]
-        log_prob, entropy = asking.log_prob(self.policy, taken.inputs, taken.sample, terms)
+        log_prob, entropy = policy_calls.log_prob(self.policy, taken.inputs, taken.sample, terms)
         if torch.is_grad_enabled() and not log_prob.requires_grad:
             raise TrainingError("policy.log_prob returned no gradient: no parameter that it depends on is trained")
         old, start, importance = self.old_log_prob, self.start_log_prob, self.importance

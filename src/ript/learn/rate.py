@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ript.core import asking
+from ript.core import policy_calls
 from ript.core.errors import ConfigError
 from ript.core.interfaces import LikelihoodPolicy
 from ript.learn.gradient import require_masters
@@ -18,7 +18,7 @@ def make_optimiser(policy: LikelihoodPolicy, *, learning_rate: float, weight_dec
     Raises:
         PolicyError: weights of fewer bits than float32; see `require_masters`.
     """
-    groups = asking.rl_parameters(policy)
+    groups = policy_calls.rl_parameters(policy)
     require_masters(groups, "practice")
     optimiser = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
     for group in optimiser.param_groups:

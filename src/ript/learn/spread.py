@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ript.core import asking
+from ript.core import policy_calls
 from ript.core.children import pack, unpack
 from ript.core.errors import ConfigError
 from ript.core.interfaces import LikelihoodPolicy
@@ -125,7 +125,7 @@ class Spread:
     ) -> UpdateResult:
         """See `update`. What a rank was lost in begins again with those that are left."""
         learner = Learner(
-            weights=on_cpu(asking.weights(policy)),
+            weights=on_cpu(policy_calls.weights(policy)),
             optimiser=on_cpu(optimiser.state_dict()),
             made_with=self.made_with,
             generator=generator.get_state(),
@@ -137,7 +137,7 @@ class Spread:
         while learned is None:
             self.machines.mend()
             learned = self._try(learner, batch)
-        asking.load_weights(policy, learned.weights)
+        policy_calls.load_weights(policy, learned.weights)
         optimiser.load_state_dict(dict(learned.optimiser))
         generator.set_state(learned.generator)
         return learned.result
@@ -243,7 +243,7 @@ def learn(
     """An update as one rank, near the packed policy `start`; what it came to on rank 0, None on the others."""
     ranks = join(desk, seat)
     policy, optimiser = _own(desk, learner)
-    asking.load_weights(policy, learner.weights)
+    policy_calls.load_weights(policy, learner.weights)
     optimiser.load_state_dict(dict(learner.optimiser))
     generator = torch.Generator()
     generator.set_state(learner.generator)
@@ -252,11 +252,11 @@ def learn(
     batch = replace(batch, mine=mine)
     result = update(policy, optimiser, batch, generator=generator, start=near, ranks=ranks, **learner.settings)
     if isinstance(ranks, Gloo):
-        ranks.require_equal(asking.weights(policy).values())
+        ranks.require_equal(policy_calls.weights(policy).values())
     if seat.rank:
         return None
     return Learned(
-        weights=on_cpu(asking.weights(policy)),
+        weights=on_cpu(policy_calls.weights(policy)),
         optimiser=on_cpu(optimiser.state_dict()),
         generator=generator.get_state(),
         result=result,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ript.core import asking, children, hooks
+from ript.core import children, hooks, policy_calls
 from ript.core.errors import ConfigError, PolicyError, RiptError
 from ript.core.interfaces import PostTrainable
 from ript.core.supervised import Statistics
@@ -93,14 +93,14 @@ def act(
         PolicyError: it raised, or answered something else than an `ActionChunk` for as many rows.
         Broken: numbers that are not finite.
     """
-    with asking.asking(policy, "act"):
+    with policy_calls.asking(policy, "act"):
         chunk: Any = policy.act(looks, generators, greedy=greedy)
     if not isinstance(chunk, ActionChunk):
-        raise asking.answer(policy, "act", "an ActionChunk", chunk)
+        raise policy_calls.answer(policy, "act", "an ActionChunk", chunk)
     for name in ("actions", "sample", "log_prob"):
         array = np.asarray(getattr(chunk, name))
         if array.ndim < 1 or len(array) != len(looks):
-            raise asking.answer(policy, "act", f"{name} of B = {len(looks)} rows", array)
+            raise policy_calls.answer(policy, "act", f"{name} of B = {len(looks)} rows", array)
         if not np.isfinite(array).all():
             raise Broken(f"{name} {'of greedy actions ' if greedy else ''}are NaN or infinite", "return finite numbers")
     return copy.deepcopy(chunk)
@@ -236,7 +236,7 @@ def saved_and_loaded_acts_alike(subject: _Subject) -> None:
     """With other weights and statistics than a new policy has, a folder holds all of it."""
     with tempfile.TemporaryDirectory() as folder:
         _stirred(subject.policy, subject.seed)
-        asking.save(subject.policy, Path(folder) / "policy")
+        policy_calls.save(subject.policy, Path(folder) / "policy")
         loaded = subject.load(Path(folder) / "policy")
     away = max(_apart(subject.act(loaded, greedy=greedy), subject.act(greedy=greedy)) for greedy in (False, True))
     ratio = _ratio(subject.act(loaded).log_prob, subject.act().log_prob)
@@ -251,11 +251,11 @@ def saved_and_loaded_acts_alike(subject: _Subject) -> None:
 def weights_that_are_sent_act_alike(subject: _Subject) -> None:
     """`load_weights(weights())` gives the policy as it is, whatever practice has changed since it was copied."""
     with tempfile.TemporaryDirectory() as folder:
-        asking.save(subject.policy, Path(folder) / "policy")
+        policy_calls.save(subject.policy, Path(folder) / "policy")
         copied = subject.load(Path(folder) / "policy")
     before = _ratio(subject.act(copied).log_prob, subject.act().log_prob)
     _stirred(subject.policy, subject.seed + 1, statistics=False)
-    asking.load_weights(copied, asking.weights(subject.policy))
+    policy_calls.load_weights(copied, policy_calls.weights(subject.policy))
     after = _ratio(subject.act(copied).log_prob, subject.act().log_prob)
     if after > subject.tolerance >= before:
         raise Broken(
@@ -279,7 +279,7 @@ def gradients_reach_what_is_trained(subject: _Subject) -> None:
     import torch
 
     policy, chunk = subject.policy, subject.act()
-    updated = [tensor for group in asking.rl_parameters(policy) for tensor in group["params"]]
+    updated = [tensor for group in policy_calls.rl_parameters(policy) for tensor in group["params"]]
     with torch.enable_grad():
         _require_gradient("log_prob", _log_prob(policy, chunk).sum(), updated)
     if subject.window is None or not isinstance(policy, torch.nn.Module):
@@ -331,7 +331,7 @@ def _stirred(policy: PostTrainable, seed: int, *, statistics: bool = True) -> No
 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for group in asking.rl_parameters(policy):
+        for group in policy_calls.rl_parameters(policy):
             for tensor in group["params"]:
                 noise = torch.randn(tensor.shape, generator=generator).to(tensor)
                 tensor.add_(noise * (0.1 * tensor.abs().mean() + 0.01))
@@ -343,7 +343,7 @@ def _stirred(policy: PostTrainable, seed: int, *, statistics: bool = True) -> No
             privileged_mean=None,
             privileged_std=None,
         )
-        with asking.asking(policy, "set_statistics"):
+        with policy_calls.asking(policy, "set_statistics"):
             policy.set_statistics(given)
 
 
@@ -361,7 +361,7 @@ def _log_prob(policy: PostTrainable, chunk: ActionChunk) -> torch.Tensor:
 
     given = {name: torch.as_tensor(np.array(x)) for name, x in {**chunk.inputs, **chunk.rollout_inputs}.items()}
     terms = np.asarray(chunk.log_prob).shape[1]
-    return asking.log_prob(policy, given, torch.as_tensor(np.array(chunk.sample)), terms)[0]
+    return policy_calls.log_prob(policy, given, torch.as_tensor(np.array(chunk.sample)), terms)[0]
 
 
 def _loss(policy: Any, looks: Observation, window: int, seed: int) -> torch.Tensor:
@@ -377,9 +377,9 @@ def _loss(policy: Any, looks: Observation, window: int, seed: int) -> torch.Tens
     try:
         with torch.enable_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
-            with asking.asking(policy, "loss"):
+            with policy_calls.asking(policy, "loss"):
                 found = loss(batch)
-            return asking.loss(policy, found)[0]
+            return policy_calls.loss(policy, found)[0]
     finally:
         policy.eval()
 

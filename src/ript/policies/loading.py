@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ript.core import arguments, asking
+from ript.core import arguments, policy_calls
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.files import absolute, expanded
-from ript.core.house import PolicyKind
 from ript.core.interfaces import PostTrainable
+from ript.core.plugins import PolicyKind
 from ript.core.registry import kinds, suites
 from ript.policies import folder as policy_folder
 from ript.policies import hub
@@ -29,9 +29,9 @@ def load_policy(folder: str | Path, device: str = "cpu") -> PostTrainable:
     """
     place, kind = placed(folder)
     if device != "cpu" and kind.load_on:
-        return asking.require_made(kind.load_on(place, device))
-    policy = asking.require_made(kind.load(place))
-    return policy if device == "cpu" else asking.to(policy, device)
+        return policy_calls.require_made(kind.load_on(place, device))
+    policy = policy_calls.require_made(kind.load(place))
+    return policy if device == "cpu" else policy_calls.to(policy, device)
 
 
 def kind_in(folder: str | Path) -> str:
@@ -129,4 +129,4 @@ def require_policy(policy: object) -> None:
     if not hasattr(policy, "act") or isinstance(policy, type):
         got = f"the class {policy.__name__}: give a policy of it" if isinstance(policy, type) else repr(policy)
         raise ConfigError(f"policy must be a policy folder, a name on the hub (hf://owner/name) or a policy, got {got}")
-    asking.require_made(policy)
+    policy_calls.require_made(policy)

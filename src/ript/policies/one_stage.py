@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from ript.core import asking
+from ript.core import policy_calls
 from ript.core.errors import PolicyError
 from ript.core.metrics import Mean, Metrics
 from ript.core.options import TrainingOptions
@@ -55,13 +55,13 @@ def one_stage(
     """
     own_loss = loss or policy.loss
     if not callable(own_loss):
-        raise PolicyError(f"{asking.named(policy)}: loss is {own_loss!r}; expected a method")
+        raise PolicyError(f"{policy_calls.named(policy)}: loss is {own_loss!r}; expected a method")
 
     def share(rows: np.ndarray, batch: np.ndarray) -> tuple[torch.Tensor, Metrics]:
         batch_of_rows, count = windows.batch(rows), windows.executed(rows)
-        with asking.asking(policy, "loss"):
+        with policy_calls.asking(policy, "loss"):
             found = own_loss(batch_of_rows)
-        value, told = asking.loss(policy, found)
+        value, told = policy_calls.loss(policy, found)
         metrics = {name: Mean(float(x) * count, count) if _is_number(x) else x for name, x in told.items()}
         return value * (count / windows.executed(batch)), {judged: Mean(float(value.detach()) * count, count)} | metrics
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ript.core.errors import DataError, RunError
-from ript.core.statistics import Estimate, align, difference, measured_once, success
+from ript.core.intervals import Estimate, align, difference, measured_once, success
 from ript.report.read import Comparison, RunData
 from ript.report.views import percent, points, short_mode, told
 from ript.run.files import read_json

@@ -41,7 +41,7 @@ def change(before: EvalResult, after: EvalResult, tasks: Sequence[str] | None = 
         {"difference": share of states, "interval": its paired 95 % interval, "gained", "lost", "dropped": states, "p":
         of McNemar's exact test}; `difference` is None without a state.
     """
-    from ript.core.statistics import align, difference, pairs  # numpy: not needed to print a help text
+    from ript.core.intervals import align, difference, pairs  # numpy: not needed to print a help text
 
     was, now = align([before.per_state, after.per_state], tasks)
     found, counts = difference(was, now), pairs(was, now)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ript.core.statistics import Estimate, align, difference, pairs
+from ript.core.intervals import Estimate, align, difference, pairs
 from ript.report.read import Comparison, Row, RunData
 
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95)

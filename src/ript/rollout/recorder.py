@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ript.core import asking
+from ript.core import policy_calls
 from ript.core.errors import NotFiniteError, RiptError, WorkerError
 from ript.core.interfaces import Policy
 from ript.core.interpreter import ending
@@ -86,7 +86,7 @@ class Recorder:
 
     def load(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         """Weights for the rollouts that begin from now on; call it only between runs."""
-        asking.load_weights(self.policy, weights)  # type: ignore[arg-type]
+        policy_calls.load_weights(self.policy, weights)  # type: ignore[arg-type]
         self.version = version
 
     def begin(self, ticket: int, request: RolloutRequest, where: str = "") -> None:

@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 
 from ript.config.sections import Config
-from ript.core import asking
+from ript.core import policy_calls
 from ript.core.interfaces import PostTrainable
 from ript.core.metrics import values
 from ript.rollout.sampling import Collection, Gathering, practice_horizons
@@ -90,7 +90,7 @@ class Collecting:
         elif making.error is not None:
             raise making.error
         if self._acted is None or self._share is not None:
-            self._give(asking.weights(self.policy), at.iteration)
+            self._give(policy_calls.weights(self.policy), at.iteration)
             self._gather(making, None)
         self.horizons, self._acted = making.horizons, None
         costs = {f"time/{k}": float(making.spent[k]) for k in ("simulate", "render", "infer", "wait")}  # of all workers
@@ -108,7 +108,7 @@ class Collecting:
         """
         if not self.config.rollout.lag or at.ended:
             return
-        weights = {name: t.detach().to("cpu", copy=True) for name, t in asking.weights(self.policy).items()}
+        weights = {name: t.detach().to("cpu", copy=True) for name, t in policy_calls.weights(self.policy).items()}
         self._acted = {"weights": weights, "version": at.iteration}
         if at.iteration + 1 >= self.config.iterations:
             return

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
-from ript.core import interpreter, machine
+from ript.core import capacity, interpreter
 from ript.core.disk import cannot_write, writing
 from ript.core.errors import DataError, NotFiniteError, OutOfMemory, RunError
 from ript.core.files import absolute, atomic_folder, clean_leftovers, encoded, make_folder, remove, write_text
@@ -438,6 +438,6 @@ def _environment(kind: Kind, config: Mapping[str, Any]) -> dict[str, Any]:
         "command": ["ript", *words] if Path(program).stem in ("ript", "cli", "__main__") else [program, *words],
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": machine.cores().usable,
+        "cores": capacity.cores().usable,
         "packages": {name: found for name in _PACKAGES if (found := version(name))} | simulator_versions(suite),
     }

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from ript.config.sections import Config
-from ript.core import asking, hooks
+from ript.core import hooks, policy_calls
 from ript.core.errors import RunError
 from ript.core.hooks import temperature_of
 from ript.core.interfaces import PostTrainable
-from ript.core.statistics import align, pairs, success
+from ript.core.intervals import align, pairs, success
 from ript.core.types import EvalResult, InitialState, Task
 from ript.evaluation import run_evaluation
 from ript.policies import folder as policy_folder
@@ -96,7 +96,7 @@ class Measurements:
             cards.set_validation(self.policy.card, at.iteration, result.total.rate, rates)
             if at.iteration % e.every == 0:  # a run that goes on beyond its end would not have looked at others
                 with self.run.replace(self.run.best) as folder:
-                    asking.save(self.policy, folder)
+                    policy_calls.save(self.policy, folder)
         return time.perf_counter() - began
 
     def _is_best(self, result: EvalResult, at: Progress) -> bool:
@@ -146,14 +146,14 @@ class Measurements:
     def _keep_best(self, policy: PostTrainable, at: Progress) -> bool:
         cards.set_validation(policy.card, at.best_iteration, at.best_success, at.kept_of_task)
         with self.run.replace(self.run.best) as folder:
-            asking.save(policy, folder)
+            policy_calls.save(policy, folder)
         return True
 
     def choose_best(self, at: Progress) -> None:
         """The policy with the highest validation success, the one from before practice included; the last one without
         validation. Tells which tasks it is not the best policy for."""
         if self._has_best(at) and at.best_iteration != at.iteration:
-            asking.load_weights(self.policy, hooks.weights_in(self.policy, self.run.best, load_policy))
+            policy_calls.load_weights(self.policy, hooks.weights_in(self.policy, self.run.best, load_policy))
             self.policy.card[cards.VALIDATION] = policy_folder.card(self.run.best).get(cards.VALIDATION)
         else:
             at.best_iteration = at.iteration
@@ -204,7 +204,7 @@ class Measurements:
             mode: points(change(before[mode], r)) for mode, r in after.items()
         }
         with self.run.replace(self.run.policy) as folder:
-            asking.save(self.policy, folder)
+            policy_calls.save(self.policy, folder)
 
     def _evaluate(
         self,
@@ -214,7 +214,7 @@ class Measurements:
         what: Path,
         videos: int = 0,
     ) -> dict[str, EvalResult]:
-        self.pool.set_policy(asking.weights(self.policy), at.iteration)
+        self.pool.set_policy(policy_calls.weights(self.policy), at.iteration)
         return run_evaluation(
             self.pool,
             states,

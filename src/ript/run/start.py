@@ -14,7 +14,7 @@ import torch
 
 from ript.build import computing, horizons, make_policy, own_code, require_room, some_task_keys
 from ript.config.sections import Config
-from ript.core import asking, hooks
+from ript.core import hooks, policy_calls
 from ript.core.errors import ConfigError, PolicyError, RunError
 from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable
@@ -24,7 +24,7 @@ from ript.core.registry import kinds, suites
 from ript.core.types import Errand, InitialState
 from ript.evaluation import own_decisions
 from ript.policies.loading import Origin, load_policy, origin_of
-from ript.rollout import errands
+from ript.rollout import state_errands
 from ript.run.cards import begin_practice, horizon_in, set_horizon
 from ript.run.checkpoint import list_checkpoints
 from ript.run.files import read_json
@@ -226,7 +226,7 @@ def ready(config: Config, policy: PostTrainable, states: InitialStates) -> PostT
         PolicyError: it does not fit.
     """
     with computing(config.device, 1):
-        asking.check_simulator(policy, states.spec)
+        policy_calls.check_simulator(policy, states.spec)
         hooks.read(policy, [states.task(task).instruction for task in states.tasks])
     return policy
 
@@ -293,7 +293,7 @@ def solved_by_nothing(config: Config, states: InitialStates) -> dict[str, list[s
     """
     of_task = first_of_training(config, states)
     wanted = [
-        Errand(task, functools.partial(errands.solved_by_nothing, states=several, steps=IDLE_STEPS))
+        Errand(task, functools.partial(state_errands.solved_by_nothing, states=several, steps=IDLE_STEPS))
         for task, several in of_task.items()
     ]
     solved = dict(zip(of_task, states.pool.ask(wanted), strict=True))

@@ -12,8 +12,8 @@ from ript.core.interfaces import EnvPool
 from ript.core.types import Errand, InitialState, SimulatorSpec, Split, Task
 from ript.demos.demo_set import open_demos
 from ript.demos.initial_states import demo_initial_states
-from ript.rollout import errands
-from ript.rollout.errands import Found
+from ript.rollout import state_errands
+from ript.rollout.state_errands import Found
 from ript.run.progress import status
 
 PART, AHEAD = 16, 32
@@ -60,7 +60,7 @@ class InitialStates:
     def _look(self, key: str) -> Found:
         if key not in self._known:
             missing = [task for task in dict.fromkeys((key, *self.tasks)) if task not in self._known]
-            self._ask([Errand(task, errands.look) for task in missing])
+            self._ask([Errand(task, state_errands.look) for task in missing])
         return self._known[key]
 
     def _ask(self, wanted: Sequence[Errand]) -> list[Found]:
@@ -79,7 +79,7 @@ class InitialStates:
     def _several(
         self, tasks: Sequence[str], n: int, split: Split, start: int, seed: int, noise: float = 0.0
     ) -> dict[str, list[InitialState]]:
-        drawn = functools.partial(errands.states, seed=seed, split=split, noise=noise)
+        drawn = functools.partial(state_errands.states, seed=seed, split=split, noise=noise)
         wanted = [
             Errand(task, functools.partial(drawn, n=min(PART, n - at), start=start + at))
             for task in tasks
@@ -128,7 +128,7 @@ class InitialStates:
             if state.id not in self._looks:
                 of_task.setdefault(state.task.key, {})[state.id] = state
         wanted = [
-            Errand(task, functools.partial(errands.first_looks, states=list(several.values())))
+            Errand(task, functools.partial(state_errands.first_looks, states=list(several.values())))
             for task, several in of_task.items()
         ]
         for several, found in zip(of_task.values(), self.pool.ask(wanted), strict=True):
@@ -190,7 +190,7 @@ class InitialStates:
                 shown = self._demonstrated.get(task)
                 given = {number: shown[number] for number in numbers} if shown else None
                 work = functools.partial(
-                    errands.practice_states, numbers=numbers, seed=self.seed, noise=part[0][2], given=given
+                    state_errands.practice_states, numbers=numbers, seed=self.seed, noise=part[0][2], given=given
                 )
                 wanted.append(Errand(task, work))
                 asked.append(part)

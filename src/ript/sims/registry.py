@@ -6,8 +6,8 @@ from contextlib import suppress
 from typing import Any
 
 from ript.core.errors import ConfigError, RiptError, UnknownNameError
-from ript.core.house import Suite
 from ript.core.interfaces import Simulator
+from ript.core.plugins import Suite
 from ript.core.registry import suites
 from ript.core.types import Task
 

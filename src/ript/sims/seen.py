@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from ript.core import asking, hooks
+from ript.core import hooks, policy_calls
 from ript.core.errors import ConfigError, RiptError, UnknownNameError
-from ript.core.house import Suite
 from ript.core.interfaces import PostTrainable
 from ript.core.options import SimOptions
+from ript.core.plugins import Suite
 from ript.core.registry import suites
 from ript.core.types import SimulatorSpec
 
@@ -115,4 +115,4 @@ def show(policy: PostTrainable, sim: SimOptions) -> None:
     if suite.spec is None:
         raise ConfigError(f"what simulators of suite {suite.name} show depends on the task: give a simulator's spec")
     policy.simulator = suite.spec(sim)
-    asking.check_simulator(policy, policy.simulator)
+    policy_calls.check_simulator(policy, policy.simulator)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ript.core.statistics import Estimate, align, difference, measured_once, success
+from ript.core.intervals import Estimate, align, difference, measured_once, success
 from ript.studies.catalogue import Cell, Study
 from ript.studies.notes import finetunes
 

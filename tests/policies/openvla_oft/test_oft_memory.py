@@ -15,9 +15,9 @@ from ript.bench import policy as bench
 from ript.bench.policy import bench_policy, describe_policy
 from ript.cli import main as cli
 from ript.core import device_memory
+from ript.core.capacity import Memory
 from ript.core.device_memory import GIB, Demands
 from ript.core.errors import DeviceTooSmall
-from ript.core.machine import Memory
 from ript.core.registry import kinds
 from ript.policies.openvla_oft import checkpoint, memory, specimens
 from ript.policies.openvla_oft.heads import ActionHead
@@ -198,7 +198,7 @@ def test_what_fits_on_which_card_is_told_where_there_is_none(monkeypatch, capsys
 
 
 def test_the_synthetic_benchmark_on_a_cpu_without_room_for_it_is_refused_too(monkeypatch, capsys):
-    monkeypatch.setattr(specimens.machine, "memory", lambda: Memory(16 * GIB, 12 * GIB, ""))
+    monkeypatch.setattr(specimens.capacity, "memory", lambda: Memory(16 * GIB, 12 * GIB, ""))
     monkeypatch.setattr(specimens, "_published", lambda *_: pytest.fail("a policy was made"))
     assert cli.main(["bench", "policy", "--kind", "openvla_oft", "--synthetic", "--threads", "1"]) == 1
     message = capsys.readouterr().err

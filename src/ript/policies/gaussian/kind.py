@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ript.core.errors import DataError
-from ript.core.house import PolicyKind
+from ript.core.plugins import PolicyKind
 from ript.core.supervised import DemoSource, Stage
 from ript.core.types import SimulatorSpec
 from ript.policies.gaussian.options import GaussianOptions, GaussianTraining

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from ript.core.device_memory import Demands
-from ript.core.house import CheckpointFormat, PolicyKind
 from ript.core.options import Settings
+from ript.core.plugins import CheckpointFormat, PolicyKind
 from ript.core.specimens import Specimens
 from ript.core.supervised import DemoSource, Stage
 from ript.core.types import SimulatorSpec

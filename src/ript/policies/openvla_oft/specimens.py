@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ript.core import machine
+from ript.core import capacity
 from ript.core.device_memory import Demands, free_on
 from ript.core.specimens import Comparison
 from ript.core.types import Observation, SimulatorSpec
@@ -122,7 +122,7 @@ def require_room(size: str, device: str, batch: int, micro_batch: int) -> None:
         return
     free, use = free_on(device), use_of(size, batch, micro_batch)
     if free is None:  # float32 there
-        free, use = machine.memory().available, replace(use, dtype_bytes=4)
+        free, use = capacity.memory().available, replace(use, dtype_bytes=4)
     memory.require(OpenVlaSizes(), use, Demands(device_bytes=free, act_batch=batch, micro_batch=micro_batch))
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ript.core import machine
+from ript.core import capacity
 from ript.core.disk import cannot_read, reading, refused
 from ript.core.errors import PolicyError
 from ript.core.files import require_content, utf8_name
@@ -92,7 +92,7 @@ def load_backbone(
     for name in sorted(names):
         by_file.setdefault(shards[name], []).append(name)
     digests: dict[str, bytes] = {}
-    threads = min(HASHING, machine.cores().usable)
+    threads = min(HASHING, capacity.cores().usable)
     for path in sorted(by_file):
         with opened(path) as file, ThreadPoolExecutor(threads) as pool:
             absent = sorted(set(by_file[path]) - set(file.keys()))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from ript.core.errors import DataError
-from ript.core.house import CheckpointFormat, PolicyKind
 from ript.core.interfaces import SimulatorFactory
 from ript.core.options import Settings
+from ript.core.plugins import CheckpointFormat, PolicyKind
 from ript.core.specimens import Specimens
 from ript.core.supervised import DemoSource, Stage
 from ript.core.types import SimulatorSpec

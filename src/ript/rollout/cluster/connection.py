@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ript.core import machine
+from ript.core import capacity
 from ript.core.errors import ConfigError, DependencyMissing, WorkerError
 
 LOCAL, AUTO = "local", "auto"
@@ -88,7 +88,7 @@ class Connection:
             try:
                 self.ray.init(
                     address=LOCAL,
-                    num_cpus=machine.cores().usable if cores is None else cores,
+                    num_cpus=capacity.cores().usable if cores is None else cores,
                     include_dashboard=False,
                     **quiet,
                 )

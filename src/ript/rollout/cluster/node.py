@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ript.core import children, interpreter, machine
+from ript.core import capacity, children, interpreter
 from ript.core.types import Errand, Rollout, RolloutRequest
 from ript.core.workers import Crashed
 from ript.rollout.cluster.connection import require_ray
@@ -279,8 +279,8 @@ class Node:
         return Started(
             pid=os.getpid(),
             saturation=self._pool.saturation,
-            cores=machine.cores().usable,
-            memory=machine.memory().available,
+            cores=capacity.cores().usable,
+            memory=capacity.memory().available,
             versions=installed(setup.packages),
         )
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ript.core import machine
+from ript.core import capacity
 from ript.core.errors import WorkerError
 
 FILES_PER_WORKER = 3
@@ -110,7 +110,7 @@ def _no_room(size: int, problems: Sequence[str]) -> WorkerError:
 
 
 def _reserve(fileno: int, size: int) -> None:
-    available = machine.memory().available
+    available = capacity.memory().available
     if size > max(available, ALWAYS):  # nothing else limits the kernel's own: it would end processes to make room
         raise OSError(errno.ENOMEM, f"{available / 2**20:.0f} MiB of memory are available")
     if hasattr(os, "posix_fallocate"):

@@ -9,7 +9,7 @@ from typing import Any
 from ript.core.types import Errand, Rollout, RolloutRequest, SimulatorSpec
 from ript.core.workers import Crashed
 from ript.rollout.engine import Outcome
-from ript.rollout.local.shared import Layout
+from ript.rollout.local.shared_memory import Layout
 
 
 @dataclass(frozen=True, slots=True)

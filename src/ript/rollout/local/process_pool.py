@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from ript.core import asking, children
+from ript.core import children, policy_calls
 from ript.core.errors import ConfigError, WorkerError
 from ript.core.hooks import observation_steps_of
 from ript.core.interfaces import Policy, SimulatorFactory
@@ -16,7 +16,7 @@ from ript.core.metrics import Metrics, Sum
 from ript.core.types import Errand, Heed, Rollout, RolloutRequest, SimulatorSpec, Status
 from ript.core.workers import close_all, receive
 from ript.rollout.engine import address
-from ript.rollout.local.errands import AT_A_TIME, Errands
+from ript.rollout.local.errand_queue import AT_A_TIME, Errands
 from ript.rollout.local.limits import open_files
 from ript.rollout.local.messages import (
     Ask,
@@ -36,7 +36,7 @@ from ript.rollout.local.messages import (
 from ript.rollout.local.placement import place
 from ript.rollout.local.processes import RolloutWorker, pack_policy
 from ript.rollout.local.questions import Questions
-from ript.rollout.local.shared import Layout
+from ript.rollout.local.shared_memory import Layout
 from ript.rollout.local.worker import dump_weights
 from ript.rollout.recorder import Recorder
 from ript.rollout.stream import HEED_SECONDS, ErrorLimit, Flight, Stream, refuse_if, rollouts_as_they_end
@@ -144,7 +144,7 @@ class ProcessPool:
             self._packed, self._weights = pack_policy(policy), None
             return
         if self._spec is not None:
-            asking.check_simulator(policy, self._spec)
+            policy_calls.check_simulator(policy, self._spec)
         recorder = Recorder(policy, rows=self._rows)
         if self._central is not None:
             recorder.infer_seconds = self._central.infer_seconds
@@ -295,7 +295,7 @@ class ProcessPool:
 
     def _attach(self, worker: RolloutWorker, spec: SimulatorSpec) -> None:
         """Let a worker that has its first simulator have shared memory for what that shows."""
-        asking.check_simulator(self._policy, spec)
+        policy_calls.check_simulator(self._policy, spec)
         self._spec = spec
         worker.attach(Layout.of(spec, self._slots, self._observation_steps))
 

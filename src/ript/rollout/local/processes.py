@@ -13,10 +13,10 @@ from ript.core import children
 from ript.core.interfaces import Policy
 from ript.core.workers import RESTING, WorkerProcess
 from ript.rollout.engine import ANSWERING, DECIDING, LOADING, address
-from ript.rollout.local.errands import Trip
+from ript.rollout.local.errand_queue import Trip
 from ript.rollout.local.messages import Attach, Settings
 from ript.rollout.local.placement import Load
-from ript.rollout.local.shared import Block, Layout, Memory
+from ript.rollout.local.shared_memory import Block, Layout, Memory
 from ript.rollout.local.worker import main
 from ript.rollout.stream import Flight
 

@@ -32,7 +32,7 @@ from ript.rollout.local.messages import (
     Weights,
     Work,
 )
-from ript.rollout.local.shared import Block, Memory
+from ript.rollout.local.shared_memory import Block, Memory
 from ript.rollout.recorder import Recorder
 
 PARTS = 2

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ript.core import interpreter, own
+from ript.core import interpreter, user_code
 from ript.core.errors import ConfigError, DependencyMissing, RiptError, SimulatorError, UnknownNameError
 from ript.core.memory import translated
 from ript.sims.mujoco import gl
@@ -71,7 +71,7 @@ def find_spec(name: str) -> Any:
     gymnasium = import_gymnasium()
     package, _, id_ = name.rpartition(":")
     if package:
-        own.require_module(package, f"gym/{name}")
+        user_code.require_module(package, f"gym/{name}")
         _import(package, name)
     elif id_ not in gymnasium.registry:
         _import_what_registers(id_)

@@ -21,11 +21,11 @@ from ript.sims.gym.environment import ActionScale, build, calling, parts, pictur
 from ript.sims.gym.fields import Fields
 from ript.sims.gym.numbers import NotExact
 from ript.sims.gym.pictures import ModelPictures, close, require_shown
-from ript.sims.gym.shared import SharedEnvironment, physics, set_physics
+from ript.sims.gym.shared_model import SharedEnvironment, physics, set_physics
 from ript.sims.gym.tasks import VIEWS
 from ript.sims.mujoco import gl
 from ript.sims.mujoco.rendering import CameraView
-from ript.sims.mujoco.shared import Shelf, return_freed_memory
+from ript.sims.mujoco.resources import Shelf, return_freed_memory
 
 States = Literal["auto", "physics", "seed"]
 RENDERERS = 4

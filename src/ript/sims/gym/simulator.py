@@ -45,7 +45,7 @@ class GymSimulator:
     """One Gymnasium environment. Implements `Simulator`.
 
     An initial state is what `reset(seed=...)` of a new environment makes: its whole state where that can be held
-    exactly, which is tried (`sims/gym/shared.py`), otherwise the seed.
+    exactly, which is tried (`sims/gym/shared_model.py`), otherwise the seed.
 
     Args:
         task_name: id, or PACKAGE:ID, as `environment.find_spec` takes it.

@@ -7,8 +7,8 @@ from importlib import util
 from typing import Any
 
 from ript.core.errors import PolicyError
-from ript.core.house import Suite
 from ript.core.interfaces import Simulator
+from ript.core.plugins import Suite
 from ript.core.types import ForeignDemo, Recording, SimulatorSpec
 from ript.sims.gym.environment import modules_of
 from ript.sims.gym.options import GymOptions

@@ -37,7 +37,7 @@ from ript.sims.libero import compiled, stock
 from ript.sims.libero.rendering import CameraView, Look, Moment, SceneRenderer
 from ript.sims.libero.tasks import INSTALL, LiberoTask, info_of
 from ript.sims.mujoco import gl
-from ript.sims.mujoco.shared import Shelf, Turn, return_freed_memory
+from ript.sims.mujoco.resources import Shelf, Turn, return_freed_memory
 
 FILES = 3
 """Raise it when compiled models come out otherwise: those on the disk are then made anew."""

@@ -28,7 +28,7 @@ from ript.sims.libero.tasks import HORIZON, INSTALL, info_of, task_of
 from ript.sims.mujoco import stability
 from ript.sims.mujoco.gl import import_mujoco
 from ript.sims.mujoco.rendering import CameraView, image_shape
-from ript.sims.mujoco.shared import Turn
+from ript.sims.mujoco.resources import Turn
 
 VIDEO = (256, 256)
 OPEN = -1.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ript.core.house import Suite
 from ript.core.interfaces import Simulator, StockEnvironment
+from ript.core.plugins import Suite
 from ript.core.types import ForeignDemo, Recording, SimulatorSpec
 from ript.sims.libero.available import available
 from ript.sims.libero.options import LiberoOptions

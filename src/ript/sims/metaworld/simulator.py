@@ -38,7 +38,7 @@ from ript.sims.mujoco.rendering import (
     image_shape,
     lean_model,
 )
-from ript.sims.mujoco.shared import Turn
+from ript.sims.mujoco.resources import Turn
 from ript.sims.sequences import streams
 
 __all__ = [

@@ -23,7 +23,7 @@ from ript.sims.metaworld.instructions import INSTRUCTIONS
 from ript.sims.metaworld.success import LIVE_GOALS
 from ript.sims.mujoco.gl import import_mujoco
 from ript.sims.mujoco.rendering import ModelRenderer
-from ript.sims.mujoco.shared import Shelf, Turn, return_freed_memory
+from ript.sims.mujoco.resources import Shelf, Turn, return_freed_memory
 
 OBSERVATION_DIM = 39
 MAX_DRAWS = 1000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib import util
 
-from ript.core.house import Suite
 from ript.core.interfaces import Simulator, StockEnvironment
+from ript.core.plugins import Suite
 from ript.core.types import SimulatorSpec, Task
 from ript.sims.metaworld.options import MetaworldOptions
 from ript.sims.metaworld.tasks import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ript.core.errors import PolicyError
-from ript.core.house import Suite
+from ript.core.plugins import Suite
 from ript.core.types import SimulatorSpec
 from ript.sims.toy.options import ToyOptions
 from ript.sims.toy.simulator import CAMERA, NAME, ToySimulator, toy_spec, toy_tasks

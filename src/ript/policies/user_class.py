@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ript.core.asking import asking
 from ript.core.errors import ConfigError
-from ript.core.house import PolicyKind
 from ript.core.options import PolicyOptions
+from ript.core.plugins import PolicyKind
+from ript.core.policy_calls import asking
 from ript.core.supervised import DemoSource
 from ript.core.types import SimulatorSpec
 from ript.policies.one_stage import OneStage, one_stage

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ript.core.machine import MIB, Cores, cores, memory
+from ript.core.capacity import MIB, Cores, cores, memory
 
 V1 = {
     "proc/self/cgroup": "4:memory:/outside/box\n2:cpu,cpuacct:/outside/box\n1:name=systemd:/\n0::/\n",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ript.core.statistics import (
+from ript.core.intervals import (
     align,
     difference,
     mcnemar,
