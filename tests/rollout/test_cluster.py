@@ -253,6 +253,7 @@ TASKS = ("drawer-open-v3", "reach-v3")
 HORIZON = {f"metaworld/{task}": 12 for task in TASKS}
 
 
+@pytest.mark.slow
 @needs("metaworld")
 def test_the_collection_of_an_iteration_on_meta_world_is_that_of_one_process(cluster: Any) -> None:
     config = toy_config(tasks=TASKS, sim={"suite": "metaworld", "image_size": 32})
