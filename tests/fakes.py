@@ -33,12 +33,17 @@ def fake_state(number: int, chance: float = 0.1, task: Task | None = None) -> In
     return InitialState(task=task or fake_task(), state=np.array([float(number), chance]), origin="sampled")
 
 
+class PanicException(BaseException):
+    """As extensions in Rust raise it (pyo3)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """Something that goes wrong.
 
     Attributes:
-        kind: "raise", "exit" (`sys.exit(3)`), "interrupt" (`KeyboardInterrupt`), "ctrl-c" (SIGINT to the own process),
+        kind: "raise", "exit" (`sys.exit(3)`), "interrupt" (`KeyboardInterrupt`), "close" (`GeneratorExit`), "panic"
+            (derives from `BaseException` alone, as panics of Rust do), "ctrl-c" (SIGINT to the own process),
             "leave" (`os._exit(3)`), "kill" (SIGKILL to the own process), "hang" or "build" (raise in the constructor).
         state: number of the initial state it happens on; None: all.
         decision: before executing which decision; 0: in reset.
@@ -70,6 +75,10 @@ class Fault:
             sys.exit(3)
         if self.kind == "interrupt":
             raise KeyboardInterrupt
+        if self.kind == "close":
+            raise GeneratorExit
+        if self.kind == "panic":
+            raise PanicException("index out of bounds")
         if self.kind == "ctrl-c":
             signal.raise_signal(signal.SIGINT)
         if self.kind == "leave":
@@ -159,7 +168,8 @@ class FakePolicy:
     """Draws TOKENS codes uniformly; the chunk's first action is code / CODES + bias. `bias` is its only weight.
 
     Args:
-        breaks: "raise", "nan" (actions) or "density" (log-probability), when it acts on initial state number `at`.
+        breaks: "raise", "panic", "nan" (actions) or "density" (log-probability), when it acts on initial state number
+            `at`.
     """
 
     def __init__(self, bias: float = 0.0, breaks: str = "", at: int = 0):
@@ -177,6 +187,8 @@ class FakePolicy:
         if self.breaks and (observation.proprio[:, 0] == self.at).any():
             if self.breaks == "raise":
                 raise KeyError("a bug in the policy")
+            if self.breaks == "panic":
+                raise PanicException("index out of bounds")
             if self.breaks == "nan":
                 actions[observation.proprio[:, 0] == self.at] = np.nan
         log_prob = (
@@ -270,7 +282,7 @@ class PickyPolicy(FakePolicy):
 
 
 class Bomb:
-    """A factory that harms the process which unpickles it: "kill" or "raise"."""
+    """A factory that harms the process which unpickles it: "kill", "raise" or "panic"."""
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -278,6 +290,8 @@ class Bomb:
     def __setstate__(self, state: dict) -> None:
         if state["kind"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if state["kind"] == "panic":
+            raise PanicException("index out of bounds")
         raise ImportError("no module named left_at_home")
 
     def __call__(self, key: str) -> FakeSimulator:

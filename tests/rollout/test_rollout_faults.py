@@ -31,6 +31,7 @@ from tests.fakes import (
     Bomb,
     FakeFactory,
     FakePolicy,
+    FakeSimulator,
     Fault,
     PickyPolicy,
     SlowFactory,
@@ -266,6 +267,68 @@ def test_a_simulator_that_ends_the_program_ends_its_own_rollout_alone_with_its_a
         fake_state(5, 0.05).id,
     ):
         assert part in errors[0].error
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("close", "GeneratorExit"), ("panic", "PanicException: index out of bounds")]
+)
+@pytest.mark.parametrize("decision", [0, 1])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_simulator_raises_that_is_no_exception_ends_its_own_rollout_alone_with_address_and_traceback(
+    workers, decision, kind, said, expected
+):
+    fault = Fault(kind=kind, state=5, decision=decision)
+    with pool_of(FakeFactory(faults=(fault,)), workers=workers) as pool:
+        errors = split(collect(pool, requests()), expected)
+        assert workers == 0 or values(pool.timings())["worker_restarts"] == 0
+    assert len(errors) == 2
+    for part in (
+        f"it raised {said}",
+        "stepping" if decision else "resetting",
+        fake_state(5, 0.05).id,
+        "fault.strike()",
+    ):
+        assert part in errors[0].error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_policy_that_raises_what_is_no_exception_stops_the_run_with_its_address(workers, expected):
+    with (
+        pool_of(FakeFactory(), FakePolicy(breaks="panic", at=50), workers=workers) as pool,
+        pytest.raises(WorkerError, match=r"PanicException when acting on .*fake/plain.*index out of bounds"),
+    ):
+        list(pool.run([RolloutRequest(initial_state=fake_state(i), index=0, seed=(0,)) for i in range(40, 60)]))
+
+
+def test_what_cannot_be_unpacked_in_a_worker_is_named_whatever_it_raises():
+    with (
+        pytest.raises(WorkerError, match=r"worker 0 while starting: .*PanicException: index out of bounds"),
+        pool_of(Bomb("panic"), workers=1),  # type: ignore[arg-type]
+    ):
+        pass
+
+
+def test_between_two_rollouts_of_this_process_a_ctrl_c_is_handled_as_the_caller_wants():
+    handler = signal.getsignal(signal.SIGINT)
+    with pool_of(FakeFactory(), workers=0) as pool:
+        rollouts = pool.run(requests())
+        next(rollouts)
+        assert signal.getsignal(signal.SIGINT) is handler
+        rollouts.close()  # type: ignore[attr-defined]
+
+
+def test_the_watch_for_a_ctrl_c_is_set_once_a_rollout_and_not_for_each_call(monkeypatch):
+    calls, changes = [0], [0]
+    change = signal.signal
+    monkeypatch.setattr(signal, "signal", lambda *given: (changes.__setitem__(0, changes[0] + 1), change(*given))[1])
+    step = FakeSimulator.step_chunk
+    monkeypatch.setattr(
+        FakeSimulator, "step_chunk", lambda *given: (calls.__setitem__(0, calls[0] + 1), step(*given))[1]
+    )
+    with pool_of(FakeFactory(), workers=0) as pool:
+        done = list(pool.run(requests()))
+    assert calls[0] > 3 * len(done)
+    assert changes[0] <= 3 * (len(done) + 1)
 
 
 def test_a_ctrl_c_while_a_simulator_of_this_process_works_interrupts_the_caller():

@@ -26,9 +26,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
-from ript.core import interpreter
-from ript.core.child_server import NUMBER, ORPHAN_SECONDS, unpack
+from ript.core import child_server, interpreter
+from ript.core.child_server import NUMBER, ORPHAN_SECONDS
 from ript.core.errors import ConfigError, WorkerError
 
 __all__ = ["Child", "cannot_start", "pack", "running", "start", "unpack"]
@@ -131,6 +132,18 @@ def start(
         child.connection.close()
         raise
     return child
+
+
+def unpack(data: bytes) -> Any:
+    """What was packed, in this process or another one of ours.
+
+    Raises:
+        WorkerError: to make it anew raised what is no `Exception`; what is one comes as it is.
+    """
+    with interpreter.ending(
+        lambda stop: WorkerError(f"what was sent cannot be made anew: {interpreter.said_by(stop)}")
+    ):
+        return child_server.unpack(data)
 
 
 def pack(thing: object) -> bytes:

@@ -168,17 +168,25 @@ def stops(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def ending(ours: Callable[[BaseException], Exception]) -> Iterator[None]:
-    """Within, code of others that ends the program (`sys.exit()`, or a `KeyboardInterrupt` where nobody pressed Ctrl-C)
-    raises `ours` of that instead. Signals to stop, and what a worker ends by, come as they are."""
+    """Within, what code of others raises that is no `Exception` (`sys.exit()`, a `KeyboardInterrupt` where nobody
+    pressed Ctrl-C, a `GeneratorExit`, a panic of an extension in Rust) becomes `ours` of that. Signals to stop, and
+    what a worker ends by, come as they are."""
     with noticing():
         before = len(_pressed)
         try:
             yield
-        except (SystemExit, KeyboardInterrupt) as stop:
+        except Exception:
+            raise
+        except BaseException as stop:
             replaced = bool(_noting) and signal.getsignal(signal.SIGINT) is not _noting[0]  # by that code
-            if stops(stop) or replaced or len(_pressed) > before:
+            if stops(stop) or (replaced and ends_programs(stop)) or len(_pressed) > before:
                 raise
             raise ours(stop) from stop
+
+
+def ends_programs(error: BaseException) -> bool:
+    """Whether it is made to end a program, as `sys.exit()` and Ctrl-C do."""
+    return isinstance(error, SystemExit | KeyboardInterrupt)
 
 
 def said_by(error: BaseException) -> str:
@@ -187,14 +195,18 @@ def said_by(error: BaseException) -> str:
 
 
 def staying() -> contextlib.AbstractContextManager[None]:
-    """For the import of anybody's module: one that ends the program, as a script does without a main guard, raises
-    `ImportError` instead."""
-    return ending(
-        lambda stop: ImportError(
+    """For the import of anybody's module: one that ends the program, as a script does without a main guard, or raises
+    what is no `Exception`, raises `ImportError` instead."""
+
+    def ours(stop: BaseException) -> ImportError:
+        if not ends_programs(stop):
+            return ImportError(f"it raises {said_by(stop)} when it is imported")
+        return ImportError(
             f"it ends the program when it is imported ({said_by(stop)}): what a script does belongs under "
             'if __name__ == "__main__"'
         )
-    )
+
+    return ending(ours)
 
 
 _pressed: list[int] = []
@@ -206,7 +218,7 @@ _noting: list[Callable[[int, FrameType | None], None]] = []
 @contextlib.contextmanager
 def noticing() -> Iterator[None]:
     """Within, a Ctrl-C is noted besides what it does. To change handlers takes longer than many a call of a simulator,
-    so a command does it once."""
+    so a command does it once, and a pool of this process once a rollout."""
     inside = _noting or threading.current_thread() is not threading.main_thread()
     before = None if inside else signal.getsignal(signal.SIGINT)
     if not callable(before):

@@ -53,7 +53,7 @@ def translated(ours: Callable[[BaseException], RiptError]) -> Iterator[None]:
         ours: what was raised -> the error to raise instead. It is not asked about errors of this package, memory that
             ran out and signals to stop, which come as they are.
     """
-    with ending(ours):  # a program with a window calls `sys.exit()` when that is closed
+    with ending(ours):  # a program with a window calls `sys.exit()` when that is closed, extensions in Rust panic
         try:
             yield
         except RiptError:

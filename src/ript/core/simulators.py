@@ -127,12 +127,16 @@ def close(simulator: Simulator) -> str:
 
 
 def surviving() -> AbstractContextManager[None]:
-    """Within, a simulator that ends the program raises `SimulatorError` instead, as if it had raised anything else."""
-    return interpreter.ending(
-        lambda stop: SimulatorError(
-            f"it ends the program ({interpreter.said_by(stop)}): let it raise an error, or end the episode, instead"
-        )
-    )
+    """Within, a simulator that ends the program, or raises what is no `Exception`, raises `SimulatorError` instead, as
+    if it had raised anything else."""
+    return interpreter.ending(_in_words)
+
+
+def _in_words(stop: BaseException) -> SimulatorError:
+    said = interpreter.said_by(stop)
+    if not interpreter.ends_programs(stop):
+        return SimulatorError(f"it raised {said}")
+    return SimulatorError(f"it ends the program ({said}): let it raise an error, or end the episode, instead")
 
 
 @contextmanager

@@ -22,6 +22,8 @@ import numpy as np
 from ript.core import user_code
 from ript.core.errors import ConfigError, SimulatorError
 from ript.core.interfaces import Simulator
+from ript.core.interpreter import said_by
+from ript.core.memory import translated
 from ript.core.types import ChunkResult, InitialState, Observation, Split
 
 Expert = Callable[[Any, np.random.Generator], Any]
@@ -81,21 +83,20 @@ class Scripted:
         Raises:
             SimulatorError: it raised, or answered something else.
         """
-        try:
+        with translated(self._raised):
             if self._asked is None:
                 self._asked = cast(Expert, self._expert()) if inspect.isclass(self._expert) else self._expert
             answer = self._asked(self._simulator, self._generator)
             action = np.asarray(answer, np.float32)
-        except Exception as error:  # of a function of a user's own
-            raise SimulatorError(
-                f"{self._where}: the expert {self._name} raised {type(error).__name__}: {error}"
-            ) from error
         if action.shape != (self.spec.action_dim,):
             raise SimulatorError(
                 f"{self._where}: the expert {self._name} answered {answer!r}; expected {self.spec.action_dim} numbers "
                 "in [-1, 1]"
             )
         return action
+
+    def _raised(self, error: BaseException) -> SimulatorError:
+        return SimulatorError(f"{self._where}: the expert {self._name} raised {said_by(error)}")
 
     def privileged(self) -> np.ndarray:
         """The simulator's own, or none: float32 `[O]`."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ript.core.errors import ConfigError
 from ript.core.hooks import observation_steps_of
 from ript.core.interfaces import EnvPool, Policy, SimulatorFactory
+from ript.core.interpreter import noticing
 from ript.core.metrics import Metrics, Sum
 from ript.core.simulators import SimulatorCache, run_errand
 from ript.core.types import Errand, Heed, Rollout, RolloutRequest
@@ -178,13 +179,14 @@ class InlinePool:
     ) -> Generator[Rollout, None, None]:
         refuse_if(self._running, "run")
         recorder, slots = self._acting()
-        self._running = True
+        self._running, found = True, run_slots(Stream(requests), recorder, slots, heed)
         try:
-            for rollout in run_slots(Stream(requests), recorder, slots, heed):
+            while (rollout := _next(found)) is not None:
                 self._rollouts += 1
                 self._errors.add(rollout)
                 yield rollout
         finally:
+            found.close()
             self._running = False
 
     def _acting(self) -> tuple[Recorder, Slots]:
@@ -193,7 +195,8 @@ class InlinePool:
         return self._recorder, self._slots
 
     def ask(self, errands: Sequence[Errand]) -> list[Any]:
-        return [run_errand(errand, self._simulators) for errand in errands]
+        with noticing():
+            return [run_errand(errand, self._simulators) for errand in errands]
 
     def timings(self) -> Metrics:
         now = {
@@ -217,6 +220,12 @@ class InlinePool:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _next(rollouts: Iterator[Rollout]) -> Rollout | None:
+    """The next rollout, if any. What the caller does between two of them is not watched for a Ctrl-C."""
+    with noticing():
+        return next(rollouts, None)
 
 
 def run_slots(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ript.core.errors import PolicyError
 from ript.core.files import read_text
+from ript.core.memory import translated
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -89,12 +90,8 @@ def tokenizer_of(folder: Path) -> Tokenizer | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    try:
+    with translated(lambda error: PolicyError(f"{path} is no tokenizer: {error}; fetch it again")):  # it may panic
         return Tokenizer.from_str(read_text(path, PolicyError))
-    except PolicyError:
-        raise
-    except Exception as error:  # of the library, which has no class of its own
-        raise PolicyError(f"{path} is no tokenizer: {error}; fetch it again") from error
 
 
 def small_tokenizer(instructions: Sequence[str], vocabulary: int) -> Tokenizer:
