@@ -34,10 +34,10 @@ from ript.run.files import write_json
 from ript.run.lock import locked
 from ript.run.reading import read_config
 from ript.studies import catalogue as studies
-from ript.studies.bases import base_folder, sft_fingerprint
+from ript.studies.bases import base_fingerprint, base_folder, sft_fingerprint
 from ript.studies.catalogue import ML45_TEST, ML45_TRAIN, STUDIES, Cell, Scale, Study, get_study
 from ript.studies.cost import Cost, Speed, cost
-from ript.studies.run import _row, cell_folder, run_study, with_changes
+from ript.studies.run import _row, cell_folder, record, run_study, summary, with_changes
 from ript.studies.sft_cost import SupervisedSpeed, base_hours, measure_supervised, tuning_hours
 from ript.studies.table import study_table, summarise
 
@@ -318,6 +318,42 @@ def test_a_field_changes_in_every_cell_and_the_table_says_so(study: str, tmp_pat
     with pytest.raises(UnknownNameError, match="did you mean iterations"):
         run_study(study, tmp_path / "new", changes={"iteration": ["3"]})
     assert not (tmp_path / "new").exists()
+
+
+def test_a_study_that_goes_on_compares_values_and_names_the_setting_that_is_another(study: str, tmp_path: Path) -> None:
+    began = {"iterations": ["2"], "learn.learning_rate": ["3e-5"]}
+    write_json(tmp_path / "study.json", {"study": study, "scale": "small", "seeds": [0], "changes": began})
+
+    def asked(**other: str) -> dict[str, Any]:
+        changes = began | {name.replace("__", "."): [word] for name, word in other.items()}
+        return record(with_changes(get_study(study), changes), tmp_path, [0], changes, resume=True)
+
+    assert asked()["changes"] == began
+    assert asked(iterations="02", learn__learning_rate="0.00003", learn__clip_low="0.2")["changes"] == began
+    with pytest.raises(RunError) as caught:
+        asked(iterations="3", learn__clip_low="0.1")
+    assert "iterations = 3 (the study there has 2); learn.clip_low = 0.1 (the study there has 0.2): " in str(
+        caught.value
+    )
+    assert "learning_rate" not in str(caught.value)
+    write_json(tmp_path / "study.json", {"study": study, "scale": "small", "seeds": [0], "changes": {"gone": ["2"]}})
+    with pytest.raises(RunError, match=r"study.json: what it was asked for, .*gone.* cannot be asked for now"):
+        asked()
+
+
+def test_the_base_of_a_cell_is_looked_up_once_for_all_of_its_runs(
+    study: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    for run in (tmp_path / "out").glob("*-seed0"):
+        shutil.copytree(run, run.with_name(run.name.replace("seed0", "seed1")))
+    asked = json.loads((tmp_path / "out" / "study.json").read_text()) | {"seeds": [0, 1]}
+    calls: list[str] = []
+    monkeypatch.setattr(
+        "ript.studies.run.base_fingerprint", lambda config: calls.append("") or base_fingerprint(config)
+    )
+    summary(get_study(study), asked, tmp_path / "out")
+    assert len(calls) == 3
 
 
 def test_a_folder_of_something_else_is_left_alone(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -714,7 +750,7 @@ def test_a_row_has_the_evaluations_before_and_after_and_every_state(study: str, 
     run, (cell, *_) = finished / "out" / "2-groups-seed0", toy_study("small").cells
     lines = [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
     before, after = (line for line in lines if line["mode"] == "greedy" and line["states"] == "test")
-    row = _row(cell, 0, run)
+    row = _row(cell, 0, run, base_fingerprint(cell.config))
     assert (row["before"], row["after"]) == (before["eval"]["total"], after["eval"]["total"])
     assert row["states"] == {"before": before["per_state"], "after": after["per_state"]}
     assert row["iterations"] == 1 and len(row["states"]["after"]["reach-centre"]) == 4

@@ -25,6 +25,7 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
+from ript.bench.update import bench_update, describe_update  # noqa: E402
 from ript.build import RENDERS, make_env_pool, make_policy, some_task_keys  # noqa: E402
 from ript.cli import main as cli  # noqa: E402
 from ript.config.sections import ClusterConfig  # noqa: E402
@@ -342,6 +343,12 @@ def test_a_run_on_two_nodes_goes_on_here_and_then_on_one_with_the_same_result(
     assert cli.main(["rl", "--resume", str(tmp_path / "there"), *words]) == 0
     assert weights(tmp_path / "there") == weights(here.folder)
     assert without_times(tmp_path / "there") == without_times(here.folder)
+
+
+def test_an_iteration_timed_on_a_cluster_says_how_large_that_is(standing: ClusterConfig) -> None:
+    found = bench_update(toy_config(cluster=standing, rollout={"workers": 3, "slots": 2}))
+    assert (found["workers"], found["nodes"]) == (2, 2)
+    assert ", 2 workers on 2 nodes: 12 rollouts, " in describe_update(found)
 
 
 def run(*words: object) -> Any:

@@ -23,12 +23,13 @@ from ript.build import batch_settings, computing, make_env_pool, make_policy, so
 from ript.config.sections import Config
 from ript.core import policy_calls
 from ript.core.errors import ConfigError
-from ript.core.interfaces import PostTrainable
+from ript.core.interfaces import EnvPool, PostTrainable
 from ript.core.metrics import values
 from ript.core.types import Group, InitialState, Status
 from ript.learn.batch import make_batch
 from ript.learn.rate import make_optimiser
 from ript.learn.update import update
+from ript.report.tables import count
 from ript.rollout.sampling import Collection, collect_groups
 from ript.run.checkpoint import write_checkpoint
 from ript.run.progress import status
@@ -51,8 +52,9 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
 
     Returns:
         {"seconds": {"set_policy", "rollouts", "batch", "update", "checkpoint", "total"}, "update_share", "rollouts",
-        "env_steps", "decisions", "optimiser_steps", "seconds_per_512_decisions", "workers", "policy"}; `update_share`
-        is that of "batch" and "update" in "total".
+        "env_steps", "decisions", "optimiser_steps", "seconds_per_512_decisions", "workers", "nodes", "policy"};
+        `update_share` is that of "batch" and "update" in "total". "workers" are those of all "nodes" of a cluster, of
+        which there are 0 on this machine alone.
 
     Raises:
         ConfigError: a trained policy that gives no group with a signal; or a setting that would change nothing.
@@ -85,9 +87,10 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
         learner = make_learner(config, start, states, calibrate=True)
         optimiser = make_optimiser(learner, learning_rate=learn.learning_rate, weight_decay=learn.weight_decay)
         pool.use(learner)
+        workers, nodes = _size(pool, config)
         status("a round of rollouts to warm up, then one iteration")
         k = config.sampling.group_size
-        _collect(config, states, -(-max(1, config.rollout.workers) * config.rollout.slots // k), dynamic=False)
+        _collect(config, states, -(-max(1, workers) * config.rollout.slots // k), dynamic=False)
         with stage("set_policy"):
             pool.set_policy(policy_calls.weights(learner), 1)
         with stage("rollouts"):
@@ -112,9 +115,15 @@ def bench_update(config: Config, policy: PostTrainable | None = None, asked: Ite
         "decisions": len(batch),
         "optimiser_steps": int(did["optimiser_steps"]),
         "seconds_per_512_decisions": 512 * seconds["update"] / max(1.0, len(batch) * did["epochs_done"]),
-        "workers": config.rollout.workers,
+        "workers": workers,
+        "nodes": nodes,
         "policy": "trained" if real else "random weights, drawn rewards",
     }
+
+
+def _size(pool: EnvPool, config: Config) -> tuple[int, int]:
+    """Worker processes, and the nodes that they are on, which a cluster's pool knows."""
+    return getattr(pool, "workers", config.rollout.workers), len(getattr(pool, "nodes", ()))
 
 
 def _collect(config: Config, states: InitialStates, groups: int, dynamic: bool) -> Collection:
@@ -162,13 +171,14 @@ def _drawn_rewards(groups: Sequence[Group], seed: int) -> list[Group]:
 
 def describe_update(document: dict[str, Any]) -> str:
     """The numbers of `bench_update` for a person."""
-    total = document["seconds"]["total"]
+    total, nodes = document["seconds"]["total"], document["nodes"]
+    workers = count(document["workers"], "worker") + (f" on {count(nodes, 'node')}" if nodes else "")
     lines = [
         f"{name:<10} {seconds:7.2f} s  {100 * seconds / total:3.0f} %" for name, seconds in document["seconds"].items()
     ]
     return "\n".join(
         [
-            f"one iteration with {document['policy']}, {document['workers']} workers: {document['rollouts']} rollouts, "
+            f"one iteration with {document['policy']}, {workers}: {document['rollouts']} rollouts, "
             f"{document['env_steps']} steps, {document['decisions']} decisions, {document['optimiser_steps']} updates",
             *lines,
             f"update: {100 * document['update_share']:.0f} % of the iteration; "

@@ -39,7 +39,7 @@ from ript.run.lock import InUse, locked
 from ript.run.progress import status
 from ript.run.reading import read_config, read_rows
 from ript.run.resuming import differing, neutral
-from ript.run.settings import leaves, refuse_unused, refuse_unused_stages, unused
+from ript.run.settings import leaves, listed, refuse_unused, refuse_unused_stages, unused
 from ript.run.start import within_episodes
 from ript.studies.bases import (
     OF_BASE,
@@ -96,6 +96,7 @@ def run_study(
         if (folder / RECORD).exists():
             asked = record(study, folder, asked["seeds"], changes, resume)
         write_json(folder / RECORD, asked)
+    study = replace(study, changed=_told(asked["changes"]))
     _run_cells(study, asked["seeds"], folder)
     return _summary_of_all(study, folder)
 
@@ -121,8 +122,17 @@ def with_changes(study: Study, changes: Mapping[str, Sequence[str]]) -> Study:
         values = [_value(cell.config, _long(name)) for cell in study.cells]
         if any(value != values[0] for value in values):
             raise ConfigError(f"{name} is what the cells of {study.name} differ in ({values}), and cannot be set")
-    told = tuple(f"{name} = {' '.join(words)}" for name, words in changes.items() if not neutral(_long(name)))
-    return replace(study, cells=cells, changed=told)
+    return replace(study, cells=cells, changed=_told(_binding(changes)))
+
+
+def _binding(changes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Those on which results depend."""
+    return {name: list(words) for name, words in changes.items() if not neutral(_long(name))}
+
+
+def _told(changes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """In words, as the table has them."""
+    return tuple(f"{name} = {' '.join(words)}" for name, words in changes.items())
 
 
 def _long(name: str) -> str:
@@ -171,17 +181,22 @@ def record(
     """What study.json will say: what was asked for, with the seeds that are there already. Nothing is written.
 
     Raises:
-        RunError: the study cannot be run in that folder.
+        RunError: the study cannot be run in that folder; names the settings that are others there.
     """
-    words = {name: list(values) for name, values in changes.items() if not neutral(_long(name))}
-    asked: dict[str, Any] = {"study": study.name, "scale": study.scale, "seeds": list(seeds), "changes": words}
+    asked: dict[str, Any] = {"study": study.name, "scale": study.scale, "seeds": list(seeds)}
+    asked |= {"changes": _binding(changes)}
     there: list[int] = []
     if (folder / RECORD).exists():
         held = _held(folder)
         if set(held) != set(asked):
             raise RunError(f"{folder / RECORD} is damaged: choose another --out")
-        if held | {"seeds": 0} != asked | {"seeds": 0} or (not resume and held != asked):
-            raise RunError(f"{folder} holds another study ({_words(held)}): ask for the same, or choose another --out")
+        elsewhere = "ask for the same, or choose another --out"
+        if (held["study"], held["scale"]) != (study.name, study.scale) or (not resume and held["seeds"] != list(seeds)):
+            raise RunError(f"{folder} holds another study ({_words(held)}): {elsewhere}")
+        if held["changes"] != asked["changes"]:
+            if others := _others(study, held, folder):
+                raise RunError(f"{folder} holds another study: {'; '.join(others)}: {elsewhere}")
+            asked["changes"] = held["changes"]  # the same values in other words
         if not resume:
             raise RunError(f"{folder} holds this study already: go on with --resume, or choose another --out")
         there = held["seeds"]
@@ -190,6 +205,23 @@ def record(
     elif resume:
         raise RunError(f"{folder} holds no study: leave --resume out to begin")
     return asked | {"seeds": list(dict.fromkeys([*there, *seeds]))}
+
+
+def _others(study: Study, held: Mapping[str, Any], folder: Path) -> list[str]:
+    """The settings of cells that are others than in the study on record, each with both values."""
+    try:
+        there = with_simulator(with_changes(get_study(study.name, study.scale), held["changes"]))
+    except (RiptError, TypeError, AttributeError, ValueError) as error:
+        why = f"what it was asked for, {held['changes']}, cannot be asked for now ({error})"
+        raise RunError(f"{folder / RECORD}: {why}: choose another --out") from error
+    found: dict[str, str] = {}
+    for here, other in zip(study.cells, there.cells, strict=True):
+        ours, theirs = leaves(here.config.to_json()), leaves(other.config.to_json())
+        for name in [*ours, *(theirs.keys() - ours.keys())]:
+            if ours.get(name) != theirs.get(name) and not neutral(name):
+                value, has = listed(ours.get(name)), listed(theirs.get(name))
+                found.setdefault(name, f"{name} = {value} (the study there has {has})")
+    return list(found.values())
 
 
 def require_inputs(study: Study) -> None:
@@ -326,13 +358,15 @@ def summary(study: Study, asked: dict[str, Any], folder: Path) -> dict[str, Any]
     """What is done so far; writes the table and the report. A cell whose files are damaged or gone counts as failed."""
     rows, runs = [], []
     shared: dict[tuple[str, str], tuple[str, Path]] = {}
+    bases: dict[str, str] = {}  # name of a cell -> fingerprint of its base, which no seed is part of
     failed = {path.name.removesuffix(".error.txt"): _last_line(path) for path in sorted(folder.glob("*.error.txt"))}
     for cell, seed in _cells(study, asked["seeds"]):
         run = cell_folder(folder, cell, seed)
         if not (run / "result.json").exists():
             continue
         try:
-            row = _row(cell, seed, run)
+            base = bases.get(cell.name) or bases.setdefault(cell.name, base_fingerprint(cell.config))
+            row = _row(cell, seed, run, base)
             _require_shared(row.pop("shared"), run, shared)
             rows.append(row)
             runs.append(run)
@@ -385,7 +419,12 @@ def _whole(number: object, name: str, run: Path) -> int:
     return number
 
 
-def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
+def _row(cell: Cell, seed: int, run: Path, of_base: str) -> dict[str, Any]:
+    """A finished run in the study's terms; `of_base` is the fingerprint of the cell's base.
+
+    Raises:
+        RunError: it is damaged, or of other settings.
+    """
     if not isinstance(read_json(run / "result.json"), dict):
         raise RunError(f"{run / 'result.json'} is damaged")
     config, held = replace(cell.config, seed=seed), read_config(run)["config"]
@@ -408,7 +447,7 @@ def _row(cell: Cell, seed: int, run: Path) -> dict[str, Any]:
     metrics = read_rows(run / "metrics.jsonl")
     if cell.config.iterations and not metrics:
         raise RunError(f"{run / 'metrics.jsonl'} is missing or empty")
-    last, of_base = metrics[-1] if metrics else {}, base_fingerprint(config)
+    last = metrics[-1] if metrics else {}
     return {
         "cell": cell.name,
         "seed": seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -89,3 +89,7 @@ class GymOptions(SimOptions):
 
     def horizon_of(self, task: Task) -> int:
         return self.horizon or own_horizon(task.horizon, self.repeat)
+
+    def arguments_of_simulators(self) -> dict[str, Any]:
+        """What `GymSimulator` takes besides the task."""
+        return {name: value for name, value in self.values().items() if name != "suite"}

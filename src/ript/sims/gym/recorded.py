@@ -41,8 +41,7 @@ def convert(demo: ForeignDemo, options: GymOptions, rendered: bool) -> tuple[Rec
         raise ConfigError(
             "what Gymnasium environments show is drawn when actions are replayed: give --pictures=rendered"
         )
-    settings = {name: value for name, value in options.values().items() if name != "suite"}
-    with GymSimulator(_name(demo), **settings) as simulator:
+    with GymSimulator(_name(demo), **options.arguments_of_simulators()) as simulator:
         scale = simulator.actions
         if demo.actions.ndim != 2 or demo.actions.shape[1] != scale.dim:
             raise DataError(f"{where}/actions': expected [T, {scale.dim}], got {list(demo.actions.shape)}")

@@ -20,8 +20,7 @@ def make(key: str, options: GymOptions) -> Simulator:
     """A simulator for a key such as "gym/FetchReach-v4" or "gym/my_package:MyTask-v0"."""
     from ript.sims.gym.simulator import GymSimulator
 
-    settings: dict[str, Any] = {name: value for name, value in options.values().items() if name != "suite"}
-    return GymSimulator(key.removeprefix(f"{NAME}/"), **settings)
+    return GymSimulator(key.removeprefix(f"{NAME}/"), **options.arguments_of_simulators())
 
 
 def options_of(spec: SimulatorSpec) -> GymOptions:
