@@ -214,11 +214,15 @@ def test_errors_decide_neither_which_policy_is_the_best_nor_which_task_has_lost(
 def test_the_line_of_an_iteration_leaves_out_the_entropy_of_a_density_that_has_none() -> None:
     row = {
         "rollout/success": 0.5,
-        "rollout/accepted": 2,
         "rollout/attempted": 3,
+        "rollout/signal_share": 2 / 3,
         "time/rollout": 1.0,
         "time/update": 2.0,
     }
     row |= {"update/kl_last": 0.1, "update/clip_fraction": 0.2}
     assert "kl 0.100, clipped 0.20, 1.0 s rollouts" in iteration_line(1, row)
     assert "clipped 0.20, entropy -1.25, 1.0 s" in iteration_line(1, row | {"update/entropy": -1.25})
+    # without dynamic sampling groups without a signal are accepted too, and are not counted as having one
+    assert "2/3 groups with signal" in iteration_line(1, row | {"rollout/accepted": 3})
+    nothing = row | {"rollout/attempted": 0, "rollout/signal_share": float("nan")}
+    assert "0/0 groups with signal" in iteration_line(1, nothing)

@@ -159,9 +159,11 @@ def iteration_line(iteration: int, row: Mapping[str, float]) -> str:
     """What the screen says of an iteration."""
     kl, clipped = (row.get(f"update/{k}", math.nan) for k in ("kl_last", "clip_fraction"))
     entropy = f"entropy {row['update/entropy']:.2f}, " if "update/entropy" in row else ""  # a density may have none
+    attempted = row["rollout/attempted"]
+    told = row["rollout/signal_share"] * attempted if attempted else 0  # `accepted` holds others without dynamic sampling
     return (
         f"  iteration {iteration:2d}: success {row['rollout/success']:.2f}, "
-        f"{row['rollout/accepted']:.0f}/{row['rollout/attempted']:.0f} groups with signal, "
+        f"{told:.0f}/{attempted:.0f} groups with signal, "
         f"kl {kl:.3f}, clipped {clipped:.2f}, {entropy}"
         f"{row['time/rollout']:.1f} s rollouts + {row['time/update']:.1f} s update"
     )

@@ -340,9 +340,10 @@ def amount(config: Config, execute: int | None) -> Amount:
     s, e = config.sampling, config.eval
     steps = max(horizons(config.sim, some_task_keys(config)).values())
     horizon = min(s.horizon or steps, steps)
-    practice = config.iterations * s.max_attempts * s.group_size + calibration_rollouts(config)
+    attempts = s.max_attempts if s.dynamic else s.groups
+    practice = config.iterations * attempts * s.group_size + calibration_rollouts(config)
     # Before the first iteration, every few, and after the last.
-    validations = 1 + math.ceil(config.iterations / e.every) if e.every and config.iterations else 0
+    validations = 1 + math.ceil(config.iterations / e.every) if e.every else 0
     tests = len(some_task_keys(config)) * (4 * e.trials + validations * e.every_trials)
     each = math.ceil(horizon / execute) if execute else 0
     kept = min(each, config.learn.max_decisions or each)

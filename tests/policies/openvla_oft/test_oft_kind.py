@@ -193,11 +193,15 @@ def test_what_practice_changed_is_read_from_a_folder_without_its_base(start, tmp
 
 def test_a_run_says_how_much_it_is_before_it_begins(start, tmp_path, capsys):
     train_rl(replace(config(), iterations=0), start, tmp_path / "run")
-    assert "0 iterations: at most 32 rollouts, 512 env-steps\n" in capsys.readouterr().err
+    # 8 test states four times, 5 validation states once
+    assert "0 iterations: at most 37 rollouts, 592 env-steps\n" in capsys.readouterr().err
     # 2 iterations of 8 attempts of 4 rollouts; 8 test states four times, 5 validation states before and after each
     found = amount(config(), execute=4)
     assert found.rollouts == 2 * 8 * 4 + 4 * 8 + 3 * 5
     assert found.env_steps == 16 * found.rollouts and found.decisions == 2 * 4 * 4 * 4
+    # without dynamic sampling no group is made in place of another
+    plain = replace(config(), sampling=replace(config().sampling, dynamic=False))
+    assert amount(plain, execute=4).rollouts == 2 * 4 * 4 + 4 * 8 + 3 * 5
 
 
 def test_the_rank_of_an_adapter_that_is_there_is_not_another(start, tmp_path):
