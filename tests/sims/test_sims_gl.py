@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ript.core import interpreter
+from ript.core.capacity import RENDER_GPU
+from ript.sims.mujoco import gl
+from tests.packages import needs
+
 LOOK = """
 from ript.core.errors import RiptError
 from ript.sims.registry import make_simulator
@@ -100,3 +105,33 @@ def test_triton_is_loaded_before_mesa_whose_llvm_would_take_the_place_of_its_own
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = run(f"from ript.sims.mujoco import gl; {look}; import triton", PYTHONPATH=path)
     assert (done.returncode, done.stdout) == (0, "before\n"), done
+
+
+@pytest.mark.parametrize(
+    ("gpu", "device", "chosen"),
+    [
+        ("1", None, "2"),
+        ("0", None, "0"),
+        ("7", None, None),
+        ("GPU-8932f937", None, None),
+        ("", None, None),
+        ("1", "5", "5"),
+    ],
+)
+def test_simulators_render_on_the_gpu_that_is_named_by_egls_number_of_it(
+    gpu: str, device: str | None, chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of EGL's devices here the first is CUDA's 0, the second none of CUDA's, the third its 1."""
+    monkeypatch.setenv(RENDER_GPU, gpu)
+    monkeypatch.setenv(gl.EGL_DEVICE, device or "")
+    if device is None:
+        monkeypatch.delenv(gl.EGL_DEVICE)
+    gl.choose_gpu(lambda: [0, None, 1])
+    assert os.environ.get(gl.EGL_DEVICE) == chosen
+
+
+@needs("mujoco")
+def test_a_gpu_that_egl_does_not_know_is_passed_over_and_what_works_renders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(gl.EGL_DEVICE, raising=False)
+    monkeypatch.setenv(RENDER_GPU, "99")
+    assert interpreter.in_a_child("ript.sims.mujoco.gl:require_renderer", "") is None

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIB = 2**20
+RENDER_GPU = "RIPT_RENDER_GPU"
+"""Variable that says which GPU simulators of this process are to render on, by CUDA's number."""
 
 
 @dataclass(frozen=True, slots=True)

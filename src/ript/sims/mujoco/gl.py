@@ -14,13 +14,16 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+from ript.core.capacity import RENDER_GPU
 from ript.core.errors import DependencyMissing, RendererMissing
 from ript.core.interpreter import importing
 
+EGL_DEVICE = "MUJOCO_EGL_DEVICE_ID"
+"""Variable by which MuJoCo is told which of EGL's devices to render on."""
 _INSTALL = (
     "install EGL with Mesa's software renderer (Debian/Ubuntu: apt-get install libegl1 libgl1-mesa-dri) "
     "or OSMesa (apt-get install libosmesa6), or set MUJOCO_GL to a backend that works here"
@@ -38,29 +41,73 @@ def before_mesa() -> None:
             importlib.import_module("triton")
 
 
+class _Egl:
+    """EGL's devices, asked without PyOpenGL, so that the other backend stays possible.
+
+    Raises:
+        OSError, AttributeError: there is no EGL, or one that knows no devices.
+    """
+
+    def __init__(self) -> None:
+        before_mesa()
+        self._egl = ctypes.CDLL("libEGL.so.1")
+        self._egl.eglGetProcAddress.restype = ctypes.c_void_p
+        query: Any = self._function("eglQueryDevicesEXT", ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+        found, count = (ctypes.c_void_p * 16)(), ctypes.c_int(0)
+        self.devices = list(found[: count.value]) if query(16, found, ctypes.byref(count)) else []
+
+    def _function(self, name: str, *arguments: Any, returns: Any = ctypes.c_uint) -> Any:
+        address = self._egl.eglGetProcAddress(name.encode())
+        if not address:
+            raise AttributeError(name)
+        return ctypes.CFUNCTYPE(returns, *arguments)(address)
+
+    def initialises(self, device: Any) -> bool:
+        """Whether something can be drawn on a device."""
+        pointer = ctypes.c_void_p
+        display: Any = self._function("eglGetPlatformDisplayEXT", ctypes.c_uint, pointer, pointer, returns=pointer)
+        self._egl.eglInitialize.argtypes = [pointer] * 3
+        egl_platform_device = 0x313F  # EGL_PLATFORM_DEVICE_EXT
+        found = display(egl_platform_device, device, None)
+        return bool(found and self._egl.eglInitialize(found, None, None))
+
+    def cuda_number(self, device: Any) -> int | None:
+        """CUDA's number of a device, as CUDA counts them where none is hidden; None of what is no GPU of NVIDIA's."""
+        ask: Any = self._function("eglQueryDeviceAttribEXT", ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+        number, egl_cuda_device = ctypes.c_ssize_t(-1), 0x323A  # EGL_CUDA_DEVICE_NV
+        return number.value if ask(device, egl_cuda_device, ctypes.byref(number)) else None
+
+
 def egl_works() -> bool:
-    """Whether some EGL device can be initialised, asked without PyOpenGL, so that the other backend stays possible."""
-    before_mesa()
+    """Whether some EGL device can be initialised."""
     try:
-        egl = ctypes.CDLL("libEGL.so.1")
-        egl.eglGetProcAddress.restype = ctypes.c_void_p
-        query, display = (egl.eglGetProcAddress(name) for name in (b"eglQueryDevicesEXT", b"eglGetPlatformDisplayEXT"))
+        egl = _Egl()
+        return any(egl.initialises(device) for device in egl.devices)
     except (OSError, AttributeError):
         return False
-    if not query or not display:
-        return False
-    query_devices = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(query)
-    get_display = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(display)
-    devices, count = (ctypes.c_void_p * 16)(), ctypes.c_int(0)
-    if not query_devices(16, devices, ctypes.byref(count)):
-        return False
-    egl.eglInitialize.argtypes = [ctypes.c_void_p] * 3
-    egl_platform_device = 0x313F  # EGL_PLATFORM_DEVICE_EXT
-    for device in devices[: count.value]:
-        found = get_display(egl_platform_device, device, None)
-        if found and egl.eglInitialize(found, None, None):
-            return True
-    return False
+
+
+def choose_gpu(numbers: Callable[[], Sequence[int | None]] | None = None) -> None:
+    """Where a GPU is named to render on (`RENDER_GPU`), let MuJoCo render on it, unless somebody has told it where. EGL
+    counts GPUs in an order of its own; where it does not say which is which, MuJoCo takes the first that works.
+
+    Args:
+        numbers: CUDA's number of each of EGL's devices, in their order.
+    """
+    gpu = os.environ.get(RENDER_GPU, "")
+    if not gpu.isdigit() or EGL_DEVICE in os.environ:
+        return
+    try:
+        found = _cuda_numbers() if numbers is None else numbers()
+    except (OSError, AttributeError):
+        return
+    if int(gpu) in found:
+        os.environ[EGL_DEVICE] = str(found.index(int(gpu)))
+
+
+def _cuda_numbers() -> list[int | None]:
+    egl = _Egl()
+    return [egl.cuda_number(device) for device in egl.devices]
 
 
 def osmesa_works() -> bool:
@@ -88,6 +135,7 @@ def import_mujoco(install: str = "pip install mujoco") -> ModuleType:
         DependencyMissing: the package is not installed.
         RendererMissing: MUJOCO_GL names a backend that does not work here.
     """
+    choose_gpu()
     loaded = sys.modules.get("mujoco")
     if loaded is not None:
         if sys.platform == "linux" and not os.environ.get("MUJOCO_GL") and not _windows() and egl_works():
@@ -159,8 +207,8 @@ def require_renderer(_: str = "") -> None:
 def renderer_missing(error: Exception) -> RendererMissing:
     """The error to raise where a third-party package could not start a renderer."""
     what = " ".join(str(error).split())[:200]
-    device = os.environ.get("MUJOCO_EGL_DEVICE_ID")
-    remedy = f"MUJOCO_EGL_DEVICE_ID is {device}: unset it, or choose a device that is there" if device else _INSTALL
+    device = os.environ.get(EGL_DEVICE)
+    remedy = f"{EGL_DEVICE} is {device}: unset it, or choose a device that is there" if device else _INSTALL
     return RendererMissing(
         f"no OpenGL renderer could be started (MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {what}); {remedy}"
     )
