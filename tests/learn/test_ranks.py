@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from ript.core.errors import NotFiniteError, RatioError
 from ript.core.metrics import Mean, Sum, values
 from ript.core.types import Rollout
 from ript.learn import ranks as ranks_module
-from ript.learn.ranks import ElsewhereError, Gloo, sum_gradients
+from ript.learn.ranks import ElsewhereError, Grouped, over, sum_gradients
 from ript.learn.rate import make_optimiser
 from ript.learn.spread import owners, ranked
 from ript.learn.update import UpdateResult, update
@@ -24,7 +25,13 @@ from tests.learn.test_update import Bandit, changed, everything, make_update_bat
 SETTINGS: dict[str, Any] = {"epochs": 3, "minibatch_decisions": 7, "micro_batch": 3, "target_kl": 9.0}
 
 
-def together(world: int, work: Callable[[Gloo], Any], seconds: float = 20.0) -> list[Any]:
+def together(
+    world: int,
+    work: Callable[[Grouped], Any],
+    seconds: float = 20.0,
+    backend: str = "gloo",
+    abandoned: threading.Event | None = None,
+) -> list[Any]:
     """What each of `world` ranks comes to, or the error that it raised."""
     import torch.distributed as dist
 
@@ -35,7 +42,18 @@ def together(world: int, work: Callable[[Gloo], Any], seconds: float = 20.0) -> 
         torch.set_num_threads(1)
         own = dist.TCPStore("127.0.0.1", store.port, is_master=False)
         try:
-            found[number] = work(Gloo(number, world, own, "127.0.0.1", seconds))
+            found[number] = work(
+                over(
+                    backend,
+                    number,
+                    world,
+                    own,
+                    host="127.0.0.1",
+                    device="cpu",
+                    seconds=seconds,
+                    abandoned=abandoned or threading.Event(),
+                )
+            )
         except Exception as error:
             found[number] = error
 
@@ -47,12 +65,24 @@ def together(world: int, work: Callable[[Gloo], Any], seconds: float = 20.0) -> 
     return found
 
 
-def improved(world: int, batch: Any, policy: Bandit, **settings: Any) -> list[tuple[torch.Tensor, UpdateResult]]:
+@pytest.fixture
+def nccl_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks over nccl have a group that computes on CPUs: the same calls of torch, but for the one that makes it."""
+
+    def make(rank: int, world: int, store: Any, seconds: float) -> Any:
+        return ranks_module._gloo(rank, world, store, "127.0.0.1", seconds + 0.5)
+
+    monkeypatch.setattr(ranks_module, "_nccl", make)
+
+
+def improved(
+    world: int, batch: Any, policy: Bandit, backend: str = "gloo", **settings: Any
+) -> list[tuple[torch.Tensor, UpdateResult]]:
     """(weights, result) of each rank."""
     homes = [f"node {number % world}" for number in range(len(batch.rollouts))]
     owner = owners(batch, homes, [f"node {number}" for number in range(world)])
 
-    def learn(ranks: Gloo) -> tuple[torch.Tensor, UpdateResult]:
+    def learn(ranks: Grouped) -> tuple[torch.Tensor, UpdateResult]:
         own = copy.deepcopy(policy)
         optimiser = make_optimiser(own, learning_rate=1e-2)
         generator = torch.Generator().manual_seed(5)
@@ -60,12 +90,12 @@ def improved(world: int, batch: Any, policy: Bandit, **settings: Any) -> list[tu
         result = update(own, optimiser, part, generator=generator, ranks=ranks, **(SETTINGS | settings))
         return torch.nn.utils.parameters_to_vector(own.parameters()).detach(), result
 
-    return together(world, learn)
+    return together(world, learn, backend=backend)
 
 
 @pytest.mark.parametrize("reduction", ["token", "trajectory"])
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_learn_what_one_process_learns(world: int, reduction: str) -> None:
+@pytest.mark.parametrize(("backend", "world"), [("gloo", 2), ("gloo", 4), ("nccl", 4)])
+def test_ranks_learn_what_one_process_learns(backend: str, world: int, reduction: str, nccl_on_cpus: None) -> None:
     policy = Bandit()
     batch = make_update_batch(policy, lengths=(1, 4, 2, 3, 1, 5, 2, 2))
     alone = copy.deepcopy(policy)
@@ -73,7 +103,7 @@ def test_ranks_learn_what_one_process_learns(world: int, reduction: str) -> None
     settings = SETTINGS | {"reduction": reduction}
     expected = update(alone, make_optimiser(alone, learning_rate=1e-2), batch, generator=generator, **settings)
     weights = torch.nn.utils.parameters_to_vector(alone.parameters()).detach()
-    found = improved(world, batch, policy, reduction=reduction)
+    found = improved(world, batch, policy, backend, reduction=reduction)
     assert all(torch.equal(own, found[0][0]) for own, _ in found)
     assert float((found[0][0] - weights).norm() / weights.norm()) < 1e-6
     there, here = values(found[0][1].metrics), values(expected.metrics)
@@ -94,7 +124,7 @@ def test_a_rank_without_rows_takes_part() -> None:
         assert float((weights - one[0]).norm() / one[0].norm()) < 1e-6
 
 
-def _with_rows_of_rank_0(ranks: Gloo, batch: Any, policy: Bandit) -> torch.Tensor:
+def _with_rows_of_rank_0(ranks: Grouped, batch: Any, policy: Bandit) -> torch.Tensor:
     own = copy.deepcopy(policy)
     part = replace(batch, mine=torch.full((len(batch.rollouts),), ranks.rank == 0))
     generator = torch.Generator().manual_seed(5)
@@ -130,7 +160,7 @@ def test_rollouts_of_another_density_are_refused_by_all_ranks() -> None:
 
 
 def test_a_parameter_that_no_rank_has_a_gradient_of_stays_without() -> None:
-    def work(ranks: Gloo) -> list[Any]:
+    def work(ranks: Grouped) -> list[Any]:
         parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
         parameters[0].grad = torch.ones(2)
         if ranks.rank:
@@ -141,17 +171,65 @@ def test_a_parameter_that_no_rank_has_a_gradient_of_stays_without() -> None:
     assert together(2, work) == [[[2.0, 2.0], [1.0, 1.0], None]] * 2
 
 
-def test_sums_over_ranks_are_rounded_once_from_float64() -> None:
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_sums_over_ranks_are_rounded_once_from_float64(backend: str, nccl_on_cpus: None) -> None:
     parts = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
     expected = parts.double().sum(0).float()
     assert not torch.equal(expected, parts[0] + parts[1] + parts[2])  # what float32 comes to
 
-    def work(ranks: Gloo) -> torch.Tensor:
+    def work(ranks: Grouped) -> torch.Tensor:
         own = parts[ranks.rank].clone()
         ranks.sum([own])
         return own
 
-    assert all(torch.equal(found, expected) for found in together(3, work))
+    assert all(torch.equal(found, expected) for found in together(3, work, backend=backend))
+
+
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_a_rank_that_has_ended_is_told_by_the_others_with_their_address(backend: str, nccl_on_cpus: None) -> None:
+    def work(ranks: Grouped) -> None:
+        if ranks.rank:  # its connections close with its group
+            ranks.sum([torch.ones(3)])
+
+    found = together(2, work, backend=backend)
+    assert found[0] is None and isinstance(found[1], ElsewhereError)
+    assert str(found[1]).startswith(f"rank 1 of 2 at 127.0.0.1 (over {backend}) does not reach the others (")
+    assert "a rank has ended, or what lies between their machines" in str(found[1])
+
+
+@pytest.mark.parametrize(
+    ("says", "seconds", "cause"), [(True, 1.5, "a rank was lost"), (False, 0.5, "no answer within 0.5 s")]
+)
+def test_ranks_over_nccl_stop_to_wait_when_somebody_says_that_one_was_lost_and_in_the_end(
+    says: bool, seconds: float, cause: str, nccl_on_cpus: None
+) -> None:
+    abandoned, over_by = threading.Event(), threading.Event()
+    waited = list[float]()
+
+    def work(ranks: Grouped) -> None:
+        if ranks.rank == 0:  # is there, and does not answer
+            over_by.wait(10)
+            return
+        began = time.monotonic()
+        try:
+            threading.Timer(0.2, abandoned.set).start() if says else None
+            ranks.sum([torch.ones(3)])
+        finally:
+            waited.append(time.monotonic() - began)
+            over_by.set()
+
+    error = together(2, work, seconds, "nccl", abandoned)[1]
+    assert isinstance(error, ElsewhereError) and f"(over nccl) does not reach the others ({cause}" in str(error)
+    assert waited[0] == pytest.approx(0.2 if says else 0.5, abs=0.3)
+
+
+def test_what_happened_on_a_rank_is_told_though_the_others_are_gone() -> None:
+    def work(ranks: Grouped) -> None:
+        if ranks.rank:
+            with ranks.together():
+                raise NotFiniteError("a loss")
+
+    assert isinstance(together(2, work)[1], NotFiniteError)
 
 
 def test_no_more_than_a_bucket_is_copied_and_sent_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +245,7 @@ def test_no_more_than_a_bucket_is_copied_and_sent_at_a_time(monkeypatch: pytest.
             self.sent.append(sum(tensor.numel() for tensor in tensors))
             return self.group.allreduce(tensors)
 
-    def work(ranks: Gloo) -> tuple[list[int], list[float]]:
+    def work(ranks: Grouped) -> tuple[list[int], list[float]]:
         ranks._group = group = Group(ranks._group)
         tensors = [torch.full((size,), float(size)) for size in (1, 3, 2, 9, 1, 1)]
         ranks.sum(tensors)

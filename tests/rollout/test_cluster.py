@@ -1,7 +1,8 @@
 """A cluster of nodes makes what one machine makes, bit for bit; what a lost node had is made again elsewhere.
 
-One cluster for all tests of this file: a head that gives no cores, and two machines that give two each. A pool that is
-asked for again is still there (`keep`): to start one takes longer than what is done with it.
+One cluster for all tests of this file: a head that gives no cores, and two machines that give two each, one of them a
+GPU too, as far as Ray knows. A pool that is asked for again is still there (`keep`): to start one takes longer than
+what is done with it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ript.cli import main as cli  # noqa: E402
 from ript.config.sections import ClusterConfig  # noqa: E402
 from ript.config.text import describe  # noqa: E402
 from ript.core import children  # noqa: E402
+from ript.core.capacity import RENDER_GPU  # noqa: E402
 from ript.core.errors import ConfigError, RendererMissing, WorkerError  # noqa: E402
 from ript.core.metrics import values  # noqa: E402
 from ript.core.options import replace  # noqa: E402
@@ -71,8 +73,8 @@ def cluster() -> Iterator[Any]:
     cluster = Cluster()
     try:
         _patiently(cluster, num_cpus=0, include_dashboard=False)
-        for _ in range(2):
-            _patiently(cluster, num_cpus=CORES)
+        _patiently(cluster, num_cpus=CORES, num_gpus=1)  # so Ray is told: there need be none
+        _patiently(cluster, num_cpus=CORES)
         with contextlib.closing(Connection(cluster.address)), pytest.MonkeyPatch.context() as patch:
             patch.setattr(roster, "LOOK_SECONDS", 0.5)
             yield cluster
@@ -103,12 +105,12 @@ SETTINGS = {
 }
 
 
-def on_each(cluster: Any, **size: int) -> dict[str, Any]:
+def on_each(cluster: Any, **size: Any) -> dict[str, Any]:
     """Settings of a pool with a worker on each machine, or of another size."""
     return {"address": cluster.address, "size": Size(**({"workers_per_node": 1} | size)), "settings": SETTINGS}
 
 
-def refused(cluster: Any, check: str = "", **size: int) -> None:
+def refused(cluster: Any, check: str = "", **size: Any) -> None:
     """A pool that cannot be."""
     make_cluster_pool(FakeFactory(), None, check=check, **on_each(cluster, **size)).close()
 
@@ -148,6 +150,23 @@ def standing(cluster: Any, keep: Any, monkeypatch: pytest.MonkeyPatch) -> Cluste
     """A cluster for runs and commands."""
     monkeypatch.setattr(cluster_pool, "make_cluster_pool", keep)
     return ClusterConfig(address=cluster.address, workers_per_node=1)
+
+
+@pytest.mark.slow
+def test_nodes_share_the_gpu_that_ray_gives_them_and_hide_none_from_their_renderers(cluster: Any, keep: Any) -> None:
+    pool = keep(FakeFactory(), FakePolicy(), **on_each(cluster, nodes=2, gpus_per_node=0.5))
+    assert {member.place.gpus for member in pool._roster.members} == {1}  # both on the machine that has one
+    told = pool.work(
+        lambda desk: (
+            ray.get_runtime_context().get_accelerator_ids()["GPU"],
+            ray.get_runtime_context().get_assigned_resources()["GPU"],
+            os.environ.get("CUDA_VISIBLE_DEVICES"),
+            os.environ[RENDER_GPU],
+        ),
+        dict.fromkeys(pool.nodes, ()),
+    )
+    assert list(told.values()) == [(["0"], 0.5, None, "0")] * 2
+    assert collect(pool, requests(2)).keys() == inline(requests(2)).keys()
 
 
 def test_nodes_make_the_rollouts_that_this_process_makes_and_keep_their_records(fakes: ClusterPool) -> None:
@@ -209,11 +228,21 @@ def test_what_a_killed_node_had_to_do_and_had_recorded_is_made_again(fakes: Clus
     [
         ({"nodes": 9}, "cluster.nodes = 9, but the cluster has 2 with cores to give"),
         ({"workers_per_node": 5}, "cluster.workers_per_node = 5, but .* has 2 cores"),
+        ({"nodes": 3, "gpus_per_node": 0.5}, r"but the cluster has GPUs for 2 of them \(cluster.gpus_per_node = 0.5\)"),
+        ({"gpus_per_node": 1}, r"gpus_per_node = 1, but \S+ \(\w+\) has no GPU to give, .*--cluster.nodes=1\)"),
     ],
 )
-def test_more_than_the_cluster_has_is_refused(cluster: Any, size: dict[str, int], complaint: str) -> None:
+def test_more_than_the_cluster_has_is_refused(cluster: Any, size: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         refused(cluster, **size)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
+def test_a_node_whose_gpu_torch_does_not_see_is_refused_by_name(cluster: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"node \d at .*: Ray gave it GPU 0, but torch \S+ sees no CUDA device there: install a build"
+    ):
+        refused(cluster, nodes=1, gpus_per_node=1, device="cuda")
 
 
 def test_a_node_of_another_version_is_refused_by_name(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 from ript.cli import main as cli
+from ript.config.sections import ClusterConfig
+from ript.core.capacity import RENDER_GPU
 from ript.core.errors import ConfigError, DependencyMissing
 from ript.core.plugins import Suite
 from ript.core.registry import suites
 from ript.sims.toy.options import ToyOptions
+
+if TYPE_CHECKING:
+    from ript.rollout.cluster.connection import Place
+    from ript.rollout.cluster.starter import Starter
 
 
 def test_without_ray_a_cluster_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -95,6 +102,10 @@ def test_a_cluster_of_another_python_or_ray_is_refused_with_both_versions(
         (["--cluster.nodes=2"], "cluster.nodes has no effect without a cluster"),
         (["--learn.ranks=2"], "learn.ranks has no effect without a cluster"),
         (["--cluster=local", "--workers=2"], "rollout.workers has no effect on a cluster"),
+        (["--cluster=local", "--cluster.backend=gloo"], "cluster.backend has no effect without ranks"),
+        (["--cluster=local", "--cluster.gpus_per_node=2"], "cluster.gpus_per_node"),
+        (["--cluster=local", "--learn.ranks=2", "--cluster.backend=nccl"], "nccl sums over GPUs that each rank has"),
+        (["--cluster.gpus_per_node=1"], "cluster.gpus_per_node has no effect without a cluster"),
         (["--learn.ranks=some"], "learn.ranks: expected"),
     ],
 )
@@ -130,6 +141,116 @@ def test_a_policy_that_a_node_has_no_room_for_is_refused_with_what_would_help() 
     require("central", 10 * 2**30)
     with pytest.raises(ConfigError, match=r"for 3 copies of it \(one a node, and one that is sent\): give machines"):
         require("central", 12 * 2**30)
+
+
+def on(places: list[Place], address: str = "auto", **size: Any) -> Starter:
+    """Starts nodes on these machines of a cluster."""
+    from ript.rollout.cluster.node import Node
+    from ript.rollout.cluster.starter import Size, Starter
+
+    cluster: Any = SimpleNamespace(address=address, places=lambda first="CPU": places)
+    settings = {"inference": "central", "slots": 1}
+    return Starter(cluster, size=Size(**size), node=Node, factory=b"", settings=settings, packages=(), check="")
+
+
+def machine(number: int, gpus: int, cores: int = 8) -> Place:
+    from ript.rollout.cluster.connection import Place
+
+    return Place(id=str(number), name=f"10.0.0.{number}", cores=cores, gpus=gpus)
+
+
+def test_a_machine_has_as_many_nodes_as_its_gpus_have_room_for_and_they_share_its_cores() -> None:
+    pytest.importorskip("ray")
+    four, two, none = machine(1, 4), machine(2, 2), machine(3, 0)
+
+    def names(starter: Starter) -> str:
+        return "".join(place.id for place in starter.places())
+
+    assert names(on([four, two], gpus_per_node=1)) == "121211"
+    assert names(on([four, two], gpus_per_node=0.4)) == "121212121111"  # no node has a bit of this GPU, a bit of that
+    assert names(on([four, two, none], gpus_per_node=1, nodes=3)) == "121"
+    assert names(on([four], "local", gpus_per_node=1)) == "1111"
+    assert names(on([four], "local", gpus_per_node=0.5, nodes=3)) == "111"
+    assert names(on([four, two, none])) == "123" and names(on([four], "local", nodes=2)) == "11"
+    starter = on([four, two, none], gpus_per_node=1, nodes=3)
+    starter.places()
+    assert [starter._share(place) for place in (four, two)] == [2, 1]
+    assert [place.id for place in starter.missing([four, two])] == ["1"] and not starter.missing([four, two, four])
+    assert [place.id for place in on([four, two], gpus_per_node=1).missing([four, two, four])] == ["2", "1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "size", "complaint"),
+    [
+        ((0, 0), {}, r"= 1, but no machine of the cluster has a GPU to give \(10.0.0.1, 10.0.0.2\): start Ray on"),
+        ((4, 0), {}, r"= 1, but 10.0.0.2 has no GPU to give, .* --num-cpus=0, or say .*\(--cluster.nodes=4\)"),
+        ((4, 1), {"nodes": 6}, r"the cluster has GPUs for 5 of them .*: 10.0.0.1, 4 GPUs, 10.0.0.2, 1 GPUs; add some"),
+        ((9, 1), {"nodes": 0}, r"= 1, but 10.0.0.1 has 8 cores for 9 nodes: ask for fewer workers or nodes"),
+    ],
+)
+def test_gpus_that_there_are_not_are_refused_with_the_machines(gpus: Any, size: Any, complaint: str) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(ConfigError, match=complaint):
+        on([machine(1, gpus[0]), machine(2, gpus[1])], gpus_per_node=1, **size).places()
+
+
+def test_a_policy_that_gpus_of_nodes_have_no_room_for_is_refused() -> None:
+    pytest.importorskip("ray")
+    gib = 2**30
+    members: list[Any] = [SimpleNamespace(name="node 1", place=machine(1, 1), workers=1, memory=99 * gib)]
+    members[0].gpu_memory = 15 * gib
+    on([], gpus_per_node=1, device="cuda").require_room(members, 14 * gib)
+    with pytest.raises(ConfigError, match=r"takes 14.0 GiB, and the GPU of node 1 has 15.0 GiB free for 2 of it"):
+        on([], gpus_per_node=0.5, device="cuda").require_room(members, 14 * gib)
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus", "nccl", "complaint"),
+    [
+        ("3", 0, True, "node 1: Ray gave it GPU 3, but torch .* sees no CUDA device there: install a build of torch"),
+        ("0,1", 2, True, "torch sees 2 there .*: unset RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"),
+        ("3", 1, False, "has no NCCL there: install a build that has, or give --cluster.backend=gloo"),
+        ("3", 1, True, None),
+    ],
+)
+def test_a_node_takes_its_gpu_or_says_why_it_cannot(
+    given: str, gpus: int, nccl: bool, complaint: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of torch that has no GPU, what it would say of some."""
+    import torch
+
+    from ript.rollout.cluster.gpu import take_gpu
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setenv(RENDER_GPU, "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: nccl)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    if complaint is not None:
+        with pytest.raises(ConfigError, match=complaint):
+            take_gpu("node 1", "cuda", "nccl")
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == given
+        return
+    take_gpu("node 1", "cuda", "nccl")
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ and os.environ[RENDER_GPU] == given
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize(
+    ("gpus", "backend", "device", "over"),
+    [
+        (0, "auto", "cpu", "gloo"),
+        (1, "auto", "cuda", "nccl"),
+        (0.5, "auto", "cuda", "gloo"),
+        (1, "gloo", "cuda", "gloo"),
+        (1, "nccl", "cuda", "nccl"),
+    ],
+)
+def test_ranks_sum_from_gpu_to_gpu_where_each_has_its_own(gpus: float, backend: Any, device: str, over: str) -> None:
+    config = ClusterConfig(address="auto", gpus_per_node=gpus, backend=backend)
+    assert (config.device, config.sums_over) == (device, over)
 
 
 def test_a_node_with_other_versions_or_without_a_renderer_is_told_in_one_line() -> None:

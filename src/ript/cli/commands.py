@@ -234,12 +234,12 @@ def evaluate(args: Namespace) -> Answer:
     if args.trials < 1:
         raise ConfigError(f"--trials must be at least 1, got {args.trials}")
     EvalConfig(trials=args.trials)
-    rollout = RolloutConfig(workers=args.workers)
     given = {name: getattr(args, f"cluster_{name}") for name, _, _ in CLUSTER}
     given = {name: value for name, value in given.items() if value is not None}
     cluster = ClusterConfig(address=args.cluster or "", **given)
     if given and not cluster.used:
         raise ConfigError(f"{', '.join(f'--cluster.{name}' for name in given)}: no effect without --cluster")
+    rollout = RolloutConfig(workers=args.workers, inference="central" if cluster.gpus_per_node else "local")
     name, policy = named_policy(args.policy)
     sim = sim_options_of(policy)
     names, how = task_names(sim, args.tasks), steps_or_protocol(sim.suite, args.horizon)

@@ -45,6 +45,7 @@ CLUSTER = (
     ("workers_per_node", int, "worker processes of each node (default: one a core)"),
     ("silence", float, "seconds without a sign of life after which a node counts as lost (default 60)"),
     ("start_timeout", float, "seconds that nodes may take to start (default 180)"),
+    ("gpus_per_node", float, "1: a GPU for each node, to act and render on; 0.5: two share one (default 0)"),
 )
 """Settings of a cluster that `ript eval` takes: name, type, meaning."""
 

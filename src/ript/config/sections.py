@@ -133,6 +133,41 @@ class ClusterConfig(Settings):
     start_timeout: float = Field(
         180.0, ge=1, description="Seconds that nodes may take to start, or to come back when all are lost."
     )
+    gpus_per_node: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="GPUs of each node: 1: a machine has as many nodes as GPUs, and each computes on one, where "
+        "ranks learn, the policy acts with rollout.inference = central, and simulators render; 0.5: two nodes share a "
+        "GPU; 0: nodes compute on CPUs.",
+    )
+    backend: Literal["auto", "gloo", "nccl"] = Field(
+        "auto",
+        description="How ranks sum what they learned: nccl from GPU to GPU, gloo through the CPUs; auto: nccl where "
+        "each node has a GPU to itself.",
+    )
+
+    @model_validator(mode="after")
+    def _gpus_can_sum(self) -> ClusterConfig:
+        need(
+            self.backend != "nccl" or self.gpus_per_node == 1,
+            "cluster.backend",
+            "nccl sums over GPUs that each rank has to itself, and cluster.gpus_per_node = "
+            f"{self.gpus_per_node:g}: give --cluster.gpus_per_node=1, or --cluster.backend=gloo",
+        )
+        return self
+
+    @property
+    def device(self) -> str:
+        """Where nodes compute: "cpu" or "cuda"."""
+        return "cuda" if self.gpus_per_node else "cpu"
+
+    @property
+    def sums_over(self) -> str:
+        """What ranks sum over: "gloo" or "nccl"."""
+        if self.backend == "auto":
+            return "nccl" if self.gpus_per_node == 1 else "gloo"
+        return self.backend
 
     @property
     def used(self) -> bool:

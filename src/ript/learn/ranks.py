@@ -6,19 +6,26 @@ Every rank has the whole policy and goes through the same minibatches; sums come
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
+import os
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
 
 from ript.core.errors import TrainingError
+from ript.core.memory import ran_out
 from ript.core.metrics import Metrics, merge
 
 BUCKET = 2**24
 """Numbers that are summed at a time, in float64: 128 MiB."""
+WATCH_SECONDS = 0.0002
+"""Between two looks at whether GPUs are done with a sum."""
 
 
 class Ranks(Protocol):
@@ -70,29 +77,25 @@ class Alone:
 ALONE: Ranks = Alone()
 
 
-class Gloo:
-    """A rank among processes on a CPU, or on GPUs whose sums go through the CPU; over torch.distributed.
+class Grouped:
+    """A rank among processes that speak over a process group of torch's; see `over`.
 
     Args:
+        name: of this rank, for messages.
+        group: the process group of this rank.
         rank, world: number of this process, and how many there are.
-        store: where the ranks find each other.
-        host: address of this machine that the others reach.
-        seconds: that ranks wait for each other, at most.
+        device: where sums are made: that of the tensors that the group takes.
+        finish: waits until what was asked of the group is done; raises RuntimeError where it cannot be.
     """
 
-    def __init__(self, rank: int, world: int, store: Any, host: str, seconds: float):
-        import torch.distributed as dist
-
-        self.rank, self.world = rank, world
-        options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
-        options._timeout = datetime.timedelta(seconds=seconds)
-        self._group: Any = dist.ProcessGroupGloo(store, rank, world, options)
+    def __init__(self, name: str, group: Any, rank: int, world: int, *, device: str, finish: Callable[[Any], None]):
+        self.rank, self.world, self.device = rank, world, device
+        self._name, self._group, self._finish = name, group, finish
 
     def sum(self, tensors: Sequence[torch.Tensor]) -> None:
         for bucket in _buckets(tensors):
-            flat = torch.cat([tensor.detach().reshape(-1).to("cpu", torch.float64) for tensor in bucket])
-            self._group.allreduce([flat]).wait()
+            flat = torch.cat([tensor.detach().reshape(-1).to(self.device, torch.float64) for tensor in bucket])
+            self._all(self._group.allreduce, [flat])
             start = 0
             for tensor in bucket:
                 tensor.copy_(flat[start : start + tensor.numel()].reshape(tensor.shape))
@@ -103,28 +106,41 @@ class Gloo:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        failed = torch.zeros(1, dtype=torch.float64)
         try:
             yield
         except BaseException:
-            failed += 1
-            self._group.allreduce([failed]).wait()
+            with suppress(ElsewhereError):  # what happened here says more than that the others are gone
+                self._failures(1)
             raise
-        self._group.allreduce([failed]).wait()
-        if failed:
+        if self._failures(0):
             raise ElsewhereError("another rank failed")
+
+    def _failures(self, own: int) -> int:
+        """How many ranks have failed."""
+        failed = torch.full((1,), float(own), dtype=torch.float64, device=self.device)
+        self._all(self._group.allreduce, [failed])
+        return int(failed)
+
+    def _all(self, ask: Callable[..., Any], *tensors: Any) -> None:
+        """What all ranks do together: ask it of the group, and wait until it is done."""
+        with reaching(self._name):
+            self._finish(ask(*tensors))
 
     def _gather(self, thing: Any) -> list[Any]:
         """Every rank's, in order of ranks."""
         data = torch.frombuffer(bytearray(pickle.dumps(thing)), dtype=torch.uint8)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        self._group.allgather([sizes], [torch.tensor([len(data)])]).wait()
-        longest = int(max(sizes))
-        padded = torch.zeros(longest, dtype=torch.uint8)
+        sizes = [int(size) for size in self._gathered(torch.tensor([len(data)]))]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
         padded[: len(data)] = data
-        found = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
-        self._group.allgather([found], [padded]).wait()
-        return [pickle.loads(part[: int(size)].numpy().tobytes()) for part, size in zip(found, sizes, strict=True)]
+        found = zip(self._gathered(padded), sizes, strict=True)
+        return [pickle.loads(part[:size].cpu().numpy().tobytes()) for part, size in found]
+
+    def _gathered(self, own: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's tensor, all of one shape and type."""
+        own = own.to(self.device)
+        found = [torch.zeros_like(own) for _ in range(self.world)]
+        self._all(self._group.allgather, [found], [own])
+        return found
 
     def require_equal(self, tensors: Iterable[torch.Tensor]) -> None:
         """Raise TrainingError unless all ranks have these to the bit."""
@@ -138,6 +154,101 @@ class Gloo:
                 f"{', '.join(sorted({other[:8] for other in found} - {found[0][:8]}))}): they run on processors or "
                 "versions of torch that round differently, so use ranks of one kind"
             )
+
+
+def over(
+    backend: str,
+    rank: int,
+    world: int,
+    store: Any,
+    *,
+    host: str,
+    device: str,
+    seconds: float,
+    abandoned: threading.Event,
+) -> Grouped:
+    """Become one of `world` ranks; every one of them calls this.
+
+    Args:
+        backend: "gloo", between processes on CPUs, or on GPUs whose sums go through the CPU; or "nccl", between GPUs,
+            one for each rank.
+        rank, world: number of this process, and how many there are.
+        store: where the ranks find each other.
+        host: address of this machine, which the others reach.
+        device: "cpu" or "cuda", where this rank learns.
+        seconds: that ranks wait for each other, at most.
+        abandoned: set by whoever notices that a rank was lost; over gloo its connections tell the others.
+
+    Raises:
+        ElsewhereError: the others cannot be reached.
+    """
+    name = f"rank {rank} of {world} at {host} (over {backend})"
+    with reaching(name):
+        if backend == "nccl":
+            group = _nccl(rank, world, store, seconds)
+            finish = functools.partial(watched, give_up=group.abort, seconds=seconds, abandoned=abandoned)
+            return Grouped(name, group, rank, world, device=device, finish=finish)
+        group = _gloo(rank, world, store, host, seconds)
+        return Grouped(name, group, rank, world, device="cpu", finish=lambda work: work.wait())
+
+
+@contextmanager
+def reaching(name: str) -> Iterator[None]:
+    """Within, what torch raises becomes an `ElsewhereError` that names this rank: another is gone, cannot be reached,
+    or is not in time. Memory that runs out comes as it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if ran_out(error):
+            raise
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ElsewhereError(
+            f"{name} does not reach the others ({said}): a rank has ended, or what lies between their machines lets no "
+            "connection through"
+        ) from error
+
+
+def _gloo(rank: int, world: int, store: Any, host: str, seconds: float) -> Any:
+    import torch.distributed as dist
+
+    options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+    options._timeout = datetime.timedelta(seconds=seconds)
+    return dist.ProcessGroupGloo(store, rank, world, options)
+
+
+def _nccl(rank: int, world: int, store: Any, seconds: float) -> Any:
+    """Errors are raised where a rank waits, as over gloo: by default a thread of the group ends the process."""
+    os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
+    import torch.distributed as dist
+
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = datetime.timedelta(seconds=seconds)
+    return dist.ProcessGroupNCCL(store, rank, world, options)
+
+
+def watched(work: Any, *, give_up: Callable[[], None], seconds: float, abandoned: threading.Event) -> None:
+    """Wait until work of a group is done, as long as nobody says that a rank was lost: over nccl nothing else tells,
+    for GPUs wait for each other whatever becomes of processes.
+
+    Args:
+        work: that was asked of the group.
+        give_up: ends it.
+        seconds: to wait at most.
+        abandoned: set when a rank was lost.
+
+    Raises:
+        RuntimeError: it was given up, or failed.
+    """
+    deadline = time.monotonic() + seconds
+    while not work.is_completed():
+        if abandoned.wait(WATCH_SECONDS):
+            give_up()
+            raise RuntimeError("a rank was lost")
+        if time.monotonic() > deadline:
+            give_up()
+            raise RuntimeError(f"no answer within {seconds:g} s")
+    work.wait()  # raises what it failed of; on a GPU what comes next waits for it
 
 
 def sum_gradients(ranks: Ranks, parameters: Sequence[torch.nn.Parameter]) -> None:

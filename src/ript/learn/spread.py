@@ -17,9 +17,10 @@ from ript.core import policy_calls
 from ript.core.children import pack, unpack
 from ript.core.errors import ConfigError
 from ript.core.interfaces import LikelihoodPolicy
+from ript.core.memory import enough_memory
 from ript.core.types import Rollout
 from ript.learn.batch import UpdateBatch
-from ript.learn.ranks import ALONE, ElsewhereError, Gloo, Ranks
+from ript.learn.ranks import ALONE, ElsewhereError, Grouped, Ranks, over
 from ript.learn.rate import make_optimiser
 from ript.learn.update import UpdateResult, update
 
@@ -55,8 +56,8 @@ class Machines(Protocol):
 
     def work(self, function: Callable[..., Any], jobs: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         """Let each named node call `function(desk, *arguments)`, where `desk` is a dictionary of its own that outlives
-        the call and has "policy", packed, "device", "host", the address that other nodes reach it at, and "abandoned",
-        an event that is set when one of the nodes was lost meanwhile.
+        the call and has "policy", packed, "device", "backend", see `ranks.over`, "host", the address that other nodes
+        reach it at, and "abandoned", an event that is set when one of the nodes was lost meanwhile.
 
         Returns:
             node -> answer; without those that were lost meanwhile.
@@ -250,8 +251,9 @@ def learn(
     torch.set_num_threads(int(learner.settings.get("threads", 1)))
     near = None if start is None else _copy(desk, "start", start)
     batch = replace(batch, mine=mine)
-    result = update(policy, optimiser, batch, generator=generator, start=near, ranks=ranks, **learner.settings)
-    if isinstance(ranks, Gloo):
+    with enough_memory("in the update", "learn.micro_batch"):
+        result = update(policy, optimiser, batch, generator=generator, start=near, ranks=ranks, **learner.settings)
+    if isinstance(ranks, Grouped):
         ranks.require_equal(policy_calls.weights(policy).values())
     if seat.rank:
         return None
@@ -281,7 +283,16 @@ def join(desk: dict[str, Any], seat: Seat) -> Ranks:
     ):  # the group itself would not be interrupted
         if desk["abandoned"].wait(0.01):
             raise ElsewhereError("a rank was lost before all had met")
-    return Gloo(seat.rank, seat.world, store, desk["host"], SECONDS)
+    return over(
+        desk["backend"],
+        seat.rank,
+        seat.world,
+        store,
+        host=desk["host"],
+        device=desk["device"],
+        seconds=SECONDS,
+        abandoned=desk["abandoned"],
+    )
 
 
 def _own(desk: dict[str, Any], learner: Learner) -> tuple[Any, torch.optim.Optimizer]:

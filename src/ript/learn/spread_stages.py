@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from ript.core.supervised import Stage
-from ript.learn.ranks import Gloo
+from ript.learn.ranks import Grouped
 from ript.learn.spread import Machines, Seat, join, on_cpu, require_nodes, together
 from ript.learn.stages import Here, StageSettings, Stretch, changing, own_randomness, require_parts
 
@@ -105,7 +105,7 @@ def train(
         here = Here(policy, stages, settings, ranks)
         here.begin(number, None if state["optimiser"] is None else state)
         done = here.go(start, end, lambda: None)
-    if isinstance(ranks, Gloo):
+    if isinstance(ranks, Grouped):
         ranks.require_equal(policy.state_dict().values())
     if seat.rank:
         return None

@@ -132,6 +132,8 @@ def idle(command: str, config: Config) -> dict[str, str]:
         found = {name: why for name, why in found.items() if name not in _policy(config.policy.FURTHER)}
     if not config.cluster.used:
         found["learn.ranks"] = " without a cluster, whose nodes are the ranks: give --cluster, or leave it out"
+    if config.cluster.used and not config.learn.ranks:
+        found["cluster.backend"] = " without ranks, whose sums go over it: give --learn.ranks=auto, or leave it out"
     if config.cluster.used:
         found["rollout.workers"] = " on a cluster: give --cluster.workers_per_node"
     elif not config.rollout.workers:

@@ -116,9 +116,10 @@ class Connection:
                 f"`ray start --address=HEAD:6379` on each further machine, or give --cluster local{token}"
             ) from error
 
-    def places(self) -> list[Place]:
-        """Machines of the cluster that have cores to give: first those of which most cores are free."""
-        found, free = [], self._free()
+    def places(self, first: str = "CPU") -> list[Place]:
+        """Machines of the cluster that have cores to give: first those of which most cores are free, or with `first` =
+        "GPU" most GPUs."""
+        found, free = [], self._free(first)
         for node in self.ray.nodes():
             has = node["Resources"]
             if node["Alive"] and has.get("CPU", 0) >= 1:
@@ -133,12 +134,12 @@ class Connection:
                 )
         return sorted(found, key=lambda place: (-free.get(place.id, 0.0), place.id))
 
-    def _free(self) -> dict[str, float]:
-        """Machine -> cores that nobody has taken at the moment; empty where this release of Ray does not tell."""
+    def _free(self, kind: str) -> dict[str, float]:
+        """Machine -> cores or GPUs that nobody has taken at the moment; empty where Ray does not tell."""
         with contextlib.suppress(Exception):
             from ray._private.state import available_resources_per_node
 
-            return {name: float(has.get("CPU", 0.0)) for name, has in available_resources_per_node().items()}
+            return {name: float(has.get(kind, 0.0)) for name, has in available_resources_per_node().items()}
         return {}
 
     def close(self) -> None:

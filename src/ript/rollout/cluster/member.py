@@ -37,13 +37,14 @@ class Member:
         has: the policy that it begins with.
         workers: of its pool, one core each.
         slots: of each worker.
-        gpus: that it has to itself.
+        gpus: that it has to itself, or a share of one.
 
     Attributes:
         load: rollouts that it has to do.
         saturation: see `EnvPool.saturation`; 0 until it has started.
         pid: of its process, likewise.
         memory: bytes that were available there then, likewise.
+        gpu_memory: bytes that were free on its GPU then; None: it has none, or has not started.
         poll: its next results.
     """
 
@@ -57,13 +58,14 @@ class Member:
         *,
         workers: int,
         slots: int,
-        gpus: int,
+        gpus: float,
     ):
         self.has = has
         self.place, self.name, self.workers, self.slots = place, setup.name, workers, slots
         self.capacity = max(1, workers) * (slots + max(1, slots // 8))
         self.load = Load(max(1, workers) * int(setup.pool["loaded_tasks"]))
         self.saturation = self.pid = self.memory = 0
+        self.gpu_memory: int | None = None
         self._ray = cluster.ray
         here = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(place.id, soft=False)
         self.actor: Any = (
@@ -79,7 +81,7 @@ class Member:
     def started(self, told: Started) -> None:
         """The node has started and may get work."""
         self.saturation = told.saturation
-        self.pid, self.memory = told.pid, told.memory
+        self.pid, self.memory, self.gpu_memory = told.pid, told.memory, told.gpu_memory
         self.listen()
 
     def listen(self) -> None:

@@ -17,10 +17,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ript.core import capacity, children, interpreter
+from ript.core import capacity, children, interpreter, policy_calls
+from ript.core.device_memory import free_on
 from ript.core.types import Errand, Rollout, RolloutRequest
 from ript.core.workers import Crashed
 from ript.rollout.cluster.connection import require_ray
+from ript.rollout.cluster.gpu import take_gpu
 from ript.rollout.cluster.records import Record
 from ript.rollout.cluster.versions import installed
 from ript.rollout.local.worker import load_weights
@@ -36,7 +38,9 @@ class Setup:
         factory: packed simulator factory.
         pool: arguments of `make_pool`, but for the factory and the policy.
         packages: whose versions it tells.
-        device: "cpu" or "cuda", where it learns.
+        device: "cpu" or "cuda", where it learns, and acts with central inference.
+        on_gpu: Ray gives it a GPU, or a share of one.
+        backend: of sums over ranks; see `learn.ranks.over`.
         check: "module:name" of a function that raises what the machine lacks, given the node's name; called there in a
             process of its own. Empty: nothing in particular is needed.
         path: the driver's module path; what of it is there is looked through here too.
@@ -48,6 +52,8 @@ class Setup:
     pool: Mapping[str, Any]
     packages: Sequence[str]
     device: str
+    on_gpu: bool
+    backend: str
     check: str
     path: Sequence[str]
     environ: Mapping[str, str]
@@ -62,6 +68,7 @@ class Started:
         saturation: see `EnvPool.saturation`.
         cores: that its process may use.
         memory: bytes that are available there.
+        gpu_memory: bytes that are free on its GPU; None where it computes on the CPU.
         versions: of the packages it was asked for.
     """
 
@@ -69,6 +76,7 @@ class Started:
     saturation: int
     cores: int
     memory: int
+    gpu_memory: int | None
     versions: Mapping[str, str]
 
 
@@ -111,6 +119,7 @@ class Node:
         self._requests: deque[RolloutRequest] = deque()
         self._run = 0
         self._in_flight = self._kept_bytes = 0
+        self._acts_here = False  # in this process, not in its workers
         self._pool: Any = None
         self._abandoned = threading.Event()
         self._desk: dict[str, Any] = {"abandoned": self._abandoned}
@@ -262,13 +271,17 @@ class Node:
 
     def _use(self, policy: bytes) -> None:
         self._desk["policy"] = policy
-        self._pool.use(children.unpack(policy))
+        acts: Any = children.unpack(policy)
+        self._pool.use(policy_calls.to(acts, self._desk["device"]) if self._acts_here else acts)
 
     def _start(self, setup: Setup, policy: bytes | None, weights: bytes | None, version: int) -> Started:
         self._name = setup.name
-        self._desk |= {"host": self._ray.util.get_node_ip_address(), "device": setup.device}
+        self._desk |= {"host": self._ray.util.get_node_ip_address(), "device": setup.device, "backend": setup.backend}
+        self._acts_here = setup.pool["inference"] == "central"
         sys.path += [path for path in setup.path if path not in sys.path and os.path.isdir(path)]
         os.environ.update(setup.environ)
+        if setup.on_gpu:
+            take_gpu(setup.name, setup.device, setup.backend)
         if setup.check and (lacks := interpreter.in_a_child(setup.check, setup.name)) is not None:
             raise lacks
         self._pool = self.pool(setup)
@@ -281,6 +294,7 @@ class Node:
             saturation=self._pool.saturation,
             cores=capacity.cores().usable,
             memory=capacity.memory().available,
+            gpu_memory=free_on(setup.device),
             versions=installed(setup.packages),
         )
 

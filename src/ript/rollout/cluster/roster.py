@@ -133,14 +133,15 @@ class Roster:
 
         Args:
             asked: node -> its call.
-            together: they wait for each other: when one is lost, the others are told, and given up when they do not
-                come back; what they raise is an answer too.
+            together: they wait for each other: when one is lost or raises, the others are told, and given up when they
+                do not come back; what they raise is an answer too.
 
         Raises:
             RiptError: what a node raised, as soon as it comes.
         """
         answers: dict[Member, Any] = {}
         alone: float | None = None  # since when
+        told: list[Any] = []
         while waiting := {m: ref for m, ref in asked.items() if m in self.members and m not in answers}:
             for member in self.listen(list(waiting.values()), waiting):
                 found = self._got(member, waiting[member])
@@ -148,16 +149,18 @@ class Roster:
                     raise found.rebuild()
                 if member in self.members:
                     answers[member] = found
-            if not together or all(member in self.members for member in asked):
+            failed = any(isinstance(found, Crashed) for found in answers.values())
+            if not together or (not failed and all(member in self.members for member in asked)):
                 continue
             if alone is None:
                 alone = time.monotonic()
-                for member in waiting:
-                    member.actor.abandon.remote()
+                told = [member.actor.abandon.remote() for member in waiting]
             elif time.monotonic() - alone > self._size.silence:
                 for member in waiting:
                     if member in self.members and member not in answers:
                         self._lose(member, "it waits for a node that was lost")
+        if told:  # what comes next shall not be abandoned
+            self._ray.wait(told, num_returns=len(told), timeout=1.0, fetch_local=False)
         return answers
 
     def all(self, method: str, *arguments: Any) -> dict[Member, Any]:
@@ -186,7 +189,7 @@ class Roster:
         if not places:
             raise ConfigError("the cluster has no machine with a core to give")
         self._coming = [self._starter.member(place, self._work.has) for place in places]
-        began, told = time.monotonic(), False
+        began, told, what = time.monotonic(), False, "cores or GPUs" if self._size.gpus_per_node else "cores"
         while self._coming:
             if self._adopt_started(strict=True) or not self._coming:
                 continue
@@ -196,7 +199,7 @@ class Roster:
                 _log.warning("waiting for %s, which may be in use by another run (`ray status` says)", names)
             if waited > self._size.start:
                 raise WorkerError(
-                    f"{names} did not start within {self._size.start:g} s: its cores may be in use by another run "
+                    f"{names} did not start within {self._size.start:g} s: its {what} may be in use by another run "
                     "(`ray status` says), or the machine may be out of reach"
                 )
 
@@ -256,16 +259,9 @@ class Roster:
             self._adopt_started(strict=False, patience=0.0)
 
     def _ask_for_missing(self) -> None:
-        """Start what this pool has not and may have: a node on each machine that has none of its own, `size.nodes` in
-        all at most; on a machine that is shared, as many as are missing."""
-        have, places, most = [*self.members, *self._coming], self._cluster.places(), self._size.nodes
-        if self._starter.shared:
-            places, most = places[:1] * (most or 1), most or 1
-        else:
-            taken = {member.place.id for member in have}
-            places = [place for place in places if place.id not in taken]
-        wanted = places[: max(0, most - len(have))] if most else places
-        self._coming += [self._starter.member(place, self._work.has) for place in wanted]
+        """Start what this pool has not and may have."""
+        places = self._starter.missing([member.place for member in (*self.members, *self._coming)])
+        self._coming += [self._starter.member(place, self._work.has) for place in places]
 
     # ------------------------------------------------------------------------------------------ those that go
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,16 +28,23 @@ class Size:
         workers_per_node: worker processes of each; 0: one a core.
         silence: seconds without a sign of life after which a node counts as lost.
         start: seconds that nodes may take to start, or to be found again when all are lost.
-        gpus_per_node: that a node has to itself.
-        device: where nodes learn, "cpu" or "cuda".
+        gpus_per_node: 1: each node has a GPU to itself; less: a share of one; 0: none.
+        device: where nodes learn, and act with central inference: "cpu" or "cuda".
+        backend: of sums over ranks; see `learn.ranks.over`.
     """
 
     nodes: int = 0
     workers_per_node: int = 0
     silence: float = 60.0
     start: float = 180.0
-    gpus_per_node: int = 0
+    gpus_per_node: float = 0
     device: str = "cpu"
+    backend: str = "gloo"
+
+    @property
+    def nodes_per_gpu(self) -> int:
+        """How many nodes share a GPU."""
+        return int(1 / self.gpus_per_node + 1e-6) if self.gpus_per_node else 0
 
 
 class Starter:
@@ -68,6 +76,7 @@ class Starter:
         self._packages = (*ALWAYS, *packages)
         self._versions = installed(self._packages)
         self._made = 0
+        self._shares: Counter[str] = Counter()
 
     @property
     def shared(self) -> bool:
@@ -78,37 +87,88 @@ class Starter:
         """Where nodes shall be, one entry each.
 
         Raises:
-            ConfigError: the cluster has fewer nodes or cores than wanted.
+            ConfigError: the cluster has fewer nodes, cores or GPUs than wanted.
         """
         found, wanted = self._cluster.places(), self.size.nodes
-        if self.shared and found:
-            found = found[:1] * (wanted or 1)
-        if len(found) < wanted:
+        if self.size.gpus_per_node:
+            self._require_gpus(found)
+        seats = self._seats()
+        if len(seats) < wanted:
+            has = ", ".join(self._told(place) for place in found) or "none"
+            what = f"{len(seats)} with cores to give"
+            if self.size.gpus_per_node:
+                what = f"GPUs for {len(seats)} of them (cluster.gpus_per_node = {self.size.gpus_per_node:g})"
             raise ConfigError(
-                f"cluster.nodes = {wanted}, but the cluster has {len(found)} with cores to give: "
-                f"{', '.join(place.name for place in found) or 'none'}; add some, or ask for fewer"
+                f"cluster.nodes = {wanted}, but the cluster has {what}: {has}; add some, or ask for fewer"
             )
-        found = found[: wanted or len(found)]
-        for place in found:
-            share = found.count(place)
+        seats = seats[: wanted or len(seats)]
+        self._shares = Counter(place.id for place in seats)
+        for place in seats:
+            share = self._share(place)
             workers = workers_on(place, self.size.workers_per_node, share)
             if workers * share > place.cores:
                 raise ConfigError(
                     f"cluster.workers_per_node = {workers}, but {place.name} has {place.cores} cores"
-                    f"{f' for {share} nodes' if share > 1 else ''}: ask for fewer workers"
+                    f"{f' for {share} nodes' if share > 1 else ''}: ask for fewer workers or nodes"
                 )
-        return found
+        return seats
+
+    def missing(self, have: Sequence[Place]) -> list[Place]:
+        """Where nodes may be started beside those that there are, in `have`: `size.nodes` in all at most."""
+        taken, found = Counter(place.id for place in have), []
+        for place in self._seats():
+            if taken[place.id]:
+                taken[place.id] -= 1
+            else:
+                found.append(place)
+        return found[: max(0, self.size.nodes - len(have))] if self.size.nodes else found
+
+    def _seats(self) -> list[Place]:
+        """Where nodes may be, one entry each, machines in turn."""
+        found = self._cluster.places("GPU" if self.size.gpus_per_node else "CPU")
+        found = found[:1] if self.shared else found
+        room = [self._room(place) for place in found]
+        return [place for turn in range(max(room, default=0)) for place, n in zip(found, room, strict=True) if turn < n]
+
+    def _room(self, place: Place) -> int:
+        """How many nodes a machine may have: one; or one a GPU, or as many as share its GPUs."""
+        if self.size.gpus_per_node:
+            return place.gpus * self.size.nodes_per_gpu
+        return (self.size.nodes or 1) if self.shared else 1
+
+    def _share(self, place: Place) -> int:
+        """How many nodes share its cores: as many as there were at the start, for one that came later as may be."""
+        return self._shares[place.id] or max(1, self._room(place))
+
+    def _told(self, place: Place) -> str:
+        return f"{place.name}, {place.gpus} GPUs" if self.size.gpus_per_node else place.name
+
+    def _require_gpus(self, found: Sequence[Place]) -> None:
+        """Raise `ConfigError` unless these machines have GPUs: all, or some where so many nodes are asked for."""
+        asked, without = f"cluster.gpus_per_node = {self.size.gpus_per_node:g}", [p.name for p in found if not p.gpus]
+        if found and len(without) == len(found):
+            raise ConfigError(
+                f"{asked}, but no machine of the cluster has a GPU to give ({', '.join(without)}): start Ray on "
+                "machines with GPUs (`ray start --num-gpus=N` where it does not find them), or leave it out"
+            )
+        if without and not self.size.nodes:
+            raise ConfigError(
+                f"{asked}, but {', '.join(without)} has no GPU to give, so that nothing could be done there: start Ray "
+                f"there with --num-cpus=0, or say how many nodes are wanted (--cluster.nodes={len(self._seats())})"
+            )
 
     def member(self, place: Place, has: Has) -> Member:
         """One that is being started; no two have one name."""
         self._made += 1
-        workers = workers_on(place, self.size.workers_per_node, max(1, self.size.nodes) if self.shared else 1)
+        workers = workers_on(place, self.size.workers_per_node, self._share(place))
         setup = Setup(
             name=f"node {self._made}" if self.shared else f"node {self._made} at {place.name}",
             factory=self._factory,
             pool={**self._settings, "workers": workers},
             packages=self._packages,
             device=self.size.device,
+            on_gpu=self.size.gpus_per_node > 0,
+            backend=self.size.backend,
             check=self._check,
             path=interpreter.module_path(),
             environ={name: os.environ[name] for name in PASSED_ON if name in os.environ},
@@ -123,7 +183,7 @@ class Starter:
 
     def require_room(self, members: Sequence[Member], size: int) -> None:
         """Raise `ConfigError` for a policy of so many bytes that a machine has no room for: each worker has a copy, or
-        with central inference each node, and what it was sent as."""
+        with central inference each node, and what it was sent as; likewise for a policy that acts on nodes' GPUs."""
         central = self._settings.get("inference") == "central"
         for place in {member.place for member in members}:
             here = [member for member in members if member.place == place]
@@ -135,4 +195,12 @@ class Starter:
                     f"the policy takes {size / 2**30:.1f} GiB, and {here[0].name} has {free / 2**30:.1f} GiB for "
                     f"{copies} copies of it ({'one a node' if central else 'one a worker'}, and one that is sent): "
                     f"give {fewer}machines with more memory"
+                )
+        copies = self.size.nodes_per_gpu if central and self.size.device == "cuda" else 0
+        for member in members if copies else ():
+            if member.gpu_memory is not None and copies * size > member.gpu_memory:
+                raise ConfigError(
+                    f"the policy takes {size / 2**30:.1f} GiB, and the GPU of {member.name} has "
+                    f"{member.gpu_memory / 2**30:.1f} GiB free for {copies} of it: give GPUs with more memory, or "
+                    "fewer nodes to each (--cluster.gpus_per_node)"
                 )
