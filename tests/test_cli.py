@@ -787,6 +787,8 @@ def test_a_published_checkpoint_is_imported_and_exported_again(tmp_path: Path, c
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == 1_784_531 and found["suite"] == "imported"
     assert run("export", "quest", tmp_path / "policy", tmp_path / "again.pth") == 0
+    said = capsys.readouterr().out
+    assert "the file does not hold the model card" in said and "heads = 4 (published: 6)" in said
     again = torch.load(tmp_path / "again.pth", weights_only=True)["model"]
     assert list(again) == arrays.files
     for key in arrays.files:  # frequencies are computed anew, and differ in the last bit between processors

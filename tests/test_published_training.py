@@ -1,6 +1,7 @@
 """Published checkpoints practise like any other policy: nothing in the loop knows where a policy came from."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +128,9 @@ def test_an_imported_checkpoint_is_post_trained_and_exported_again(sampling: str
     assert changed and all(key.startswith("policy_prior.") for key in changed)
 
 
-def test_a_checkpoint_of_meta_world_practises_from_the_command_line(tmp_path: Path) -> None:
+def test_a_checkpoint_of_meta_world_practises_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     sizes = QuestConfig(
         action_dim=4,
         chunk=32,
@@ -179,8 +182,17 @@ def test_a_checkpoint_of_meta_world_practises_from_the_command_line(tmp_path: Pa
     assert run(*given, *seen, "--cameras", "corner", "--sim.arm=stick", "--out", tmp_path / "no") == 2
     assert run(*given, "--embeddings", tmp_path / "none.safetensors", "--out", tmp_path / "no") == 1
     assert not (tmp_path / "no").exists()
+    save_file({}, tmp_path / "empty.safetensors")
+    assert run(*given, *seen, "--embeddings", tmp_path / "empty.safetensors", "--out", tmp_path / "no") == 1
+    assert "empty.safetensors holds no embeddings: expected tensors whose names are" in capsys.readouterr().err
+    save_file({"Reach the goal": torch.ones(6)}, tmp_path / "others.safetensors")
+    assert run(*given, *seen, "--embeddings", tmp_path / "others.safetensors", "--out", tmp_path / "policy") == 0
+    assert "others.safetensors has none of the 50 instructions of metaworld's tasks; others" in capsys.readouterr().out
     embeddings = ("--embeddings", tmp_path / "clip.safetensors")
     assert run(*given, *seen, "--cameras", "corner2", "--sim.arm=boxes", *embeddings, "--out", tmp_path / "policy") == 0
+    said = capsys.readouterr().out
+    assert f"replaces the policy in {tmp_path / 'policy'} that was imported from {tmp_path / 'model.pth'}\n" in said
+    assert "clip.safetensors has 1 of the 50 instructions of metaworld's tasks; others need CLIP" in said
     assert sim_options_of(load_policy(tmp_path / "policy")).cameras == ("corner_rgb=corner2",)
     practise = (
         "rl",
@@ -212,6 +224,12 @@ def test_a_checkpoint_of_meta_world_practises_from_the_command_line(tmp_path: Pa
         "--learn.threads=1",
     )
     assert run(*practise) == 0
+    shutil.copytree(tmp_path / "run" / "policy", tmp_path / "copy")
+    kept = (tmp_path / "copy" / "model.safetensors").read_bytes()
+    for name, why in (("run/policy", f"is a policy of the run {tmp_path / 'run'}"), ("copy", "was trained here")):
+        assert run(*given, *seen, "--out", tmp_path / name) == 1
+        assert f"{why}, which would be lost: choose another --out" in capsys.readouterr().err
+        assert (tmp_path / name / "model.safetensors").read_bytes() == kept
     assert (
         run(
             "eval",

@@ -4,10 +4,12 @@ import argparse
 import collections
 import contextlib
 import datetime
+import hashlib
 import json
 import math
 import os
 import pickle
+import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +23,7 @@ import torch
 from ript.core.errors import ConfigError, PolicyError, RunError, UnknownNameError
 from ript.core.types import SimulatorSpec
 from ript.policies.pth import load_pth
-from ript.policies.quest.checkpoint import export_quest, import_quest, read_pth
+from ript.policies.quest.checkpoint import export_quest, import_quest, not_held, read_pth
 from ript.policies.quest.config import QuestConfig
 from ript.policies.quest.policy import QuestPolicy
 from ript.policies.quest.published import published_keys, sizes_in
@@ -370,9 +372,42 @@ def test_of_a_training_file_the_model_is_taken_and_the_rest_is_named(pth: Path, 
     policy = import_quest(training_file(tmp_path / "t.pth"), CONFIG)
     assert policy == import_quest(pth, CONFIG)
     assert policy.card["imported from"] == {
-        "file": "t.pth",
+        "file": str(tmp_path / "t.pth"),
+        "SHA-256 of the file": sha256(tmp_path / "t.pth"),
+        "configuration": "a document that was given",
         "not read from it": "optimizers, schedulers, scaler, epoch, steps, config",
     }
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_which_file_and_configuration_it_was_is_on_the_model_card(
+    pth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(GOLDEN / "tiny_config.json", "sizes.json")
+    assert import_quest(pth.name, "sizes.json").card["imported from"] == {
+        "file": str(pth),
+        "SHA-256 of the file": sha256(pth),
+        "configuration": str(tmp_path / "sizes.json"),
+        "SHA-256 of the configuration": sha256(tmp_path / "sizes.json"),
+    }
+
+
+def test_what_a_published_file_does_not_hold_is_said(pth: Path) -> None:
+    policy = import_quest(pth, CONFIG)
+    beside, others = not_held(policy)
+    assert beside == "the file does not hold the model card, nor what the policy's simulator shows"
+    assert "; encoder_heads = 2 (published: 4)" in others or ": encoder_heads = 2 (published: 4)" in others
+    assert "; heads = 4 (published: 6)" in others
+    assert "cameras" not in others and "width" not in others and "execute" not in others
+    policy = policy.configured(temperature=0.7)
+    policy.remember("open the drawer", torch.ones(policy.config.language_dim))
+    beside, others = not_held(policy)
+    assert beside.startswith("the file does not hold the embeddings that were given (1), the model card, nor")
+    assert "temperature = 0.7 (published: 1.0)" in others
 
 
 class Settings(collections.UserDict):

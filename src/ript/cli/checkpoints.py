@@ -11,7 +11,7 @@ from typing import Literal
 from ript.cli.answer import Answer
 from ript.cli.options import command
 from ript.core import policy_calls
-from ript.core.errors import ConfigError, RiptError
+from ript.core.errors import ConfigError, PolicyError, RiptError
 from ript.core.options import Settings
 from ript.core.plugins import CheckpointFormat, PolicyKind
 from ript.core.registry import kinds
@@ -89,8 +89,10 @@ def import_checkpoint(args: argparse.Namespace) -> Answer:
 
     kind, one = _format(args.format)
     assert one.read is not None
-    options = {name.removeprefix("option_"): v for name, v in vars(args).items() if name.startswith("option_")}
-    policy, left_out = one.read(args.file, one.options(**{name: v for name, v in options.items() if v is not None}))
+    replaced = _replaced(args.out)
+    given_options = {name.removeprefix("option_"): v for name, v in vars(args).items() if name.startswith("option_")}
+    options = one.options(**{name: v for name, v in given_options.items() if v is not None})
+    policy, left_out = one.read(args.file, options)
     given = given_fields(args)
     if others := [name for name in given if not name.startswith("sim.")]:
         raise ConfigError(
@@ -102,8 +104,10 @@ def import_checkpoint(args: argparse.Namespace) -> Answer:
         show(policy, overrides.apply(Config(sim=sim), given).sim)
     elif given or args.cameras:
         raise ConfigError("say of which suite the policy was shown pictures: --sim.suite=NAME (see `ript doctor`)")
-    policy_calls.save(policy, args.out)
     spec = policy.simulator
+    tasks = suites.get(spec.suite).tasks() if spec.suite in suites.names() else ()
+    said = [*replaced, *one.about(policy, options, [task.instruction for task in tasks])]
+    policy_calls.save(policy, args.out)
     parameters = sum(parameter.numel() for parameter in policy.parameters()) if hasattr(policy, "parameters") else 0
     document = {
         "policy": str(args.out),
@@ -111,13 +115,42 @@ def import_checkpoint(args: argparse.Namespace) -> Answer:
         "config": settings_of(policy),
         "suite": spec.suite,
         "left_out": list(left_out),
+        "notes": said,
     }
     text = (
         f"{args.out}: {kind.kind} for {spec.suite!r}, {parameters:,} parameters, cameras {', '.join(spec.cameras)}, "
         f"proprioception {spec.proprio_dim}, actions {spec.action_dim}"
     )
     ignored = [f"{args.file} also holds {', '.join(left_out)}: not read"] if left_out else []
-    return Answer(text="\n".join([text, *ignored, *caveats_of(policy)]), document=document, kept=str(args.out))
+    return Answer(text="\n".join([text, *said, *ignored, *caveats_of(policy)]), document=document, kept=str(args.out))
+
+
+def _replaced(out: str) -> list[str]:
+    """What an import will replace, in words; nothing where there is no policy.
+
+    Raises:
+        PolicyError: a policy that was trained here, which a file of another program would take the place of.
+    """
+    from ript.core.files import absolute
+    from ript.policies.folder import card
+    from ript.run.cards import is_trained
+    from ript.run.reading import read_config
+
+    folder = absolute(out)
+    try:
+        held = card(folder)
+    except RiptError:
+        return []  # who saves there finds out what it is
+    try:
+        read_config(folder.parent)
+        what = f"is a policy of the run {folder.parent}"
+    except RiptError:
+        what = "holds a policy that was trained here" if is_trained(held) else ""
+    if what:
+        raise PolicyError(f"{out} {what}, which would be lost: choose another --out, nothing was written")
+    origin = held.get("imported from")
+    origin = f" from {origin['file']}" if isinstance(origin, dict) and "file" in origin else ""
+    return [f"replaces the policy in {out} that was imported{origin}"]
 
 
 def export_checkpoint(args: argparse.Namespace) -> Answer:
@@ -130,6 +163,6 @@ def export_checkpoint(args: argparse.Namespace) -> Answer:
     policy = load_policy(args.policy)
     if kind_of(policy) != kind.kind:
         raise ConfigError(f"{args.policy} holds a {kind_of(policy)!r} policy: {one.summary} holds one of {kind.kind}")
-    one.write(policy, args.file)
-    document = {"file": str(args.file), "policy": str(args.policy)}
-    return Answer(text=f"written to {args.file}", document=document, kept=str(args.file))
+    lost = one.write(policy, args.file)
+    document = {"file": str(args.file), "policy": str(args.policy), "notes": list(lost)}
+    return Answer(text="\n".join([f"written to {args.file}", *lost]), document=document, kept=str(args.file))

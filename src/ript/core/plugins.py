@@ -152,7 +152,9 @@ class CheckpointFormat:
         options: class of the settings that reading takes.
         read: (file, options) -> a policy, whose `simulator` is a guess where files do not tell what they were trained
             on, and what the file holds besides and was not read; None: such files are not read.
-        write: (policy, file) -> nothing; None: such files are not written.
+        about: (policy that was read, the settings, instructions of its suite's tasks) -> sentences to say of it.
+        write: (policy, file) -> what the file does not hold of the policy, in sentences; None: such files are not
+            written.
         examples: lines of help, for reading and for writing.
     """
 
@@ -161,7 +163,8 @@ class CheckpointFormat:
     suffix: str
     options: type[Settings]
     read: Callable[[str | Path, Any], tuple[PostTrainable, Sequence[str]]] | None = None
-    write: Callable[[Any, str | Path], None] | None = None
+    about: Callable[[Any, Any, Sequence[str]], Sequence[str]] = lambda policy, options, instructions: ()
+    write: Callable[[Any, str | Path], Sequence[str]] | None = None
     examples: tuple[str, str] = ("", "")
 
 

@@ -33,6 +33,11 @@ def set_horizon(card: dict[str, Any], horizon: int) -> None:
     card[PROTOCOL] = {"horizon": horizon or "each task's own"}
 
 
+def is_trained(card: Mapping[str, Any]) -> bool:
+    """Whether the policy, or one that it was made from, was trained by `ript`."""
+    return any(title.removeprefix(BASE) in (SUPERVISED, PRACTICE, VALIDATION) for title in card)
+
+
 def begin_practice(card: dict[str, Any]) -> None:
     """Post-training begins: what an earlier one has made and measured is the base's."""
     if PRACTICE in card or VALIDATION in card:

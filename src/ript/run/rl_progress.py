@@ -160,7 +160,9 @@ def iteration_line(iteration: int, row: Mapping[str, float]) -> str:
     kl, clipped = (row.get(f"update/{k}", math.nan) for k in ("kl_last", "clip_fraction"))
     entropy = f"entropy {row['update/entropy']:.2f}, " if "update/entropy" in row else ""  # a density may have none
     attempted = row["rollout/attempted"]
-    told = row["rollout/signal_share"] * attempted if attempted else 0  # `accepted` holds others without dynamic sampling
+    told = (
+        row["rollout/signal_share"] * attempted if attempted else 0
+    )  # `accepted` holds others without dynamic sampling
     return (
         f"  iteration {iteration:2d}: success {row['rollout/success']:.2f}, "
         f"{told:.0f}/{attempted:.0f} groups with signal, "

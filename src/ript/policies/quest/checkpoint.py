@@ -7,6 +7,8 @@ policy's configuration comes from a file of its own, or from a preset whose size
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -14,10 +16,10 @@ from typing import Any, get_args
 import torch
 
 from ript.core import arguments
-from ript.core.disk import cannot_write, number_in
+from ript.core.disk import cannot_write, number_in, reading
 from ript.core.documents import json_value
 from ript.core.errors import ConfigError, PolicyError, UnknownNameError
-from ript.core.files import atomic_file, expanded, read_text
+from ript.core.files import absolute, atomic_file, expanded, read_text
 from ript.core.places import require_replaceable
 from ript.core.registry import suites
 from ript.core.types import SimulatorSpec
@@ -77,13 +79,44 @@ def import_quest(
         action_dim=found.action_dim,
         render={},
     )
-    origin = {"file": path.name} | ({LEFT_OUT: ", ".join(left_out)} if left_out else {})
+    origin = _told("file", path) | _of_config(config) | ({LEFT_OUT: ", ".join(left_out)} if left_out else {})
     policy = QuestPolicy(found, spec, card={"imported from": origin})
     own = policy.state_dict()
     for key, tensor in weights.items():
         if (name := our_name(key)) is not None:
             own[name].copy_(tensor)
     return policy if sampling == "exact" else policy.configured(sampling=sampling, top_k=BEAM)
+
+
+def _told(what: str, path: str | Path) -> dict[str, str]:
+    """Which file it was, in the model card: where it lay, and the SHA-256 of its content."""
+    path = absolute(path)
+    with reading(path, PolicyError), path.open("rb") as file:
+        return {what: str(path), f"SHA-256 of the {what}": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _of_config(config: str | Path | Mapping[str, Any]) -> dict[str, str]:
+    if isinstance(config, Mapping):
+        return {"configuration": "a document that was given"}
+    return {"configuration": config} if config in _suites() else _told("configuration", config)
+
+
+def not_held(policy: QuestPolicy) -> list[str]:
+    """What a published file of this policy does not hold, in sentences: what lies beside the weights, and settings that
+    reading it with the name of a suite would take otherwise."""
+    config = policy.config
+    told = sizes_in({key: torch.empty(shape, device="meta") for key, shape, *_ in published_keys(config)})
+    published = (
+        {f.name: getattr(QuestConfig(), f.name) for f in dataclasses.fields(config)} | {"execute": EXECUTE} | told
+    )
+    others = [
+        f"{name} = {getattr(config, name)} (published: {value})"
+        for name, value in published.items()
+        if getattr(config, name) != value and name != "rl_trains"
+    ]
+    beside = [f"the embeddings that were given ({len(policy.remembered)})"] if policy.remembered else []
+    found = [f"the file does not hold {', '.join([*beside, 'the model card'])}, nor what the policy's simulator shows"]
+    return [*found, *([f"what its shapes do not tell is not as published: {'; '.join(others)}"] if others else [])]
 
 
 def export_quest(policy: QuestPolicy, path: str | Path) -> None:

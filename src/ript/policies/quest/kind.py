@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from ript.core.errors import DataError
+from ript.core.errors import DataError, PolicyError
 from ript.core.interfaces import SimulatorFactory
 from ript.core.options import Settings
 from ript.core.plugins import CheckpointFormat, PolicyKind
@@ -134,17 +134,32 @@ def read(file: str | Path, options: QuestFile) -> tuple[QuestPolicy, list[str]]:
     from ript.policies.quest.checkpoint import LEFT_OUT, import_quest
 
     policy = import_quest(file, options.config, sampling=options.sampling)
-    for sentence, vector in (read_tensors(options.embeddings) if options.embeddings else {}).items():
+    given = read_tensors(options.embeddings) if options.embeddings else {}
+    if options.embeddings and not given:
+        raise PolicyError(f"{options.embeddings} holds no embeddings: expected tensors whose names are instructions")
+    for sentence, vector in given.items():
         policy.remember(sentence, vector)
     left_out = policy.card["imported from"].get(LEFT_OUT, "")
     return policy, left_out.split(", ") if left_out else []
 
 
-def write(policy: QuestPolicy, file: str | Path) -> None:
-    """Write a published checkpoint."""
-    from ript.policies.quest.checkpoint import export_quest
+def about(policy: QuestPolicy, options: QuestFile, instructions: Sequence[str]) -> list[str]:
+    """How many of a suite's instructions have an embedding in the file that was given."""
+    if not options.embeddings or not instructions:
+        return []
+    wanted = set(instructions)
+    has = len(wanted & set(policy.remembered))
+    others = "" if has == len(wanted) else "; others need CLIP (docs/quest_checkpoints.md)"
+    suite = policy.simulator.suite
+    return [f"{options.embeddings} has {has or 'none'} of the {len(wanted)} instructions of {suite}'s tasks{others}"]
+
+
+def write(policy: QuestPolicy, file: str | Path) -> list[str]:
+    """Write a published checkpoint; returns what it does not hold."""
+    from ript.policies.quest.checkpoint import export_quest, not_held
 
     export_quest(policy, file)
+    return not_held(policy)
 
 
 PUBLISHED = CheckpointFormat(
@@ -153,6 +168,7 @@ PUBLISHED = CheckpointFormat(
     suffix=".pth",
     options=QuestFile,
     read=read,
+    about=about,
     write=write,
     examples=(
         "  ript import quest model.pth --config libero --out policies/quest-libero\n"

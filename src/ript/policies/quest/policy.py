@@ -139,6 +139,11 @@ class QuestPolicy(nn.Module):
             raise PolicyError(f"the embedding of {instruction!r} holds NaN or infinity")
         self._language[instruction] = self._remembered[instruction] = vector.detach().float().cpu()
 
+    @property
+    def remembered(self) -> tuple[str, ...]:
+        """The instructions whose embeddings were given."""
+        return tuple(self._remembered)
+
     def inputs(self, observation: Observation) -> dict[str, torch.Tensor]:
         """An observation as tensors: "image/<camera>", "proprio", "language"."""
         tensors = {f"image/{name}": torch.from_numpy(observation.images[name]) for name in self.config.cameras}
