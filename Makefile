@@ -20,7 +20,7 @@ INSTALLED  := $(subst $(EMPTY) ,\ ,$(VENV)/.installed)
 
 help:
 	@echo "make quickstart   install, then go from nothing to a post-trained policy and a report (4 to 15 minutes)"
-	@echo "make test         install, then run the whole test suite"
+	@echo "make test         install, then run the tests but those that take minutes"
 	@echo "make test-all     the tests that take minutes too: all of LIBERO beside the stock environment"
 	@echo "make install      the environment alone, in $(VENV); nothing happens when nothing changed"
 	@echo "make check        lint, format and types"

@@ -436,7 +436,7 @@ def test_rl_ends_with_before_after_and_where_to_look(rl: Path, printed: dict, ca
     assert found["gained"] - found["lost"] == now["successes"] - was["successes"]
     assert found["difference"] == pytest.approx((found["gained"] - found["lost"]) / now["trials"])
     assert [line.split()[1] for line in changes] == ["greedy", "sampled"]
-    assert f" points on the same states (paired 95 % interval {100 * found['interval'][0]:+.0f} to " in changes[0]
+    assert f" points on the same states (paired 95 % interval {100 * found['interval'][0]:+z.0f} to " in changes[0]
     assert f": {found['gained']} gained, {found['lost']} lost, p" in changes[0]
     assert str(rl / "report.html") in where
     assert str(rl / "policy") in where
@@ -773,6 +773,14 @@ def test_a_command_that_a_message_names_can_be_typed_when_the_folder_has_a_space
 def test_the_parser_itself_raises_what_the_command_line_prints() -> None:
     with pytest.raises(ConfigError, match="expected one argument"):
         cli.make_parser().parse_args(["eval", "--policy"])
+
+
+def test_one_of_a_thing_is_told_in_the_singular(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "one.hdf5"
+    collect = ("demos", "collect", "--recipe", "smoke", "--tasks", "reach", "--per-task", 1, "--workers", 0)
+    assert run(*collect, "--out", out) == 0 and run("demos", "info", out) == 0
+    said = capsys.readouterr().out
+    assert "1 demonstration of 1 task (" in said and f"{out}: 1 demonstration, " in said
 
 
 # ------------------------------------------------------------------ published checkpoints

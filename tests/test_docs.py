@@ -152,7 +152,7 @@ def test_the_example_of_a_simulator_keeps_the_contract_and_is_practised_in(tmp_p
     printed = run_example(tmp_path, "try_slider.py", "adding_a_policy.md", "adding_a_simulator.md")
     assert rate(printed, "after") > rate(printed, "before") + 0.05
     assert "refused: slider/stop-at-mark, initial state" in printed
-    assert "all 1 iterations done" in printed
+    assert "1 iteration done" in printed
 
 
 def test_the_simulator_of_the_page_is_found_through_an_entry_point(tmp_path: Path) -> None:

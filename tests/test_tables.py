@@ -31,3 +31,8 @@ def test_without_a_pair_of_valid_trials_nothing_is_claimed() -> None:
 
 def test_a_small_probability_is_told_as_small() -> None:
     assert points(change(measured("f" * 100), measured("s" * 100))).endswith("100 gained, 0 lost, p < 0.001")
+
+
+def test_a_change_or_bound_that_rounds_to_nothing_has_no_minus_before_it() -> None:
+    found = {"difference": -0.001, "interval": (-0.37, -0.0004), "gained": 0, "lost": 1, "dropped": 0, "p": 1.0}
+    assert points(found).startswith("+0 points on the same states (paired 95 % interval -37 to +0): ")

@@ -23,6 +23,7 @@ from ript.core.types import EvalResult
 from ript.learn.batch import make_batch
 from ript.learn.rate import make_optimiser, scale_rate
 from ript.policies.loading import require_policy
+from ript.report.tables import count
 from ript.rollout.sampling import Collection
 from ript.run.collecting import Collecting
 from ript.run.folder import RunFolder
@@ -104,7 +105,9 @@ def train_rl(
         with RunFolder.open(out) if resume else RunFolder.create(out, record) as run:
             run.change_settings(given.changed)
             run.track(config.trackers)
-            status(f"{config.iterations} iterations: {amount(config, hooks.made_with(trained).get('execute'))}")
+            status(
+                f"{count(config.iterations, 'iteration')}: {amount(config, hooks.made_with(trained).get('execute'))}"
+            )
             if not (run.path / "start").exists():
                 policy_calls.save(trained, run.path / "start")
             loop = _Run(config, trained, states, run)

@@ -16,6 +16,7 @@ from ript.core.interfaces import EnvPool
 from ript.core.metrics import values
 from ript.core.options import replace
 from ript.core.types import InitialState, Rollout, RolloutRequest, Status
+from ript.report.tables import count
 from ript.run.progress import status
 from ript.run.states import InitialStates
 
@@ -105,7 +106,7 @@ def describe_cluster(found: dict[str, Any]) -> str:
     size = {name: f"{number / 1e3:,.1f} kB" for name, number in found["bytes"].items()}
     return "\n".join(
         [
-            f"cluster    {found['env_steps_per_second']:,.0f} env-steps a second, {found['workers']} workers",
+            f"cluster    {found['env_steps_per_second']:,.0f} env-steps a second, {count(found['workers'], 'worker')}",
             f"local      {found['local_env_steps_per_second']:,.0f} with as many workers in one pool",
             f"ratio      {found['ratio_to_local']:.2f} ({found['rounds']} rounds of {found['rollouts']} rollouts each)",
             f"driver     {found['driver_ms_per_rollout']:.2f} ms of processor a rollout",

@@ -39,6 +39,7 @@ from ript.core.registry import suites
 from ript.core.simulators import close
 from ript.core.types import InitialState, Observation, Rollout, RolloutRequest, Status
 from ript.policies.quest.policy import QuestPolicy
+from ript.report.tables import count
 from ript.run.progress import progress, status
 from ript.run.states import InitialStates
 
@@ -395,7 +396,7 @@ def describe_rollout(document: dict[str, Any]) -> str:
     counts = f"{limit['rollouts']} rollouts, {limit['env_steps']} steps, {limit['decisions']} decisions"
     counts += f" in {limit['seconds']:.1f} s"
     return f"""\
-ours   {document["env_steps_per_second"]:7.0f} env-steps/s, {document["workers"]} workers: {counts}
+ours   {document["env_steps_per_second"]:7.0f} env-steps/s, {count(document["workers"], "worker")}: {counts}
        share of the workers' time: {share}
 limit  {limit["env_steps_per_second"]:7.0f} env-steps/s on {limit["cores"]} cores: {at_best} (batch {limit["batch"]})
        MuJoCo's own steps alone: {1000 * limit["seconds_per_raw_step"]:.3g} ms

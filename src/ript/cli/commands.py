@@ -184,7 +184,8 @@ def rl(args: Namespace) -> Answer:
         "policy": str(result.policy),
         "report": None if report is None else str(report),
     }
-    lines = [f"{result.iterations} iterations, {result.rollouts} rollouts, {result.env_steps} steps; {result.reason}"]
+    did = f"{count(result.iterations, 'iteration')}, {count(result.rollouts, 'rollout')}, {result.env_steps} steps"
+    lines = [f"{did}; {result.reason}"]
     lines += [f"before   {modes(result.before)}", f"after    {modes(result.after)}"]
     lines += [f"change   {mode} {points(found)}" for mode, found in document["change"].items()]
     lines += [f"look at  {report or result.folder} (policy: {result.policy})"]

@@ -9,7 +9,7 @@ from ript.cli.arguments import given_fields, saying_what_is_kept, task_names
 from ript.config import overrides
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, DataError
-from ript.report.tables import table
+from ript.report.tables import count, table
 from ript.run.settings import refuse_unused
 
 
@@ -45,8 +45,9 @@ def demos_collect(args: Namespace) -> Answer:
             workers=config.rollout.workers,
             pool=pool,
         )
-    counts = f"{made.steps} steps, {made.frames} observations, {made.tries} tries"
-    text = f"{made.demos} demonstrations of {len(keys)} tasks ({counts})"
+    tries = "1 try" if made.tries == 1 else f"{made.tries} tries"
+    counts = f"{made.steps} steps, {made.frames} observations, {tries}"
+    text = f"{count(made.demos, 'demonstration')} of {count(len(keys), 'task')} ({counts})"
     document = {
         "file": args.out,
         "tasks": keys,
@@ -86,14 +87,14 @@ def demos_convert(args: Namespace) -> Answer:
     with saying_what_is_kept(f"{args.out} was not written; run the command again"):
         made = convert_demos(args.files, args.out, lambda demo: convert(demo, config.sim, rendered), every=args.every)
     document = {"file": args.out, "demos": made, "pictures": args.pictures, "every": args.every}
-    return Answer(text=f"{made} demonstrations\nwritten to {args.out}", document=document, kept=str(args.out))
+    return Answer(text=f"{count(made, 'demonstration')}\nwritten to {args.out}", document=document, kept=str(args.out))
 
 
 def demos_info(args: Namespace) -> Answer:
     from ript.demos.demo_set import open_demos
 
     info = open_demos(args.files).info()
-    lines = [f"{f['path']}: {f['demos']} demonstrations, {f['bytes'] / 1e6:.1f} MB" for f in info["files"]]
+    lines = [f"{f['path']}: {count(f['demos'], 'demonstration')}, {f['bytes'] / 1e6:.1f} MB" for f in info["files"]]
     lines.append("cameras: " + ", ".join(f"{name} {h}x{w}" for name, (h, w) in info["cameras"].items()))
     rows = [("task", "demos", "steps (min-max)", "observations", "tries")] + [
         (

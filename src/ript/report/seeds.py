@@ -73,8 +73,8 @@ def _together(key: tuple[str, str], found: Sequence[tuple[RunData, Comparison]])
         "before": _side(success(measured_once(was) if len(starts) == 1 and None not in starts else was)),
         "after": _side(success(now)),
         "change": {
-            "points": f"{100 * change.value:+.0f}",
-            "each": ", ".join(f"{100 * seed:+.0f}" for seed in change.seeds),
+            "points": f"{100 * change.value:+z.0f}",
+            "each": ", ".join(f"{100 * seed:+z.0f}" for seed in change.seeds),
             "interval": points(change),
         },
     }

@@ -63,8 +63,8 @@ def points(changed: Mapping[str, Any]) -> str:
     p = f"p = {changed['p']:.3f}" if changed["p"] >= 0.001 else "p < 0.001"
     dropped = f", {changed['dropped']} left out" if changed["dropped"] else ""
     return (
-        f"{100 * changed['difference']:+.0f} points on the same states (paired 95 % interval {100 * low:+.0f} to "
-        f"{100 * high:+.0f}): {changed['gained']} gained, {changed['lost']} lost{dropped}, {p}"
+        f"{100 * changed['difference']:+z.0f} points on the same states (paired 95 % interval {100 * low:+z.0f} to "
+        f"{100 * high:+z.0f}): {changed['gained']} gained, {changed['lost']} lost{dropped}, {p}"
     )
 
 

@@ -73,7 +73,7 @@ def outcome(result: Row | None) -> dict[str, Any] | None:
     rate = result["successes"] / result["trials"] if result["trials"] else math.nan
     text = f"{result['successes']} of {result['trials']}"
     if result["errors"]:
-        text += f", {result['errors']} errors apart"
+        text += f", {result['errors']} error{'' if result['errors'] == 1 else 's'} apart"
     return {
         "rate": rate,
         "percent": percent(rate),
@@ -162,7 +162,7 @@ def _change(comparison: Comparison, tasks: Sequence[str] | None = None) -> dict[
     p = f"p = {counts.p_value:.3f}" if counts.p_value >= 0.001 else "p < 0.001"
     dropped = f", {counts.dropped} left out" if counts.dropped else ""
     return {
-        "points": f"{100 * found.value:+.0f}",
+        "points": f"{100 * found.value:+z.0f}",
         "interval": points(found),
         "counts": f"{counts.gained} gained, {counts.lost} lost of {counts.states}{dropped}; {p}",
         "apart": found.low > 0 or found.high < 0,
@@ -171,7 +171,7 @@ def _change(comparison: Comparison, tasks: Sequence[str] | None = None) -> dict[
 
 def points(found: Estimate) -> str:
     """A difference's interval: "+76 to +91"."""
-    return f"{100 * found.low:+.0f} to {100 * found.high:+.0f}"
+    return f"{100 * found.low:+z.0f} to {100 * found.high:+z.0f}"
 
 
 def _tasks_of(comparison: Comparison) -> list[str]:

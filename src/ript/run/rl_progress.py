@@ -139,7 +139,8 @@ class Progress:
     def reason(self, iterations: int) -> str:
         """Why a run is at its end."""
         unchanged = "" if self.learned or not iterations else ", and none changed the policy"
-        return self.ended or f"all {iterations} iterations done{unchanged}"
+        done = "1 iteration done" if iterations == 1 else f"all {iterations} iterations done"
+        return self.ended or f"{done}{unchanged}"
 
 
 def has_signal(group: Group, least: float = 0.0) -> bool:
@@ -160,9 +161,8 @@ def iteration_line(iteration: int, row: Mapping[str, float]) -> str:
     kl, clipped = (row.get(f"update/{k}", math.nan) for k in ("kl_last", "clip_fraction"))
     entropy = f"entropy {row['update/entropy']:.2f}, " if "update/entropy" in row else ""  # a density may have none
     attempted = row["rollout/attempted"]
-    told = (
-        row["rollout/signal_share"] * attempted if attempted else 0
-    )  # `accepted` holds others without dynamic sampling
+    # Without dynamic sampling `accepted` holds groups without a signal, too.
+    told = row["rollout/signal_share"] * attempted if attempted else 0
     return (
         f"  iteration {iteration:2d}: success {row['rollout/success']:.2f}, "
         f"{told:.0f}/{attempted:.0f} groups with signal, "

@@ -169,8 +169,8 @@ def points(estimate: Estimate) -> str:
     """ "+20 (+23, +16; -29 to +68)": points, mean over seeds, each seed, 95 % interval."""
     if not estimate.seeds:
         return "-"
-    each = f"{', '.join(f'{100 * seed:+.0f}' for seed in estimate.seeds)}; " if len(estimate.seeds) > 1 else ""
-    return f"{100 * estimate.value:+.0f} ({each}{100 * estimate.low:+.0f} to {100 * estimate.high:+.0f})"
+    each = f"{', '.join(f'{100 * seed:+z.0f}' for seed in estimate.seeds)}; " if len(estimate.seeds) > 1 else ""
+    return f"{100 * estimate.value:+z.0f} ({each}{100 * estimate.low:+z.0f} to {100 * estimate.high:+z.0f})"
 
 
 def markdown(table: dict[str, Any]) -> str:

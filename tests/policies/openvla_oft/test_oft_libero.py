@@ -199,7 +199,7 @@ def test_the_page_takes_a_download_to_a_practised_adapter_and_its_evaluation(fol
         assert cli.main([*words, *small.get(words[0], ())]) == 0, (words, capsys.readouterr().err)
     out, err = capsys.readouterr()
     assert re.search(r"^libero_spatial/0 .* 0/1 ", out, re.MULTILINE)  # a policy with random weights
-    assert "1 iterations: at most 6 rollouts, 96 env-steps, 4 decisions in updates" in err
+    assert "1 iteration: at most 6 rollouts, 96 env-steps, 4 decisions in updates" in err
     (row,) = map(json.loads, (tmp_path / "runs" / "rl" / "metrics.jsonl").read_text().splitlines())
     assert row["rollout/rollouts"] == 2 and row["rollout/errors"] == 0
     for out, base in (("sft", "openvla-oft-spatial"), ("base", "openvla-7b"), ("rl", "openvla-oft-spatial")):
