@@ -480,6 +480,27 @@ def test_supervised_training_goes_on_with_its_own_settings(
     assert resume_sft(tmp_path / "run") == train_sft(config, demos, tmp_path / "whole")
 
 
+def test_a_setting_that_a_runs_record_does_not_hold_is_refused_when_it_goes_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """One of a stage that the run has not, and one that came after it was begun."""
+    base = ("--base", folder / "sft" / "policy", "--demos", folder / "demos.hdf5", *SFT)
+    assert run("sft", "--recipe", "smoke", *base, "--out", tmp_path / "sft") == 0
+    assert "sft.policy_steps" not in settings(tmp_path / "sft")
+    capsys.readouterr()
+    assert run("sft", "--resume", tmp_path / "sft", "--sft.policy_steps=999") == 2
+    assert "sft.policy_steps = 999 (the run has " in capsys.readouterr().err
+    config = toy_config(iterations=1, eval={"trials": 1, "every": 0})
+    train_rl(config, lively_policy(config), tmp_path / "rl")
+    record = json.loads((tmp_path / "rl" / "config.json").read_text())
+    del record["config"]["recipe_config"]["learn"]["kl_to_start"]
+    (tmp_path / "rl" / "config.json").write_text(json.dumps(record))
+    more = ("rl", "--resume", tmp_path / "rl", "--iterations", 2)
+    assert run(*more, "--learn.kl_to_start=1") == 2
+    assert "learn.kl_to_start = 1.0 (the run has 0.0)" in capsys.readouterr().err
+    assert run(*more, "--learn.kl_to_start=0") == 0
+
+
 # ---------------------------------------------------------------------- how long an episode may last
 
 

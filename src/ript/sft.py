@@ -298,8 +298,9 @@ def resume_sft(out: str | Path, changes: Mapping[str, Any] | None = None) -> Pos
         raise RunError(
             f"{out} is not a run of supervised training: go on with `{as_typed(document['kind'], '--resume', out)}`"
         )
-    asked = document["config"]
-    config = Config.from_record(nested(leaves(asked["recipe_config"]) | dict(changes or {})))
+    asked, changes = document["config"], dict(changes or {})
+    refuse_changes("sft", asked["recipe_config"], changes, changes)
+    config = Config.from_record(nested(leaves(asked["recipe_config"]) | changes))
     base = None if asked["base"] is None else Origin(asked["base"], asked.get("base_revision"))
     if base and (out / "start").exists():
         base = Origin(str(out / "start"))

@@ -20,13 +20,17 @@ FREE: dict[str, tuple[str, ...]] = {
 """Command -> the settings, or sections, that may be others when its run goes on."""
 
 
-def refuse_changes(command: str, held: Mapping[str, Any], now: Mapping[str, Any]) -> Leaves:
+def refuse_changes(
+    command: str, held: Mapping[str, Any], now: Mapping[str, Any], given: Collection[str] = ()
+) -> Leaves:
     """What is another setting when a run goes on.
 
     Args:
         command: "rl" or "sft".
         held: the run's own settings, as its config.json has them.
         now: what is wanted, by dotted names.
+        given: those of them that somebody gave. A setting that the record does not hold had no effect, or is younger
+            than the run: it keeps its default, and another value is refused where it was given.
 
     Returns:
         name -> new value, of those that may change.
@@ -37,6 +41,8 @@ def refuse_changes(command: str, held: Mapping[str, Any], now: Mapping[str, Any]
     before = leaves(held)
     may = (*FREE[command], "recipe")
     missing = object()  # what had no effect is not in the record, and may have one now
+    defaults = leaves(Config.from_record(held).to_json())
+    before = {name: defaults[name] for name in given if name in defaults and not _may(may, name)} | before
     changed = {
         name: value
         for name, value in now.items()

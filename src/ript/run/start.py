@@ -71,7 +71,8 @@ def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config
         raise RunError(f"{out / 'config.json'} is damaged: start = {start!r}, expected a policy folder")
     RunFolder.require_unended(out)
     wanted = leaves(_with_absolute_paths(config).to_json())
-    changed = refuse_changes("rl", held, {name: wanted[name] for name in sorted(asked_for(config, asked))})
+    asked = set(asked)
+    changed = refuse_changes("rl", held, {name: wanted[name] for name in sorted(asked_for(config, asked))}, asked)
     done = [int(path.name) for path in list_checkpoints(out / "checkpoints")]
     if done and changed.get("iterations", done[-1]) < done[-1]:
         raise ConfigError(f"iterations = {changed['iterations']}, but {out} has done {done[-1]} already: give more")
