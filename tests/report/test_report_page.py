@@ -163,19 +163,35 @@ def begun(run: Path, seed: int, demos: int = 1) -> Path:
 
 def test_a_success_rate_says_within_how_many_steps_and_on_which_states_and_runs_apart_are_named(tmp_path):
     runs = []
-    for name, how in {"a": {}, "b": {}, "c": {"horizon": {"t": 12}}, "d": {"seed": 5, "state_noise": 0.02}}.items():
+    ways = {"a": {}, "b": {}, "c": {"horizon": {"t": 12}}, "d": {"seed": 5, "state_noise": 0.02}}
+    for name, how in ways.items():
         with RunFolder.create(tmp_path / name, {}) as run:
             for iteration, solved in ((0, 48), (1, 60)):
                 run.log_eval(iteration, replace(result(solved), **{"horizon": {"t": 24}} | how))
         runs.append(run.path)
     (_, one), (_, alike), (_, apart) = (report(tmp_path, *some) for some in (runs[2:3], runs[:2], runs))
-    assert "Within 12 steps, states of seed 0" in one
-    assert "within 24 steps, states of seed 0" in alike and "not measured alike" not in alike
+    assert "Within 12 steps, states of seed 0, t" in one
+    assert "within 24 steps, states of seed 0, t" in alike and "not measured alike" not in alike
     assert (
         "These runs were not measured alike, so their success rates are other quantities: test success within 24 "
-        "steps, states of seed 0, or within 12 steps, states of seed 0, or within 24 steps, states of seed 5, objects "
-        "moved by 2 cm."
+        "steps, states of seed 0, t, or within 12 steps, states of seed 0, t, or within 24 steps, states of seed 5, "
+        "objects moved by 2 cm, t."
     ) in apart
+
+
+def test_success_in_other_tasks_is_not_measured_alike(tmp_path):
+    runs = []
+    for names in ("abcd", "abce", "a"):
+        with RunFolder.create(tmp_path / names, {}) as run:
+            found = result(1)
+            tasks = {name: found.total for name in names}
+            run.log_eval(0, replace(found, tasks=tasks, horizon=dict.fromkeys(names, 24)))
+        runs.append(run.path)
+    assert (
+        "measured alike, so their success rates are other quantities: test success within 24 steps, states of seed 0, "
+        "4 tasks from a to d, or within 24 steps, states of seed 0, 4 tasks from a to e, or within 24 steps, states "
+        "of seed 0, a."
+    ) in report(tmp_path, *runs)[1]
 
 
 def together(tmp_path, *runs) -> str:

@@ -87,6 +87,10 @@ def outcome(result: Row | None) -> dict[str, Any] | None:
     }
 
 
+NAMED = 3
+"""Tasks that are named one by one."""
+
+
 def told(run: RunData) -> list[Comparison]:
     """The comparisons worth a headline: those with both sides, or whatever there is when none has. Validation chose the
     policy, which flatters it: it is told only where no test states were measured."""
@@ -129,13 +133,17 @@ def headline(comparison: Comparison, kept: int | None = None) -> dict[str, Any]:
 
 
 def how(comparison: Comparison) -> str:
-    """Within how many steps, and on which states, success was measured: "within 24 steps, states of seed 0"."""
+    """Within how many steps, on which states and in which tasks success was measured: "within 24 steps, states of seed
+    0, reach"."""
     found = [row["eval"] for row in (comparison.before, comparison.after) if row is not None]
     steps = sorted({steps for one in found for steps in (one.get("horizon") or {}).values()})
     seeds, noise = ({one[name] for one in found if name in one} for name in ("seed", "state_noise"))
     parts = [f"within {' to '.join(dict.fromkeys(map(str, (steps[0], steps[-1]))))} steps"] if steps else []
     parts += [f"states of seed {' and '.join(map(str, sorted(seeds)))}"] if seeds else []
     parts += [f"objects moved by {100 * metres:g} cm" for metres in sorted(noise) if metres]
+    tasks = sorted(_tasks_of(comparison))
+    named = " and ".join([", ".join(tasks[:-1]), tasks[-1]]) if len(tasks) > 1 else "".join(tasks)
+    parts += [named if len(tasks) <= NAMED else f"{len(tasks)} tasks from {tasks[0]} to {tasks[-1]}"]
     return ", ".join(parts)
 
 
