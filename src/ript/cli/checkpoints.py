@@ -85,7 +85,7 @@ def import_checkpoint(args: argparse.Namespace) -> Answer:
     from ript.config.sections import Config
     from ript.core.hooks import caveats_of, settings_of
     from ript.core.registry import suites
-    from ript.sims.seen import as_published, show
+    from ript.policies.published import as_published, show
 
     kind, one = _format(args.format)
     assert one.read is not None

@@ -13,6 +13,7 @@ from ript.core.plugins import PolicyKind
 from ript.core.registry import kinds, suites
 from ript.policies import folder as policy_folder
 from ript.policies import hub
+from ript.policies.published import show_published
 
 
 def load_policy(folder: str | Path, device: str = "cpu") -> PostTrainable:
@@ -20,6 +21,7 @@ def load_policy(folder: str | Path, device: str = "cpu") -> PostTrainable:
 
     Args:
         folder: a folder, or "hf://owner/name" or "hf://owner/name@revision", which is fetched from the model hub first.
+            Where another program wrote it, it acts in what the protocol of its suite shows.
         device: "cpu" or "cuda"; where its kind can, weights go there straight from their files.
 
     Raises:
@@ -29,9 +31,13 @@ def load_policy(folder: str | Path, device: str = "cpu") -> PostTrainable:
     """
     place, kind = placed(folder)
     if device != "cpu" and kind.load_on:
-        return policy_calls.require_made(kind.load_on(place, device))
-    policy = policy_calls.require_made(kind.load(place))
-    return policy if device == "cpu" else policy_calls.to(policy, device)
+        policy = policy_calls.require_made(kind.load_on(place, device))
+    else:
+        policy = policy_calls.require_made(kind.load(place))
+        policy = policy if device == "cpu" else policy_calls.to(policy, device)
+    if policy_folder.foreign(place) is not None and not policy.simulator.render:
+        show_published(policy)
+    return policy
 
 
 def kind_in(folder: str | Path) -> str:
@@ -53,7 +59,8 @@ def require_suite(folder: str | Path) -> None:
         UnknownNameError: there is no such suite; says what to install.
         DependencyMissing: the suite's module cannot be imported.
     """
-    if suite := policy_folder.suite(placed(folder)[0]):
+    place, _ = placed(folder)
+    if policy_folder.foreign(place) is None and (suite := policy_folder.suite(place)):
         suites.get(suite)
 
 

