@@ -128,9 +128,12 @@ def test_demonstrations_fit_that_show_the_same_under_the_suites_own_names(import
     policy.check_simulator(suite.spec(recipe.sim))
     policy.check_simulator(suite.spec(recipe.sim.replaced(cameras=("the-hand=wrist-stock", "agentview-stock"))))
     upright = recipe.sim.replaced(cameras=("agentview-stock", "wrist"), image_size=128)
-    words = r"use the policy's own \(--sim.cameras=primary=agentview-stock,wrist=wrist-stock --sim.image_size=256\)"
+    words = "what it was made for is --sim.cameras=primary=agentview-stock,wrist=wrist-stock --sim.image_size=256"
     with pytest.raises(PolicyError, match=words):
         policy.check_simulator(suite.spec(upright))
+    turned = recipe.sim.replaced(proprio=("gripper_qpos", "eef_pos", "eef_axis_angle"))
+    with pytest.raises(PolicyError, match=r"in order\): .* is --sim.proprio=eef_pos,eef_axis_angle,grip"):
+        policy.check_simulator(suite.spec(turned))
 
 
 SHORT = ["--workers", "0", "--device=cpu", "--rollout.inference=local", "--rollout.slots=4", "--learn.threads=1"]

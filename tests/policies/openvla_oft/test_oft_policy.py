@@ -9,7 +9,7 @@ from oft_golden import ADAPTER, arrays, document
 from oft_policies import NAMES, generators, observation, published
 
 from ript.core.errors import ConfigError, PolicyError
-from ript.core.types import SimulatorSpec
+from ript.core.types import Observation, SimulatorSpec
 from ript.policies.openvla_oft.lora import add_lora
 
 CLOSE = {"atol": 1e-5, "rtol": 0}
@@ -167,6 +167,10 @@ def test_cameras_are_told_apart_by_the_wrist_whatever_their_order(policy, golden
     np.testing.assert_allclose(mean[0], golden["base/s1/official/normalized_actions"], **CLOSE)
 
 
+def frames(name, camera):
+    return observation(name).images[camera]
+
+
 def changed(**fields):
     return dataclasses.replace(observation("s1"), **fields)
 
@@ -180,6 +184,27 @@ def changed(**fields):
             lambda: changed(images=dict.fromkeys(("primary", "wrist"), np.zeros((1, 9, 9, 3), np.float32))),
             r"uint8 .* got float32 \[9, 9, 3\]",
         ),
+        (
+            lambda: changed(images=dict.fromkeys(("primary", "wrist"), np.zeros((1, 128, 128, 3), np.uint8))),
+            "a picture of 128 x 128: the policy takes frames of 256 x 256, or of 224 x 224 that are turned and resized",
+        ),
+        (
+            lambda: changed(images={"primary": frames("s0", "primary"), "wrist": frames("s1", "wrist")}),
+            "pictures of 224 x 224 and 256 x 256 together",
+        ),
+        (
+            lambda: changed(images={"primary": frames("s1", "primary"), "wrist": frames("s0", "wrist")}),
+            "pictures of 224 x 224 and 256 x 256 together",
+        ),
+        (
+            lambda: Observation(
+                images=dict.fromkeys(("primary", "wrist"), np.zeros((0, 256, 256, 3), np.uint8)),
+                proprio=np.zeros((0, 8)),
+                instruction=(),
+            ),
+            "an observation without rows",
+        ),
+        (lambda: changed(instruction=(None,)), "instruction None: expected words"),
         (lambda: changed(proprio=np.zeros((1, 9))), r"proprioception \[B, 8\], got \[1, 9\]"),
         (lambda: changed(instruction=("fly",)), "no tokenizer.json, so the instruction 'fly' cannot be read"),
     ],
@@ -187,6 +212,11 @@ def changed(**fields):
 def test_what_it_cannot_take_is_refused(policy, given, message):
     with pytest.raises(PolicyError, match=message):
         policy.predict(given())
+
+
+def test_a_single_picture_of_another_size_is_refused_too(policy):
+    with pytest.raises(PolicyError, match="a picture of 100 x 200"):
+        policy.preprocess(np.zeros((100, 200, 3), np.uint8))
 
 
 def test_an_instruction_longer_than_the_context_is_refused(policy):
@@ -207,11 +237,26 @@ def test_a_simulator_that_fits_is_taken_and_another_refused(policy):
     for changes, message in (
         ({"suite": "metaworld"}, "trained in libero"),
         ({"action_dim": 4}, "action size: expected 7, got 4"),
-        ({"proprio": {"proprio": 9}}, "proprioception size: expected 8, got 9"),
+        ({"proprio": {"proprio": 9}}, r"proprioception .*'gripper_qpos': 2}, got {'proprio': 9}"),
+        ({"proprio": {"joint": 8}}, r"proprioception .*'gripper_qpos': 2}, got {'joint': 8}"),
+        (
+            {"proprio": {"gripper_qpos": 2, "eef_pos": 3, "eef_axis_angle": 3}},
+            r"proprioception \(name: size, in order\): expected {'eef_pos': 3",
+        ),
+        ({"cameras": {"agentview": (128, 128), "eye_in_hand": (128, 128)}}, r"cameras .* got .*\(128, 128\)"),
+        ({"cameras": {"agentview": (256, 256), "eye_in_hand": (128, 128)}}, r"cameras .* got .*\(128, 128\)"),
         ({"cameras": {"agentview": (256, 256)}}, "no primary, wrist among agentview"),
     ):
         with pytest.raises(PolicyError, match=message):
             policy.check_simulator(spec(**changes))
+
+
+def test_a_simulators_frames_that_would_count_as_turned_already_are_refused(policy):
+    cameras = {"agentview": (224, 224), "eye_in_hand": (224, 224)}
+    other = published()
+    other.simulator = dataclasses.replace(other.simulator, cameras=dict.fromkeys(("primary", "wrist"), (224, 224)))
+    with pytest.raises(PolicyError, match="frames of 224 x 224 count as turned and resized already"):
+        other.check_simulator(spec(cameras=cameras))
 
 
 def test_nothing_that_is_not_finite_looks_well(policy):

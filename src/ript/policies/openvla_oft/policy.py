@@ -17,7 +17,7 @@ from torch import nn
 from ript.core.errors import ConfigError, PolicyError
 from ript.core.metrics import Mean, Metrics
 from ript.core.types import ActionChunk, DemoBatch, Observation, SimulatorSpec
-from ript.policies.fit import require_same_settings
+from ript.policies.fit import require_fit
 from ript.policies.openvla_oft.config import OftConfig, Precision
 from ript.policies.openvla_oft.density import Density
 from ript.policies.openvla_oft.heads import ScaleHead
@@ -84,13 +84,34 @@ class OpenVlaPolicy(nn.Module):
         Raises:
             PolicyError: not such a picture, or, for a policy that takes frames as they are, not of its size.
         """
-        size = self.config.sizes.image
+        self._require_frames([image])
         if self.config.pictures == "published":
-            return prepared(image, size, turn=self.config.upside_down)
-        require_picture(image)
-        if image.shape[:2] != (size, size):
-            raise PolicyError(f"a picture of {image.shape[0]} x {image.shape[1]}: the policy takes {size} x {size}")
+            return prepared(image, self.config.sizes.image, turn=self.config.upside_down)
         return image
+
+    def _require_frames(self, frames: Sequence[np.ndarray]) -> bool:
+        """Whether these frames of one batch have the towers' size.
+
+        Raises:
+            PolicyError: one is no picture, or of a size that the policy does not take; or only some have that size.
+        """
+        size = self.config.sizes.image
+        known = {(size, size)}
+        if self.config.pictures == "published":
+            known |= set(self.simulator.cameras.values())
+        for frame in frames:
+            require_picture(frame)
+        found = sorted({frame.shape[:2] for frame in frames})
+        if strange := [each for each in found if each not in known]:
+            takes = " or ".join(by(each) for each in sorted(known - {(size, size)}))
+            ready = f"frames of {takes}, or of {by((size, size))} that are turned and resized already"
+            raise PolicyError(f"a picture of {by(strange[0])}: the policy takes {ready if takes else by((size, size))}")
+        if (size, size) in found and len(found) > 1:
+            raise PolicyError(
+                f"pictures of {' and '.join(map(by, found))} together: those of {by((size, size))} count as "
+                "turned and resized already; give all as the simulator shows them, or all ready"
+            )
+        return (size, size) in found
 
     def cameras_among(self, names: Sequence[str]) -> list[str]:
         """Which of a simulator's cameras are the policy's, in its order: those of its names, or, where a published
@@ -131,6 +152,8 @@ class OpenVlaPolicy(nn.Module):
         if proprio.ndim != 2 or proprio.shape[1] != config.sizes.proprio:
             raise PolicyError(f"expected proprioception [B, {config.sizes.proprio}], got {list(proprio.shape)}")
         rows = range(len(observation))
+        if not rows:
+            raise PolicyError("an observation without rows: there is nothing to decide")
         frames = [[observation.images[name][row] for name in cameras] for row in rows]
         prompts = self.prompts(observation.instruction)
         ids = np.full((len(rows), config.room), PADDING, np.int32)
@@ -144,10 +167,8 @@ class OpenVlaPolicy(nn.Module):
 
     def _kept(self, frames: Sequence[Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
         """What is kept of the frames of B decisions."""
-        size = self.config.sizes.image
-        if self.config.pictures == "published" and frames[0][0].shape[:2] != (size, size):
-            for frame in (frame for row in frames for frame in row):
-                require_picture(frame)
+        ready = self._require_frames([frame for row in frames for frame in row])
+        if self.config.pictures == "published" and not ready:
             jpegs = in_threads(lambda row: [encoded(f, turn=self.config.upside_down) for f in row], frames)
             return {"frames": np.stack([packed(row) for row in jpegs])}
         return {"pictures": np.stack(in_threads(lambda row: np.stack([self.preprocess(f) for f in row]), frames))}
@@ -448,18 +469,22 @@ class OpenVlaPolicy(nn.Module):
 
     def check_simulator(self, spec: SimulatorSpec) -> None:
         """Raise `PolicyError` unless the policy fits the simulator."""
-        sizes = self.config.sizes
-        cameras = self.cameras_among(list(spec.cameras))
-        expected, got = (sizes.proprio, sizes.action), (spec.proprio_dim, spec.action_dim)
-        for what, e, g in zip(("proprioception size", "action size"), expected, got, strict=True):
-            if e != g:
-                raise PolicyError(f"the policy does not fit simulator {spec.suite!r}: {what}: expected {e}, got {g}")
-        if self.config.pictures == "plain":
-            for name in cameras:
-                if spec.cameras[name] != (sizes.image, sizes.image):
-                    raise PolicyError(f"the policy takes pictures of {sizes.image}, {name} shows {spec.cameras[name]}")
-        if spec.suite != self.simulator.suite or self.simulator.render:  # of a published one only the suite is known
-            require_same_settings(self.simulator, renamed(spec, dict(zip(cameras, self.config.cameras, strict=True))))
+        size, got = self.config.sizes.image, self._as_own(spec)
+        made_for = self._as_own(self.simulator)
+        if not self.simulator.render:  # of one that was loaded beside all suites; see `policies.published`
+            made_for = dataclasses.replace(made_for, render=got.render)
+        require_fit(made_for, got)
+        if self.config.pictures == "published" and self.config.upside_down and (size, size) in got.cameras.values():
+            raise PolicyError(
+                f"frames of {by((size, size))} count as turned and resized already, and simulators of {spec.suite} show "
+                "theirs upside down: let them show frames of another size"
+            )
+
+    def _as_own(self, spec: SimulatorSpec) -> SimulatorSpec:
+        """What a simulator shows the policy: through its cameras, by its own names."""
+        own = self.config.cameras
+        found = renamed(spec, dict(zip(self.cameras_among(list(spec.cameras)), own, strict=True)))
+        return dataclasses.replace(found, cameras={name: found.cameras[name] for name in own})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapter and heads with a reference to the base, or, of a policy without one, everything."""
@@ -478,6 +503,11 @@ class OpenVlaPolicy(nn.Module):
         )
 
     __hash__ = nn.Module.__hash__
+
+
+def by(size: Sequence[int]) -> str:
+    """Height and width in words."""
+    return " x ".join(map(str, size))
 
 
 def renamed(spec: SimulatorSpec, own: Mapping[str, str]) -> SimulatorSpec:

@@ -58,6 +58,8 @@ class Prompts:
             self.known[sentence] = self._checked(sentence, list(ids))
 
     def _ids(self, sentence: str) -> list[int]:
+        if not isinstance(sentence, str):
+            raise PolicyError(f"instruction {sentence!r}: expected words")
         if self.tokenizer is None:
             raise PolicyError(
                 f"{self.where} has no {FILE}, so the instruction {sentence!r} cannot be read: add the file of the "
