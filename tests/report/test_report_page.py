@@ -184,7 +184,7 @@ def test_success_in_other_tasks_is_not_measured_alike(tmp_path):
     for names in ("abcd", "abce", "a"):
         with RunFolder.create(tmp_path / names, {}) as run:
             found = result(1)
-            tasks = {name: found.total for name in names}
+            tasks = dict.fromkeys(names, found.total)
             run.log_eval(0, replace(found, tasks=tasks, horizon=dict.fromkeys(names, 24)))
         runs.append(run.path)
     assert (

@@ -476,8 +476,8 @@ class OpenVlaPolicy(nn.Module):
         require_fit(made_for, got)
         if self.config.pictures == "published" and self.config.upside_down and (size, size) in got.cameras.values():
             raise PolicyError(
-                f"frames of {by((size, size))} count as turned and resized already, and simulators of {spec.suite} show "
-                "theirs upside down: let them show frames of another size"
+                f"frames of {by((size, size))} count as turned and resized already, and {spec.suite} shows its own "
+                "upside down: let simulators show frames of another size"
             )
 
     def _as_own(self, spec: SimulatorSpec) -> SimulatorSpec:
