@@ -38,6 +38,7 @@ from ript.run.progress import progress, status
 from ript.run.reading import read_config
 from ript.run.resuming import refuse_changes, refuse_other_code, refuse_other_content
 from ript.run.settings import (
+    Leaves,
     another_horizon,
     asked_for,
     leaves,
@@ -112,41 +113,19 @@ def train_sft(
     with computing(config.device, torch.get_num_threads()) as device:
         origin = base if isinstance(base, Origin | None) else origin_of(base)
         work = _prepare(config, origin, demo_set, targets, wanted, asked, device)
-        config, policy = work.config, work.policy
         known = [steps for of_task in demonstrated.values() for steps in of_task]
-        _say(another_horizon(config.sim.horizon, known, "the demonstrations were collected with"))
-        settings = recorded("sft", config, policy)
-        used = {name: value for name, value in settings.items() if not stage_is_missing(config, name, **there)}
-        content, code = work.windows.fingerprint(), own_code(config.sim, (), policy)
-        held = read_config(out)["config"] if resume else {}
-        refuse_other_content(held, {"demos_content": content})
-        refuse_other_code(held, code)
-        changed = refuse_changes("sft", held.get("recipe_config", {}), settings) if resume else {}
-        files = [str(absolute(file.path)) for file in demo_set.files]
-        where = origin.record("base") if origin and not resume else {"base": None}
-        document = {"recipe_config": nested(used), "demos": files, "demos_content": content, "code": code, **where}
+        _say(another_horizon(work.config.sim.horizon, known, "the demonstrations were collected with"))
+        document, changed = _record(work, demo_set, there, origin, out if resume else None)
         with (
             _trainer(work) as trainer,  # what cannot start leaves no folder
             RunFolder.open(out) if resume else RunFolder.create(out, document, "sft") as run,
         ):
             run.change_settings(changed)
-            run.track(config.trackers)
+            run.track(work.config.trackers)
             if origin and not (run.path / "start").exists():
-                policy_calls.save(policy, run.path / "start")
-            with run.saying_what_is_kept(), _batches_that_fit(config), computing("cpu", config.sft.threads):
-                run_stages(_Journal(run), work.module, work.stages, stage_settings(config), trainer)
-            work.module.eval()
-            add_supervised(
-                policy.card,
-                config,
-                demonstrations=len(demo_set),
-                tasks=", ".join(t.name for t in work.windows.tasks),
-                further=work.kind.card(policy, work.windows, origin is None),
-            )
-            with run.replace(run.policy) as folder:
-                policy_calls.save(policy, folder)
-            run.finish("all stages done")
-        return policy
+                policy_calls.save(work.policy, run.path / "start")
+            _learn(run, work, trainer, demonstrations=len(demo_set), fresh=origin is None)
+        return work.policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +149,46 @@ class _Work:
     windows: Windows
     stages: Sequence[Stage]
     lesson: Lesson | None
+
+
+def _record(
+    work: _Work, demos: DemoSet, there: Mapping[str, bool], base: Origin | None, held_in: Path | None
+) -> tuple[dict[str, Any], Leaves]:
+    """What config.json says of a new run, and the settings that are others in one that goes on, in `held_in`.
+
+    Raises:
+        RunError: demonstrations or code are others than it began with.
+        ConfigError: a setting that may not change.
+    """
+    settings = recorded("sft", work.config, work.policy)
+    used = {name: value for name, value in settings.items() if not stage_is_missing(work.config, name, **there)}
+    content, code = work.windows.fingerprint(), own_code(work.config.sim, (), work.policy)
+    held = read_config(held_in)["config"] if held_in else {}
+    refuse_other_content(held, {"demos_content": content})
+    refuse_other_code(held, code)
+    changed = refuse_changes("sft", held.get("recipe_config", {}), settings) if held_in else {}
+    files = [str(absolute(file.path)) for file in demos.files]
+    where = base.record("base") if base and not held_in else {"base": None}
+    document = {"recipe_config": nested(used), "demos": files, "demos_content": content, "code": code, **where}
+    return document, changed
+
+
+def _learn(run: RunFolder, work: _Work, trainer: SpreadStages | None, *, demonstrations: int, fresh: bool) -> None:
+    """All stages, up to the policy in its folder."""
+    config, policy = work.config, work.policy
+    with run.saying_what_is_kept(), _batches_that_fit(config), computing("cpu", config.sft.threads):
+        run_stages(_Journal(run), work.module, work.stages, stage_settings(config), trainer)
+    work.module.eval()
+    add_supervised(
+        policy.card,
+        config,
+        demonstrations=demonstrations,
+        tasks=", ".join(t.name for t in work.windows.tasks),
+        further=work.kind.card(policy, work.windows, fresh),
+    )
+    with run.replace(run.policy) as folder:
+        policy_calls.save(policy, folder)
+    run.finish("all stages done")
 
 
 def _prepare(

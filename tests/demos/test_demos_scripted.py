@@ -39,6 +39,9 @@ class Remembers:
 def raises(simulator, generator):
     raise KeyError("goal")
 
+def closes(simulator, generator):
+    raise GeneratorExit
+
 def short(simulator, generator):
     return [0.0]
 """
@@ -116,6 +119,7 @@ def test_a_file_that_cannot_be_imported_is_named(experts):
     "name, message",
     [
         ("my_experts:raises", r"initial state \w+: the expert my_experts:raises raised KeyError: 'goal'"),
+        ("my_experts:closes", r"initial state \w+: the expert my_experts:closes raised GeneratorExit"),
         ("my_experts:short", r"answered \[0\.0\]; expected 2 numbers in \[-1, 1\]"),
     ],
 )

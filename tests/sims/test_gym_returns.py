@@ -32,7 +32,7 @@ class Paying(Dot):
 
     steps = 0
 
-    def __init__(self, pays: str = "one", after: int = 0, info: bool = True, leaves: bool = False, **kwargs: Any):
+    def __init__(self, pays: str = "one", after: int = 0, info: bool = True, leaves: str = "", **kwargs: Any):
         super().__init__(**kwargs)
         self.pays, self.after, self.informs, self.leaves = pays, after, info, leaves
 
@@ -42,7 +42,7 @@ class Paying(Dot):
         if self.steps <= self.after:
             return seen, reward, terminated, truncated, info
         if self.leaves:
-            raise SystemExit(3)
+            raise {"exit": SystemExit(3), "close": GeneratorExit()}[self.leaves]
         return seen, REWARDS[self.pays], terminated, truncated, info if self.informs else None
 
     def render(self) -> Any:
@@ -114,7 +114,8 @@ def test_a_reward_in_an_array_of_one_is_a_number():
         ('"pays": "none"', "the reward that step returned is None; expected a number"),
         ('"pays": "dict"', r"the reward that step returned is \{'reach': 1.0, 'cost': 0.2\}; expected a number"),
         ('"info": false', "the info that step returned is None; expected a dict"),
-        ('"leaves": true', "the environment raised SystemExit: 3"),
+        ('"leaves": "exit"', "the environment raised SystemExit: 3"),
+        ('"leaves": "close"', "the environment raised GeneratorExit"),
     ],
 )
 def test_what_a_step_returns_that_is_nothing_of_the_kind_is_named_with_its_address(arguments, says):

@@ -138,14 +138,7 @@ def update(
     if kl_to_start and start is None:
         raise ConfigError(f"update: kl_to_start is {kl_to_start}, but no policy to stay near was given as `start`")
     tolerance = hooks.ratio_tolerance_of(policy) if ratio_tolerance is None else ratio_tolerance
-    ages = torch.zeros(len(batch), dtype=torch.int64) if version is None else batch.ages(version)
-    told: Metrics = {} if version is None else _age(ages)
-    recompute, aged = recompute or tolerance is None, bool(ages.any())
-    if recompute and aged:
-        raise ConfigError(
-            "rollout.lag: rollouts of earlier weights need the log-probabilities that they acted with, but these are "
-            "computed again (learn.recompute_log_prob, or the policy's own ratio_tolerance): set one of these otherwise"
-        )
+    ratios = _Ratios.of(batch, version, tolerance, recompute)
     if isinstance(policy, torch.nn.Module):
         policy.eval()
     with ranks.together():
@@ -164,18 +157,14 @@ def update(
     with Passes(policy, objective, minibatches, optimiser, micro_batch, threads, ranks) as passes:
         if kl_to_start and start is not None:
             passes.stay_near(start)
-        if recompute:
-            told |= _apart(passes.recompute())
-        elif aged:
-            rounding = _rounding(passes, torch.arange(len(batch)))
-            told |= _importance(passes.begin_here(ages == 0), max(tolerance or 0.0, rounding))
+        told = ratios.begin(passes)
         steps = _Steps(
             passes,
             optimiser,
             named=_named(policy, optimiser),
             max_grad_norm=max_grad_norm,
             target_kl=target_kl,
-            ratio_tolerance=None if recompute or aged else tolerance,  # every ratio is 1 where they are recomputed
+            ratio_tolerance=ratios.tolerance_of_first,
             on_minibatch=on_minibatch,
         )
         reason = steps.go(minibatches)
@@ -188,6 +177,54 @@ def _require_possible(sizes: Mapping[str, int | None], max_grad_norm: float, rat
         raise ConfigError(f"update: {told} must be at least 1, max_grad_norm ({max_grad_norm}) positive")
     if ratio_tolerance is not None and not ratio_tolerance > 0:
         raise ConfigError(f"update: ratio_tolerance is {ratio_tolerance}; expected a positive number, such as 1e-3")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ratios:
+    """What the update's ratios are to: the log-probabilities that `act` recorded, or those before the first step.
+
+    Attributes:
+        tolerance: largest |ratio - 1| of recorded ones before the first step; None: no rounding is told apart.
+        recompute: they are computed anew.
+        ages: int64 `[R]`, versions since the rollouts' own; None: not told.
+    """
+
+    tolerance: float | None
+    recompute: bool
+    ages: torch.Tensor | None
+
+    @classmethod
+    def of(cls, batch: UpdateBatch, version: int | None, tolerance: float | None, recompute: bool) -> _Ratios:
+        """See `update`, which raises the same."""
+        ages = None if version is None else batch.ages(version)
+        found = cls(tolerance=tolerance, recompute=recompute or tolerance is None, ages=ages)
+        if found.recompute and found.aged:
+            raise ConfigError(
+                "rollout.lag: rollouts of earlier weights need the log-probabilities that they acted with, but these "
+                "are computed again (learn.recompute_log_prob, or the policy's own ratio_tolerance): set one of these "
+                "otherwise"
+            )
+        return found
+
+    @property
+    def aged(self) -> bool:
+        """Whether there are rollouts of earlier weights."""
+        return self.ages is not None and bool(self.ages.any())
+
+    @property
+    def tolerance_of_first(self) -> float | None:
+        """That of the first minibatch; None where every ratio is 1, for they are of this very policy."""
+        return None if self.recompute or self.aged else self.tolerance
+
+    def begin(self, passes: Passes) -> Metrics:
+        """Compute what has to be before the first step; returns what is told of it."""
+        told: Metrics = {} if self.ages is None else _age(self.ages)
+        if self.recompute:
+            return told | _apart(passes.recompute())
+        if self.ages is not None and self.aged:
+            rounding = _rounding(passes, torch.arange(len(self.ages)))
+            return told | _importance(passes.begin_here(self.ages == 0), max(self.tolerance or 0.0, rounding))
+        return told
 
 
 class _Steps:
