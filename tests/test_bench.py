@@ -103,6 +103,16 @@ def test_an_iteration_is_timed_part_by_part() -> None:
     assert "of the iteration" in describe_update(found)
 
 
+def test_rollouts_of_another_kind_of_policy_are_refused_before_a_simulator_is_made(monkeypatch) -> None:
+    monkeypatch.setattr(bench, "make_env_pool", lambda *_, **__: pytest.fail("a pool was made"))
+    with pytest.raises(ConfigError, match="known of QueST's parts only, not of gaussian's: give a recipe of QueST's"):
+        bench.bench_rollout(
+            Config.from_record(
+                {"sim": {"suite": "metaworld"}, "policy": {"kind": "gaussian"}, "tasks": ["drawer-open-v3"]}
+            )
+        )
+
+
 def test_a_stock_environment_that_breaks_is_reported_by_its_error(monkeypatch) -> None:
     received = []
     pipe = SimpleNamespace(send=received.append)

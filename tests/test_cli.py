@@ -485,6 +485,11 @@ def test_sft_writes_a_policy_that_eval_measures(demos: Path, tmp_path: Path, cap
     assert "95 % interval" in out
     assert f"2 videos in {videos}" in out
     assert sorted(path.name.split("__")[0] for path in videos.iterdir()) == ["reach", "reach-left"]
+    there = {path: path.read_bytes() for path in videos.iterdir()}
+    assert run("eval", *options, "--videos", 1, "--video-dir", videos) == 1  # their names do not say of which policy
+    said = capsys.readouterr().err
+    assert f"{videos} holds videos of another evaluation" in said and "evaluating" not in said
+    assert {path: path.read_bytes() for path in videos.iterdir()} == there
 
 
 def test_an_evaluation_of_errors_alone_says_why_and_is_no_success(rl: Path, monkeypatch, capsys) -> None:

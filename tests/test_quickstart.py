@@ -69,7 +69,10 @@ def test_one_that_was_refused_before_it_made_anything_leaves_the_folder_to_anoth
     far = replace(CONFIG, sampling=replace(CONFIG.sampling, horizon=99))
     with pytest.raises(ConfigError, match="horizon = 99 has no effect: episodes end after 16 steps"):
         quickstart(config=far, out=out)
-    assert not out.exists()
+    human = replace(CONFIG, demos=replace(CONFIG.demos, target_source="human"))
+    with pytest.raises(ConfigError, match=r"demos\.target_source = human: suite toy has none"):
+        quickstart(config=human, out=out)
+    assert not out.exists() and not list(cache_folder().glob("base-*"))
     with patch.context() as broken:
         broken.setattr(_Quickstart, "demonstrations", stopped)
         with pytest.raises(Stopped):

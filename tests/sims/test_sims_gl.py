@@ -49,6 +49,23 @@ def test_a_wrong_backend_in_the_environment_is_named():
     assert done.stdout.startswith("RendererMissing MUJOCO_GL=nonsense"), done
 
 
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"MUJOCO_GL": "disable"}, "MUJOCO_GL=disable forbids pictures, and egl works here: unset MUJOCO_GL"),
+        ({gl.EGL_DEVICE: ""}, f"{gl.EGL_DEVICE} is empty: unset it"),
+        ({gl.EGL_DEVICE: "99"}, f"{gl.EGL_DEVICE} is 99: unset it"),
+    ],
+)
+@pytest.mark.skipif(not gl.egl_works(), reason="no EGL here")
+def test_a_variable_that_forbids_pictures_is_named_and_nothing_else_is_printed(
+    variables: dict[str, str], says: str
+) -> None:
+    done = run(LOOK, **variables)
+    assert done.stdout.startswith("physics works\nRendererMissing") and says in done.stdout, done
+    assert "libegl1" not in done.stdout and done.stderr == ""
+
+
 def test_the_renderer_leaves_no_noise_when_the_interpreter_exits_and_files_in_the_current_folder_are_no_modules(
     tmp_path,
 ):

@@ -25,7 +25,7 @@ ROUNDS = 4
 
 
 def bench_cluster(config: Config, *, rollouts: int | None = None, rounds: int = ROUNDS) -> dict[str, Any]:
-    """Measure whole rollouts, with random weights and fixed length, on the cluster and on this machine.
+    """Measure whole rollouts, with random weights, on the cluster and on this machine.
 
     Args:
         config: recipe; `tasks`, `sim`, `policy`, `rollout` and `cluster` count.
@@ -43,12 +43,13 @@ def bench_cluster(config: Config, *, rollouts: int | None = None, rounds: int = 
         rollout = replace(config.rollout, workers=workers)
         with make_env_pool(config.sim, rollout, cluster=ClusterConfig()) as here:
             states = InitialStates(here, keys, config.seed)
-            policy = make_policy(config, states.spec)
+            policy, _ = hooks.tuned(make_policy(config, states.spec), config.policy, None)  # records what is trained
             hooks.pretend_to_read(policy, [states.task(key).instruction for key in keys])
             count = rollouts or 2 * workers * rollout.slots
             practised = list(itertools.islice(states.training(0), count))
             seconds: dict[str, list[float]] = {"cluster": [], "local": []}
-            driver, steps, done = 0.0, 0, []
+            steps = dict.fromkeys(seconds, 0)
+            driver, done = 0.0, []
             for number in range(rounds + 1):  # the first is for starting up
                 for name, pool in (("cluster", cluster), ("local", here))[:: 1 if number % 2 else -1]:
                     if not number:
@@ -59,13 +60,13 @@ def bench_cluster(config: Config, *, rollouts: int | None = None, rounds: int = 
                     if number:
                         seconds[name].append(time.perf_counter() - began)
                         driver += (time.process_time() - spent) * (name == "cluster")
-                        steps = sum(r.env_steps for r in done)
+                        steps[name] += sum(r.env_steps for r in done)
                     if name == "cluster":
                         sample = done
                 status(f"  round {number} of {rounds}")
             split = {k: v for k, v in values(cluster.timings()).items() if k in ("simulate", "render", "infer", "wait")}
             record = sample[0].whole()
-    speed = {name: steps * len(found) / sum(found) for name, found in seconds.items()}
+    speed = {name: steps[name] / sum(found) for name, found in seconds.items()}
     request = RolloutRequest(initial_state=practised[0], index=0, seed=(0, 0))
     return {
         "env_steps_per_second": speed["cluster"],

@@ -38,6 +38,7 @@ from ript.core.options import SimOptions
 from ript.core.registry import suites
 from ript.core.simulators import close
 from ript.core.types import InitialState, Observation, Rollout, RolloutRequest, Status
+from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
 from ript.report.tables import count
 from ript.run.progress import progress, status
@@ -74,17 +75,21 @@ def bench_rollout(config: Config, *, rollouts: int | None = None, stock_steps: i
         the documented `ript bench rollout --json` document.
 
     Raises:
-        ConfigError: a suite without a stock environment.
+        ConfigError: a suite without a stock environment, or another kind of policy than QueST's.
     """
     _stock_maker(config)
+    if not isinstance(config.policy, QuestOptions):
+        raise ConfigError(
+            f"the limit is known of QueST's parts only, not of {config.policy.kind}'s: give a recipe of QueST's; "
+            f"`ript bench policy` measures policies of other kinds"
+        )
     keys = some_task_keys(config)
     workers = config.rollout.workers
     with computing("cpu", 1):
         with make_env_pool(config.sim, config.rollout, cluster=config.cluster, tasks=keys) as pool:
             states = InitialStates(pool, keys, config.seed)
             policy = make_policy(config, states.spec)
-            if not isinstance(policy, QuestPolicy):
-                raise ConfigError(f"the limit is known of QueST's parts only, not of {config.policy.kind}'s")
+            assert isinstance(policy, QuestPolicy)
             hooks.read(policy, [states.task(key).instruction for key in keys])
             status("ours: whole rollouts, after a round to warm up")
             ours = measure_ours(config, policy, states, rollouts or 4 * max(1, workers) * config.rollout.slots)

@@ -229,7 +229,7 @@ def evaluate(args: Namespace) -> Answer:
     from ript.evaluation import evaluate as measure
     from ript.evaluation import named_policy
     from ript.run.progress import status
-    from ript.run.video import require_encoder, write_videos
+    from ript.run.video import require_encoder, require_no_videos, write_videos
     from ript.sims.seen import sim_options_of
 
     if args.trials < 1:
@@ -247,6 +247,7 @@ def evaluate(args: Namespace) -> Answer:
     if args.videos:
         require_encoder()
         require_writable_folder(args.video_dir)
+        require_no_videos(args.video_dir)
     with saying_what_is_kept("nothing is kept of an evaluation; run it again"):
         result = measure(
             policy,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ript.core.errors import DataError, DependencyMissing
+from ript.core.errors import DataError, DependencyMissing, RunError
 from ript.core.files import require_content, write_bytes
 
 Videos = Sequence[tuple[str, str, str, np.ndarray]]
@@ -78,6 +78,15 @@ def require_encoder() -> str:
         DependencyMissing: there is none; before anything is measured that shall have videos.
     """
     return _codec(_import_av())[0]
+
+
+def require_no_videos(folder: str | Path) -> None:
+    """Raise `RunError` where a folder holds videos already: of which policy they are, no name says."""
+    if found := sorted(path.name for path in Path(folder).iterdir() if path.suffix in (".mp4", ".webm")):
+        raise RunError(
+            f"{folder} holds videos of another evaluation, such as {found[0]}: give another --video-dir, or move them "
+            "away"
+        )
 
 
 def write_videos(folder: str | Path, videos: Videos, *, fps: float = 20) -> tuple[list[Path], list[str]]:

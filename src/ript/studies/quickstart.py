@@ -97,7 +97,8 @@ def quickstart(
         raise ConfigError("no target task: give --target")
     config = with_tasks(config, tuple(key.partition("/")[2] for key in keys))
     config = config if seed is None else replace(config, seed=seed)
-    within_episodes(config, asked_for(config))  # refused before anything is made
+    within_episodes(config, asked_for(config))  # refused before anything is made, as is what nobody demonstrates
+    demo_source(config), demo_source(config, target=True)
     if config.eval.videos:
         require_encoder()
     folder = output_folder(config, fresh, out)

@@ -189,10 +189,14 @@ def _create_context() -> Any:
     before_mesa()
     mujoco, backend = import_mujoco(), os.environ.get("MUJOCO_GL", "")
     if backend == "disable":
+        if (works := choose_backend()) != "disable":
+            raise RendererMissing(f"MUJOCO_GL=disable forbids pictures, and {works} works here: unset MUJOCO_GL")
         raise RendererMissing(f"no OpenGL renderer works here: neither EGL nor OSMesa was found; {_INSTALL}")
     try:
         if backend == "egl":  # which MuJoCo has not chosen itself where it was imported first
-            return importlib.import_module("mujoco.egl").GLContext(64, 64)
+            own = importlib.import_module("mujoco.egl").GLContext
+            # MuJoCo's looks for `_context` when it is thrown away half made, too.
+            return type(own.__name__, (own,), {"_context": None})(64, 64)
         return mujoco.GLContext(64, 64)
     except Exception as error:  # each backend has exceptions of its own
         raise renderer_missing(error) from error
@@ -208,7 +212,11 @@ def renderer_missing(error: Exception) -> RendererMissing:
     """The error to raise where a third-party package could not start a renderer."""
     what = " ".join(str(error).split())[:200]
     device = os.environ.get(EGL_DEVICE)
-    remedy = f"{EGL_DEVICE} is {device}: unset it, or choose a device that is there" if device else _INSTALL
+    remedy = (
+        f"{EGL_DEVICE} is {device or 'empty'}: unset it, or choose a device that is there"
+        if device is not None
+        else _INSTALL
+    )
     return RendererMissing(
         f"no OpenGL renderer could be started (MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {what}); {remedy}"
     )
