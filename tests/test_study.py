@@ -808,6 +808,19 @@ def test_a_table_shows_every_seed_and_intervals_over_seeds_and_states() -> None:
 
 
 @pytest.mark.usefixtures("study")
+def test_a_table_names_runs_that_failed_and_seeds_that_only_one_of_two_cells_has() -> None:
+    study = toy_study("small")
+    runs = [a_run("2 groups", 1, 2, 17), a_run("3 groups", 0, 7, 31), a_run("3 groups", 1, 2, 19)]
+    rows = summarise(study, runs)
+    table = study_table(study, rows, {"2-groups-seed0": "NoSignalError: every rollout failed. Look at the videos"})
+    assert table["rows"][1][5].startswith("+2 (") and table["rows"][1][5].endswith(") of seed 1 alone")
+    assert [row.to_json()["shared_seeds"] for row in rows] == [[], [1]]
+    assert "Failed, and in no mean here: 2-groups-seed0: NoSignalError: every rollout failed." in table["notes"]
+    whole = study_table(study, summarise(study, [a_run("2 groups", 0, 7, 30), *runs]))
+    assert not whole["rows"][1][5].endswith("alone") and not any("Failed" in note for note in whole["notes"])
+
+
+@pytest.mark.usefixtures("study")
 def test_without_the_first_cell_nothing_is_compared_with_it() -> None:
     rows = summarise(toy_study("small"), [a_run("3 groups", 0, 7, 31), a_run("seen", 0, 7, 19)])
     assert [(row.cell, row.over_first) for row in rows] == [("3 groups", None), ("seen", None)]

@@ -373,7 +373,7 @@ def summary(study: Study, asked: dict[str, Any], folder: Path) -> dict[str, Any]
         except (RiptError, OSError, LookupError, TypeError, ValueError) as error:
             failed[run.name] = f"{error}; to run it again, delete {run} and use --resume"
     found = summarise(study, rows)
-    table = study_table(study, found)
+    table = study_table(study, found, failed)
     write_text(folder / "table.md", markdown(table))
     report = report_or_say(runs, folder / "report.html", table=table) if runs else None
     return asked | {

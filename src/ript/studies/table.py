@@ -24,6 +24,7 @@ class Row:
         gain: after minus before, state by state and seed by seed.
         over_first: after minus that of the study's first cell, in the same way; None for the first cell, where
             that has no run, and for one that shares no state or seed with it.
+        shared_seeds: those that `over_first` is over, which both cells have.
         counts: "before" and "after" -> (successes, trials) of each seed.
         env_steps: of practice, mean over seeds.
     """
@@ -34,15 +35,21 @@ class Row:
     after: Estimate
     gain: Estimate
     over_first: Estimate | None
+    shared_seeds: tuple[int, ...]
     counts: Mapping[str, Sequence[tuple[int, int]]]
     env_steps: int
 
     def to_json(self) -> dict[str, Any]:
         named = {name: getattr(self, name) for name in ("before", "after", "gain", "over_first")}
-        return {"cell": self.cell, "seeds": list(self.seeds), "env_steps": self.env_steps} | {
-            name: None if e is None else {"value": e.value, "interval": [e.low, e.high], "seeds": list(e.seeds)}
-            for name, e in named.items()
-        }
+        told = {"cell": self.cell, "seeds": list(self.seeds), "shared_seeds": list(self.shared_seeds)}
+        return (
+            told
+            | {"env_steps": self.env_steps}
+            | {
+                name: None if e is None else {"value": e.value, "interval": [e.low, e.high], "seeds": list(e.seeds)}
+                for name, e in named.items()
+            }
+        )
 
 
 def summarise(study: Study, runs: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -74,13 +81,16 @@ def _row(cell: Cell, mine: Sequence[Mapping[str, Any]], first: Sequence[Mapping[
         before = measured_once(before)
         after = after if cell.config.iterations else measured_once(after)
         counts = {"before": counts["before"][: len(before)], "after": counts["after"][: len(after)]}
+    seeds = tuple(run["seed"] for run in mine)
+    over = _over(first, mine) if first else None
     return Row(
         cell=cell.name,
-        seeds=tuple(run["seed"] for run in mine),
+        seeds=seeds,
         before=success(before),
         after=success(after),
         gain=gain,
-        over_first=_over(first, mine) if first else None,
+        over_first=over,
+        shared_seeds=tuple(run["seed"] for run in first if run["seed"] in seeds) if over else (),
         counts=counts,
         env_steps=sum(run["env_steps"] for run in mine) // len(mine),
     )
@@ -100,8 +110,14 @@ def _over(first: Sequence[Mapping[str, Any]], mine: Sequence[Mapping[str, Any]])
 COLUMNS = ("", "seeds", "SFT", "post-trained", "gain", "over the first row", "env-steps")
 
 
-def study_table(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
-    """The table of a study; see `write_report`."""
+def study_table(study: Study, rows: Sequence[Row], failed: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The table of a study; see `write_report`.
+
+    Args:
+        study: whose cells the rows are of.
+        rows: see `summarise`.
+        failed: name of a run that has no result -> why.
+    """
     by_name = {row.cell: row for row in rows}
     compared = len(study.cells) > 1
     body = []
@@ -118,7 +134,7 @@ def study_table(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
                 rate(row.before, row.counts["before"]),
                 rate(row.after, row.counts["after"]),
                 points(row.gain),
-                *(["-" if row.over_first is None else points(row.over_first)] if compared else []),
+                *([_over_first(row)] if compared else []),
                 f"{row.env_steps:,}",
                 *paper,
             ]
@@ -129,6 +145,10 @@ def study_table(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
         "columns": [*columns, "paper: SFT", "paper: post-trained"],
         "rows": body,
         "notes": [
+            *(
+                f"Failed, and in no mean here: {name}: {why.partition('. ')[0].rstrip('.')}."
+                for name, why in (failed or {}).items()
+            ),
             *explained(rows),
             f"The paper: {study.expected}.",
             *(f"Shrunk: {what}." for what in study.shrunk),
@@ -136,6 +156,15 @@ def study_table(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
             *(f"Changed: {what}." for what in study.changed),
         ],
     }
+
+
+def _over_first(row: Row) -> str:
+    """In points, with its seeds where they are fewer than the row's."""
+    if row.over_first is None:
+        return "-"
+    fewer = row.shared_seeds != row.seeds
+    seeds = f" of seed {' and '.join(map(str, row.shared_seeds))} alone" if fewer else ""
+    return points(row.over_first) + seeds
 
 
 def explained(rows: Sequence[Row]) -> list[str]:
