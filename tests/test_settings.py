@@ -19,6 +19,7 @@ from ript.policies.quest.config import SIZES, QuestConfig
 from ript.policies.quest.options import QuestOptions
 from ript.policies.quest.policy import QuestPolicy
 from ript.rl import train_rl
+from ript.run import resuming
 from ript.run.reading import read_config
 from ript.run.settings import asked_for, leaves, nested, recorded, unused, uses
 from ript.sft import resume_sft, train_sft
@@ -499,6 +500,30 @@ def test_a_setting_that_a_runs_record_does_not_hold_is_refused_when_it_goes_on(
     assert run(*more, "--learn.kl_to_start=1") == 2
     assert "learn.kl_to_start = 1.0 (the run has 0.0)" in capsys.readouterr().err
     assert run(*more, "--learn.kl_to_start=0") == 0
+
+
+@pytest.mark.parametrize("words", [(), ("--learn.ranks=0",)])
+def test_a_run_that_ranks_made_goes_on_without_its_cluster_and_says_so(words: tuple[str, ...], tmp_path: Path) -> None:
+    config = toy_config(iterations=1, eval={"trials": 1, "every": 0})
+    train_rl(config, lively_policy(config), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    made = record["config"]["recipe_config"]
+    made["cluster"], made["learn"]["ranks"] = {"address": "local", "nodes": 2}, 2
+    made["recipe"] = "smoke"  # which has no workers
+    del made["rollout"]["workers"]  # a cluster has its own
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    assert run("rl", "--resume", tmp_path / "run", "--cluster", "none", "--iterations", 2, *words) == 0
+    (change,) = read_config(tmp_path / "run")["config"]["changed"]
+    wanted = {"cluster.address": "none", "iterations": 2, "learn.ranks": 0}
+    assert change["settings"] == wanted | {"rollout.workers": 0}
+
+
+def test_what_nobody_gave_is_not_recorded_as_changed() -> None:
+    """Workers have no effect on a cluster, so that the record of a run there lacks them."""
+    held = {"recipe": "smoke", "iterations": 1, "cluster": {"address": "local"}}
+    wanted = {"iterations": 2, "rollout.workers": 2}
+    assert resuming.refuse_changes("rl", held, wanted, ["iterations"]) == {"iterations": 2}
+    assert resuming.refuse_changes("rl", held, wanted, [*wanted]) == wanted
 
 
 # ---------------------------------------------------------------------- how long an episode may last

@@ -95,6 +95,7 @@ def train_rl(
         computing(config.device, config.learn.threads) as device,
         make_env_pool(config.sim, config.rollout, cluster=config.cluster, tasks=keys) as pool,
     ):
+        make_update(config.learn, pool)  # are there nodes for all ranks?
         states = InitialStates(pool, keys, config.seed, config.sampling.demos)
         next(states.training(0, config.sampling.states, config.sampling.state_noise))  # can there be any?
         config, policy = beginning(given, states)

@@ -22,7 +22,7 @@ from ript.core.files import absolute
 from ript.core.interfaces import PostTrainable
 from ript.core.interpreter import as_typed, load_torch_where_it_can_be
 from ript.core.memory import enough_memory
-from ript.core.options import SimOptions, TrainingOptions
+from ript.core.options import SimOptions, TrainingOptions, replace
 from ript.core.plugins import PolicyKind
 from ript.core.registry import kinds
 from ript.core.supervised import DemoSource, Stage
@@ -36,7 +36,7 @@ from ript.run.checkpoint import Checkpoint
 from ript.run.folder import RunFolder
 from ript.run.progress import progress, status
 from ript.run.reading import read_config
-from ript.run.resuming import refuse_changes, refuse_other_code, refuse_other_content
+from ript.run.resuming import refuse_changes, refuse_other_code, refuse_other_content, without_cluster
 from ript.run.settings import (
     Leaves,
     another_horizon,
@@ -320,6 +320,8 @@ def resume_sft(out: str | Path, changes: Mapping[str, Any] | None = None) -> Pos
     asked, changes = document["config"], dict(changes or {})
     refuse_changes("sft", asked["recipe_config"], changes, changes)
     config = Config.from_record(nested(leaves(asked["recipe_config"]) | changes))
+    if without_cluster(config, changes, asked["recipe_config"]).get("learn.ranks") == 0:
+        config = replace(config, learn=replace(config.learn, ranks=0))
     base = None if asked["base"] is None else Origin(asked["base"], asked.get("base_revision"))
     if base and (out / "start").exists():
         base = Origin(str(out / "start"))

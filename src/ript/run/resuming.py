@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ript.config import recipes
 from ript.config.sections import Config
 from ript.core.errors import ConfigError, RunError
 from ript.run.settings import Leaves, among, leaves, listed, recorded
@@ -29,8 +30,9 @@ def refuse_changes(
         command: "rl" or "sft".
         held: the run's own settings, as its config.json has them.
         now: what is wanted, by dotted names.
-        given: those of them that somebody gave. A setting that the record does not hold had no effect, or is younger
-            than the run: it keeps its default, and another value is refused where it was given.
+        given: those of them that somebody gave by name; without any, all are wanted alike. A setting that the record
+            does not hold had no effect, or is younger than the run: it keeps its default, and another value is refused
+            where it was given; one that may be another is so only where it was given.
 
     Returns:
         name -> new value, of those that may change.
@@ -46,7 +48,7 @@ def refuse_changes(
     changed = {
         name: value
         for name, value in now.items()
-        if before.get(name, missing) != value and (name in before or _may(may, name))
+        if before.get(name, missing) != value and (name in before or (_may(may, name) and (not given or name in given)))
     }
     fixed = [
         f"{name} = {listed(value)} (the run has {listed(before[name])})"
@@ -60,6 +62,24 @@ def refuse_changes(
             f"a new run with another --out; only {free} may change"
         )
     return {name: value for name, value in changed.items() if name != "recipe"}
+
+
+def without_cluster(config: Config, changed: Mapping[str, Any], held: Mapping[str, Any]) -> Leaves:
+    """What changes further when a run leaves its cluster: there are no ranks then, and workers as in its recipe.
+
+    Args:
+        config: with what changed.
+        changed: what was asked for, by dotted names.
+        held: the run's own settings, as its config.json has them.
+    """
+    before, more = leaves(held), {}
+    if config.cluster.used or not Config.from_record(held).cluster.used:
+        return {}
+    if config.learn.ranks and "learn.ranks" not in changed:
+        more["learn.ranks"] = 0
+    if not {"rollout.workers"} & {*before, *changed} and config.recipe in recipes.RECIPES:
+        more["rollout.workers"] = recipes.get(config.recipe).rollout.workers
+    return more
 
 
 def refuse_other_code(held: Mapping[str, Any], now: Mapping[str, str]) -> None:

@@ -167,6 +167,8 @@ def unused(command: str, config: Config, name: str) -> str | None:
         return f"{name} has no effect in `ript {command}`: leave it out{use}"
     if name == "rollout.inference" and config.rollout.inference == "local":
         return None  # what happens anyway, and the remedy when it was central
+    if name == "learn.ranks" and not config.learn.ranks:
+        return None  # likewise, of a run that leaves its cluster
     if command == "sft" and name.startswith("cluster.") and config.cluster.used and not config.learn.ranks:
         return f"{name} has no effect in `ript sft` without ranks, which learn on the nodes: give --learn.ranks=auto"
     why = None if name in _TOLERATED else idle(command, config).get(name)

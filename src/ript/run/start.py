@@ -31,7 +31,7 @@ from ript.run.files import read_json
 from ript.run.folder import RunFolder, another_run_from
 from ript.run.progress import status
 from ript.run.reading import read_config
-from ript.run.resuming import refuse_changes, refuse_other_code, refuse_other_content
+from ript.run.resuming import refuse_changes, refuse_other_code, refuse_other_content, without_cluster
 from ript.run.settings import Leaves, another_horizon, asked_for, leaves, measured, nested, recorded, settled
 from ript.run.states import LOOKED, InitialStates
 from ript.run.trackers import require_trackers
@@ -83,6 +83,9 @@ def interrupted(out: Path, config: Config, asked: Iterable[str]) -> tuple[Config
             f"{another_run_from(out)}"
         )
     config = Config.from_record(nested(leaves(held) | changed))
+    if more := without_cluster(config, changed, held):
+        changed |= more
+        config = Config.from_record(nested(leaves(held) | changed))
     if (out / "start").exists():
         return config, load_policy(out / "start", config.device), changed
     if start == IN_MEMORY:
