@@ -99,7 +99,9 @@ def import_checkpoint(args: argparse.Namespace) -> Answer:
             f"{others[0]} has no effect in `ript import {one.name}`: only sim.* say what the policy was shown"
         )
     (suite,) = given.get("sim.suite", [policy.simulator.suite])
-    if suite in suites.names():
+    if policy.simulator.render and not given and not args.cameras:
+        pass  # it says itself what it was shown
+    elif suite in suites.names():
         sim = as_published(policy, suite, args.cameras or ())
         show(policy, overrides.apply(Config(sim=sim), given).sim)
     elif given or args.cameras:

@@ -15,8 +15,10 @@ from oft_policies import generators, observation, published, ready
 from safetensors.torch import load_file, save_file
 
 from ript.core.errors import ConfigError, PolicyError
+from ript.core.types import SimulatorSpec
 from ript.policies.openvla_oft import llama
 from ript.policies.openvla_oft.checkpoint import base_of, empty, index_of, load
+from ript.policies.openvla_oft.fresh import new_policy
 from ript.policies.openvla_oft.lora import add_lora, lora_layers
 from ript.policies.openvla_oft.prompt import small_tokenizer
 from ript.policies.openvla_oft.published import read, require_l1
@@ -32,6 +34,9 @@ def folder(tmp_path):
     (copy / "config.json.back.20250101").write_text("{")
     (copy / "lora_adapter").mkdir()
     return copy
+
+
+SPEC = SimulatorSpec(suite="toy", cameras={"top": (16, 16)}, proprio={"proprio": 2}, action_dim=2, render={})
 
 
 def edit(path, change):
@@ -416,6 +421,52 @@ def test_a_base_on_the_hub_is_referred_to_by_its_commit(folder, tmp_path, monkey
 def test_saving_into_a_base_is_refused(folder):
     with pytest.raises(PolicyError, match="holds more than a policy"):
         load(folder).save_pretrained(folder)
+
+
+@pytest.fixture
+def trained(folder, tmp_path):
+    """One of ours on a copy of the published folder: its adapter and heads are others than RIPT-VLA's."""
+    policy = load(folder, suite="libero_spatial", adapter=ADAPTER).configured(temperature=2.0)
+    with torch.no_grad():
+        for parameter in policy._trained().values():
+            parameter.mul_(1.5)
+    policy.save_pretrained(tmp_path / "trained")
+    return policy
+
+
+def test_an_adapter_of_ours_comes_with_its_heads_and_settings_wherever_its_base_lies_now(trained, folder, tmp_path):
+    folder.rename(tmp_path / "elsewhere")
+    again = load(tmp_path / "elsewhere", adapter=tmp_path / "trained")
+    assert again.config.base == base_of(tmp_path / "elsewhere", trained.config.base.weights)
+    assert dataclasses.replace(again.config, base=trained.config.base) == trained.config
+    for name, tensor in trained.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[name], tensor), name
+    doubled = load(tmp_path / "elsewhere", adapter=tmp_path / "trained", alpha=2 * 4)
+    assert doubled.config.scaling == 2 * again.config.scaling
+
+
+def test_an_adapter_of_ours_is_put_on_no_other_base(trained, folder, tmp_path):
+    other_weights(folder)
+    with pytest.raises(PolicyError, match=f"{folder} is not as it was .* the hash of its weights is"):
+        load(folder, adapter=tmp_path / "trained")
+    edit(folder / "model.safetensors.index.json", lambda c: c["metadata"].update(total_size=1))
+    with pytest.raises(PolicyError, match=f"{folder} is not the base that this policy was trained on"):
+        load(folder, adapter=tmp_path / "trained")
+
+
+def test_an_adapter_of_ours_has_its_statistics_and_scale_head_already(trained, folder, tmp_path):
+    assert load(folder, suite="libero_spatial", adapter=tmp_path / "trained") == trained
+    with pytest.raises(ConfigError, match=r"of libero_spatial_no_noops, .* not of 'libero_goal'"):
+        load(folder, suite="libero_goal", adapter=tmp_path / "trained")
+    with pytest.raises(ConfigError, match="brings its heads: leave scale_head out"):
+        load(folder, scale_head=SCALE_HEAD, adapter=tmp_path / "trained")
+
+
+def test_a_whole_policy_of_ours_is_no_adapter(folder, tmp_path):
+    small = new_policy("tiny", SPEC, seed=0)
+    small.save_pretrained(tmp_path / "small")
+    with pytest.raises(PolicyError, match="holds a whole policy, not an adapter: load it as it is"):
+        load(folder, adapter=tmp_path / "small")
 
 
 def test_our_own_policy_has_its_statistics_and_adapter_already(tmp_path):

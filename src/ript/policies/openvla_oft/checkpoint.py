@@ -28,6 +28,7 @@ from ript.policies.openvla_oft import memory
 from ript.policies.openvla_oft.adapters import load_adapter
 from ript.policies.openvla_oft.config import Base, OftConfig
 from ript.policies.openvla_oft.model import OpenVla
+from ript.policies.openvla_oft.numbers import SUFFIX
 from ript.policies.openvla_oft.policy import DTYPES, PUBLISHED_CAMERAS, OpenVlaPolicy
 from ript.policies.openvla_oft.prompt import FILE, Prompts, tokenizer_of
 from ript.policies.openvla_oft.published import (
@@ -70,7 +71,8 @@ def load(
     Args:
         folder: its path, or "hf://owner/name@revision".
         suite: whose statistics a published folder is used with; needed where it holds several.
-        adapter: folder of an adapter in PEFT's format to put on a published policy; RIPT-VLA's brings both heads.
+        adapter: folder of an adapter in PEFT's format to put on a published policy; RIPT-VLA's brings both heads, and
+            one of ours its heads, statistics and settings.
         alpha: of that adapter, instead of what its file says: its updates are scaled by alpha / rank.
         scale_head: RIPT-VLA's file of a scale head for a published policy.
         heads: "new" gives a published base without an L1 head new heads, which `ript sft` then trains.
@@ -90,9 +92,13 @@ def load(
         if suite or adapter or scale_head or alpha is not None or heads != "published":
             raise ConfigError(f"{folder} is a policy of ript's with its own statistics, adapter and heads: give none")
         policy = _load_own(place, device, dtype)
+    elif adapter is not None and _is_ours(expanded(adapter)):
+        policy = _own_on(place, expanded(adapter), suite, alpha, scale_head, device, dtype)
     else:
         if heads == "new" and (suite or adapter or scale_head):
             raise ConfigError(f"{folder}: new heads are trained with statistics and an adapter of their own: give none")
+        if alpha is not None and adapter is None:
+            raise ConfigError(f"alpha = {alpha:g} is of an adapter, and none is given: leave it out")
         policy = _load_published(place, suite, heads, device, dtype or usual_type(device, None))
         if scale_head is not None:
             load_scale_head(policy.network, expanded(scale_head), device=device)
@@ -192,14 +198,47 @@ def index_of(folder: Path) -> str:
 # ------------------------------------------------------------------ our folders
 
 
-def _load_own(folder: Path, device: str, dtype: torch.dtype | None) -> OpenVlaPolicy:
+def _is_ours(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and "kind" in document(folder, "config.json")
+
+
+def _own_on(
+    base: Path,
+    folder: Path,
+    suite: str | None,
+    alpha: float | None,
+    scale_head: str | Path | None,
+    device: str,
+    dtype: torch.dtype | None,
+) -> OpenVlaPolicy:
+    """One of ours on its base, which lies in a folder that it may not know of."""
+    key = _config_of(document(folder, "config.json").get("config"), folder).statistics.key
+    if suite is not None and suite not in (key, key.removesuffix(SUFFIX)):
+        raise ConfigError(f"{folder} was trained with statistics of {key}, which it brings, not of {suite!r}")
+    if scale_head is not None:
+        raise ConfigError(f"{folder} is a policy of ript's and brings its heads: leave scale_head out")
+    return _load_own(folder, device, dtype, base, alpha)
+
+
+def _load_own(
+    folder: Path,
+    device: str,
+    dtype: torch.dtype | None,
+    lies: Path | None = None,
+    alpha: float | None = None,
+) -> OpenVlaPolicy:
+    """One of ours; `lies`: where its base is, when not where it says."""
     saved = policy_folder.load(folder, OpenVlaPolicy.KIND)
     config = _config_of(saved.config, folder)
     dtype = dtype or usual_type(device, config)
+    if lies is not None:
+        if config.base is None:
+            raise PolicyError(f"{folder} holds a whole policy, not an adapter: load it as it is, without a base")
+        require_index(config.base, lies)
     network = empty(config.sizes)
     if any(name.startswith("scale_head.") for name in saved.weights):
         add_scale_head(network)
-    base = base_folder(config.base) if config.base else folder
+    base = lies or (base_folder(config.base) if config.base else folder)
     own = network.state_dict()
     held = {name for name in own if config.base is None or name.partition(".")[0] in HELD}
     require_names(held, set(saved.weights), str(folder))
@@ -207,9 +246,12 @@ def _load_own(folder: Path, device: str, dtype: torch.dtype | None) -> OpenVlaPo
         checked(tensor, own[name], name, folder / "model.safetensors")
         assign(network, name, tensor, device, torch.float32 if name.partition(".")[0] in HELD else dtype)
     if config.base:
-        require_same(config.base, base, load_backbone(network, backbone_shards(base), device=device, dtype=dtype))
+        weights = load_backbone(network, backbone_shards(base), device=device, dtype=dtype)
+        require_same(config.base, base, weights)
+        config = config if lies is None else replace(config, base=base_of(base, weights))
     if config.rank:
-        load_adapter(network, folder, device=device)
+        found = load_adapter(network, folder, alpha=alpha, device=device)
+        config = config if alpha is None else replace(config, scaling=found.scaling)
     prompts = Prompts(tokenizer_of(base), config.room, config.last, str(base))
     return OpenVlaPolicy(config, network.eval(), prompts, saved.simulator, saved.card)
 
@@ -240,12 +282,17 @@ def base_folder(base: Base) -> Path:
         raise PolicyError(
             f"the policy's base is not there: {base.name}; put it there, or say where it lies in config.json"
         )
+    require_index(base, folder)
+    return folder
+
+
+def require_index(base: Base, folder: Path) -> None:
+    """Raise `PolicyError` unless a folder has a base's index, which can be told before anything is loaded."""
     if (got := index_of(folder)) != base.index:
         raise PolicyError(
             f"{folder} is not the base that this policy was trained on: the hash of its index is {got}, expected "
             f"{base.index}"
         )
-    return folder
 
 
 def require_same(base: Base, folder: Path, weights: str) -> None:

@@ -143,7 +143,9 @@ class OftFolder(Settings):
     statistics: str = Field(
         "", description="Data whose statistics it is used with, by its name there, where it holds those of several."
     )
-    adapter: str = Field("", description="Folder of an adapter in PEFT's format; RIPT-VLA's bring both heads.")
+    adapter: str = Field(
+        "", description="Folder of an adapter in PEFT's format; RIPT-VLA's bring both heads, ours all they have."
+    )
     scale_head: str = Field("", description="RIPT-VLA's file of a scale head.")
     heads: Literal["published", "new"] = Field(
         "published",
