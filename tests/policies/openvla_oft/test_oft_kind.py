@@ -152,8 +152,9 @@ def test_options_that_cannot_be_are_refused(given, message):
 def test_practice_without_a_scale_head_says_what_to_do(tmp_path, start):
     policy = ript.load_policy(start)
     policy.network.scale_head = None
-    with pytest.raises(PolicyError, match="no scale head"):
+    with pytest.raises(PolicyError, match=r"no scale head, .* train one \(`ript sft`\)"):
         train_rl(config(), policy, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_small_recipe_goes_from_nothing_to_a_practised_policy(tmp_path, monkeypatch):

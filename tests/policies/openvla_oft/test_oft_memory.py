@@ -25,7 +25,8 @@ from ript.policies.openvla_oft.llama import Llama
 from ript.policies.openvla_oft.lora import add_lora, lora_layers
 from ript.policies.openvla_oft.memory import Use
 from ript.policies.openvla_oft.options import OftOptions
-from ript.policies.openvla_oft.sizes import LlamaSizes, OpenVlaSizes
+from ript.policies.openvla_oft.sizes import LlamaSizes, OpenVlaSizes, TowerSizes
+from ript.policies.openvla_oft.vision import Projector, VisionBackbone
 
 PUBLISHED = OpenVlaSizes()
 
@@ -66,6 +67,50 @@ def test_a_layer_keeps_for_its_gradient_what_the_plan_counts(dtype, size):
 def test_recomputed_layers_keep_their_input_alone():
     more = kept_bytes(5, 32, torch.float32, recompute=True) - kept_bytes(3, 32, torch.float32, recompute=True)
     assert more / 2 == 2 * 32 * 64 * 4
+
+
+@pytest.mark.parametrize("dtype, size", [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_towers_and_projector_with_adapters_keep_what_the_plan_counts(dtype, size):
+    towers = {"width": 32, "heads": 2, "hidden": 128}
+    sizes = OpenVlaSizes(
+        image=64,
+        patch=8,
+        dino=TowerSizes(blocks=4, prefix=5, layer_scale=True, **towers),
+        siglip=TowerSizes(blocks=3, prefix=0, layer_scale=False, **towers),
+        llama=LlamaSizes(width=48, hidden=64, layers=1, heads=2, vocabulary=32),
+    )
+    seeing = nn.Sequential(VisionBackbone(sizes), Projector(sizes)).to(dtype).requires_grad_(False)
+    add_lora(seeing, lora_layers(seeing), 8, 1.0)
+    kept = [saved_bytes(seeing, lambda n=n: seeing(torch.randn(n, 2, 6, 64, 64, dtype=dtype))) for n in (1, 2)]
+    pixels = 2 * 6 * 64 * 64 * size  # which the plan counts beside
+    assert kept[1] - kept[0] - pixels == pytest.approx(memory.kept_by_the_towers(sizes, 8, size), rel=0.05)
+
+
+def test_adapters_in_the_towers_are_counted_where_they_are_trained_and_where_they_are_not():
+    language, everywhere = (Use(micro_batch=8, supervised=True, recompute=True, everywhere=e) for e in (False, True))
+    more = device_memory.total(memory.needs(PUBLISHED, everywhere)) - device_memory.total(
+        memory.needs(PUBLISHED, language)
+    )
+    assert 6 * GIB < more < 8 * GIB  # 0.8 a decision, and what is trained
+    assert 32 * memory.counted(PUBLISHED)["adapter everywhere"] == 107_969_280
+    practised, wide = (memory.needs(PUBLISHED, Use(micro_batch=8, recompute=True, everywhere=e)) for e in (False, True))
+    assert wide["heads and adapter"] - practised["heads and adapter"] == 4 * (107_969_280 - 79_953_920)
+    assert {what for what in wide if wide[what] != practised[what]} == {"heads and adapter"}  # no gradient goes there
+
+
+def test_supervised_training_with_an_adapter_everywhere_asks_for_more(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(memory, "require", lambda sizes, use, demands: asked.append(use.everywhere))
+    kind, wide = kinds.get("openvla_oft"), OftOptions(adapts="everything")
+    checkpoint.load(TINY, suite="libero_spatial", adapter=ADAPTER).save_pretrained(tmp_path / "own")
+    for folder, options, supervised in (
+        (TINY, wide, True),
+        (TINY, wide, False),  # practice puts its adapter into the language model
+        (TINY, OftOptions(), True),
+        (tmp_path / "own", OftOptions(), False),  # its adapter is everywhere already
+    ):
+        kind.require_room(folder, options, Demands(device_bytes=GIB, micro_batch=8, supervised=supervised))
+    assert asked == [True, False, False, True]
 
 
 def test_an_update_of_the_head_alone_takes_what_the_plan_counts_and_no_pass_through_the_network():
@@ -151,8 +196,8 @@ def test_practice_and_supervised_training_ask_before_they_load(small_gpu, monkey
 def test_the_rank_of_a_saved_policy_counts(tmp_path):
     policy = checkpoint.load(TINY, suite="libero_spatial", adapter=ADAPTER)
     policy.save_pretrained(tmp_path / "own")
-    assert checkpoint.sizes_in(tmp_path / "own") == (policy.config.sizes, 4)
-    assert checkpoint.sizes_in(TINY) == (policy.config.sizes, 0)
+    assert checkpoint.sizes_in(tmp_path / "own") == (policy.config.sizes, 4, True)
+    assert checkpoint.sizes_in(TINY) == (policy.config.sizes, 0, False)
 
 
 # ------------------------------------------------------------------ the benchmark

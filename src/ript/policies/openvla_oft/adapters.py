@@ -58,6 +58,12 @@ def adapter_of(folder: Path, alpha: float | None = None) -> Adapter:
     return Adapter(rank=rank, scaling=(own if alpha is None else alpha) / rank)
 
 
+def adapts_more_than_language(folder: Path) -> bool:
+    """Whether an adapter that was saved here is in other layers than the language model's."""
+    layers = document(folder, "adapter_config.json").get("target_modules")
+    return isinstance(layers, list) and any(not str(name).startswith("language_model.") for name in layers)
+
+
 def load_adapter(
     network: OpenVla,
     folder: Path,

@@ -25,7 +25,7 @@ from ript.core.types import SimulatorSpec
 from ript.policies import folder as policy_folder
 from ript.policies import hub
 from ript.policies.openvla_oft import memory
-from ript.policies.openvla_oft.adapters import load_adapter
+from ript.policies.openvla_oft.adapters import adapts_more_than_language, load_adapter
 from ript.policies.openvla_oft.config import Base, OftConfig
 from ript.policies.openvla_oft.model import OpenVla
 from ript.policies.openvla_oft.numbers import SUFFIX
@@ -85,8 +85,8 @@ def load(
         DeviceTooSmall: the device has no room for it, found before anything is loaded.
     """
     if (free := free_on(device)) is not None:
-        sizes, rank = sizes_in(folder)
-        memory.require(sizes, memory.Use(rank=rank), Demands(device_bytes=free, act_batch=1))
+        sizes, rank, everywhere = sizes_in(folder)
+        memory.require(sizes, memory.Use(rank=rank, everywhere=everywhere), Demands(device_bytes=free, act_batch=1))
     place = hub.fetch(str(folder)) if hub.on_hub(folder) else expanded(folder)
     if "kind" in document(place, "config.json"):
         if suite or adapter or scale_head or alpha is not None or heads != "published":
@@ -117,8 +117,9 @@ def usual_type(device: str, own: OftConfig | None) -> torch.dtype:
     return DTYPES[own.precision if own else "float32"]
 
 
-def sizes_in(folder: str | Path) -> tuple[OpenVlaSizes, int]:
-    """Sizes of the policy in a folder, published or ours, and the rank of its adapter (0: none); no weights are read.
+def sizes_in(folder: str | Path) -> tuple[OpenVlaSizes, int, bool]:
+    """Sizes of the policy in a folder, published or ours, the rank of its adapter (0: none), and whether that is in
+    more than the language model; no weights are read.
 
     Raises:
         PolicyError: a folder that cannot be used.
@@ -126,9 +127,9 @@ def sizes_in(folder: str | Path) -> tuple[OpenVlaSizes, int]:
     place = hub.fetch(str(folder)) if hub.on_hub(folder) else expanded(folder)
     content = document(place, "config.json")
     if "kind" not in content:
-        return sizes_of(content, place / "config.json"), 0
+        return sizes_of(content, place / "config.json"), 0, False
     config = _config_of(content.get("config"), place)
-    return config.sizes, config.rank
+    return config.sizes, config.rank, bool(config.rank) and adapts_more_than_language(place)
 
 
 def put_on(policy: OpenVlaPolicy, folder: Path, alpha: float | None, device: str) -> None:

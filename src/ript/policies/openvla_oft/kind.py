@@ -54,8 +54,10 @@ def require_room(folder: str | Path | None, options: OftOptions, demands: Demand
     from ript.policies.openvla_oft.checkpoint import sizes_in
 
     if folder is not None:  # new ones are small
-        sizes, rank = sizes_in(folder)
-        use = memory.Use(rank=rank or options.rank, trains=options.rl_trains, recompute=options.recompute)
+        sizes, rank, everywhere = sizes_in(folder)
+        if not rank:  # `further` gives it one, or `OpenVlaPolicy.tuned`
+            rank, everywhere = options.rank, demands.supervised and options.adapts == "everything"
+        use = memory.Use(rank=rank, everywhere=everywhere, trains=options.rl_trains, recompute=options.recompute)
         memory.require(sizes, use, demands)
 
 

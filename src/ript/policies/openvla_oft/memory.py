@@ -3,7 +3,8 @@
 What activations take was counted on small networks of these classes (a test counts again): for a gradient, a layer of
 the language model keeps 8 D + 4 M + 7 r numbers a token, where D is its width, M that of its MLP and r the adapter's
 rank, and in bfloat16 one copy of its input in float32 besides. With `recompute` it keeps its input alone, and all of
-the one layer that is worked on. Acting is taken to need as much as one such layer.
+the one layer that is worked on. Acting is taken to need as much as one such layer. Vision towers and projector keep
+something where they have adapters that are trained: 8 D + 2 M + 4 r numbers a token and block, whatever `recompute`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Use:
     Attributes:
         dtype_bytes: of a number of the base.
         rank: of the adapter; 0: none.
+        everywhere: the adapter is in vision towers and projector, too; supervised training alone trains it there.
         trains: what is trained.
         recompute: see `Llama.forward`.
         act_batch: decisions in one batch of acting; 0: none.
@@ -46,6 +48,7 @@ class Use:
 
     dtype_bytes: int = 2
     rank: int = 32
+    everywhere: bool = False
     trains: Trains = "adapter+head"
     recompute: bool = False
     act_batch: int = 0
@@ -57,11 +60,11 @@ class Use:
 @functools.lru_cache(maxsize=8)
 def counted(sizes: OpenVlaSizes) -> dict[str, int]:
     """Parameters of the network: of its "backbone", "action_head", "scale_head", "proprio_projector", and those of an
-    adapter of rank 1 of the language model ("adapter")."""
+    adapter of rank 1 of the language model ("adapter"), and of all layers that may have one ("adapter everywhere")."""
     import torch
 
     from ript.policies.openvla_oft.heads import ScaleHead
-    from ript.policies.openvla_oft.lora import LoraLinear, lora_layers
+    from ript.policies.openvla_oft.lora import add_lora, lora_layers, lora_weights
     from ript.policies.openvla_oft.model import OpenVla
 
     with torch.device("meta"):
@@ -71,16 +74,28 @@ def counted(sizes: OpenVlaSizes) -> dict[str, int]:
         name: sum(p.numel() for p in network.get_submodule(name).parameters())
         for name in ("action_head", "scale_head", "proprio_projector")
     }
-    layers = [layer for name, layer in lora_layers(network).items() if name.startswith("language_model.")]
-    adapter = sum(layer.in_features + layer.out_features for layer in layers if isinstance(layer, LoraLinear))
     backbone = sum(p.numel() for p in network.parameters()) - sum(heads.values())
-    return heads | {"backbone": backbone, "adapter": adapter}
+    add_lora(network, lora_layers(network), 1, 1.0)
+    updates = {name: parameter.numel() for name, parameter in lora_weights(network).items()}
+    adapter = sum(n for name, n in updates.items() if name.startswith("language_model."))
+    return heads | {"backbone": backbone, "adapter": adapter, "adapter everywhere": sum(updates.values())}
 
 
 def kept_by_a_layer(sizes: LlamaSizes, rank: int, dtype_bytes: int) -> int:
     """Bytes a token that a layer of the language model keeps for its gradient."""
     wide = 4 if dtype_bytes < 4 else 0
     return dtype_bytes * (8 * sizes.width + 4 * sizes.hidden + 7 * rank) + wide * sizes.width + 24
+
+
+def kept_by_the_towers(sizes: OpenVlaSizes, rank: int, dtype_bytes: int) -> int:
+    """Bytes a decision that vision towers and projector keep for gradients of adapters in all their layers."""
+    numbers = 0
+    for tower in (sizes.dino, sizes.siglip):
+        block = 8 * tower.width + 2 * tower.hidden + 4 * rank
+        numbers += (sizes.patches + tower.prefix) * (tower.blocks - 1) * block  # the last one is not there
+    inputs = sizes.dino.width + sizes.siglip.width
+    numbers += sizes.patches * (9 * inputs + 2 * sizes.llama.width + 3 * rank)
+    return sizes.pictures * dtype_bytes * numbers
 
 
 def kept_by_the_head(sizes: OpenVlaSizes, dtype_bytes: int) -> int:
@@ -98,12 +113,14 @@ def needs(sizes: OpenVlaSizes, use: Use) -> Needs:
     towers = pictures * e * (12 * (sizes.dino.width + sizes.siglip.width) + 2 * sizes.siglip.hidden)
     pixels = sizes.pictures * 6 * sizes.image**2 * (4 + e)
     parts = use.trains.split("+")
-    adapter = use.rank * n["adapter"]
-    trained = adapter * ("adapter" in parts) + n["action_head"] * ("head" in parts)
-    trained += n["proprio_projector"] if use.supervised else 0
+    wide = use.rank * n["adapter everywhere" if use.everywhere else "adapter"]
+    if use.supervised:
+        trained = wide + n["action_head"] + n["proprio_projector"]
+    else:
+        trained = use.rank * n["adapter"] * ("adapter" in parts) + n["action_head"] * ("head" in parts)
     found = {
         "weights": use.copies * n["backbone"] * e,
-        "heads and adapter": MASTER * (n["action_head"] + n["scale_head"] + n["proprio_projector"] + adapter),
+        "heads and adapter": MASTER * (n["action_head"] + n["scale_head"] + n["proprio_projector"] + wide),
     }
     at_work = {f"acting on {use.act_batch} decisions": use.act_batch * (layer + towers + pixels)}
     if use.supervised:
@@ -113,6 +130,8 @@ def needs(sizes: OpenVlaSizes, use: Use) -> Needs:
         inputs = tokens * sizes.llama.width * e
         kept = inputs * sizes.llama.layers + layer if use.recompute else layer * sizes.llama.layers
         whole = "adapter" in parts or use.supervised
+        if use.everywhere and use.supervised:
+            towers = kept_by_the_towers(sizes, use.rank, e)
         passed = use.micro_batch * (kept + towers + pixels if whole else kept_by_the_head(sizes, e))
         at_work[f"gradients and a pass over {use.micro_batch} decisions"] = GRADIENT * trained + passed
     largest = max(at_work, key=lambda what: at_work[what])  # one after the other

@@ -40,6 +40,10 @@ PUBLISHED_CAMERAS = ("primary", "wrist")
 """The cameras of published policies, in their order."""
 LEARNED = Density(terms="dimension", clip=(-7.0, 3.0))
 """What the scale head is trained by: its scales are hardly bounded, for beyond a bound there is no gradient."""
+NO_DENSITY = (
+    "the policy has no scale head, so there is no density to draw from: train one (`ript sft`) or load RIPT-VLA's "
+    "(`ript import openvla --scale_head`)"
+)
 WRIST = ("wrist", "hand")
 """One of these is in the name of a camera that the robot carries."""
 
@@ -262,10 +266,7 @@ class OpenVlaPolicy(nn.Module):
 
     def _scales(self, log_b: torch.Tensor | None) -> torch.Tensor:
         if log_b is None:
-            raise PolicyError(
-                "the policy has no scale head, so there is no density to draw from: train one (`ript sft`) or load "
-                "RIPT-VLA's; greedy decisions need none"
-            )
+            raise PolicyError(f"{NO_DENSITY}; greedy decisions need none")
         return log_b
 
     # ------------------------------------------------------------------ learning
@@ -388,6 +389,8 @@ class OpenVlaPolicy(nn.Module):
         """See `core.hooks`. Post-training that updates an adapter gives one to a policy that has none: it acts exactly
         as before."""
         names = ("temperature", "sampling", "terms", "scale_clip", "forward", "rl_trains", "head_rate", "recompute")
+        if self.network.scale_head is None:
+            raise PolicyError(NO_DENSITY)
         policy = self.configured(**{name: getattr(options, name) for name in names})
         if "adapter" in options.rl_trains and not policy.config.rank:
             policy = policy.with_adapter(options.rank, options.alpha / options.rank)
