@@ -426,20 +426,26 @@ def _(here: Here) -> str:
     return driver(here, signal.SIGINT)
 
 
-@row("store-full", "six times as many bytes of records as the object store of a node has")
+@row("store-full", "a run whose records of an iteration are twice as many bytes as its node's object store has")
 def _(here: Here) -> str:
-    ray = require_ray()
-    with make_env_pool(here.config.sim, here.config.rollout, cluster=here.on()) as pool:
-        nodes: Any = pool
-        kept = [nodes.work(_fill, dict.fromkeys(nodes.nodes, (number,))) for number in range(24)]
-        refs = [ref for found in kept for ref in found.values()]
-        sums = [int(ray.get(ref).sum()) for ref in refs]
-        good = sums == [number * 10 * 2**20 for number in range(24) for _ in nodes.nodes]
-    return f"{len(refs) * 10} MiB in stores of {STORE >> 20}: {'all can be read again' if good else 'NOT ALL IS THERE'}"
-
-
-def _fill(desk: dict[str, Any], number: int) -> Any:
-    return require_ray().put(np.full(10 * 2**20, number, np.uint8))
+    base = here.config
+    config = replace(
+        base,
+        iterations=1,
+        sim=replace(base.sim, image_size=128),
+        rollout=replace(base.rollout, slots=16, fixed_batch=16),
+        sampling=replace(base.sampling, groups=80, group_size=16),
+        learn=replace(base.learn, epochs=1, micro_batch=64),
+    )
+    alone, there = (
+        train_rl(replace(config, cluster=on), None, here.folder / f"store{number}").folder
+        for number, on in enumerate((ClusterConfig(), here.on(nodes=1)))
+    )
+    (row,) = [json.loads(line) for line in (there / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    kept = sum(value for name, value in row.items() if name.startswith("time/node") and name.endswith("/bytes"))
+    ours, theirs = ((folder / "policy" / "model.safetensors").read_bytes() for folder in (alone, there))
+    same = "same weights" if ours == theirs else "OTHER WEIGHTS"
+    return f"{kept / 2**20:.0f} MiB of records, a store of {STORE >> 20}: Ray moves them to disk; {same}"
 
 
 def main() -> None:

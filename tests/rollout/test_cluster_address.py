@@ -14,7 +14,7 @@ import pytest
 from ript.cli import main as cli
 from ript.config.sections import ClusterConfig
 from ript.core.capacity import RENDER_GPU
-from ript.core.errors import ConfigError, DependencyMissing
+from ript.core.errors import ConfigError, DependencyMissing, OutOfMemory
 from ript.core.plugins import Suite
 from ript.core.registry import suites
 from ript.sims.toy.options import ToyOptions
@@ -251,6 +251,16 @@ def test_a_node_takes_its_gpu_or_says_why_it_cannot(
 def test_ranks_sum_from_gpu_to_gpu_where_each_has_its_own(gpus: float, backend: Any, device: str, over: str) -> None:
     config = ClusterConfig(address="auto", gpus_per_node=gpus, backend=backend)
     assert (config.device, config.sums_over) == (device, over)
+
+
+@pytest.mark.parametrize("error", ["OutOfDiskError", "ObjectStoreFullError"])
+def test_an_object_store_without_room_says_for_what_and_what_to_do(error: str) -> None:
+    errors = pytest.importorskip("ray.exceptions")
+    from ript.rollout.cluster.connection import room_in_store
+
+    told = rf"no room for a record: Ray's object store is full there.*{error}.*--object-store-memory=BYTES"
+    with pytest.raises(OutOfMemory, match=told), room_in_store("a record"):
+        raise getattr(errors, error)("")
 
 
 def test_a_node_with_other_versions_or_without_a_renderer_is_told_in_one_line() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ript.core import capacity
-from ript.core.errors import ConfigError, DependencyMissing, WorkerError
+from ript.core.errors import ConfigError, DependencyMissing, OutOfMemory, WorkerError
 
 LOCAL, AUTO = "local", "auto"
 """Addresses that are words: a cluster that is started here, and the one that `ray start` made on this machine."""
@@ -59,6 +59,24 @@ def require_ray() -> Any:
             f"a cluster needs Ray ({error}): pip install 'ript[cluster]', here and on every node"
         ) from error
     return ray
+
+
+@contextlib.contextmanager
+def room_in_store(what: str) -> Iterator[None]:
+    """Within, an object store that is full, as is the disk that Ray moves objects to, is an `OutOfMemory`.
+
+    Args:
+        what: has no room there, for the message.
+    """
+    errors = require_ray().exceptions
+    try:
+        yield
+    except (errors.OutOfDiskError, errors.ObjectStoreFullError) as error:
+        raise OutOfMemory(
+            f"no room for {what}: Ray's object store is full there, and so is the disk to which it moves objects "
+            f"({type(error).__name__}): start Ray with more room (`ray start --object-store-memory=BYTES`, or "
+            "--object-spilling-directory on another disk), or lower sampling.groups; `ray memory` says what is there"
+        ) from error
 
 
 class Connection:

@@ -21,7 +21,7 @@ from ript.core import capacity, children, interpreter, policy_calls
 from ript.core.device_memory import free_on
 from ript.core.types import Errand, Rollout, RolloutRequest
 from ript.core.workers import Crashed
-from ript.rollout.cluster.connection import require_ray
+from ript.rollout.cluster.connection import require_ray, room_in_store
 from ript.rollout.cluster.gpu import take_gpu
 from ript.rollout.cluster.records import Record
 from ript.rollout.cluster.versions import installed
@@ -262,7 +262,9 @@ class Node:
             return rollout
         arrays = (rollout.sample, rollout.log_prob, *(rollout.inputs or {}).values())
         self._kept_bytes += sum(array.nbytes for array in arrays if array is not None)
-        return replace(rollout.outcome(), mask=rollout.mask, held=Record(self._name, self._ray.put(rollout)))
+        with room_in_store("the record of a rollout"):
+            held = Record(self._name, self._ray.put(rollout))
+        return replace(rollout.outcome(), mask=rollout.mask, held=held)
 
     def _timings(self) -> dict[str, float]:
         spent = {name: float(metric.value) for name, metric in self._pool.timings().items()}

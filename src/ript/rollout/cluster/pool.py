@@ -19,7 +19,7 @@ from ript.core.interfaces import Policy, SimulatorFactory
 from ript.core.metrics import Metrics, Sum
 from ript.core.types import Errand, Heed, Rollout, RolloutRequest, Status
 from ript.core.workers import Crashed
-from ript.rollout.cluster.connection import Connection
+from ript.rollout.cluster.connection import Connection, room_in_store
 from ript.rollout.cluster.member import Has, Member, place_on
 from ript.rollout.cluster.node import Node, Part
 from ript.rollout.cluster.records import Kept
@@ -150,14 +150,14 @@ class ClusterPool:
         refuse_if(bool(self.present_run), "use")
         packed = pack_policy(policy)
         self._starter.require_room(self.members, len(packed))
-        self.has, self._had = Has(policy=self._ray.put(packed)), {}
+        self.has, self._had = Has(policy=self.share(packed)), {}
         self._roster.take_up(wait=True)
         self._roster.give_policy("use", self.has.policy)
 
     def set_policy(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         refuse_if(bool(self.present_run), "set_policy")
         self._need_policy()
-        self.has = replace(self.has, weights=self._ray.put(dump_weights(weights)), version=version)
+        self.has = replace(self.has, weights=self.share(dump_weights(weights)), version=version)
         self._had = {v: has for v, has in self._had.items() if v >= version - 1} | {version: self.has}
         self._roster.take_up(wait=True)
         self._roster.give_policy("set_policy", self.has.weights, version)
@@ -228,7 +228,8 @@ class ClusterPool:
         return name if name in self.nodes else None
 
     def share(self, thing: Any) -> Any:
-        return self._ray.put(thing)
+        with room_in_store("what all nodes get, on the driver's machine"):
+            return self._ray.put(thing)
 
     def work(self, function: Callable[..., Any], jobs: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         named = {member.name: member for member in self.members}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ript.core.errors import WorkerError
 from ript.core.types import Rollout, RolloutRequest
-from ript.rollout.cluster.connection import require_ray
+from ript.rollout.cluster.connection import require_ray, room_in_store
 from ript.rollout.engine import address
 
 LOST_AT_MOST, FETCH_SECONDS = 5, 30.0
@@ -22,8 +23,15 @@ class Record:
     ref: Any
 
     def fetch(self, seconds: float | None = None) -> Rollout:
-        """From wherever it is; `seconds` to wait at most, for a node that hangs."""
-        rollout: Rollout = require_ray().get(self.ref, timeout=seconds)
+        """From wherever it is; `seconds` to wait at most, for a node that hangs.
+
+        A copy: what Ray gives lies in the object store, which would have to hold all that is fetched.
+
+        Raises:
+            OutOfMemory: the object store has no room for it.
+        """
+        with room_in_store(f"the record of a rollout that {self.node} made"):
+            rollout: Rollout = copy.deepcopy(require_ray().get(self.ref, timeout=seconds))
         return rollout
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ript.core.errors import ConfigError, RiptError, WorkerError
 from ript.core.workers import Crashed
-from ript.rollout.cluster.connection import Connection
+from ript.rollout.cluster.connection import Connection, room_in_store
 from ript.rollout.cluster.member import Has, Member
 from ript.rollout.cluster.node import Part, Started
 from ript.rollout.cluster.starter import Starter
@@ -117,7 +117,8 @@ class Roster:
     def _got(self, member: Member, ref: Any) -> Any:
         """What a call to a node gave; None when it was lost."""
         try:
-            return self._ray.get(ref)
+            with room_in_store(f"an answer of {member.name}"):
+                return self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
             if self._minded_elsewhere:
                 while member in self.members and not self.idle.wait(0.1):  # until the one that looks after them knows
