@@ -235,7 +235,9 @@ def openvla_oft_libero(suite: str, *, exact: bool) -> Config:
 
     With RIPT-VLA's settings: eight rollouts from each of 24 states, one epoch, ratios cut at 0.1, 12 iterations; it
     draws by another scale than it scores with, and computes what comes before the last word without gradient. Exact:
-    one density, the forward pass that checkpoints were trained for, and rates and limits found on `openvla_oft_small`.
+    one density, as wide as the scale head says (on LIBERO wider ones fail too often, docs/results.md), the forward pass
+    that checkpoints were trained for, and limits of ratios and KL found on `openvla_oft_small`. Its rates are
+    RIPT-VLA's: those found there are of the head alone, or of an adapter in a network of 1.6 million numbers.
     """
     tasks = "libero_10" if suite == "long" else f"libero_{suite}"
     density = {"temperature": 2.0 if suite == "spatial" else 5.0, "sampling": "published", "forward": "two_pass"}
