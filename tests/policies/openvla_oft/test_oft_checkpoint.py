@@ -107,6 +107,23 @@ DAMAGES = {
         lambda f: shutil.copy(f / HEAD, f / "action_head--50000_checkpoint.pt"),
         r"holds 2 files of action_head: action_head--150000_checkpoint.pt, action_head--50000_checkpoint.pt",
     ),
+    "a head and a projector of two steps": (
+        lambda f: (f / PROPRIO).rename(f / "proprio_projector--50000_checkpoint.pt"),
+        r"action_head--150000_checkpoint.pt and proprio_projector--50000_checkpoint.pt are of different steps",
+    ),
+    "no room for a prompt": (
+        lambda f: edit(f / "config.json", lambda c: c["text_config"].update(max_position_embeddings=100)),
+        r"max_position_embeddings = 100 leaves no room for an instruction",
+    ),
+    "weights of eight bits": (
+        lambda f: rewrite(
+            f / "model-00003-of-00004.safetensors",
+            lambda t: t.update(
+                {"language_model.model.norm.weight": t["language_model.model.norm.weight"].to(torch.float8_e4m3fn)}
+            ),
+        ),
+        r"language_model.model.norm.weight holds torch.float8_e4m3fn",
+    ),
     "no head": (lambda f: (f / HEAD).unlink(), r"has no action_head .*: this is a base, or a policy that gives .* tok"),
     "no projector of proprioception": (lambda f: (f / PROPRIO).unlink(), r"has no proprio_projector .* without it"),
     "a diffusion head": (
@@ -225,6 +242,7 @@ ADAPTER_DAMAGES = {
         lambda f: edit(f / "adapter_config.json", lambda c: c.update(r=8)),
         r"expected \[8, .* of another base, or of another rank",
     ),
+    "a rank that is no number": (lambda f: edit(f / "adapter_config.json", lambda c: c.update(r=True)), "r = True and"),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "adapter_model.safetensors is missing"),
     "half an update": (
         lambda f: rewrite(
@@ -254,6 +272,18 @@ def test_an_adapter_that_cannot_be_used_is_refused_with_the_reason(tmp_path, dam
     harm(copy)
     with pytest.raises(PolicyError, match=message):
         load(TINY, adapter=copy)
+
+
+def test_an_alpha_without_an_adapter_is_refused():
+    with pytest.raises(ConfigError, match="alpha = 3 is of an adapter, and none is given"):
+        load(TINY, alpha=3)
+
+
+def test_heads_are_rounded_to_bfloat16_as_published_policies_act_with(folder):
+    resave(folder / HEAD, lambda c: {name: tensor.float() + 1e-5 for name, tensor in c.items()})
+    given = torch.load(folder / HEAD, weights_only=True)["module.model.fc1.weight"]
+    held = load(folder).network.action_head.model.fc1.weight
+    assert torch.equal(held, given.bfloat16().float()) and not torch.equal(held, given)
 
 
 def test_a_file_that_is_no_scale_head_is_refused():

@@ -22,7 +22,7 @@ from ript.learn.rate import make_optimiser
 from ript.learn.stages import StageSettings, run_stages
 from ript.learn.update import update
 from ript.policies.openvla_oft.checkpoint import load
-from ript.policies.openvla_oft.fresh import new_policy, take_statistics
+from ript.policies.openvla_oft.fresh import new_policy, statistics_of, take_statistics
 from ript.policies.openvla_oft.stages import make_stages
 from ript.rollout.pool import make_pool
 from ript.rollout.sampling import collect_groups
@@ -90,6 +90,23 @@ def test_actions_and_then_their_scales_are_learned_from_demonstrations(trained):
     errors, scales = ([row[name] for row in rows if name in row] for name in ("policy/action_l1", "scale/action_nll"))
     assert errors[-1] < 0.5 * errors[0]
     assert scales[-1] < scales[0] - 0.1
+
+
+def test_new_statistics_are_the_first_and_the_99th_percentile_of_demonstrated_actions(windows):
+    actions = np.random.default_rng(0).normal(size=(50, 8, 2)).astype(np.float32)
+    mask = np.ones((50, 8), bool)
+    mask[:, 6:], actions[:, 6:] = False, 100.0  # filled up, not demonstrated
+    found = statistics_of(Demonstrated(windows, actions, mask))
+    for bound, percent in ((found.action_low, 1), (found.action_high, 99)):
+        np.testing.assert_allclose(bound, np.percentile(actions[mask].astype(np.float64), percent, axis=0))
+
+
+class Demonstrated:
+    """Demonstrations with other actions."""
+
+    def __init__(self, windows, actions, mask):
+        self.tasks, self.statistics = windows.tasks, windows.statistics
+        self.action_chunks = lambda: (actions, mask)
 
 
 def test_only_the_scale_head_changes_in_its_stage(windows):

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +132,31 @@ def test_the_published_size_is_counted_as_its_manifest_has_it():
     assert 32 * counted["adapter"] == 79_953_920
     needed = memory.needs(PUBLISHED, Use(act_batch=1))
     assert needed["weights"] == 2 * counted["backbone"]
+
+
+def test_the_page_tells_what_the_plan_computes():
+    def at_work(what: str, **use) -> float:
+        (found,) = (n for name, n in memory.needs(PUBLISHED, Use(**use)).items() if name.startswith(what))
+        return found / GIB
+
+    page = (Path(__file__).parents[3] / "docs" / "openvla_oft.md").read_text()
+    table = dict(re.findall(r"^\| (.*?) \| ([0-9.; ]+) \|$", page, re.MULTILINE))
+    acting = at_work("acting", act_batch=2) - at_work("acting", act_batch=1)
+    passes = [
+        at_work("gradients", micro_batch=2, **use) - at_work("gradients", micro_batch=1, **use)
+        for use in (
+            {},
+            {"recompute": True},
+            {"recompute": True, "supervised": True},
+            {"recompute": True, "supervised": True, "everywhere": True},
+        )
+    ]
+    assert table["acting, each decision of a batch"] == f"{acting:.2f}"
+    assert table["a pass of an update, each decision: all activations; with `policy.recompute`"] == (
+        f"{passes[0]:.1f}; {passes[1]:.2f}"
+    )
+    more = table["with `policy.adapts=everything`, each decision of a pass of `ript sft`: so much more"]
+    assert more == f"{passes[3] - passes[2]:.1f}"
 
 
 def test_training_fits_a_small_card_only_with_less_at_once_and_a_large_one_as_asked():

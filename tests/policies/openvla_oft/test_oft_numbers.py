@@ -46,6 +46,15 @@ def test_demonstrated_actions_come_back_through_the_policys_units(statistics):
     assert set(statistics.normalised(inside)[:, -1]) == {0.0, 1.0}
 
 
+def test_demonstrated_and_commanded_actions_are_cut_to_their_range(statistics):
+    for beyond, end in ((statistics.action_low - 0.5, -1), (statistics.action_high + 0.5, 1)):
+        np.testing.assert_array_equal(statistics.normalised(beyond)[:6], np.full(6, end, np.float32))
+    wide = np.array([9, -9, np.nan, np.inf, 0, 0, 1], np.float32)
+    cut = statistics.commanded(wide)
+    assert cut.dtype == np.float32 and cut[:2].tolist() == [1, -1] and np.isnan(cut[2:4]).all() and cut[-1] == -1
+    assert np.abs(statistics.simulator_actions(wide)[:2]).min() > 1  # which the published code leaves to the simulator
+
+
 def test_a_plain_gripper_is_a_dimension_like_the_others(entries):
     plain = Statistics.from_json(entries["libero_spatial_no_noops"], "x", gripper="plain")
     action = np.array([0, 0, 0, 0, 0, 0, 0.25], np.float32)
@@ -84,6 +93,9 @@ def test_statistics_are_found_by_suite_with_and_without_the_suffix(entries):
         (lambda e: e["action"].update(q01=[0.0] * 6), "of one length each"),
         (lambda e: e["action"].update(q01=[float("nan")] * 7), "finite"),
         (lambda e: e["action"].update(q01=["x"] * 7), "x"),
+        (lambda e: e["action"].update(q01=e["action"]["q99"], q99=e["action"]["q01"]), "q01 above q99"),
+        (lambda e: e["proprio"].update(q01=e["proprio"]["q99"], q99=e["proprio"]["q01"]), "q01 above q99"),
+        (lambda e: e["action"].update(mask=["False"] * 7), "mask"),
     ],
 )
 def test_damaged_statistics_are_refused(damage, message):

@@ -53,7 +53,13 @@ def adapter_of(folder: Path, alpha: float | None = None) -> Adapter:
     if config.get("bias", "none") != "none":
         raise PolicyError(f"{path}: bias = {config['bias']!r}; only 'none' is supported")
     rank, own = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(own, int | float) or isinstance(own, bool):
+    if (
+        not isinstance(rank, int)
+        or isinstance(rank, bool)
+        or rank < 1
+        or not isinstance(own, int | float)
+        or isinstance(own, bool)
+    ):
         raise PolicyError(f"{path}: r = {rank!r} and lora_alpha = {own!r}; expected a whole number and a number")
     return Adapter(rank=rank, scaling=(own if alpha is None else alpha) / rank)
 

@@ -71,11 +71,18 @@ class Statistics:
         return np.where(self.action_scaled, wide, actions.astype(np.float64))
 
     def simulator_actions(self, actions: np.ndarray) -> np.ndarray:
-        """What the simulator takes, float64 `[..., A]`, of normalised actions. Not clipped: a simulator does that."""
+        """What the simulator takes, float64 `[..., A]`, of normalised actions, as the published code gives it: not
+        clipped, see `commanded`."""
         out = self.scaled_back(actions)
         if self.gripper == "libero":
             out[..., -1] = -np.sign(2 * out[..., -1] - 1)
         return out
+
+    def commanded(self, actions: np.ndarray) -> np.ndarray:
+        """`simulator_actions` as float32, cut to [-1, 1], where controllers cut them too; NaN where a normalised action
+        is not finite."""
+        cut = self.simulator_actions(actions).clip(-1, 1)
+        return np.where(np.isfinite(actions), cut, np.nan).astype(np.float32)
 
     def normalised(self, actions: np.ndarray) -> np.ndarray:
         """The inverse, for demonstrations: float32 `[..., A]`, clipped to [-1, 1], the gripper 1 (open) or 0."""
@@ -106,7 +113,8 @@ class Statistics:
             action, proprio = entry["action"], entry["proprio"]
             rows = [np.array(action[name], np.float64) for name in ("q01", "q99")]
             rows += [np.array(proprio[name], np.float64) for name in ("q01", "q99")]
-            mask = np.array(action.get("mask", [True] * len(rows[0])), bool)
+            given = action.get("mask", [True] * len(rows[0]))
+            mask = np.array(given, bool)
         except (KeyError, TypeError, ValueError) as error:
             raise PolicyError(
                 f"the statistics of {key!r} lack {error}: expected q01 and q99 of actions and proprio"
@@ -114,6 +122,10 @@ class Statistics:
         sizes = {len(rows[0]), len(rows[1]), len(mask)}, {len(rows[2]), len(rows[3])}
         if any(row.ndim != 1 or not np.isfinite(row).all() for row in rows) or any(len(size) > 1 for size in sizes):
             raise PolicyError(f"the statistics of {key!r} are no rows of finite numbers of one length each")
+        if not all(isinstance(each, bool) for each in given):
+            raise PolicyError(f"the statistics of {key!r}: mask = {given!r}, expected true or false for each number")
+        if any((low > high).any() for low, high in (rows[:2], rows[2:])):
+            raise PolicyError(f"the statistics of {key!r} have q01 above q99: actions would be mirrored")
         return cls(
             key=key,
             action_low=rows[0],

@@ -251,18 +251,13 @@ class OpenVlaPolicy(nn.Module):
         else:
             log_prob, _ = self.config.density.log_prob(mean, log_b, sample)
         return ActionChunk(
-            actions=self.simulator_actions(sample.cpu().numpy()),
+            actions=self.config.statistics.commanded(sample.cpu().numpy()),
             sample=sample.cpu().numpy(),
             log_prob=log_prob.cpu().numpy(),
             inputs={name: array for name, array in inputs.items() if name != "prompt"},
             rollout_inputs={name: array for name, array in inputs.items() if name == "prompt"},
             term_steps=np.arange(log_prob.shape[1]) * sample.shape[1] // log_prob.shape[1],
         )
-
-    def simulator_actions(self, normalised: np.ndarray) -> np.ndarray:
-        """Actions float32 `[..., A]` in the simulator's units, cut to [-1, 1], where its controller cuts them too."""
-        actions = self.config.statistics.simulator_actions(normalised).clip(-1, 1)
-        return np.where(np.isfinite(normalised), actions, np.nan).astype(np.float32)
 
     def _scales(self, log_b: torch.Tensor | None) -> torch.Tensor:
         if log_b is None:

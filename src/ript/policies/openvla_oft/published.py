@@ -155,7 +155,10 @@ def sizes_of(config: Mapping[str, Any], path: Path) -> OpenVlaSizes:
                 raise ConfigError(f"text_config.{name} = {value!r}; only {allowed[0]!r} is supported")
         usual = OpenVlaSizes()
         dino, siglip = (_tower(dict(towers.get(name, {})), name, usual) for name in TOWERS)
-        return OpenVlaSizes(llama=llama, dino=dino, siglip=siglip)
+        sizes = OpenVlaSizes(llama=llama, dino=dino, siglip=siglip)
+        if (room := llama.positions - sizes.seen - sizes.slots - 1) < 2:
+            raise ConfigError(f"max_position_embeddings = {llama.positions} leaves no room for an instruction ({room})")
+        return sizes
     except (ConfigError, TypeError, ValueError, AttributeError) as error:
         raise PolicyError(f"{path}: {error}") from error
 
@@ -233,8 +236,12 @@ def load_heads(
         PolicyError: there is none, more than one, or one of another kind; says which.
     """
     _require_no_other_kind(folder)
-    for name in HEADS:
-        path = the_one(folder, name)
+    paths = {name: the_one(folder, name) for name in HEADS}
+    steps = {path.name.partition("--")[2] for path in paths.values()}
+    if len(steps) > 1 and "" not in steps:
+        names = " and ".join(path.name for path in paths.values())
+        raise PolicyError(f"{folder}: {names} are of different steps of training: fetch those of one")
+    for name, path in paths.items():
         weights = state_of(path)
         if name == "action_head":
             require_l1(weights, path, network.sizes)

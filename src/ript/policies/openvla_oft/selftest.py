@@ -54,6 +54,6 @@ def require_sound(network: OpenVla, where: str, last: int | None = None) -> None
     hidden_again = network.llama(embeddings, rows=rows, mask=mask)
     if torch.equal(hidden_again[:, 0], hidden[:, 0]):
         raise PolicyError(
-            f"{where}: attention is causal: what is read first does not depend on the last token, as it must in this "
-            "kind of policy"
+            f"{where}: attention is causal, or weights are zero: what is read first does not depend on the last token, "
+            "as it must in this kind of policy"
         )
