@@ -944,3 +944,17 @@ def test_a_run_whose_logs_are_lost_says_so_before_it_trains(
     capsys.readouterr()
     train_rl(more, None, tmp_path / "run", resume=True)
     assert f"{tmp_path / 'run' / 'metrics.jsonl'} lacks 1 of the iterations up to 1" in capsys.readouterr().err
+
+
+def test_with_one_policy_for_all_workers_a_run_says_for_which_share_each_side_had_nothing_to_do(tmp_path: Path) -> None:
+    rows = {}
+    for inference in ("central", "local"):
+        config = toy_config(iterations=1)
+        config = replace(config, rollout=replace(config.rollout, workers=1, inference=inference))
+        train_rl(config, lively_policy(config), tmp_path / inference)
+        (rows[inference],) = map(json.loads, (tmp_path / inference / "metrics.jsonl").read_text().splitlines())
+    row = rows["central"]
+    assert row["time/policy_idle"] == pytest.approx(1 - row["time/infer"] / row["time/collect"])
+    assert row["time/workers_idle"] == pytest.approx(row["time/wait"] / row["time/collect"])
+    assert 0 < row["time/policy_idle"] < 1 and 0 < row["time/workers_idle"] < 1
+    assert not any("idle" in name for name in rows["local"])

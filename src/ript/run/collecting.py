@@ -97,6 +97,9 @@ class Collecting:
         costs |= {"rollout/worker_restarts": float(making.spent["worker_restarts"]), "time/collect": making.seconds}
         costs |= {"time/rollout": waited + time.perf_counter() - began}  # beside nothing else
         costs |= of_nodes(making.rows, making.seconds)
+        rollout = self.config.rollout
+        if rollout.workers and rollout.inference == "central" and not making.rows:
+            costs |= idle_shares(making.spent, rollout.workers, making.seconds)
         return making.gathering.collection(), costs
 
     def go_ahead(self, at: Progress, collection: Collection) -> None:
@@ -203,6 +206,12 @@ class Collecting:
 
 PER_NODE = ("simulate", "render", "infer", "wait", "rollouts", "worker_restarts", "bytes")
 """What is logged of each node of a cluster, besides its `idle` share."""
+
+
+def idle_shares(spent: Mapping[str, float], workers: int, seconds: float) -> dict[str, float]:
+    """Which share of a collection of so many seconds one policy for all workers had nothing to do, and they."""
+    policy, simulators = spent["infer"] / max(1e-9, seconds), spent["wait"] / max(1e-9, workers * seconds)
+    return {"time/policy_idle": max(0.0, 1 - policy), "time/workers_idle": min(1.0, simulators)}
 
 
 ROWS_SHOWN = 8
