@@ -101,7 +101,7 @@ def made(arguments: str, **settings: Any) -> GymSimulator:
 
 def test_a_reward_in_an_array_of_one_is_a_number():
     with made('{"pays": "one"}', success="reward>=0.9") as simulator:
-        state = simulator.initial_states(1)[0]
+        state = simulator.initial_states(1, start=1)[0]
         simulator.reset(state)
         assert simulator.step_chunk(STAY).success and simulator.stock_reward(STAY[0]) == 1
         assert simulator.stock_episode(state).step(STAY[0])[1:] == (1, True)
@@ -122,7 +122,7 @@ def test_what_a_step_returns_that_is_nothing_of_the_kind_is_named_with_its_addre
     with pytest.raises(SimulatorError, match=rf"^gym/Paying-v0.*: {says}"):
         made(f"{{{arguments}}}")
     with made(f'{{{arguments}, "after": 4}}') as simulator:
-        simulator.reset(simulator.initial_states(1)[0])
+        simulator.reset(simulator.initial_states(1, start=1)[0])
         with pytest.raises(SimulatorError, match=rf"^gym/Paying-v0, initial state \w+, step \d+: {says}"):
             simulator.step_chunk(np.repeat(STAY, 30, 0))
 
@@ -132,7 +132,7 @@ def test_a_picture_without_pixels_is_refused():
         made('{"pays": "whole"}') as simulator,
         pytest.raises(SimulatorError, match=r"a picture is uint8 \[0, 24, 3\]"),
     ):
-        simulator.reset(simulator.initial_states(1)[0])
+        simulator.reset(simulator.initial_states(1, start=1)[0])
 
 
 def test_the_check_says_what_a_policy_sees_and_which_pictures_tell_it_nothing():
@@ -146,7 +146,7 @@ def test_the_check_says_what_a_policy_sees_and_which_pictures_tell_it_nothing():
 
 def test_a_repeated_action_ends_with_the_episode():
     with GymSimulator("Ends-v0", repeat=4) as simulator:
-        simulator.reset(simulator.initial_states(1)[0])
+        simulator.reset(simulator.initial_states(1, start=1)[0])
         assert simulator.step_chunk(STAY).done and simulator.terminated
 
 

@@ -207,10 +207,11 @@ def test_states_of_splits_and_seeds_come_from_numbers_that_cannot_meet():
         seen = {
             int(state.state[0])
             for split in ("train", "test", "validation", "demo")
-            for seed in (0, 1, 511)
+            for seed in (0, 1, 255)
             for state in simulator.initial_states(20, seed, split)
         }
         assert len(seen) == 4 * 3 * 20 and max(seen) < 2**32
+        assert min(seen) >= 2**31  # the seeds 0, 1, 2, ... of what others recorded are none of them
         (last,) = simulator.initial_states(1, 0, "train", 2**20 + 3)
         assert last.id == simulator.initial_states(1, 0, "train", 3)[0].id
         assert simulator.initial_states(1, 2**63 - 1)[0].state[0] < 2**53
@@ -455,7 +456,7 @@ def test_a_reward_that_nothing_is_judged_by_may_be_anything_and_is_compared_as_i
 def test_a_simulation_that_becomes_unstable_is_an_error_and_the_next_episode_is_not(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where MuJoCo writes a log
     with made("Bursting", **settings) as simulator:
-        first, second = simulator.initial_states(2)
+        first, second = simulator.initial_states(2, start=1)
         simulator.reset(first)
         simulator.step_chunk(np.zeros((6, 2), np.float32))
         with pytest.raises(SimulatorError, match=rf"{first.id}, step 12: the simulation has become unstable"):
@@ -465,14 +466,14 @@ def test_a_simulation_that_becomes_unstable_is_an_error_and_the_next_episode_is_
 
 
 def test_what_is_shown_besides_may_be_nan_which_the_check_says_once():
-    found = soundness(lambda: made("NanGoal", proprio=("place",)), states=2)
+    found = soundness(lambda: made("NanGoal", proprio=("place",)), states=2, seed=1)
     assert found.sound and [finding.name for finding in found.findings] == list(CHECKS)
     assert "4 of 4 episodes came to NaN or infinity in numbers that a policy is not shown" in in_words(found)
-    hidden = soundness(lambda: made("NanGoal", proprio=("place",), privileged=("goal",)), states=2)
+    hidden = soundness(lambda: made("NanGoal", proprio=("place",), privileged=("goal",)), states=2, seed=1)
     assert [(one.name, "privileged: expected finite" in one.what) for one in hidden.failed] == [
         (next(iter(CHECKS)), True)
     ]
-    shown = soundness(lambda: made("NanGoal"), states=2)
+    shown = soundness(lambda: made("NanGoal"), states=2, seed=1)
     assert all("the observation is not finite" in finding.what and finding.raised for finding in shown.failed)
     words = in_words(shown)
     assert words.count("found: ") == words.count("means: this cannot be checked") == 1
@@ -513,13 +514,13 @@ def test_practice_may_count_another_success_and_says_which_test_states_are_like_
         train_rl(replace(config, sim=config.sim.replaced(repeat=2)), tmp_path / "policy", tmp_path / "other")
 
 
-@pytest.mark.parametrize("seed, works", [(511, True), (512, False)])
-def test_a_generator_that_takes_small_seeds_takes_those_of_runs_below_512(seed, works):
+@pytest.mark.parametrize("seed, works", [(255, True), (256, False)])
+def test_a_generator_that_takes_small_seeds_takes_those_of_runs_below_256(seed, works):
     with made("OldSeeds") as simulator:
         if works:
             simulator.reset(simulator.initial_states(1, seed, "test", 2**20 - 1)[0])
             return
-        with pytest.raises(SimulatorError, match=r"test seed 512 #0.*raised ValueError.*with --seed below 512"):
+        with pytest.raises(SimulatorError, match=r"test seed 256 #0.*raised ValueError.*with --seed below 256"):
             simulator.initial_states(1, seed, "test")
 
 
@@ -648,7 +649,7 @@ def test_fetch_without_its_package_says_what_to_install(monkeypatch):
 
 def test_what_an_environment_raises_has_an_address():
     with made("Breaks") as simulator:
-        (state,) = simulator.initial_states(1)
+        (state,) = simulator.initial_states(1, start=1)
         simulator.reset(state)
         with pytest.raises(
             SimulatorError, match=rf"{state.id}, step [1-9]\d*: the environment raised ZeroDivisionError: of the"

@@ -26,17 +26,19 @@ def streams(task: Task, n: int, seed: int, split: Split, start: int) -> list[tup
 
 LENGTH = 2**20
 """States of a sequence of numbers; then it begins again."""
-_SEEDS = 2**30
 _PLACES = 8
 """Room for splits."""
+_OTHERS = 2**31 // (LENGTH * _PLACES)
+"""Sequences that are left to others: whoever numbers episodes 0, 1, 2, ... records none that is measured here."""
+_SEEDS = 2**30 - _OTHERS
 
 
 def numbers(task: Task, n: int, seed: int, split: Split, start: int) -> list[tuple[str, int]]:
     """(label, number) of states number start..start+n-1, for simulators that are reset with a seed.
 
     No number is there twice: neither in a sequence of `LENGTH` states, nor in those of two splits, or of two seeds
-    below 2^30. All are below 2^53, which float64 holds, and with seeds below 512 below 2^32, which every generator
-    takes.
+    below 2^30 - 256. All are at least 2^31, so that the seeds of demonstrations that others recorded are none of them,
+    and below 2^53, which float64 holds; with seeds below 256 they are below 2^32, which every generator takes.
 
     Raises:
         ConfigError: a negative number.
@@ -45,7 +47,7 @@ def numbers(task: Task, n: int, seed: int, split: Split, start: int) -> list[tup
     place = _place(task, n, seed, split, start)
     first = seed if seed < _SEEDS else int(np.random.SeedSequence(seed).generate_state(1)[0]) % _SEEDS
     return [
-        (_label(split, seed, i % LENGTH), (first * LENGTH + i % LENGTH) * _PLACES + place)
+        (_label(split, seed, i % LENGTH), ((_OTHERS + first) * LENGTH + i % LENGTH) * _PLACES + place)
         for i in range(start, start + n)
     ]
 

@@ -188,7 +188,7 @@ def calling(where: Callable[[], str], seed: int = 0) -> Iterator[None]:
     def ours(error: BaseException) -> SimulatorError:
         why = f"{where()}: the environment raised {_line(error)}"
         if seed >= 2**32:  # which some generators do not take, and then speak of a seed that nobody gave
-            why += f" (its reset was given the seed {seed}; with --seed below 512 those of all states are below 2^32)"
+            why += f" (its reset was given the seed {seed}; with --seed below 256 those of all states are below 2^32)"
         return SimulatorError(why)
 
     with translated(ours), _quiet():

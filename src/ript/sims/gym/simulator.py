@@ -316,7 +316,7 @@ class GymSimulator:
         ]
 
     def state_of_seed(self, number: int) -> InitialState:
-        """The initial state that the environment's `reset(seed=number)` gives; it is in no split."""
+        """The initial state that the environment's `reset(seed=number)` gives; below 2^31 it is in no split."""
         label = f"seed {number}"
         state = self._environment.state(number, f"{self.task.key}, {label}")
         return InitialState(task=self.task, state=state, origin="demo", label=label)
