@@ -143,6 +143,24 @@ def test_log_probabilities_are_not_computed_again_of_earlier_weights() -> None:
         update(policy, optimiser, batch, epochs=1, generator=None, minibatch_decisions=9, version=1, recompute=True)
 
 
+def test_log_probabilities_that_are_computed_again_are_refused_before_there_is_a_folder(
+    ahead: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = toy_config(rollout=WORKERS, learn={"recompute_log_prob": True})
+    with pytest.raises(ConfigError, match=r"rollout\.lag.*computed again.*give --rollout\.lag=0"):
+        train_rl(config, lively_policy(config), tmp_path / "run")
+    own = lively_policy(toy_config(rollout=WORKERS))
+    own.ratio_tolerance = None
+    with pytest.raises(ConfigError, match=r"the policy's own ratio_tolerance"):
+        train_rl(toy_config(rollout=WORKERS), own, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    for changed in ("--rollout.lag=0", "--rollout.ahead=0.9"):  # on which results depend
+        assert cli.main(["rl", "--resume", str(ahead), changed]) == 2
+        said = capsys.readouterr().err
+        assert f"{changed[2:].replace('=', ' = ')} (the run has " in said
+        assert "cluster.* (but not rollout.lag or rollout.ahead) may change" in said
+
+
 def test_a_policy_that_acts_where_it_is_trained_cannot_be_ahead(capsys) -> None:
     words = ["rl", "--recipe", "smoke", "--out", "/nowhere/at/all", "--rollout.lag=1", "--workers=0"]
     assert cli.main(words) == 2

@@ -903,7 +903,7 @@ def test_a_run_stopped_before_it_kept_its_policy_starts_again_from_the_folder_it
     with monkeypatch.context() as patch:
         patch.setattr(QuestPolicy, "save_pretrained", _stop)
         for start, folder in ((tmp_path / "given", "a"), (lively_policy(config), "b")):
-            with pytest.raises(Stopped):
+            with pytest.raises(PolicyError, match="save_pretrained raised Stopped"):
                 train_rl(config, start, tmp_path / folder)
     assert weights(train_rl(Config(), None, tmp_path / "a", resume=True).folder) == weights(reference.folder)
     with pytest.raises(RunError, match="before it kept the policy that it was given"):

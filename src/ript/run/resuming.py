@@ -57,6 +57,7 @@ def refuse_changes(
     ]
     if fixed:
         free = ", ".join(f"{name}*" if name.endswith(".") else name for name in FREE[command])
+        free += f" (but not {' or '.join(BINDING)})" if "rollout." in FREE[command] else ""
         raise ConfigError(
             f"a run goes on with its own settings, and these are others: {'; '.join(fixed)}. Leave them out, or begin "
             f"a new run with another --out; only {free} may change"

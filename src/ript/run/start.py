@@ -244,6 +244,7 @@ def learner(config: Config, start: PostTrainable, states: InitialStates, *, cali
 
     Raises:
         PolicyError: it does not fit the simulator.
+        ConfigError: with `rollout.lag`, one whose log-probabilities are computed again.
     """
 
     def decisions(policy: PostTrainable) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -255,6 +256,11 @@ def learner(config: Config, start: PostTrainable, states: InitialStates, *, cali
     ready(config, start, states)
     with computing(config.device, 1):  # what is chosen and fitted here does not depend on learn.threads
         policy, told = hooks.tuned(start, config.policy, decisions if calibrate else None)
+    if config.rollout.lag and (config.learn.recompute_log_prob or hooks.ratio_tolerance_of(policy) is None):
+        raise ConfigError(
+            "rollout.lag: rollouts of earlier weights need the log-probabilities that they acted with, but these are "
+            "computed again (learn.recompute_log_prob, or the policy's own ratio_tolerance): give --rollout.lag=0"
+        )
     if told:
         status(f"  {told}")
     return policy

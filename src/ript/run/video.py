@@ -82,7 +82,9 @@ def require_encoder() -> str:
 
 def require_no_videos(folder: str | Path) -> None:
     """Raise `RunError` where a folder holds videos already: of which policy they are, no name says."""
-    if found := sorted(path.name for path in Path(folder).iterdir() if path.suffix in (".mp4", ".webm")):
+    if found := sorted(
+        path.name for path in Path(folder).iterdir() if path.suffix in (".mp4", ".webm") and path.is_file()
+    ):
         raise RunError(
             f"{folder} holds videos of another evaluation, such as {found[0]}: give another --video-dir, or move them "
             "away"
