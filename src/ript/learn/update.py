@@ -213,7 +213,7 @@ class _Ratios:
 
     @property
     def tolerance_of_first(self) -> float | None:
-        """The tolerance of the first minibatch's ratios; None where every ratio is 1, for they are of this very policy."""
+        """The tolerance of the first minibatch's ratios; None where each is 1, for they are of this very policy."""
         return None if self.recompute or self.aged else self.tolerance
 
     def begin(self, passes: Passes) -> Metrics:
