@@ -45,8 +45,8 @@ def bench_cluster(config: Config, *, rollouts: int | None = None, rounds: int = 
             states = InitialStates(here, keys, config.seed)
             policy, _ = hooks.tuned(make_policy(config, states.spec), config.policy, None)  # records what is trained
             hooks.pretend_to_read(policy, [states.task(key).instruction for key in keys])
-            count = rollouts or 2 * workers * rollout.slots
-            practised = list(itertools.islice(states.training(0), count))
+            each = rollouts or 2 * workers * rollout.slots
+            practised = list(itertools.islice(states.training(0), each))
             seconds: dict[str, list[float]] = {"cluster": [], "local": []}
             steps = dict.fromkeys(seconds, 0)
             driver, done = 0.0, []
@@ -74,10 +74,10 @@ def bench_cluster(config: Config, *, rollouts: int | None = None, rounds: int = 
         "ratio_to_local": speed["cluster"] / speed["local"],
         "nodes": nodes,
         "workers": workers,
-        "rollouts": count,
+        "rollouts": each,
         "rounds": rounds,
         "round_seconds": seconds,
-        "driver_ms_per_rollout": 1e3 * driver / (rounds * count),
+        "driver_ms_per_rollout": 1e3 * driver / (rounds * each),
         "bytes": {
             "request": len(pickle.dumps(request)),
             "outcome": len(pickle.dumps(record.outcome())),

@@ -21,6 +21,11 @@ from ript.learn.objective import Reduction, check_clip, weighted_objective
 from ript.learn.passes import Passes
 from ript.learn.ranks import ALONE, Ranks
 
+COMPUTED_AGAIN = (
+    "rollout.lag: rollouts of earlier weights need the log-probabilities that they acted with, but these are computed "
+    "again (learn.recompute_log_prob, or the policy's own ratio_tolerance)"
+)
+"""Why a run cannot be ahead of its updates."""
 FAR_APART = 0.5
 """Nats between recorded and recomputed log-probabilities, in the mean over terms, that are no rounding any more."""
 
@@ -199,11 +204,7 @@ class _Ratios:
         ages = None if version is None else batch.ages(version)
         found = cls(tolerance=tolerance, recompute=recompute or tolerance is None, ages=ages)
         if found.recompute and found.aged:
-            raise ConfigError(
-                "rollout.lag: rollouts of earlier weights need the log-probabilities that they acted with, but these "
-                "are computed again (learn.recompute_log_prob, or the policy's own ratio_tolerance): set one of these "
-                "otherwise"
-            )
+            raise ConfigError(f"{COMPUTED_AGAIN}: set one of these otherwise")
         return found
 
     @property

@@ -23,6 +23,7 @@ from ript.core.options import replace
 from ript.core.registry import kinds, suites
 from ript.core.types import Errand, InitialState
 from ript.evaluation import own_decisions
+from ript.learn.update import COMPUTED_AGAIN
 from ript.policies.loading import Origin, load_policy, origin_of
 from ript.rollout import state_errands
 from ript.run.cards import begin_practice, horizon_in, set_horizon
@@ -257,10 +258,7 @@ def learner(config: Config, start: PostTrainable, states: InitialStates, *, cali
     with computing(config.device, 1):  # what is chosen and fitted here does not depend on learn.threads
         policy, told = hooks.tuned(start, config.policy, decisions if calibrate else None)
     if config.rollout.lag and (config.learn.recompute_log_prob or hooks.ratio_tolerance_of(policy) is None):
-        raise ConfigError(
-            "rollout.lag: rollouts of earlier weights need the log-probabilities that they acted with, but these are "
-            "computed again (learn.recompute_log_prob, or the policy's own ratio_tolerance): give --rollout.lag=0"
-        )
+        raise ConfigError(f"{COMPUTED_AGAIN}: give --rollout.lag=0")
     if told:
         status(f"  {told}")
     return policy
