@@ -616,6 +616,17 @@ def test_what_each_node_of_a_cluster_did_is_a_row_of_the_page_and_a_line_of_the_
     assert views.nodes([{"time/rollout": 5.0}]) == []
 
 
+def test_how_long_one_policy_for_all_workers_was_idle_and_they_stands_below_the_times(tmp_path):
+    assert views.idle([{"time/collect": 5.0}]) == {}
+    folder = make_run(tmp_path / "run", iterations=2)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row, seconds, policy, workers in zip(rows, (1.0, 3.0), (0.2, 0.6), (0.9, 0.5), strict=True):
+        row |= {"time/collect": seconds, "time/policy_idle": policy, "time/workers_idle": workers}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, words = report(tmp_path, folder)
+    assert "was idle 50 % of the time and the workers 60 %, over all iterations" in words
+
+
 def test_a_setting_stands_once_with_what_the_run_found_in_the_place_of_what_its_recipe_left_open():
     recipe = {"iterations": 2, "notes": ["smaller"], "policy": {"kind": "quest", "chunk": 0}}
     rows = flatten({"recipe_config": recipe, "policy": {"kind": "quest", "chunk": 8}, "start": None, "notes": []})

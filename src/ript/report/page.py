@@ -147,6 +147,7 @@ def _run_view(number: int, run: RunData, max_videos: int) -> dict[str, Any]:
         "time": views.time_split(run.metrics),
         "stages": [(name, views.duration(s)) for name, s in ((run.result or {}).get("seconds") or {}).items()],
         "time_plot": curves.time_plot(number, run),
+        "idle": views.idle(run.metrics),
         "nodes": views.nodes(run.metrics),
         "grids": views.state_grids(run),
         "videos": videos,

@@ -259,6 +259,19 @@ def time_split(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
+def idle(rows: Sequence[Row]) -> dict[str, str]:
+    """Which share of collection one policy for all workers had nothing to do, and they, over all iterations; empty
+    where none acted so."""
+    central = [row for row in rows if isinstance(row.get("time/policy_idle"), int | float)]
+    whole = sum(float(row["time/collect"]) for row in central)
+    if not whole:
+        return {}
+    return {
+        side: percent(sum(row[f"time/{side}_idle"] * row["time/collect"] for row in central) / whole)
+        for side in ("policy", "workers")
+    }
+
+
 def nodes(rows: Sequence[Row]) -> list[dict[str, str]]:
     """What each node of a cluster did in practice, over all iterations; empty without a cluster."""
     sums: dict[str, dict[str, float]] = {}

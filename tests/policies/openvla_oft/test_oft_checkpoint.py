@@ -279,6 +279,11 @@ def test_an_alpha_without_an_adapter_is_refused():
         load(TINY, alpha=3)
 
 
+def test_a_scale_head_beside_an_adapter_that_brings_its_own_is_refused():
+    with pytest.raises(ConfigError, match="brings its scale head in openvla_headers.pt: leave scale_head out"):
+        load(TINY, adapter=ADAPTER, scale_head=SCALE_HEAD)
+
+
 def test_heads_are_rounded_to_bfloat16_as_published_policies_act_with(folder):
     resave(folder / HEAD, lambda c: {name: tensor.float() + 1e-5 for name, tensor in c.items()})
     given = torch.load(folder / HEAD, weights_only=True)["module.model.fc1.weight"]

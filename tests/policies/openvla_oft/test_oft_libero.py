@@ -221,12 +221,18 @@ def test_the_page_takes_a_download_to_a_practised_adapter_and_its_evaluation(fol
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_random_policy_goes_through_every_suite_by_its_protocol(imported):
-    policy = ript.load_policy(imported)
-    for suite in ("spatial", "object", "goal", "10", "90"):
-        task = suites.get("libero").task(f"libero_{suite}/0")
-        policy.remember({task.instruction: [1, 5, 6, 7]})
-        found = ript.evaluate(
-            policy, [task.name], trials=1, greedy=True, rollout=RolloutConfig(workers=0), protocol=f"openvla-{suite}"
-        )
-        assert found.total.trials == 1 and set(found.horizon.values()) == {HORIZONS[suite]}
+@pytest.mark.parametrize("suite", HORIZONS)
+def test_a_random_policy_is_evaluated_and_practises_in_every_suite_by_its_protocol(suite, imported, tmp_path, capsys):
+    policy, task = ript.load_policy(imported), suites.get("libero").task(f"libero_{suite}/0")
+    policy.remember({task.instruction: [1, 5, 6, 7]})
+    found = ript.evaluate(
+        policy, [task.name], trials=1, greedy=True, rollout=RolloutConfig(workers=0), protocol=f"openvla-{suite}"
+    )
+    assert found.total.trials == 1 and set(found.horizon.values()) == {HORIZONS[suite]}
+
+    policy.save_pretrained(tmp_path / "start")
+    recipe = {"10": "long", "90": "spatial"}.get(suite, suite)  # the paper has none of libero_90
+    words = ["--policy", str(tmp_path / "start"), "--out", str(tmp_path / "rl"), *SHORT, "--tasks", task.name]
+    assert cli.main(["rl", f"--recipe=openvla_oft_libero_{recipe}", *words]) == 0, capsys.readouterr().err
+    (row,) = map(json.loads, (tmp_path / "rl" / "metrics.jsonl").read_text().splitlines())
+    assert row["rollout/rollouts"] == 2 and row["rollout/errors"] == 0

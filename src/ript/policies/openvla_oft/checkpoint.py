@@ -99,6 +99,8 @@ def load(
             raise ConfigError(f"{folder}: new heads are trained with statistics and an adapter of their own: give none")
         if alpha is not None and adapter is None:
             raise ConfigError(f"alpha = {alpha:g} is of an adapter, and none is given: leave it out")
+        if scale_head and adapter is not None and (expanded(adapter) / RIPT_HEADS).is_file():
+            raise ConfigError(f"{adapter} brings its scale head in {RIPT_HEADS}: leave scale_head out")
         policy = _load_published(place, suite, heads, device, dtype or usual_type(device, None))
         if scale_head is not None:
             load_scale_head(policy.network, expanded(scale_head), device=device)
