@@ -280,7 +280,7 @@ def test_an_alpha_without_an_adapter_is_refused():
 
 
 def test_a_scale_head_beside_an_adapter_that_brings_its_own_is_refused():
-    with pytest.raises(ConfigError, match="brings its scale head in openvla_headers.pt: leave scale_head out"):
+    with pytest.raises(ConfigError, match=r"brings its scale head in openvla_headers\.pt: leave scale_head out"):
         load(TINY, adapter=ADAPTER, scale_head=SCALE_HEAD)
 
 
