@@ -5,20 +5,28 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from ript.cli import main as cli
 from ript.core.errors import ConfigError, RatioError
+from ript.core.types import Status
 from ript.learn.batch import UpdateBatch
 from ript.learn.update import update
 from ript.rl import train_rl
 from ript.rollout.local.process_pool import ProcessPool
 from ript.rollout.sampling import Collection, Gathering
+from ript.run.collecting import Collecting
 from ript.run.files import read_lines
+from ript.run.rl_progress import Progress
 from tests.learn.test_update import Bandit, gradients, make_update_batch
+from tests.rollout.test_dynamic_sampling import collection_of
 from tests.toy_runs import Stopped, lively_policy, stop_in, toy_config, weights, without_times
 
 WORKERS = {"workers": 1, "slots": 8, "fixed_batch": 8, "lag": 1}
@@ -76,6 +84,23 @@ def test_the_next_rollouts_are_made_during_the_update(tmp_path: Path, monkeypatc
     train_rl(config, lively_policy(config), tmp_path / "run")
     main = threading.main_thread().name
     assert [name == main for name in threads] == [True, True, False, True, False, True, True]  # before, 1, 2, 3, after
+
+
+@pytest.mark.parametrize(("margin", "expected"), [(1.25, 100), (0, 160)])
+def test_rollouts_that_are_made_ahead_have_the_horizon_of_the_iteration_that_they_are_for(
+    monkeypatch: pytest.MonkeyPatch, margin: float, expected: int
+) -> None:
+    collection = collection_of({"reach": [[(80, Status.SUCCESS)] * 15 + [(160, Status.FAILURE)]] * 3})
+    key = collection.attempted[0].initial_state.task.key
+    gathered: list[Mapping[str, int]] = []
+    monkeypatch.setattr(Collecting, "_gather", lambda self, making, attempts: gathered.append(making.horizons))
+    states: Any = SimpleNamespace(pool=Mock(), tasks=[key], training=lambda *args: iter(()))
+    config = toy_config(rollout=WORKERS, sampling={"horizon_margin": margin})
+    collecting = Collecting(config, lively_policy(config), states, {key: 200})
+    with collecting:
+        collecting.go_ahead(Progress(horizons={key: 160}), collection)
+        collecting.finish()
+    assert gathered == [{key: expected}] == [collecting.horizons_after(collection, {key: 160})]
 
 
 @pytest.mark.parametrize("stopped", [1, 2])

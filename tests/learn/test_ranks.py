@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ript.core.errors import NotFiniteError, RatioError
+from ript.core.errors import NotFiniteError, RatioError, TrainingError
 from ript.core.metrics import Mean, Sum, values
 from ript.core.types import Rollout
 from ript.learn import ranks as ranks_module
@@ -257,6 +257,21 @@ def test_no_more_than_a_bucket_is_copied_and_sent_at_a_time(monkeypatch: pytest.
 def test_metrics_of_all_ranks_are_merged() -> None:
     found = together(3, lambda ranks: ranks.merge({"rows": Sum(ranks.rank), "loss": Mean(ranks.rank, 1)}))
     assert found == [{"rows": Sum(3), "loss": Mean(3, 3)}] * 3
+
+
+@pytest.mark.parametrize("off", [None, 0, 2])
+def test_ranks_whose_weights_differ_in_one_bit_are_told_so_on_all_of_them(off: int | None) -> None:
+    def work(ranks: Grouped) -> None:
+        weights = [torch.zeros(3), torch.ones(2, dtype=torch.bfloat16)]
+        if ranks.rank == off:
+            weights[1].view(torch.uint8)[3] ^= 1
+        ranks.require_equal(weights)
+
+    for found in together(3, work):
+        if off is None:
+            assert found is None
+        else:
+            assert isinstance(found, TrainingError) and "weights are not equal" in str(found)
 
 
 def test_rows_of_a_node_that_is_no_rank_go_to_the_rank_with_the_fewest() -> None:

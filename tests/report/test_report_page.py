@@ -303,12 +303,16 @@ def test_a_run_that_kept_the_policy_from_before_says_so_and_shows_its_states(tmp
         for iteration in (0, 1):
             run.log_eval(iteration, result(50 - 30 * iteration), states="validation")
         run.log(1, {"rollout/success": 0.5})
-        run.log_eval(1, result(60))
+        run.log_eval(1, result(61))  # of the policy that was kept, measured once more
         run.finish("all done", policy_iteration=0)
     _, text = report(tmp_path, run.path)
     assert "The policy it kept is the one from before: none was better on validation states." in text
-    after = {found.states: found.after["eval"]["total"]["successes"] for found in read_run(run.path).comparisons()}
-    assert after == {"test": 60, "validation": 50}
+    assert "61 of 100, 2 errors apart, policy of iteration 0" in text
+    sides = {
+        found.states: [side["eval"]["total"]["successes"] for side in (found.before, found.after)]
+        for found in read_run(run.path).comparisons()
+    }
+    assert sides == {"test": [60, 61], "validation": [50, 50]}
 
 
 def test_an_evaluation_at_the_end_is_one_of_the_policy_that_was_kept(tmp_path):
