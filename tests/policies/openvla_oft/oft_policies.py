@@ -14,8 +14,10 @@ FRAMES |= {s: (f"{t}_agentview/raw_u8", f"{t}_wrist/raw_u8") for s, t in (("s1",
 
 
 def published(**options) -> OpenVlaPolicy:
-    """As a user loads it, with RIPT-VLA's scale head; the tokenizer that the folder lacks is made up for."""
-    return ready(load(TINY, **{"suite": "libero_spatial", "scale_head": SCALE_HEAD} | options))
+    """As a user loads it, with RIPT-VLA's scale head, which an adapter brings itself; the tokenizer that the folder
+    lacks is made up for."""
+    head = {} if "adapter" in options else {"scale_head": SCALE_HEAD}
+    return ready(load(TINY, **{"suite": "libero_spatial"} | head | options))
 
 
 def ready(policy: OpenVlaPolicy) -> OpenVlaPolicy:

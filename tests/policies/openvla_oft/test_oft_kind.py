@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from oft_golden import ADAPTER, SCALE_HEAD, TINY
+from oft_golden import ADAPTER, TINY
 from oft_policies import observation, published, ready
 
 import ript
@@ -117,7 +117,7 @@ def test_a_published_folder_is_a_policy_like_any_other():
 
 def test_a_published_folder_with_adapter_and_heads_is_imported_by_a_command(tmp_path, capsys):
     out = tmp_path / "imported"
-    words = ["import", "openvla", str(TINY), "--adapter", str(ADAPTER), "--scale_head", str(SCALE_HEAD)]
+    words = ["import", "openvla", str(TINY), "--adapter", str(ADAPTER)]
     assert cli.main([*words, "--statistics", "libero_spatial", "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["config"]["rank"] == 4
     imported, plain = ript.load_policy(out), published(adapter=ADAPTER)
