@@ -298,6 +298,30 @@ class Bomb:
         raise AssertionError
 
 
+def moved(simulator: FakeSimulator, state: InitialState, marker: str = "", how: str = "kill", times: int = 1) -> str:
+    """Where it was found out; the first few times its process ends instead.
+
+    Errands lie here, in what workers have imported before they are timed: a test's own file brings pytest, which takes
+    longer to import than some limits allow.
+    """
+    simulator.reset(state)
+    if marker:
+        with Path(marker).open("a") as file:
+            file.write(".")
+        if len(Path(marker).read_text()) <= times:
+            if how == "leave":
+                os._exit(3)
+            time.sleep(3600) if how == "hang" else os.kill(os.getpid(), signal.SIGKILL)
+    return f"{simulator.task.key} {int(state.state[0])} {os.getpid() if how == 'where' else ''}"
+
+
+def slow(simulator: FakeSimulator, seconds: float) -> int:
+    for _ in range(9):
+        time.sleep(seconds)
+        simulator.render()
+    return 9
+
+
 def same(a: Rollout, b: Rollout) -> bool:
     """Equal in every field, arrays included."""
 

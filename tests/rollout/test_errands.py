@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +14,17 @@ from ript.core.metrics import values
 from ript.core.types import Errand, InitialState, RolloutRequest, Status
 from ript.rollout.local.errand_queue import Errands
 from ript.rollout.pool import make_pool
-from tests.fakes import FakeFactory, FakePolicy, FakeSimulator, PickyPolicy, fake_state, fake_task, same
+from tests.fakes import (
+    FakeFactory,
+    FakePolicy,
+    FakeSimulator,
+    PickyPolicy,
+    fake_state,
+    fake_task,
+    moved,
+    same,
+    slow,
+)
 
 
 @pytest.fixture(params=[0, 2], ids=["this process", "two workers"])
@@ -26,19 +34,6 @@ def workers(request: pytest.FixtureRequest) -> int:
 
 def states(simulator: FakeSimulator, n: int, start: int) -> list[InitialState]:
     return simulator.initial_states(n, start=start)
-
-
-def moved(simulator: FakeSimulator, state: InitialState, marker: str = "", how: str = "kill", times: int = 1) -> str:
-    """Where it was found out; the first few times its process ends instead."""
-    simulator.reset(state)
-    if marker:
-        with Path(marker).open("a") as file:
-            file.write(".")
-        if len(Path(marker).read_text()) <= times:
-            if how == "leave":
-                os._exit(3)
-            time.sleep(3600) if how == "hang" else os.kill(os.getpid(), signal.SIGKILL)
-    return f"{simulator.task.key} {int(state.state[0])} {os.getpid() if how == 'where' else ''}"
 
 
 def broken(simulator: FakeSimulator) -> None:
@@ -171,13 +166,6 @@ def test_a_slow_errand_whose_uses_of_the_simulator_are_each_within_the_limit_is_
     with make_pool(FakeFactory(), workers=1, slots=1, request_timeout=limit) as pool:
         assert pool.ask([Errand("fake/plain", functools.partial(slow, seconds=limit / 3))]) == [9]
         assert values(pool.timings())["worker_restarts"] == 0
-
-
-def slow(simulator: FakeSimulator, seconds: float) -> int:
-    for _ in range(9):
-        time.sleep(seconds)
-        simulator.render()
-    return 9
 
 
 @pytest.mark.parametrize("inference", ["local", "central"])

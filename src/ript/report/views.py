@@ -260,10 +260,11 @@ def time_split(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def idle(rows: Sequence[Row]) -> dict[str, str]:
-    """Which share of collection one policy for all workers had nothing to do, and they, over all iterations; empty
-    where none acted so."""
-    central = [row for row in rows if isinstance(row.get("time/policy_idle"), int | float)]
-    whole = sum(float(row["time/collect"]) for row in central)
+    """The share of collection's time, over all iterations, in which the one policy of all workers had nothing to do,
+    and that in which the workers had not; empty where each worker has its own."""
+    keys = ("time/collect", "time/policy_idle", "time/workers_idle")
+    central = [row for row in rows if all(isinstance(row.get(key), int | float) for key in keys)]
+    whole = sum(row["time/collect"] for row in central)
     if not whole:
         return {}
     return {
