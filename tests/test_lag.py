@@ -95,12 +95,15 @@ def test_rollouts_that_are_made_ahead_have_the_horizon_of_the_iteration_that_the
     gathered: list[Mapping[str, int]] = []
     monkeypatch.setattr(Collecting, "_gather", lambda self, making, attempts: gathered.append(making.horizons))
     states: Any = SimpleNamespace(pool=Mock(), tasks=[key], training=lambda *args: iter(()))
+    made = Mock(wraps=Gathering)
+    monkeypatch.setattr("ript.run.collecting.Gathering", made)
     config = toy_config(rollout=WORKERS, sampling={"horizon_margin": margin})
     collecting = Collecting(config, lively_policy(config), states, {key: 200})
     with collecting:
         collecting.go_ahead(Progress(horizons={key: 160}), collection)
         collecting.finish()
     assert gathered == [{key: expected}] == [collecting.horizons_after(collection, {key: 160})]
+    assert made.call_args.kwargs["horizon"] == {key: expected}
 
 
 @pytest.mark.parametrize("stopped", [1, 2])
